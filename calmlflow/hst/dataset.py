@@ -1,0 +1,81 @@
+"""Names of HST datasets."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from calmlflow.hst.errors import InputError
+
+INSTRUMENTS = {"j": "ACS", "l": "COS", "o": "STIS", "i": "WFC3"}
+"""First letter of an ipppssoot -> instrument, for the instruments the networks know, in the order of their codes."""
+
+INSTRUMENT_CODES = {letter: code for code, letter in enumerate(INSTRUMENTS)}
+"""First letter of an ipppssoot -> value of the feature ``instr`` (ACS 0, COS 1, STIS 2, WFC3 3)."""
+
+_IPPPSSOOT = re.compile(r"[a-z][a-z0-9]{8}")
+_SINGLE_VISIT = re.compile(r"(acs|wfc3)_[a-z0-9]{3}_[a-z0-9]{2}")
+_MULTI_VISIT = re.compile(r"skycell-p[0-9]{4}x[0-9]{2}y[0-9]{2}")
+
+Kind = Literal["ipppssoot", "single-visit", "multi-visit"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An HST dataset, told by its name.
+
+    Attributes
+    ----------
+    name : str
+        In lower case, as buckets and tables spell it.
+    kind : {"ipppssoot", "single-visit", "multi-visit"}
+    """
+
+    name: str
+    kind: Kind
+
+    @property
+    def is_hap(self) -> bool:
+        """True for the mosaics of the Hubble Advanced Products, which no network covers."""
+        return self.kind != "ipppssoot"
+
+    @property
+    def is_association(self) -> bool:
+        """True for an ipppssoot that ends in ``0``."""
+        return self.kind == "ipppssoot" and self.name.endswith("0")
+
+    @property
+    def instrument_code(self) -> int:
+        """Value of the feature ``instr``; an InputError for a mosaic, which has none."""
+        if self.is_hap:
+            raise InputError(f"dataset {self.name!r} is a {self.kind} mosaic; the networks cover ipppssoots only")
+        return INSTRUMENT_CODES[self.name[0]]
+
+    @property
+    def control_key(self) -> str:
+        """S3 key of the control file: ``control/{name}/{name}_MemModelFeatures.txt``."""
+        return f"control/{self.name}/{self.name}_MemModelFeatures.txt"
+
+
+def parse_dataset(name: object) -> Dataset:
+    """Tell a dataset by its name, upper or lower case.
+
+    Raises
+    ------
+    InputError
+        The name is no dataset's, or belongs to an instrument the networks do not know.
+    """
+    folded = name.strip().lower() if isinstance(name, str) else ""
+    if _IPPPSSOOT.fullmatch(folded):
+        if folded[0] not in INSTRUMENTS:
+            known = ", ".join(f"{letter} {instrument}" for letter, instrument in INSTRUMENTS.items())
+            raise InputError(f"dataset {folded!r} starts with {folded[0]!r}, which is no known instrument; known: {known}")
+        return Dataset(folded, "ipppssoot")
+    if _SINGLE_VISIT.fullmatch(folded):
+        return Dataset(folded, "single-visit")
+    if _MULTI_VISIT.fullmatch(folded):
+        return Dataset(folded, "multi-visit")
+    shown = repr(name) if len(repr(name)) <= 60 else repr(name)[:57] + "..."
+    raise InputError(
+        f"{shown} is no dataset name; expected nine characters such as j8c601020, "
+        "or a mosaic such as acs_8ph_01 or skycell-p0797x14y06"
+    )

@@ -1,0 +1,9 @@
+"""The two exceptions of the project. They live at the bottom of the house because everything raises them."""
+
+
+class CalmlflowError(Exception):
+    """A failure that is not a bug. Its text is one sentence: what was wrong, and what was expected."""
+
+
+class InputError(CalmlflowError, ValueError):
+    """A value given by a user or found in a file breaks its rule."""

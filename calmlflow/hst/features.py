@@ -1,0 +1,137 @@
+"""From a control file to the nine numbers that the networks see."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from calmlflow.hst.dataset import parse_dataset
+from calmlflow.hst.errors import InputError
+
+MAX_CONTROL_FILE_BYTES = 65_536
+"""A real control file has about 100 bytes; anything past this is something else."""
+
+OPTIONAL_KEYS = ("DETECTOR", "SUBARRAY", "DRIZCORR", "PCTECORR", "CRSPLIT")
+"""Keys of a control file that some instruments do not have; absent, empty and NaN mean the same."""
+
+
+class Features(NamedTuple):
+    """The feature vector of one job, in the order the networks were trained on."""
+
+    n_files: int
+    total_mb: int
+    drizcorr: int
+    pctecorr: int
+    crsplit: int
+    subarray: int
+    detector: int
+    dtype: int
+    instr: int
+
+
+FEATURES = Features._fields
+"""Names of the nine features, in order."""
+
+
+def parse_control(text: str | bytes) -> dict[str, str]:
+    """Read the ``key=value`` lines of a control file.
+
+    Blank lines, ``#`` comments, CRLF, a byte order mark and blanks around key and value are accepted, and so is a
+    key that is said twice with the same value.
+
+    Raises
+    ------
+    InputError
+        Not text, too large, a line without ``=``, or a key with two different values.
+    """
+    if len(text) > MAX_CONTROL_FILE_BYTES:
+        raise InputError(f"control file has {len(text)} bytes; expected at most {MAX_CONTROL_FILE_BYTES}")
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"control file is not UTF-8 text (byte {error.start}); expected key=value lines") from None
+    if "\0" in text:
+        raise InputError("control file holds a NUL character; expected key=value lines of text")
+    keys: dict[str, str] = {}
+    # Not str.splitlines: it also breaks lines at characters that may stand inside a value.
+    for number, line in enumerate(text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n"), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        key, equals, value = (part.strip() for part in line.partition("="))
+        if not equals or not key:
+            raise InputError(f"control file, line {number}: {line[:60]!r} is not key=value")
+        if keys.setdefault(key, value) != value:
+            raise InputError(f"control file, line {number}: key {key} has two values, {keys[key]!r} and {value!r}")
+    return keys
+
+
+def job_features(name: str, keys: Mapping[str, object]) -> Features:
+    """Compute the nine features of one job.
+
+    Parameters
+    ----------
+    name : str
+        Dataset, an ipppssoot.
+    keys : mapping
+        The control file's own keys. Values may be text or numbers; ``n_files`` and ``total_mb`` (megabytes) must be
+        there, any other key may be absent, None, empty or NaN, and unknown keys are ignored.
+
+    Returns
+    -------
+    Features
+        Whole numbers; ``total_mb`` is rounded.
+
+    Raises
+    ------
+    InputError
+        Names dataset, key and value.
+    """
+    dataset = parse_dataset(name)
+    instr = dataset.instrument_code
+    crsplit = _text(keys.get("CRSPLIT"))
+    return Features(
+        n_files=_whole_number(dataset.name, keys.get("n_files")),
+        total_mb=_megabytes(dataset.name, keys.get("total_mb")),
+        drizcorr=int(_text(keys.get("DRIZCORR")) == "PERFORM"),
+        pctecorr=int(_text(keys.get("PCTECORR")) == "PERFORM"),
+        crsplit=0 if not crsplit else 1 if crsplit in ("1", "1.0") else 2,
+        subarray=int(_text(keys.get("SUBARRAY")) in ("TRUE", "T")),
+        detector=int(_text(keys.get("DETECTOR")) in ("WFC", "UVIS")),
+        dtype=int(dataset.is_association),
+        instr=instr,
+    )
+
+
+def _text(value: object) -> str:
+    """Fold a value of an optional key to upper case; absent, empty and NaN give an empty string."""
+    text = "" if value is None else str(value).strip().upper()
+    return "" if text in ("NAN", "NONE", "<NA>") else text
+
+
+def _number(name: str, key: str, value: object, expected: str) -> float:
+    if value is None or _text(value) == "":
+        raise InputError(f"{name}: {key} is missing; expected {expected}")
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if isinstance(value, bool) or (isinstance(value, str) and "_" in value) or not math.isfinite(number):
+        raise InputError(f"{name}: {key} is {str(value)[:40]!r}; expected {expected}")
+    return number
+
+
+def _whole_number(name: str, value: object) -> int:
+    expected = "a whole number of raw files, 1 or more"
+    number = _number(name, "n_files", value, expected)
+    if number < 1 or number != int(number):
+        raise InputError(f"{name}: n_files is {str(value)[:40]!r}; expected {expected}")
+    return int(number)
+
+
+def _megabytes(name: str, value: object) -> int:
+    expected = "a finite number of megabytes, 0 or more"
+    number = _number(name, "total_mb", value, expected)
+    if number < 0:
+        raise InputError(f"{name}: total_mb is {str(value)[:40]!r}; expected {expected}")
+    return round(number)

@@ -1,0 +1,84 @@
+"""The ladder of four rungs, and what a choice of rung costs."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from calmlflow.hst.errors import InputError
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One rung (memory bin) of the ladder.
+
+    ``limit_gb`` is 7/8 of the nominal size: 128 MB of every 1024 are reserved by the instance.
+    """
+
+    name: str
+    limit_gb: float
+    instance: str
+    usd_per_hour: float
+    jobs_at_once: int
+
+    @property
+    def usd_per_job_second(self) -> float:
+        return self.usd_per_hour / self.jobs_at_once / 3600
+
+
+LADDER = (
+    Rung("2g", 1.792, "c5a.2xlarge", 0.308, 8),
+    Rung("8g", 7.168, "m5a.2xlarge", 0.344, 4),
+    Rung("16g", 14.336, "r5a.xlarge", 0.226, 2),
+    Rung("64g", 57.344, "r5a.2xlarge", 0.452, 1),
+)
+BIN_NAMES = tuple(rung.name for rung in LADDER)
+
+_LIMITS_GB = np.array([rung.limit_gb for rung in LADDER])
+_PRICES = np.array([rung.usd_per_job_second for rung in LADDER])
+# _CLIMB[chosen, needed]: price of one job-second on every rung from the chosen one up to the needed one.
+_CLIMB = np.array([[_PRICES[chosen : max(chosen, needed) + 1].sum() for needed in range(4)] for chosen in range(4)])
+
+
+def needed_bin(memory_gb: ArrayLike) -> NDArray[np.int64]:
+    """Lowest rung whose limit lies above the memory a job used.
+
+    A job that used exactly a limit was about to be killed there, so it counts for the next rung; what is past the
+    last limit stays on the last rung.
+
+    Parameters
+    ----------
+    memory_gb : array_like of float
+        Any shape, GB.
+
+    Returns
+    -------
+    ndarray of int64
+        0..3, of the same shape.
+    """
+    memory_gb = np.asarray(memory_gb, dtype=float)
+    if not np.all(np.isfinite(memory_gb) & (memory_gb >= 0)):
+        raise InputError("memory must be a finite number of GB, 0 or more")
+    return np.minimum(np.searchsorted(_LIMITS_GB, memory_gb, side="right"), len(LADDER) - 1)
+
+
+def allocation_cost(chosen: ArrayLike, needed: ArrayLike, wallclock_s: ArrayLike) -> NDArray[np.float64]:
+    """Dollars spent on each job: it runs its full wallclock on every rung from the chosen up to the needed one.
+
+    Parameters
+    ----------
+    chosen, needed : array_like of int
+        Memory bins, 0..3.
+    wallclock_s : array_like of float
+        Seconds.
+    """
+    return _CLIMB[np.asarray(chosen, dtype=int), np.asarray(needed, dtype=int)] * np.asarray(wallclock_s, dtype=float)
+
+
+def excess_cost(chosen: ArrayLike, needed: ArrayLike, wallclock_s: ArrayLike) -> float:
+    """Cost of a policy over the cost of always choosing the needed rung, minus 1 (0.03 means 3 % too dear)."""
+    needed = np.asarray(needed, dtype=int)
+    best = allocation_cost(needed, needed, wallclock_s).sum()
+    if best == 0:
+        return float("nan")
+    return float(allocation_cost(chosen, needed, wallclock_s).sum() / best - 1)

@@ -1,0 +1,97 @@
+"""From the metrics files of a finished job to what it used."""
+
+import re
+from typing import NamedTuple
+
+from calmlflow.hst.errors import InputError
+from calmlflow.hst.ladder import needed_bin
+
+MAX_METRICS_FILE_BYTES = 1_048_576
+
+_ELAPSED = "Elapsed (wall clock) time (h:mm:ss or m:ss)"
+_RESIDENT = "Maximum resident set size (kbytes)"
+_STATUS = "Exit status"
+_CLOCK = re.compile(r"(?:([0-9]+):)?([0-5]?[0-9]):([0-5][0-9])(?:\.[0-9]+)?")
+
+
+class Usage(NamedTuple):
+    """What one timed step used: whole seconds elapsed (cut, not rounded), peak memory in kB, exit status."""
+
+    elapsed_s: int
+    resident_kb: int
+    exit_status: int
+
+
+class Targets(NamedTuple):
+    """What a job used: wallclock in seconds, memory in GB (10^9 bytes), and the rung it needed."""
+
+    wallclock: int
+    memory: float
+    mem_bin: int
+
+
+def parse_usage(text: str | bytes, source: str = "metrics file") -> Usage:
+    """Read the output of GNU ``time --verbose`` by its labels.
+
+    Parameters
+    ----------
+    text : str or bytes
+    source : str
+        Name used in errors.
+
+    Raises
+    ------
+    InputError
+        Not text, too large, a label missing, or a value that does not parse.
+    """
+    if len(text) > MAX_METRICS_FILE_BYTES:
+        raise InputError(f"{source} has {len(text)} bytes; expected at most {MAX_METRICS_FILE_BYTES}")
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{source} is not UTF-8 text (byte {error.start}); expected the output of time --verbose") from None
+    values: dict[str, str] = {}
+    for line in text.splitlines():
+        for label in (_ELAPSED, _RESIDENT, _STATUS):
+            # The last one counts: a step may have printed something alike before time wrote its own lines.
+            if line.strip().startswith(label + ":"):
+                values[label] = line.strip()[len(label) + 1 :].strip()
+    for label in (_ELAPSED, _RESIDENT, _STATUS):
+        if label not in values:
+            raise InputError(f"{source} has no line {label!r}; expected the output of time --verbose")
+    clock = _CLOCK.fullmatch(values[_ELAPSED])
+    if not clock:
+        raise InputError(f"{source}: elapsed time is {values[_ELAPSED][:40]!r}; expected h:mm:ss or m:ss.ss")
+    hours, minutes, seconds = (int(part or 0) for part in clock.groups())
+    return Usage(
+        elapsed_s=3600 * hours + 60 * minutes + seconds,
+        resident_kb=_whole(source, _RESIDENT, values[_RESIDENT]),
+        exit_status=_whole(source, _STATUS, values[_STATUS]),
+    )
+
+
+def job_targets(name: str, process: str | bytes, preview: str | bytes) -> Targets:
+    """Compute the targets of one finished job from ``process_metrics.txt`` and ``preview_metrics.txt``.
+
+    Raises
+    ------
+    InputError
+        A file does not parse, or a step did not end with exit status 0 (such a job has no targets).
+    """
+    steps = {
+        "process_metrics.txt": parse_usage(process, f"{name}: process_metrics.txt"),
+        "preview_metrics.txt": parse_usage(preview, f"{name}: preview_metrics.txt"),
+    }
+    for file, usage in steps.items():
+        if usage.exit_status != 0:
+            raise InputError(f"{name}: {file} says exit status {usage.exit_status}; expected 0")
+    memory_gb = sum(usage.resident_kb for usage in steps.values()) / 1e6
+    wallclock_s = sum(usage.elapsed_s for usage in steps.values()) + 1
+    return Targets(wallclock=wallclock_s, memory=memory_gb, mem_bin=int(needed_bin(memory_gb)))
+
+
+def _whole(source: str, label: str, value: str) -> int:
+    if not re.fullmatch(r"\d{1,15}", value, re.ASCII):
+        raise InputError(f"{source}: {label} is {value[:40]!r}; expected a whole number")
+    return int(value)

@@ -1,0 +1,1 @@
+"""Job records: their schema, where they are read from, and the synthetic sample."""

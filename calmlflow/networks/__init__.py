@@ -1,0 +1,1 @@
+"""The three networks: scaling, architectures, training and export. Knows no MLflow."""

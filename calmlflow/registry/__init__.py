@@ -1,0 +1,1 @@
+"""From a trained network to a registered version, and from a version to a stage."""

@@ -1,0 +1,72 @@
+"""Every name, address and environment variable of calmlflow, once. Standard library only: the predictor reads it cold."""
+
+import os
+from pathlib import Path
+
+# -- Networks, targets and registered models ------------------------------------------------------------------------
+
+TARGETS = {"mem_clf": "mem_bin", "mem_reg": "memory", "wall_reg": "wallclock"}
+"""Network -> target. Networks name the folders of models, targets the folders of results."""
+
+NETWORKS = tuple(TARGETS)
+
+NETWORK_MODELS = {"mem_clf": "calcloud-mem-bin", "mem_reg": "calcloud-memory", "wall_reg": "calcloud-wallclock"}
+"""Network -> registered model."""
+
+BUNDLE_MODEL = "calcloud-predictor"
+"""Registered model of the bundle: the unit that is promoted, served and pulled."""
+
+STAGES = ("None", "Staging", "Production", "Archived")
+
+EXPERIMENT = "calcloud"
+"""MLflow experiment of the entry points, where ``MLFLOW_EXPERIMENT_NAME`` names no other."""
+
+# -- The embedded server --------------------------------------------------------------------------------------------
+
+HOST = "127.0.0.1"
+MLFLOW_PORT = 5000
+S3_PORT = 8333
+ARTIFACT_BUCKET = "calcloud-artifacts"
+JOBS_BUCKET = "calcloud-processing"
+"""Bucket of the embedded S3 server that stands in for calcloud's processing bucket (control files, outputs)."""
+
+# -- Limits of the answer -------------------------------------------------------------------------------------------
+
+KILL_TIME_MIN_S = 60
+KILL_TIME_MAX_S = 172_800
+
+
+# -- Environment ----------------------------------------------------------------------------------------------------
+
+
+def home() -> Path:
+    """Folder of the embedded server's data and of the predictor's cache: ``CALMLFLOW_HOME``, default ``.calmlflow``."""
+    return Path(os.environ.get("CALMLFLOW_HOME") or ".calmlflow")
+
+
+def cache_dir() -> Path:
+    """Folder of downloaded bundles: ``CALMLFLOW_CACHE``, default ``cache`` in `home`."""
+    value = os.environ.get("CALMLFLOW_CACHE")
+    return Path(value) if value else home() / "cache"
+
+
+def tracking_uri() -> str:
+    """The MLflow server: ``MLFLOW_TRACKING_URI``, default the address of the embedded server."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"http://{HOST}:{MLFLOW_PORT}"
+
+
+def timeout_s() -> float:
+    """Seconds the predictor waits for the registry: ``CALMLFLOW_TIMEOUT``, default 2."""
+    return _number("CALMLFLOW_TIMEOUT", 2.0)
+
+
+def _number(variable: str, default: float) -> float:
+    value = os.environ.get(variable)
+    if not value:
+        return default
+    try:
+        return float(value)
+    except ValueError:
+        from calmlflow.hst.errors import InputError
+
+        raise InputError(f"environment variable {variable} is {value!r}; expected a number") from None
