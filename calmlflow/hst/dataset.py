@@ -68,7 +68,9 @@ def parse_dataset(name: object) -> Dataset:
     if _IPPPSSOOT.fullmatch(folded):
         if folded[0] not in INSTRUMENTS:
             known = ", ".join(f"{letter} {instrument}" for letter, instrument in INSTRUMENTS.items())
-            raise InputError(f"dataset {folded!r} starts with {folded[0]!r}, which is no known instrument; known: {known}")
+            raise InputError(
+                f"dataset {folded!r} starts with {folded[0]!r}, which is no known instrument; known: {known}"
+            )
         return Dataset(folded, "ipppssoot")
     if _SINGLE_VISIT.fullmatch(folded):
         return Dataset(folded, "single-visit")

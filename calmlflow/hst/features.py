@@ -13,6 +13,10 @@ MAX_CONTROL_FILE_BYTES = 65_536
 OPTIONAL_KEYS = ("DETECTOR", "SUBARRAY", "DRIZCORR", "PCTECORR", "CRSPLIT")
 """Keys of a control file that some instruments do not have; absent, empty and NaN mean the same."""
 
+MAX_FILES = 1_000_000
+MAX_TOTAL_MB = 1_000_000_000
+"""A petabyte. Sizes past these are slips of a unit or of a pen, and would leave float32 in the networks."""
+
 
 class Features(NamedTuple):
     """The feature vector of one job, in the order the networks were trained on."""
@@ -62,7 +66,9 @@ def parse_control(text: str | bytes) -> dict[str, str]:
         if not equals or not key:
             raise InputError(f"control file, line {number}: {line[:60]!r} is not key=value")
         if keys.setdefault(key, value) != value:
-            raise InputError(f"control file, line {number}: key {key} has two values, {keys[key]!r} and {value!r}")
+            raise InputError(
+                f"control file, line {number}: key {key[:60]!r} has two values, {keys[key][:60]!r} and {value[:60]!r}"
+            )
     return keys
 
 
@@ -103,9 +109,16 @@ def job_features(name: str, keys: Mapping[str, object]) -> Features:
     )
 
 
+def _plain(value: object) -> str:
+    try:
+        return str(value).strip()
+    except ValueError:  # Python refuses to print a whole number of more than 4300 digits.
+        return "a number of thousands of digits"
+
+
 def _text(value: object) -> str:
     """Fold a value of an optional key to upper case; absent, empty and NaN give an empty string."""
-    text = "" if value is None else str(value).strip().upper()
+    text = "" if value is None else _plain(value).upper()
     return "" if text in ("NAN", "NONE", "<NA>") else text
 
 
@@ -117,21 +130,21 @@ def _number(name: str, key: str, value: object, expected: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(value, bool) or (isinstance(value, str) and "_" in value) or not math.isfinite(number):
-        raise InputError(f"{name}: {key} is {str(value)[:40]!r}; expected {expected}")
+        raise InputError(f"{name}: {key} is {_plain(value)[:40]!r}; expected {expected}")
     return number
 
 
 def _whole_number(name: str, value: object) -> int:
-    expected = "a whole number of raw files, 1 or more"
+    expected = f"a whole number of raw files, 1 to {MAX_FILES}"
     number = _number(name, "n_files", value, expected)
-    if number < 1 or number != int(number):
-        raise InputError(f"{name}: n_files is {str(value)[:40]!r}; expected {expected}")
+    if not 1 <= number <= MAX_FILES or number != int(number):
+        raise InputError(f"{name}: n_files is {_plain(value)[:40]!r}; expected {expected}")
     return int(number)
 
 
 def _megabytes(name: str, value: object) -> int:
-    expected = "a finite number of megabytes, 0 or more"
+    expected = f"a number of megabytes, 0 to {MAX_TOTAL_MB}"
     number = _number(name, "total_mb", value, expected)
-    if number < 0:
-        raise InputError(f"{name}: total_mb is {str(value)[:40]!r}; expected {expected}")
+    if not 0 <= number <= MAX_TOTAL_MB:
+        raise InputError(f"{name}: total_mb is {_plain(value)[:40]!r}; expected {expected}")
     return round(number)

@@ -71,14 +71,26 @@ def allocation_cost(chosen: ArrayLike, needed: ArrayLike, wallclock_s: ArrayLike
         Memory bins, 0..3.
     wallclock_s : array_like of float
         Seconds.
+
+    Raises
+    ------
+    InputError
+        A memory bin is not on the ladder.
     """
-    return _CLIMB[np.asarray(chosen, dtype=int), np.asarray(needed, dtype=int)] * np.asarray(wallclock_s, dtype=float)
+    return _CLIMB[_bins(chosen), _bins(needed)] * np.asarray(wallclock_s, dtype=float)
 
 
 def excess_cost(chosen: ArrayLike, needed: ArrayLike, wallclock_s: ArrayLike) -> float:
     """Cost of a policy over the cost of always choosing the needed rung, minus 1 (0.03 means 3 % too dear)."""
-    needed = np.asarray(needed, dtype=int)
     best = allocation_cost(needed, needed, wallclock_s).sum()
     if best == 0:
         return float("nan")
     return float(allocation_cost(chosen, needed, wallclock_s).sum() / best - 1)
+
+
+def _bins(values: ArrayLike) -> NDArray[np.int64]:
+    bins = np.asarray(values)
+    off = bins[~np.isin(bins, range(len(LADDER)))]
+    if off.size:
+        raise InputError(f"memory bin is {off.flat[0]}; expected a whole number, 0 to {len(LADDER) - 1}")
+    return bins.astype(int)

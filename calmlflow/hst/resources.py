@@ -11,11 +11,15 @@ MAX_METRICS_FILE_BYTES = 1_048_576
 _ELAPSED = "Elapsed (wall clock) time (h:mm:ss or m:ss)"
 _RESIDENT = "Maximum resident set size (kbytes)"
 _STATUS = "Exit status"
-_CLOCK = re.compile(r"(?:([0-9]+):)?([0-5]?[0-9]):([0-5][0-9])(?:\.[0-9]+)?")
+_KILLED = re.compile(r"Command terminated by signal ([0-9]{1,3})")
+_CLOCK = re.compile(r"(?:([0-9]{1,6}):)?([0-5]?[0-9]):([0-5][0-9])(?:\.[0-9]+)?")
 
 
 class Usage(NamedTuple):
-    """What one timed step used: whole seconds elapsed (cut, not rounded), peak memory in kB, exit status."""
+    """What one timed step used: whole seconds elapsed (cut, not rounded), peak memory in kB, exit status.
+
+    The exit status of a step that a signal killed is 128 + the signal's number, as a shell has it.
+    """
 
     elapsed_s: int
     resident_kb: int
@@ -36,6 +40,7 @@ def parse_usage(text: str | bytes, source: str = "metrics file") -> Usage:
     Parameters
     ----------
     text : str or bytes
+        Content of the file.
     source : str
         Name used in errors.
 
@@ -50,9 +55,13 @@ def parse_usage(text: str | bytes, source: str = "metrics file") -> Usage:
         try:
             text = text.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise InputError(f"{source} is not UTF-8 text (byte {error.start}); expected the output of time --verbose") from None
+            raise InputError(
+                f"{source} is not UTF-8 text (byte {error.start}); expected the output of time --verbose"
+            ) from None
     values: dict[str, str] = {}
+    killed = None
     for line in text.splitlines():
+        killed = _KILLED.fullmatch(line.strip()) or killed
         for label in (_ELAPSED, _RESIDENT, _STATUS):
             # The last one counts: a step may have printed something alike before time wrote its own lines.
             if line.strip().startswith(label + ":"):
@@ -67,7 +76,8 @@ def parse_usage(text: str | bytes, source: str = "metrics file") -> Usage:
     return Usage(
         elapsed_s=3600 * hours + 60 * minutes + seconds,
         resident_kb=_whole(source, _RESIDENT, values[_RESIDENT]),
-        exit_status=_whole(source, _STATUS, values[_STATUS]),
+        # time writes exit status 0 for a step that was killed (out of memory, say), and tells so on a line above.
+        exit_status=128 + int(killed[1]) if killed else _whole(source, _STATUS, values[_STATUS]),
     )
 
 

@@ -67,10 +67,12 @@ class Scaling:
         try:
             data = json.loads(text)
             return cls(*(tuple(float(v) for v in data[key]) for key in ("lambdas", "mu", "sigma")))  # type: ignore[arg-type]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError('tx_data.json does not parse; expected {"lambdas": [2], "mu": [2], "sigma": [2]}') from None
+            raise InputError(
+                'tx_data.json does not parse; expected {"lambdas": [2], "mu": [2], "sigma": [2]}'
+            ) from None
 
 
 def yeo_johnson(x: NDArray[np.float64], lam: float) -> NDArray[np.float64]:
