@@ -1,10 +1,12 @@
 """How a command of calmlflow talks to a person: one line for a failure, progress only on a terminal."""
 
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 from calmlflow.hst.errors import CalmlflowError
 
@@ -14,17 +16,42 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def run_guarded(command: Callable[[], Any]) -> None:
-    """Run a command; a failure that is not a bug becomes one line on standard error and exit status 1.
+@contextmanager
+def progress(description: str) -> Iterator[Callable[[int, int, float], None]]:
+    """A progress bar on standard error while the block runs; nothing where that is no terminal.
 
-    MLflow's own failures (an unreachable server, an unknown version, a refused login) count as such: their text is
-    cut to its first line.
+    Yields
+    ------
+    callable
+        Called with steps done, steps at most, and the latest loss.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=None, note="")
+
+        def advance(done: int, total: int, loss: float) -> None:
+            bar.update(task, completed=done, total=total, note=f"epoch {done}/{total}, validation loss {loss:.4g}")
+
+        yield advance
+
+
+def run_guarded(command: Callable[[], Any]) -> None:
+    """Run a command; a failure that is not a bug becomes one line on standard error and a non-zero exit status.
+
+    A wrong option exits with 2, anything else with 1. MLflow's own failures (an unreachable server, an unknown version,
+    a refused login) count as such: their text is cut to its first line.
     """
     try:
         command()
+    except TyperException as error:
+        fail(error.format_message(), status=2)
     except CalmlflowError as error:
         fail(str(error))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         fail("interrupted", status=130)
     except Exception as error:
         # MLflow is heavy and often not loaded here; its exceptions are told by the module they come from.
@@ -33,14 +60,19 @@ def run_guarded(command: Callable[[], Any]) -> None:
         raise
 
 
-def fail(text: str, status: int = 1) -> None:
+def fail(text: str, status: int = 1) -> NoReturn:
     """Print ``error: ...`` as one line on standard error and exit."""
     say("error: " + " ".join(text.split()))
     sys.exit(status)
 
 
+def new_app(**settings: Any) -> typer.Typer:
+    """A command line in plain text: help without boxes, errors left to `run_guarded`."""
+    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **settings)
+
+
 def script(main: Callable[..., Any]) -> None:
     """Run ``main`` as the command line of an entry point: its annotated arguments become options."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = new_app()
     app.command()(main)
-    run_guarded(app)
+    run_guarded(lambda: app(standalone_mode=False))

@@ -1,7 +1,9 @@
-"""Every name, address and environment variable of calmlflow, once. Standard library only: the predictor reads it cold."""
+"""Every name, address and environment variable of calmlflow, once. Standard library only: the predictor reads it."""
 
 import os
 from pathlib import Path
+
+from calmlflow.hst.errors import InputError
 
 # -- Networks, targets and registered models ------------------------------------------------------------------------
 
@@ -17,6 +19,15 @@ BUNDLE_MODEL = "calcloud-predictor"
 """Registered model of the bundle: the unit that is promoted, served and pulled."""
 
 STAGES = ("None", "Staging", "Production", "Archived")
+
+
+def parse_stage(text: str) -> str:
+    """Fold a stage's name to MLflow's spelling; an InputError lists the stages that a version can be promoted to."""
+    for stage in STAGES[1:]:
+        if text.strip().lower() == stage.lower():
+            return stage
+    raise InputError(f"stage {text!r} does not exist; expected one of {', '.join(STAGES[1:])}")
+
 
 EXPERIMENT = "calcloud"
 """MLflow experiment of the entry points, where ``MLFLOW_EXPERIMENT_NAME`` names no other."""
@@ -55,6 +66,16 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"http://{HOST}:{MLFLOW_PORT}"
 
 
+def registry_uri() -> str:
+    """The model registry: ``MLFLOW_REGISTRY_URI``, default `tracking_uri`."""
+    return os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri()
+
+
+def stage() -> str:
+    """Stage that the Lambda handler answers from: ``CALMLFLOW_STAGE``, default Production."""
+    return os.environ.get("CALMLFLOW_STAGE") or "Production"
+
+
 def timeout_s() -> float:
     """Seconds the predictor waits for the registry: ``CALMLFLOW_TIMEOUT``, default 2."""
     return _number("CALMLFLOW_TIMEOUT", 2.0)
@@ -67,6 +88,4 @@ def _number(variable: str, default: float) -> float:
     try:
         return float(value)
     except ValueError:
-        from calmlflow.hst.errors import InputError
-
         raise InputError(f"environment variable {variable} is {value!r}; expected a number") from None

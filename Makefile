@@ -1,0 +1,69 @@
+# calmlflow: `make run` shows the whole path on the synthetic sample, `make test` checks it.
+# Needs Python 3.11, make and a package index. Everything lives in this folder: .venv, .calmlflow, data.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PORT ?= 5000
+S3_PORT ?= 8333
+DATA ?= sample
+
+BIN := $(CURDIR)/.venv/bin
+export PATH := $(BIN):$(PATH)
+export CALMLFLOW_HOME ?= $(CURDIR)/.calmlflow
+export MLFLOW_TRACKING_URI ?= http://127.0.0.1:$(PORT)
+export MLFLOW_EXPERIMENT_NAME ?= calcloud
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+export MPLCONFIGDIR ?= $(CURDIR)/.calmlflow/matplotlib
+
+.PHONY: run test test-slow lint format bench ui server stop clean
+
+run: .venv/installed server
+	mlflow run . -e main --env-manager local -P data=$(DATA)
+	calmlflow promote --stage Staging
+	calmlflow promote --stage Production
+	calmlflow predict j8c601020 --control examples/j8c601020_MemModelFeatures.txt --stage Production
+	@calmlflow stages
+	@echo "Open $(MLFLOW_TRACKING_URI) to see runs, artifacts and registered models; 'make stop' ends the server."
+
+server: .venv/installed
+	calmlflow server --detach --port $(PORT) --s3-port $(S3_PORT)
+
+ui: server
+	@echo "MLflow: $(MLFLOW_TRACKING_URI)"
+
+stop: .venv/installed
+	calmlflow server stop
+
+test: .venv/installed-test
+	python -m pytest
+
+test-slow: .venv/installed-test
+	python -m pytest -m slow
+
+lint: .venv/installed-test
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: .venv/installed-test
+	ruff check --fix .
+	ruff format .
+
+clean:
+	@if [ -x $(BIN)/calmlflow ]; then $(BIN)/calmlflow server stop; fi
+	rm -rf .venv .calmlflow .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info data out mlruns mlflow.db ci-artifacts
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))" || { echo "error: Python 3.11 is needed and $(PYTHON) is none; name one with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml
+	python -m pip install --quiet --disable-pip-version-check -e ".[local]"
+	python -m compileall -q calmlflow entrypoints
+	@touch $@
+
+.venv/installed-test: .venv/bin/python pyproject.toml
+	python -m pip install --quiet --disable-pip-version-check -e ".[local,test]"
+	python -m compileall -q calmlflow entrypoints
+	@touch $@ .venv/installed

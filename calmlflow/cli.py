@@ -1,0 +1,123 @@
+"""The operator's command."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from calmlflow import settings
+from calmlflow.console import new_app, run_guarded, say
+from calmlflow.hst.errors import CalmlflowError, InputError
+
+# Whatever is heavy is imported inside its command: `calmlflow predict` answers in the time that mlflow takes to import.
+
+app = new_app(help="Size Hubble calibration jobs: run the embedded server, predict, promote.", no_args_is_help=True)
+server_app = new_app(help="The embedded server: S3 store and MLflow tracking server, on this machine only.")
+app.add_typer(server_app, name="server", invoke_without_command=True)
+
+
+@server_app.callback(invoke_without_command=True)
+def server(
+    context: typer.Context,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Start in the background and return once it answers.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="Port of MLflow.", min=1, max=65535)] = settings.MLFLOW_PORT,
+    s3_port: Annotated[int, typer.Option(help="Port of S3.", min=1, max=65535)] = settings.S3_PORT,
+) -> None:
+    """Run a real S3 store and an MLflow tracking server until Ctrl-C; data stays in CALMLFLOW_HOME (.calmlflow)."""
+    if context.invoked_subcommand:
+        return
+    from calmlflow import server as embedded
+
+    if detach:
+        embedded.start(port, s3_port)
+    else:
+        embedded.serve(port, s3_port)
+
+
+@server_app.command("stop")
+def server_stop() -> None:
+    """Stop the server that runs in the background, or in another terminal."""
+    from calmlflow import server as embedded
+
+    embedded.stop()
+
+
+@server_app.command("env")
+def server_env() -> None:
+    """Print the environment of the running server for a shell: eval "$(calmlflow server env)"."""
+    from calmlflow import server as embedded
+
+    running = embedded.running()
+    if running is None:
+        raise CalmlflowError("no embedded server is running; expected one: start it with `calmlflow server --detach`")
+    for name, value in running.environment().items():
+        print(f"export {name}='{value}'")
+
+
+@app.command()
+def predict(
+    dataset: Annotated[str, typer.Argument(metavar="IPPPSSOOT", help="Dataset, for example j8c601020.")],
+    control: Annotated[Path | None, typer.Option(help="Control file on disk.")] = None,
+    bucket: Annotated[str | None, typer.Option(help="S3 bucket that holds the control file.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Its key; default control/IPPPSSOOT/IPPPSSOOT_MemModelFeatures.txt.")
+    ] = None,
+    stage: Annotated[str, typer.Option(help="Stage that answers.")] = "Production",
+) -> None:
+    """Print memory bin, memory, wallclock and kill time of one job as one line of JSON."""
+    from calmlflow.hst.dataset import parse_dataset
+    from calmlflow.predictor.control import read_control_file, read_control_object
+    from calmlflow.predictor.predictor import Predictor, mosaic_policy
+
+    if (control is None) == (bucket is None):
+        raise InputError("one of --control FILE and --bucket BUCKET is needed; expected where the control file is")
+    if parse_dataset(dataset).is_hap:
+        print(json.dumps(mosaic_policy()))
+        return
+    keys = read_control_file(control) if control else read_control_object(dataset, str(bucket), key)
+    print(json.dumps(Predictor(stage).predict(dataset, keys)))
+
+
+@app.command()
+def promote(
+    stage: Annotated[str, typer.Option(help="Staging, Production or Archived.")] = "Staging",
+    version: Annotated[
+        int | None, typer.Option(help="Default: the newest for Staging, Staging's for Production.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Registered model.")] = settings.BUNDLE_MODEL,
+) -> None:
+    """Move a registered version to a stage; the one before it is archived, and aliases follow."""
+    from calmlflow.registry.promote import promote as move
+    from calmlflow.tracking import connect
+
+    connect()
+    promoted = move(stage, version, model)
+    say(f"{model} version {promoted.version} is in {promoted.current_stage}")
+
+
+@app.command()
+def stages(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show which version of each registered model holds which stage."""
+    from calmlflow.registry.promote import staged_versions
+    from calmlflow.tracking import connect
+
+    connect()
+    found = staged_versions()
+    if as_json:
+        print(json.dumps(found))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", *settings.STAGES)
+    for model, by_stage in found.items():
+        table.add_row(model, *(", ".join(map(str, by_stage.get(stage, []))) for stage in settings.STAGES))
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry of the console script."""
+    run_guarded(lambda: app(standalone_mode=False))

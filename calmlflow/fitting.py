@@ -1,0 +1,125 @@
+"""Train one network on prepared jobs and measure it: everything of a run that MLflow has no part in."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from calmlflow.networks.architectures import TargetRange
+from calmlflow.networks.distinct import distinct_rows
+from calmlflow.networks.onnx import export_onnx
+from calmlflow.networks.training import RowSet, Trained, TrainingConfig, classifier_rows, regressor_rows, train_network
+from calmlflow.predictor.bundle import Bundle, Predictions, write_manifest
+from calmlflow.predictor.killtime import fit_kill_time
+from calmlflow.results.classification import ClassificationResults, classification_results
+from calmlflow.results.files import write_results
+from calmlflow.results.floors import classification_floor, regression_floor
+from calmlflow.results.regression import RegressionResults, regression_results
+from calmlflow.results.scores import classification_scores, regression_scores
+from calmlflow.settings import TARGETS
+from calmlflow.training_data import TrainingData
+
+
+@dataclass(frozen=True)
+class FittedNetwork:
+    """What the training of one network gave.
+
+    Attributes
+    ----------
+    trained : Trained
+    predictions : Predictions
+        For every job, from the ONNX file: what will be served is what is measured.
+    results : ClassificationResults or RegressionResults
+        Of the test split.
+    scores, floor : dict of str to float
+        Of the test split; the floor is the best that any function of the nine features could score there.
+    """
+
+    trained: Trained
+    predictions: Predictions
+    results: ClassificationResults | RegressionResults
+    scores: dict[str, float]
+    floor: dict[str, float]
+
+
+def fit_network(
+    network: str,
+    data: TrainingData,
+    config: TrainingConfig,
+    seed: int,
+    tree: Path,
+    on_progress: Callable[[int, int, float], None],
+) -> FittedNetwork:
+    """Train one network, export it, predict every job, and write models and results of its target into the tree.
+
+    Raises
+    ------
+    CalmlflowError
+        Training diverged, or ONNX and Keras disagree.
+    """
+    target = TARGETS[network]
+    values = data.jobs[target].to_numpy()
+    train, validation = (_row_set(network, data, part, values) for part in (data.fit, data.validation))
+    target_range = None if network == "mem_clf" else TargetRange.of(values[data.fit])
+    trained = train_network(network, train, validation, config, seed, target_range, on_progress)
+
+    models = tree / "models"
+    folder = models / network
+    folder.mkdir(parents=True)
+    trained.model.save(folder / f"{network}.keras")
+    export_onnx(trained.model, folder / f"{network}.onnx", data.scaling.apply(data.rows.features))
+    (models / "tx_data.json").write_text(data.scaling.to_json())
+    if network == "wall_reg":
+        held_back = data.scaling.apply(data.features[data.validation])
+        kill_time = fit_kill_time(np.asarray(trained.model(held_back))[:, 0], values[data.validation])
+        (models / "killtime.json").write_text(kill_time.to_json())
+    write_manifest(models)
+    by_row = Bundle.load(models, [network]).predict(data.rows.features)
+    predictions = {name: column[data.rows.row_of_job] for name, column in by_row.items()}
+
+    results, scores, floor = _measure(network, data, predictions, trained)
+    write_results(results, tree / "results" / target)
+    return FittedNetwork(trained, predictions, results, scores, floor)
+
+
+def _row_set(network: str, data: TrainingData, part: NDArray[np.int64], values: NDArray) -> RowSet:
+    rows = distinct_rows(data.features[part])
+    inputs = data.scaling.apply(rows.features)
+    make = classifier_rows if network == "mem_clf" else regressor_rows
+    return make(inputs, rows, values[part])
+
+
+def _measure(
+    network: str, data: TrainingData, predictions: Predictions, trained: Trained
+) -> tuple[ClassificationResults | RegressionResults, dict[str, float], dict[str, float]]:
+    target = TARGETS[network]
+    jobs, features = data.jobs.iloc[data.test], data.features[data.test]
+    test_idx = pd.Series(jobs[target].to_numpy(), index=pd.Index(jobs["ipst"], name="ipst"), name=target)
+    actual = data.jobs[target].to_numpy()
+    if network == "mem_clf":
+        wallclock_s = jobs["wallclock"].to_numpy()
+        probabilities, chosen = predictions["probabilities"], predictions["bin_pred"]
+        train_loss = -np.log(np.maximum(probabilities[data.train, actual[data.train]], 1e-7)).mean()
+        train_accuracy = np.mean(chosen[data.train] == actual[data.train])
+        return (
+            classification_results(
+                test_idx, probabilities[data.test], trained.history, (float(train_accuracy), float(train_loss))
+            ),
+            classification_scores(test_idx, probabilities[data.test], chosen[data.test], wallclock_s),
+            classification_floor(features, test_idx, wallclock_s),
+        )
+    predicted = predictions["mem_pred" if network == "mem_reg" else "wall_pred"]
+    train_mse = float(np.mean((predicted[data.train] - actual[data.train]) ** 2))
+    scores = regression_scores(test_idx, predicted[data.test])
+    if network == "wall_reg":
+        kill_time_s = predictions["kill_time"][data.test]
+        scores["kill_time_coverage"] = float(np.mean(actual[data.test] <= kill_time_s))
+        scores["kill_time_reserved"] = float(kill_time_s.sum() / actual[data.test].sum())
+    return (
+        regression_results(test_idx, predicted[data.test], trained.history, train_mse),
+        scores,
+        regression_floor(features, test_idx),
+    )

@@ -1,0 +1,66 @@
+"""Many jobs, few different ones: group jobs by their feature row.
+
+Two jobs with equal features get equal predictions, so a loss that is a mean over jobs equals the loss over distinct
+rows, weighted by how many jobs share each, with the jobs' class frequencies as soft labels (cross-entropy) or their
+mean as target (squared error, up to a constant that no network can lower). Training then costs what the number of
+*different* jobs costs.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from calmlflow.hst.ladder import LADDER
+
+
+@dataclass(frozen=True)
+class DistinctRows:
+    """The distinct feature rows of n jobs.
+
+    Attributes
+    ----------
+    features : ndarray of float64, shape (m, 9)
+    counts : ndarray of int64, shape (m,)
+        How many jobs share each row.
+    row_of_job : ndarray of int64, shape (n,)
+        Index of each job's row.
+    """
+
+    features: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    row_of_job: NDArray[np.int64]
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """Share of the jobs in each row; sums to 1."""
+        return (self.counts / self.counts.sum()).astype(np.float32)
+
+    def bin_shares(self, bins: ArrayLike) -> NDArray[np.float32]:
+        """Frequencies of the four bins in each row, shape (m, 4)."""
+        cells = self.row_of_job * len(LADDER) + np.asarray(bins, dtype=np.int64)
+        table = np.bincount(cells, minlength=len(self.counts) * len(LADDER)).reshape(-1, len(LADDER))
+        return (table / self.counts[:, None]).astype(np.float32)
+
+    def means(self, values: ArrayLike) -> NDArray[np.float64]:
+        """Mean of a value of the jobs in each row, shape (m,)."""
+        return np.bincount(self.row_of_job, weights=np.asarray(values, dtype=float)) / self.counts
+
+    def spread(self, values: ArrayLike) -> float:
+        """Mean squared distance of the jobs' values from their row's mean: the error no network can go below."""
+        values = np.asarray(values, dtype=float)
+        return float(np.mean((values - self.means(values)[self.row_of_job]) ** 2))
+
+
+def distinct_rows(features: ArrayLike) -> DistinctRows:
+    """Group jobs by equal feature rows.
+
+    Parameters
+    ----------
+    features : array_like, shape (n, 9)
+        n >= 1.
+    """
+    rows, row_of_job, counts = np.unique(
+        np.asarray(features, dtype=float), axis=0, return_inverse=True, return_counts=True
+    )
+    return DistinctRows(rows, counts, row_of_job.ravel())

@@ -1,0 +1,33 @@
+"""Stratified split of jobs."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def stratified_split(bins: ArrayLike, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split jobs in two so that each memory bin gives the same share to the second part.
+
+    A bin with a single job keeps it in the first part; a bin with two or more gives at least one.
+
+    Parameters
+    ----------
+    bins : array_like of int, shape (n,)
+    share : float
+        Share of the second part, between 0 and 1.
+    seed : int
+
+    Returns
+    -------
+    first, second : ndarray of int64
+        Positions, ascending.
+    """
+    bins = np.asarray(bins)
+    generator = np.random.default_rng(seed)
+    taken = np.zeros(len(bins), dtype=bool)
+    for value in np.unique(bins):
+        members = generator.permutation(np.flatnonzero(bins == value))
+        count = round(share * len(members))
+        if len(members) >= 2:
+            count = min(max(count, 1), len(members) - 1)
+        taken[members[:count]] = True
+    return np.flatnonzero(~taken), np.flatnonzero(taken)

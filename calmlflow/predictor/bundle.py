@@ -1,0 +1,170 @@
+"""A bundle on disk: up to three networks, their scaling and the kill-time table, checked and run with onnxruntime."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from numpy.typing import ArrayLike, NDArray
+
+from calmlflow.hst.errors import InputError
+from calmlflow.hst.features import FEATURES
+from calmlflow.hst.ladder import LADDER
+from calmlflow.hst.scaling import Scaling
+from calmlflow.predictor.killtime import KillTime
+from calmlflow.settings import NETWORKS
+
+MANIFEST = "bundle.json"
+FORMAT = 1
+
+ANSWER_KEYS = {
+    "mem_clf": ("memBin", "probabilities"),
+    "mem_reg": ("memVal",),
+    "wall_reg": ("clockTime", "killTime"),
+}
+"""Keys of the answer that each network gives."""
+
+
+Predictions = dict[str, NDArray[Any]]
+"""What a bundle says of n jobs, by the names of the job record's columns; a key is absent where the bundle lacks its
+network: bin_pred (n,) 0..3, probabilities (n, 4), mem_pred (n,) GB, wall_pred (n,) seconds, kill_time (n,) seconds."""
+
+
+class Bundle:
+    """Networks ready to run. Safe to share between threads.
+
+    Files: ``{network}/{network}.onnx``, ``tx_data.json``, ``killtime.json`` (with wall_reg) and ``bundle.json``, which
+    lists the networks and the SHA-256 of every file.
+    """
+
+    def __init__(self, sessions: dict[str, onnxruntime.InferenceSession], scaling: Scaling, kill_time: KillTime | None):
+        self._sessions = sessions
+        self._scaling = scaling
+        self._kill_time = kill_time
+
+    @classmethod
+    def load(cls, folder: Path, networks: Sequence[str] | None = None) -> "Bundle":
+        """Read and check a bundle.
+
+        Parameters
+        ----------
+        folder : Path
+        networks : sequence of str, optional
+            Default: all that the bundle has.
+
+        Raises
+        ------
+        InputError
+            A file is missing, or not the one that the manifest lists.
+        """
+        manifest = read_manifest(folder)
+        files = {name: _checked_bytes(folder, name, digest) for name, digest in manifest["sha256"].items()}
+
+        def content(name: str) -> bytes:
+            if name not in files:
+                raise InputError(f"bundle {folder}: {name} is not listed in {MANIFEST}; expected it for its networks")
+            return files[name]
+
+        networks = manifest["networks"] if networks is None else networks
+        return cls(
+            {network: _session(content(f"{network}/{network}.onnx"), folder, network) for network in networks},
+            Scaling.from_json(content("tx_data.json")),
+            KillTime.from_json(content("killtime.json")) if "wall_reg" in networks else None,
+        )
+
+    @property
+    def answer_keys(self) -> tuple[str, ...]:
+        """Keys of the answer that this bundle's networks give, in order."""
+        return tuple(key for network in NETWORKS if network in self._sessions for key in ANSWER_KEYS[network])
+
+    def predict(self, features: ArrayLike) -> Predictions:
+        """Run every network of the bundle.
+
+        Parameters
+        ----------
+        features : array_like, shape (n, 9)
+            Raw features in the order of `calmlflow.hst.features.FEATURES`.
+        """
+        scaled = self._scaling.apply(features)
+        outputs = {network: session.run(None, {"features": scaled})[0] for network, session in self._sessions.items()}
+        found: Predictions = {}
+        if "mem_clf" in outputs:
+            found["bin_pred"] = outputs["mem_clf"].argmax(axis=1)
+            found["probabilities"] = outputs["mem_clf"]
+        if "mem_reg" in outputs:
+            found["mem_pred"] = outputs["mem_reg"][:, 0].astype(float)
+        if "wall_reg" in outputs and self._kill_time is not None:
+            found["wall_pred"] = outputs["wall_reg"][:, 0].astype(float)
+            found["kill_time"] = self._kill_time.apply(found["wall_pred"])
+        return found
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read ``bundle.json``: ``format`` (1), ``networks`` (list) and ``sha256`` (file -> hex digest)."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        known = (
+            manifest["format"] == FORMAT
+            and set(manifest["networks"]) <= set(NETWORKS)
+            and all(isinstance(digest, str) for digest in manifest["sha256"].values())
+        )
+    except OSError as error:
+        raise InputError(
+            f"bundle {folder}: {MANIFEST} cannot be read ({error.strerror}); expected a bundle's folder"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        known = False
+    if not known:
+        raise InputError(f"{path} is damaged; expected format {FORMAT}, networks and sha256")
+    return manifest
+
+
+def write_manifest(folder: Path) -> None:
+    """Complete a bundle: list its networks and the SHA-256 of every file in ``folder``."""
+    networks = [network for network in NETWORKS if (folder / network / f"{network}.onnx").is_file()]
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    digests = {path.relative_to(folder).as_posix(): _digest(path.read_bytes()) for path in files}
+    text = json.dumps({"format": FORMAT, "networks": networks, "sha256": digests}, indent=2)
+    (folder / MANIFEST).write_text(text)
+
+
+def _checked_bytes(folder: Path, name: str, digest: str) -> bytes:
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise InputError(f"bundle {folder}: {MANIFEST} lists {name!r}, which lies outside the bundle")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"bundle {folder}: {name} cannot be read ({error.strerror}); expected it as listed in {MANIFEST}"
+        ) from None
+    if _digest(content) != digest:
+        raise InputError(f"bundle {folder}: {name} does not match its SHA-256 in {MANIFEST}; expected {digest[:12]}...")
+    return content
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _session(model: bytes, folder: Path, network: str) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    # The networks are so small that a second thread costs more than it gives.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        # onnxruntime raises a family of its own without a common public base.
+        raise InputError(f"bundle {folder}: {network}.onnx is no ONNX network ({type(error).__name__})") from None
+    shapes = (
+        [inputs.shape[1:] for inputs in session.get_inputs()],
+        [output.shape[1:] for output in session.get_outputs()],
+    )
+    expected = [[len(FEATURES)]], [[len(LADDER) if network == "mem_clf" else 1]]
+    if shapes != expected or session.get_inputs()[0].name != "features":
+        raise InputError(f"bundle {folder}: {network}.onnx takes and gives {shapes}; expected {expected}")
+    return session

@@ -1,0 +1,135 @@
+"""A bundle becomes a registered version: logged from code, with signature and example; registered all or none."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types.schema import Array
+
+import calmlflow
+from calmlflow.hst.features import OPTIONAL_KEYS
+from calmlflow.predictor.bundle import ANSWER_KEYS, write_manifest
+
+INPUTS = Schema(
+    [
+        ColSpec(DataType.string, "ipppssoot"),
+        ColSpec(DataType.long, "n_files"),
+        ColSpec(DataType.double, "total_mb"),
+        *(ColSpec(DataType.string, key, required=False) for key in OPTIONAL_KEYS),
+    ]
+)
+
+OUTPUTS: dict[str, DataType | Array] = {
+    "memBin": DataType.long,
+    "probabilities": Array(DataType.double),
+    "memVal": DataType.double,
+    "clockTime": DataType.long,
+    "killTime": DataType.long,
+}
+
+EXAMPLE = pd.DataFrame(
+    [
+        {
+            "ipppssoot": "j8c601020",
+            "n_files": 17,
+            "total_mb": 9.6,
+            "DETECTOR": "SBC",
+            "SUBARRAY": "False",
+            "DRIZCORR": "PERFORM",
+            "PCTECORR": "OMIT",
+            "CRSPLIT": "NaN",
+        }
+    ]
+)
+
+
+def write_bundle(models: Path, networks: Sequence[str], folder: Path) -> Path:
+    """Copy networks of a training's ``models`` folder into a bundle of their own and list its files."""
+    folder.mkdir(parents=True)
+    for network in networks:
+        shutil.copytree(models / network, folder / network)
+    shutil.copy(models / "tx_data.json", folder)
+    if "wall_reg" in networks:
+        shutil.copy(models / "killtime.json", folder)
+    write_manifest(folder)
+    return folder
+
+
+def log_model(models: Path, networks: Sequence[str], name: str, metadata: Mapping[str, Any]) -> str:
+    """Log networks of a training as one pyfunc model of the active run.
+
+    Parameters
+    ----------
+    models : Path
+        ``models`` folder of a training.
+    networks : list of str
+        One, or all three for a bundle.
+    name : str
+        Name of the logged model.
+    metadata : mapping
+        Kept in the ``MLmodel`` file.
+
+    Returns
+    -------
+    str
+        URI of the logged model.
+    """
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(OUTPUTS[key], key) for network in networks for key in ANSWER_KEYS[network]
+    ]
+    with tempfile.TemporaryDirectory() as temporary:
+        return mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(Path(__file__).with_name("served.py")),
+            artifacts={"bundle": str(write_bundle(models, networks, Path(temporary) / "bundle"))},
+            code_paths=[_source_copy(Path(temporary))],
+            signature=ModelSignature(INPUTS, Schema(outputs)),
+            input_example=EXAMPLE,
+            pip_requirements=[
+                f"{package}=={version(package)}" for package in ("mlflow", "numpy", "onnxruntime", "pandas")
+            ],
+            metadata=dict(metadata),
+        ).model_uri
+
+
+def _source_copy(folder: Path) -> str:
+    """The package's sources without compiled files, so that equal code gives equal artifacts."""
+    target = folder / "calmlflow"
+    shutil.copytree(Path(calmlflow.__file__).parent, target, ignore=shutil.ignore_patterns("__pycache__"))
+    return str(target)
+
+
+def register(models: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, int]:
+    """Register logged models, all or none.
+
+    Parameters
+    ----------
+    models : mapping
+        Registered model -> URI of a logged model.
+    tags : mapping
+        Put on every version.
+
+    Returns
+    -------
+    dict
+        Registered model -> new version.
+    """
+    client = MlflowClient()
+    created: dict[str, int] = {}
+    try:
+        for name, uri in models.items():
+            found = mlflow.register_model(uri, name, tags=dict(tags))
+            created[name] = int(found.version)
+    except BaseException:
+        for name, number in created.items():
+            client.delete_model_version(name, str(number))
+        raise
+    return created

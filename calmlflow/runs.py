@@ -1,0 +1,185 @@
+"""What one MLflow run does: read -> train -> evaluate -> log -> register."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import mlflow
+
+from calmlflow import settings
+from calmlflow.console import progress, say
+from calmlflow.fitting import FittedNetwork, fit_network
+from calmlflow.hst.errors import InputError
+from calmlflow.networks.architectures import HIDDEN
+from calmlflow.networks.config import read_config
+from calmlflow.networks.training import TrainingConfig
+from calmlflow.registry.package import log_model, register
+from calmlflow.registry.promote import promote
+from calmlflow.results.table import training_table
+from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS
+from calmlflow.tracking import environment_params, log_history, log_lineage, log_new_params, tracked_run
+from calmlflow.training_data import TrainingData, load_training_data
+from calmlflow.tree import new_tree
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What the user of a training entry point says; see the table in the README."""
+
+    data: str = "sample"
+    output: str = "data"
+    seed: int = 0
+    test_size: float = 0.2
+    register: bool = True
+    stage: str = "None"
+    config: str = "default"
+
+
+@dataclass
+class Outcome:
+    """What a training left behind; printed as its summary."""
+
+    run_id: str
+    tree: Path = Path()
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    floors: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the time of a block to a part."""
+        started = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
+
+
+def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS) -> Outcome:
+    """Train networks in one run (three networks: one parent and three child runs).
+
+    The run's artifacts are the output tree, the logged models, and the quarantined records where there are any. With
+    ``register``, each network, and the bundle if all three were trained, becomes a registered version; with a
+    ``stage``, the bundle (or else the one network) is promoted.
+
+    Raises
+    ------
+    CalmlflowError
+        The run is marked FAILED, nothing is registered, and no tree is left.
+    """
+    bundle = set(networks) == set(NETWORKS)
+    name = "main" if bundle else TARGETS[networks[0]]
+    with tracked_run(name) as run:
+        stage = None if request.stage == "None" else settings.parse_stage(request.stage)
+        if stage and not request.register:
+            raise InputError(
+                f"stage is {stage} and register is false; expected register=true: only a version has a stage"
+            )
+        configs = read_config(request.config)
+        outcome = Outcome(run.info.run_id)
+        with outcome.timed("read"):
+            data = load_training_data(request.data, request.seed, request.test_size)
+        log_new_params({**asdict(request), **data.sizes(), **environment_params()})
+        log_lineage(data.jobs.iloc[data.train], request.data, "training")
+        log_lineage(data.jobs.iloc[data.test], request.data, "testing")
+        with new_tree(Path(request.output)) as tree:
+            fitted: dict[str, FittedNetwork] = {}
+            models: dict[str, str] = {}
+            for network in networks:
+                with tracked_run(TARGETS[network], nested=True) if bundle else nullcontext():
+                    models |= _train_one(network, request, configs[network], data, tree.partial, fitted, outcome)
+            with outcome.timed("log"):
+                _write_tables(data, fitted, tree.partial)
+                mlflow.log_artifacts(str(tree.partial))
+                if bundle:
+                    models[BUNDLE_MODEL] = log_model(
+                        tree.partial / "models", NETWORKS, BUNDLE_MODEL, _metadata(request)
+                    )
+                    for target, scores in outcome.scores.items():
+                        _log_scores(target, scores, outcome.floors[target])
+            if request.register:
+                with outcome.timed("register"):
+                    outcome.versions = register(models, {"data": request.data, "seed": str(request.seed)})
+            outcome.tree = tree.final
+        if stage:
+            model = BUNDLE_MODEL if bundle else NETWORK_MODELS[networks[0]]
+            promote(stage, outcome.versions[model], model)
+        mlflow.log_metrics({f"seconds_{part}": seconds for part, seconds in outcome.seconds.items()})
+    return outcome
+
+
+def _train_one(
+    network: str,
+    request: TrainingRequest,
+    config: TrainingConfig,
+    data: TrainingData,
+    tree: Path,
+    fitted: dict[str, FittedNetwork],
+    outcome: Outcome,
+) -> dict[str, str]:
+    """Train and log one network in the active run; returns its registered model's name and logged model's URI."""
+    target = TARGETS[network]
+    log_new_params({"data": request.data, "seed": request.seed, **data.sizes(), **environment_params()})
+    log_new_params({"network": network, "hidden_layers": "-".join(map(str, HIDDEN[network])), **asdict(config)})
+    with progress(f"training {network}") as on_progress, outcome.timed(f"train_{network}"):
+        found = fitted[network] = fit_network(network, data, config, request.seed, tree, on_progress)
+    with outcome.timed("log"):
+        log_history(found.trained.history)
+        mlflow.log_metrics({"fit_seconds": found.trained.fit_seconds, "best_epoch": found.trained.best_epoch})
+        _log_scores(target, found.scores, found.floor)
+        outcome.scores[target], outcome.floors[target] = found.scores, found.floor
+        mlflow.log_artifacts(str(tree / "results" / target), f"results/{target}")
+        uri = log_model(tree / "models", [network], NETWORK_MODELS[network], _metadata(request))
+    return {NETWORK_MODELS[network]: uri}
+
+
+def _log_scores(target: str, scores: dict[str, float], floor: dict[str, float]) -> None:
+    mlflow.log_metrics(
+        {f"test_{target}_{name}": value for name, value in scores.items()}
+        | {f"floor_{target}_{name}": value for name, value in floor.items()}
+    )
+
+
+def _metadata(request: TrainingRequest) -> dict[str, str | int]:
+    return {"data": request.data, "seed": request.seed}
+
+
+def _write_tables(data: TrainingData, fitted: dict[str, FittedNetwork], tree: Path) -> None:
+    """Write the training set with its predictions, and the records that were left out."""
+    predictions = {
+        name: column
+        for network in fitted.values()
+        for name, column in network.predictions.items()
+        if name in ("bin_pred", "mem_pred", "wall_pred")
+    }
+    folder = tree / "data"
+    folder.mkdir()
+    training_table(data.jobs, predictions, data.split).to_csv(folder / "latest.csv", index=False)
+    if len(data.quarantine):
+        data.quarantine.to_csv(folder / "quarantine.csv", index=False)
+        total = len(data.jobs) + len(data.quarantine)
+        say(f"quarantined {len(data.quarantine):,} of {total:,} records: see data/quarantine.csv of the run")
+
+
+def promote_in_run(stage: str, version: str, model: str) -> str:
+    """Promote as an MLflow run, so that the promotion is written down; ``version`` is a number or ``auto``."""
+    with tracked_run("promote"):
+        log_new_params({"stage": stage, "version": version, "model": model})
+        if version != "auto" and not version.isdecimal():
+            raise InputError(f"version is {version!r}; expected a number, or auto")
+        promoted = promote(stage, None if version == "auto" else int(version), model)
+        mlflow.set_tags({"promoted_model": model, "promoted_version": promoted.version})
+        return f"{model} version {promoted.version} is in {promoted.current_stage}"
+
+
+def predict_in_run(data: str, output: str, stage: str) -> str:
+    """Predict a table as an MLflow run, so that it is written down which version answered."""
+    from calmlflow.batch import predict_table
+
+    with tracked_run("predict"):
+        log_new_params({"data": data, "output": output, "stage": stage})
+        outcome = predict_table(data, Path(output), stage)
+        mlflow.set_tag("predicted_by_version", outcome.version)
+        mlflow.log_metrics({"jobs_answered": outcome.answered, "jobs_failed": outcome.failed})
+        return str(outcome)

@@ -1,0 +1,41 @@
+"""What a person reads at the end of a command."""
+
+from rich.console import Console
+from rich.table import Table
+
+from calmlflow.runs import Outcome
+from calmlflow.settings import tracking_uri
+
+SHOWN = {
+    "mem_bin": {"accuracy": "{:.4f}", "recall_16g": "{:.2f}", "excess_cost": "{:.2%}", "log_loss": "{:.4f}"},
+    "memory": {"rmse": "{:.3f} GB", "mae": "{:.3f} GB", "log_mae": "{:.3f}"},
+    "wallclock": {
+        "rmse": "{:.0f} s",
+        "mae": "{:.0f} s",
+        "log_mae": "{:.3f}",
+        "kill_time_coverage": "{:.2%}",
+        "kill_time_reserved": "{:.2f} x used",
+    },
+}
+"""Scores of each target that the closing table shows, out of all that the run logs."""
+
+
+def print_training(outcome: Outcome) -> None:
+    """Print scores beside their floor, where the time went, and what to open."""
+    table = Table(title="Scores on the held-out jobs", title_justify="left")
+    for heading in ("target", "score", "network", "floor"):
+        table.add_column(heading, justify="left" if heading in ("target", "score") else "right")
+    for target, formats in SHOWN.items():
+        scores, floor = outcome.scores.get(target, {}), outcome.floors.get(target, {})
+        for name, text in formats.items():
+            if name in scores:
+                bound = text.format(floor[name]) if name in floor else ""
+                table.add_row(target, name, text.format(scores[name]), bound)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print("floor: the best that any function of the nine features could score on these very jobs")
+    console.print("seconds: " + ", ".join(f"{part} {seconds:.1f}" for part, seconds in outcome.seconds.items()))
+    for model, version in outcome.versions.items():
+        console.print(f"registered: {model} version {version}")
+    console.print(f"results:    {outcome.tree}")
+    console.print(f"run:        {outcome.run_id} on {tracking_uri()}")

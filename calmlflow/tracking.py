@@ -1,0 +1,94 @@
+"""How a run is written down in MLflow: parameters, epochs, lineage, environment."""
+
+import logging
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.pandas_dataset import from_pandas
+from mlflow.entities import Metric
+
+from calmlflow import settings
+
+VERSIONS = ("calmlflow", "keras", "mlflow", "numpy", "onnxruntime", "pandas", "scikit-learn", "tensorflow")
+BATCH = 1000
+"""Metrics that the tracking server takes in one request."""
+
+
+def connect() -> None:
+    """Turn MLflow to `settings.tracking_uri`, and keep its notes on its own doings to itself."""
+    for logger in ("mlflow", "alembic"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # An unreachable server shall be an error now, not after minutes of retries.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    mlflow.set_tracking_uri(settings.tracking_uri())
+
+
+@contextmanager
+def tracked_run(name: str, nested: bool = False) -> Iterator[mlflow.ActiveRun]:
+    """Open a run, or take over the one that `mlflow run` opened; it is marked FAILED if the block raises."""
+    taken_over = not nested and bool(os.environ.get("MLFLOW_RUN_ID"))
+    if not nested:
+        connect()
+        if not taken_over and not os.environ.get("MLFLOW_EXPERIMENT_NAME"):
+            mlflow.set_experiment(settings.EXPERIMENT)
+    with mlflow.start_run(run_name=name, nested=nested) as run:
+        if taken_over:
+            mlflow.set_tag("mlflow.runName", name)
+        yield run
+
+
+def log_new_params(params: Mapping[str, Any]) -> None:
+    """Log parameters, but for those that `mlflow run` has logged already (it must not be told another spelling)."""
+    run = mlflow.active_run()
+    assert run is not None  # noqa: S101 - a caller without a run is a bug
+    known = MlflowClient().get_run(run.info.run_id).data.params
+    mlflow.log_params({name: value for name, value in params.items() if name not in known})
+
+
+def environment_params() -> dict[str, str]:
+    """Versions of what the numbers depend on, and the git commit where there is one."""
+    run = mlflow.active_run()
+    commit = run.data.tags.get("mlflow.source.git.commit") if run else None
+    versions = {f"version_{package.replace('-', '_')}": version(package) for package in VERSIONS if _installed(package)}
+    return {**versions, "version_python": platform.python_version(), "git_commit": commit or "unknown"}
+
+
+def log_history(history: Mapping[str, np.ndarray]) -> None:
+    """Log one metric per epoch and column, in as few requests as the server allows."""
+    run = mlflow.active_run()
+    assert run is not None  # noqa: S101
+    now = int(time.time() * 1000)
+    metrics = [
+        Metric(name, float(value), now, epoch) for name, values in history.items() for epoch, value in enumerate(values)
+    ]
+    client = MlflowClient()
+    for start in range(0, len(metrics), BATCH):
+        client.log_batch(run.info.run_id, metrics=metrics[start : start + BATCH])
+
+
+def log_lineage(jobs: pd.DataFrame, source: str, context: str) -> None:
+    """Note which jobs a run saw: schema, size and a digest of the rows."""
+    # MLflow knows files; what it cannot resolve (a sample, a store) is noted by the URI that our reader takes.
+    origin = source if Path(source).exists() else CodeDatasetSource(tags={"calmlflow.data": source})
+    dataset = from_pandas(jobs.reset_index(drop=True), source=origin, name=f"jobs-{context}")
+    mlflow.log_input(dataset, context=context)
+
+
+def _installed(package: str) -> bool:
+    try:
+        version(package)
+    except ModuleNotFoundError:
+        return False
+    return True
