@@ -1,0 +1,97 @@
+"""The floor: how well any function of the nine features could score on these same jobs.
+
+Jobs with the same nine numbers differ, and no network can tell them apart. A score at its floor is noise, not a fault.
+"""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from calmlflow.hst.errors import InputError
+from calmlflow.hst.features import FEATURES
+from calmlflow.hst.ladder import allocation_cost
+from calmlflow.results.inputs import N_BINS, memory_bins, positive_values, wallclock_seconds
+
+
+def classification_floor(features: ArrayLike, y_true: ArrayLike, wallclock_s: ArrayLike) -> dict[str, float]:
+    """Best accuracy, and lowest excess cost, of any choice of memory bins that sees the features only.
+
+    Optimistic: the choice is made with the answers known, so a feature row that only one job has costs nothing.
+
+    Parameters
+    ----------
+    features : array_like, shape (n, 9)
+        Scaled or not.
+    y_true : array_like of int, shape (n,)
+        Needed bins, 0..3.
+    wallclock_s : array_like of float, shape (n,)
+        Actual wallclock, seconds.
+
+    Returns
+    -------
+    dict of str to float
+        Keys as in `classification_scores`. accuracy: the most frequent bin of each distinct feature row.
+        excess_cost: its cheapest bin; left out where the jobs took no time. The two are not the same choice.
+    """
+    y_true = memory_bins(y_true, "y_true")
+    wallclock_s = wallclock_seconds(wallclock_s, len(y_true))
+    row, n_rows = _distinct_rows(features, len(y_true))
+    per_row = np.bincount(row * N_BINS + y_true, minlength=n_rows * N_BINS).reshape(n_rows, N_BINS)
+    floor = {"accuracy": float(per_row.max(axis=1).sum() / len(y_true))}
+    costs = np.column_stack(
+        [np.bincount(row, allocation_cost(chosen, y_true, wallclock_s)) for chosen in range(N_BINS)]
+    )
+    needed = allocation_cost(y_true, y_true, wallclock_s).sum()
+    if needed > 0:
+        # Sums of the same dollars in another order may fall below each other by their last digit.
+        floor["excess_cost"] = max(float(costs.min(axis=1).sum() / needed - 1), 0.0)
+    return floor
+
+
+def regression_floor(features: ArrayLike, actual: ArrayLike) -> dict[str, float]:
+    """Lowest errors of any prediction that sees the features only.
+
+    rmse, mae and log_mae are optimistic: they are made with the answers known, so a feature row that only one job has
+    contributes no error. ``rmse_unbiased`` is not: it estimates what the best function would score on new jobs.
+
+    Parameters
+    ----------
+    features : array_like, shape (n, 9)
+        Scaled or not.
+    actual : array_like of float, shape (n,)
+        GB or seconds, above 0.
+
+    Returns
+    -------
+    dict of str to float
+        Keys as in `regression_scores`. rmse with the mean of each distinct feature row, mae with its median, log_mae
+        with the median of the logarithms. rmse_unbiased: root of the sample variance within rows, over rows of two
+        jobs and more, weighted by degrees of freedom; left out where there is no such row.
+    """
+    actual = positive_values(actual)
+    row, n_rows = _distinct_rows(features, len(actual))
+    values = pd.DataFrame({"actual": actual, "log": np.log(actual)})
+    medians = values.groupby(row).transform("median")
+    distances = (values - medians).abs().mean()
+    means = values["actual"].groupby(row).transform("mean")
+    squares = float(((values["actual"] - means) ** 2).sum())
+    floor = {
+        "rmse": float(np.sqrt(squares / len(actual))),
+        "mae": float(distances["actual"]),
+        "log_mae": float(distances["log"]),
+    }
+    # Rows of one job add nothing to either sum.
+    if len(actual) > n_rows:
+        floor["rmse_unbiased"] = float(np.sqrt(squares / (len(actual) - n_rows)))
+    return floor
+
+
+def _distinct_rows(features: ArrayLike, n: int) -> tuple[NDArray[np.int64], int]:
+    """Number of each job's distinct feature row, shape (n,), and how many such rows there are."""
+    features = np.asarray(features, dtype=float)
+    if features.shape != (n, len(FEATURES)) or not np.all(np.isfinite(features)):
+        raise InputError(
+            f"features of shape {features.shape} do not fit; expected ({n}, {len(FEATURES)}) finite numbers"
+        )
+    groups = pd.DataFrame(features).groupby(list(range(len(FEATURES))), sort=False)
+    return groups.ngroup().to_numpy(), groups.ngroups

@@ -1,0 +1,102 @@
+"""Results of the memory and wallclock regressors on their test split."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from calmlflow.hst.errors import InputError
+from calmlflow.results.inputs import REGRESSOR_HISTORY, epochs, named_split
+
+REGRESSION_TARGETS = ("memory", "wallclock")
+
+LOSS = (
+    "train_loss", "train_rmse", "test_loss", "test_rmse", "rmse_pos", "rmse_neg", "l2_norm", "l2_pos", "l2_neg",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class RegressionResults:
+    """What a training of a regressor leaves behind. n is the number of jobs in the test split.
+
+    Values are in the unit of the target: GB for memory, seconds for wallclock. ``test_idx``, ``loss`` and
+    ``history`` are None where an older folder lacks their file.
+
+    Attributes
+    ----------
+    test_idx : Series of float64, length n
+        Actual values, named ``memory`` or ``wallclock``; the index, named ``ipst``, holds the dataset names.
+    predictions : ndarray of float64, shape (n, 2)
+        Predicted, actual.
+    residuals : ndarray of float64, shape (n,)
+        Predicted - actual.
+    loss : dict of str to float
+        train_loss and test_loss are mean squared errors, train_rmse and test_rmse their roots. rmse_pos and l2_pos
+        are the root mean square and the Euclidean norm of the residuals above 0, rmse_neg and l2_neg those of the
+        others, l2_norm that of all; 0 where there is no such residual.
+    history : dict of str to ndarray, one value per epoch
+        loss, rmse, val_loss, val_rmse, in this order.
+    """
+
+    test_idx: pd.Series | None
+    predictions: NDArray[np.float64]
+    residuals: NDArray[np.float64]
+    loss: dict[str, float] | None
+    history: dict[str, NDArray[np.float64]] | None
+
+
+def regression_results(
+    test_idx: pd.Series, predicted: ArrayLike, history: Mapping[str, Any], train_mse: float
+) -> RegressionResults:
+    """Compute the results of a regressor from what it says about its test split.
+
+    Parameters
+    ----------
+    test_idx : Series, length n
+        Actual values, named ``memory`` (GB) or ``wallclock`` (seconds); the index holds the dataset names.
+    predicted : array_like, shape (n,) or (n, 1)
+        Rows in the order of ``test_idx``.
+    history : mapping of str to array_like
+        loss, rmse, val_loss, val_rmse; one value per epoch in each. Other keys are ignored.
+    train_mse : float
+        Mean squared error on the training split.
+
+    Raises
+    ------
+    InputError
+        A series of another name, an empty split, numbers that are not finite, or an incomplete history.
+    """
+    if test_idx.name not in REGRESSION_TARGETS:
+        raise InputError(f"test split is named {test_idx.name!r}; expected {' or '.join(REGRESSION_TARGETS)}")
+    split = named_split(test_idx, str(test_idx.name))
+    values = np.asarray(predicted, dtype=float)
+    if values.shape not in ((len(split),), (len(split), 1)):
+        raise InputError(f"predictions of {split.name} have shape {values.shape}; expected ({len(split)},)")
+    values = values.reshape(-1)
+    if not np.all(np.isfinite(values)):
+        raise InputError(f"predictions of {split.name} hold a value that is not finite; expected one number per job")
+    residuals = values - split.to_numpy()
+    return RegressionResults(
+        test_idx=split,
+        predictions=np.column_stack([values, split.to_numpy()]),
+        residuals=residuals,
+        loss=_loss(residuals, float(train_mse)),
+        history=epochs(history, REGRESSOR_HISTORY),
+    )
+
+
+def _loss(residuals: NDArray[np.float64], train_mse: float) -> dict[str, float]:
+    above, below = residuals[residuals > 0], residuals[residuals <= 0]
+    numbers = (
+        train_mse, np.sqrt(train_mse), np.mean(residuals**2), _rms(residuals), _rms(above), _rms(below),
+        np.linalg.norm(residuals), np.linalg.norm(above), np.linalg.norm(below),
+    )  # fmt: skip
+    return dict(zip(LOSS, map(float, numbers), strict=True))
+
+
+def _rms(values: NDArray[np.float64]) -> float:
+    """Root mean square; 0 for no values."""
+    return float(np.linalg.norm(values) / np.sqrt(max(len(values), 1)))

@@ -1,0 +1,68 @@
+"""The training set with what the networks predicted for it (``latest.csv``)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from calmlflow.hst.errors import InputError
+from calmlflow.results.inputs import memory_bins
+
+PREDICTIONS = ("bin_pred", "mem_pred", "wall_pred")
+PREDICTION_COLUMNS = (*PREDICTIONS, "wc_mean", "wc_std", "wc_err", "split")
+
+
+def training_table(jobs: pd.DataFrame, predictions: Mapping[str, ArrayLike], split: ArrayLike) -> pd.DataFrame:
+    """Add predictions, wallclock statistics and the split to a table of jobs.
+
+    The statistics speak of the actual wallclock of the jobs that share a wallclock prediction, to the last digit: as
+    jobs with the same features must, predict once per distinct row of features.
+
+    Parameters
+    ----------
+    jobs : DataFrame of n jobs
+        With a column ``wallclock`` (seconds). Columns of an earlier training are replaced.
+    predictions : mapping of str to array_like, shape (n,)
+        ``bin_pred`` (memory bins, 0..3), ``mem_pred`` (GB) and ``wall_pred`` (seconds), or some of them.
+    split : array_like of str, shape (n,)
+        ``train`` or ``test``.
+
+    Returns
+    -------
+    DataFrame
+        A copy with the predictions, then with ``wall_pred`` also wc_mean, wc_std and wc_err, then split, at the end.
+        ``wc_std`` is the sample standard deviation (divisor: jobs - 1), 0 for a job alone in its group, and ``wc_err``
+        is ``wc_std`` over the square root of the number of jobs; all in seconds.
+
+    Raises
+    ------
+    InputError
+        No column ``wallclock``, an unknown prediction, one of another length, or one that is not finite.
+    """
+    if "wallclock" not in jobs.columns:
+        raise InputError("table of jobs has no column 'wallclock'; expected the actual wallclock in seconds")
+    unknown = sorted(set(predictions) - set(PREDICTIONS))
+    if unknown:
+        raise InputError(f"prediction {unknown[0]!r} is unknown; expected some of {', '.join(PREDICTIONS)}")
+    columns: dict[str, NDArray[Any]] = {}
+    for name in PREDICTIONS:
+        if name in predictions:
+            values = np.asarray(predictions[name], dtype=float)
+            if not np.all(np.isfinite(values)):
+                raise InputError(f"{name} holds a value that is not finite; expected one number per job")
+            columns[name] = memory_bins(values, "bin_pred") if name == "bin_pred" else values
+    columns["split"] = np.asarray(split)
+    for name, values in columns.items():
+        if values.shape != (len(jobs),):
+            raise InputError(f"{name} has shape {values.shape}; expected ({len(jobs)},), one value per job")
+    if "wall_pred" in columns:
+        wallclock_s = pd.Series(jobs["wallclock"].to_numpy(dtype=float))
+        groups = wallclock_s.groupby(columns["wall_pred"])
+        std = groups.transform("std").fillna(0.0)
+        columns["wc_mean"] = groups.transform("mean").to_numpy()
+        columns["wc_std"] = std.to_numpy()
+        columns["wc_err"] = (std / np.sqrt(groups.transform("size"))).to_numpy()
+    table = jobs.drop(columns=list(PREDICTION_COLUMNS), errors="ignore")
+    return table.assign(**{name: columns[name] for name in PREDICTION_COLUMNS if name in columns})
