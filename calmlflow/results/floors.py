@@ -94,4 +94,4 @@ def _distinct_rows(features: ArrayLike, n: int) -> tuple[NDArray[np.int64], int]
             f"features of shape {features.shape} do not fit; expected ({n}, {len(FEATURES)}) finite numbers"
         )
     groups = pd.DataFrame(features).groupby(list(range(len(FEATURES))), sort=False)
-    return groups.ngroup().to_numpy(), groups.ngroups
+    return np.asarray(groups.ngroup(), dtype=np.int64), groups.ngroups
