@@ -4,6 +4,7 @@ import logging
 import os
 import platform
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -29,6 +30,8 @@ def connect() -> None:
     """Turn MLflow to `settings.tracking_uri`, and keep its notes on its own doings to itself."""
     for logger in ("mlflow", "alembic"):
         logging.getLogger(logger).setLevel(logging.ERROR)
+    # Job records hold no missing values, so integer columns are what they are.
+    warnings.filterwarnings("ignore", message=".*Inferred schema contains integer column.*")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # An unreachable server shall be an error now, not after minutes of retries.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")

@@ -16,7 +16,7 @@ def main(
     model: Annotated[str, typer.Option(help="Registered model.")] = BUNDLE_MODEL,
 ) -> None:
     """Move a registered version to a stage; the one before it is archived, and aliases follow."""
-    from calmlflow.runs import promote_in_run
+    from calmlflow.operations import promote_in_run
 
     print(promote_in_run(stage, version, model))
 

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import LADDER
+from calmlflow.networks.backend import keras
 
 HIDDEN = {
     "mem_clf": (18, 32, 64, 32, 18, 9),

@@ -3,14 +3,15 @@
 import contextlib
 import io
 import logging
+import warnings
 from pathlib import Path
 
-import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
 from calmlflow.hst.errors import CalmlflowError
 from calmlflow.hst.features import FEATURES
+from calmlflow.networks.backend import keras
 
 RELATIVE_TOLERANCE = 1e-4
 ABSOLUTE_TOLERANCE = 1e-6
@@ -37,7 +38,8 @@ def export_onnx(model: keras.Model, path: Path, inputs: ArrayLike) -> None:
     model(np.zeros((1, len(FEATURES)), np.float32))
     logging.getLogger("tf2onnx").setLevel(logging.WARNING)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        # tf2onnx and Keras' bridge to it print and warn about their own internals.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
             model.export(unchecked, format="onnx", verbose=False)
         check_agreement(model, unchecked, inputs)
         unchecked.replace(path)

@@ -4,13 +4,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import keras
 import numpy as np
-import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
 from calmlflow.hst.errors import CalmlflowError
 from calmlflow.networks.architectures import TargetRange, build_classifier, build_regressor
+from calmlflow.networks.backend import keras, tf
 from calmlflow.networks.distinct import DistinctRows
 
 CHUNK = 50
@@ -151,7 +150,7 @@ def train_network(
     lowest = tf.Variable(np.inf, dtype=tf.float32, trainable=False)
     train_set, validation_set = _constants(train), _constants(validation)
 
-    @tf.function(jit_compile=True)
+    @tf.function
     def run_epochs(count):
         scores = tf.TensorArray(tf.float32, size=CHUNK, element_shape=(5,))
         for epoch in tf.range(count):

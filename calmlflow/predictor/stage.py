@@ -12,6 +12,7 @@ import os
 import shutil
 import ssl
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,8 @@ def _ask_mlflow(stage: str, registry_uri: str) -> StagedVersion | None:
 
     client = MlflowClient(registry_uri=registry_uri)
     try:
-        versions = client.get_latest_versions(settings.BUNDLE_MODEL, [stage])
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            versions = client.get_latest_versions(settings.BUNDLE_MODEL, [stage])
         found = versions[0] if versions else client.get_model_version_by_alias(settings.BUNDLE_MODEL, stage.lower())
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):

@@ -1,5 +1,7 @@
 """A bundle becomes a registered version: logged from code, with signature and example; registered all or none."""
 
+import contextlib
+import io
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -126,7 +128,9 @@ def register(models: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, in
     created: dict[str, int] = {}
     try:
         for name, uri in models.items():
-            found = mlflow.register_model(uri, name, tags=dict(tags))
+            # MLflow announces each version on standard error; the caller's summary does.
+            with contextlib.redirect_stderr(io.StringIO()):
+                found = mlflow.register_model(uri, name, tags=dict(tags))
             created[name] = int(found.version)
     except BaseException:
         for name, number in created.items():
