@@ -1,0 +1,70 @@
+"""Fixtures that more than one test file uses. Heavy libraries are imported inside, so that unit tests stay quick."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+
+def free_ports(count: int = 2) -> list[int]:
+    """Distinct ports on which nobody listens."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+@pytest.fixture
+def ports() -> list[int]:
+    """Two free ports."""
+    return free_ports()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """The embedded server, one for the whole run. Changes nothing of the test process; see `tracking`."""
+    from calmlflow import server as embedded
+
+    port, s3_port = free_ports()
+    home = tmp_path_factory.mktemp("server") / "home"
+    try:
+        yield embedded.start(port, s3_port, home)
+    finally:
+        embedded.stop(home)
+
+
+@pytest.fixture
+def tracking(server, monkeypatch: pytest.MonkeyPatch) -> Iterator:
+    """Point MLflow and boto3 of the test process at `server`, for one test; gives the server."""
+    import mlflow
+
+    foreign = ("AWS_", "MLFLOW_")
+    for name in [name for name in os.environ if name.startswith(foreign)]:
+        monkeypatch.delenv(name)
+    # Set once, so that what MLflow itself puts there during the test is taken back after it.
+    for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    mlflow.set_tracking_uri(server.tracking_uri)
+    mlflow.set_registry_uri(server.tracking_uri)
+    yield server
+    while mlflow.active_run():
+        mlflow.end_run()
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
+
+
+@pytest.fixture
+def s3(tracking):
+    """A boto3 client of the embedded S3 store, made from nothing but the server's environment."""
+    import boto3
+
+    return boto3.session.Session().client("s3")
