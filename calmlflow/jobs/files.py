@@ -6,42 +6,62 @@ import pandas as pd
 
 from calmlflow.hst.errors import InputError
 
+_SHOWN = 10
+
 
 def read_path(path: Path) -> pd.DataFrame:
-    """Read the table of a CSV file, or of a folder.
+    """Read the table of a CSV file or of a folder, unchecked.
 
-    A folder holds it as ``data/latest.csv`` (a training's), as ``latest.csv``, or as its only CSV file.
+    A folder holds it as ``data/latest.csv`` (a training's), as ``latest.csv``, or as its only CSV file, in this order.
+
+    Returns
+    -------
+    DataFrame
+        Columns as in the file; names of datasets (``ipst``, ``ipppssoot``) are text.
 
     Raises
     ------
     InputError
-        Nothing there, more than one candidate, or a file that is no table.
+        Nothing there, a folder with no such file or with several, or a file that is no CSV table.
     """
-    if not path.exists():
-        raise InputError(f"{path} does not exist; expected a CSV file of job records, or a training's folder")
-    return _read_csv(_table_of(path) if path.is_dir() else path)
+    try:
+        if not path.exists():
+            raise InputError(f"{path} does not exist; expected a CSV file of job records, or a training's folder")
+        return _read_csv(_table_of(path) if path.is_dir() else path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); expected a CSV file of job records") from None
 
 
 def _table_of(folder: Path) -> Path:
     for candidate in (folder / "data" / "latest.csv", folder / "latest.csv"):
         if candidate.is_file():
             return candidate
-    tables = sorted(folder.glob("*.csv"))
+    tables = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".csv")
     if len(tables) == 1:
         return tables[0]
-    found = f"it holds {len(tables)} CSV files" if tables else "it holds none"
-    raise InputError(f"folder {folder} is no data folder: expected data/latest.csv or a single CSV file, and {found}")
+    shown = ", ".join(path.name for path in tables[:_SHOWN]) + (", ..." if len(tables) > _SHOWN else "")
+    found = f"{len(tables)} CSV files ({shown})" if tables else "no CSV file"
+    raise InputError(f"folder {folder} holds {found}; expected data/latest.csv, latest.csv or a single CSV file")
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    # Names of datasets stay text, whatever they look like.
-    names = {"ipst": "str", "ipppssoot": "str"}
-    try:
-        return pd.read_csv(path, dtype=names, low_memory=False)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); expected a CSV file") from None
-    except (ValueError, pd.errors.ParserError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"{path} is no CSV table ({reason}); expected a header line and comma-separated records"
-        ) from None
+    expected = "expected a header line and comma-separated records"
+    with path.open("rb") as file:
+        # pandas reads on past a NUL, and would take a binary file for a table of odd words.
+        if b"\0" in file.read(65_536):
+            raise InputError(f"{path} is not text; {expected}")
+        file.seek(0)
+        try:
+            # Whole columns at once (not low_memory), so that the type of a cell does not depend on its neighbours.
+            table = pd.read_csv(file, dtype={"ipst": "str", "ipppssoot": "str"}, low_memory=False)
+        except pd.errors.EmptyDataError:
+            raise InputError(f"{path} is empty; {expected}") from None
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not UTF-8 text ({error.reason}); {expected}") from None
+        except (pd.errors.ParserError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{path} is no CSV table ({reason}); {expected}") from None
+    if not isinstance(table.index, pd.RangeIndex):
+        # pandas takes surplus cells at the start of each line for row labels, and shifts the others.
+        raise InputError(f"{path} has lines with more cells than its header; {expected}")
+    return table

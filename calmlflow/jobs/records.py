@@ -1,178 +1,186 @@
-"""The job record: its schema, and what becomes of records that break it."""
+"""Job records: what a table of finished jobs must look like, and what happens to rows that do not."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import pandera.pandas as pa
-from numpy.typing import NDArray
+from pandas.api.types import is_any_real_numeric_dtype
 
-from calmlflow.hst.dataset import INSTRUMENT_CODES
+from calmlflow.hst.dataset import INSTRUMENT_CODES, INSTRUMENTS
 from calmlflow.hst.errors import InputError
-from calmlflow.hst.ladder import needed_bin
+from calmlflow.hst.features import FEATURES, MAX_FILES, MAX_TOTAL_MB
+from calmlflow.hst.ladder import LADDER, needed_bin
+
+COLUMNS = ("ipst", "timestamp", *FEATURES, "wallclock", "memory", "mem_bin")
+"""Columns of every table of job records, in order."""
+
+OPTIONAL_COLUMNS = ("timestamp", "mem_bin")
+"""Columns that a table may leave out."""
 
 MIN_MEMORY_GB = 0.2
-"""The calibration container alone needs more."""
+"""The container alone needs this much: a record of less cannot be true."""
 
-_NAME = "[" + "".join(INSTRUMENT_CODES) + "][a-z0-9]{8}"
-_MAX_COUNT = 1_000_000
+MAX_MEMORY_GB = 1_000
+MAX_WALLCLOCK_S = 10_000_000
+MAX_TIMESTAMP = 100_000_000_000
+"""Figures past these are slips of a unit: no instance of the ladder has a terabyte, no job runs for four months, and
+seconds since 1970 reach this bound in the year 5138 (milliseconds passed it in 1973)."""
 
-SCHEMA = pa.DataFrameSchema(
-    {
-        "ipst": pa.Column(str, pa.Check.str_matches(f"^{_NAME}$"), unique=True),
-        "timestamp": pa.Column("int64", pa.Check.ge(0)),
-        "n_files": pa.Column("int64", pa.Check.in_range(1, _MAX_COUNT)),
-        "total_mb": pa.Column("float64", pa.Check.in_range(0, 1e9)),
-        **{name: pa.Column("int64", pa.Check.isin([0, 1])) for name in ("drizcorr", "pctecorr")},
-        "crsplit": pa.Column("int64", pa.Check.isin([0, 1, 2])),
-        **{name: pa.Column("int64", pa.Check.isin([0, 1])) for name in ("subarray", "detector", "dtype")},
-        "instr": pa.Column("int64", pa.Check.isin([0, 1, 2, 3])),
-        "wallclock": pa.Column("float64", pa.Check.in_range(1, 1e7)),
-        "memory": pa.Column("float64", pa.Check.in_range(MIN_MEMORY_GB, 1e4)),
-        "mem_bin": pa.Column("int64", pa.Check.isin([0, 1, 2, 3])),
-    },
-    index=pa.Index("int64"),
-    ordered=True,
-    strict=True,
+_FLOATS = ("total_mb", "wallclock", "memory")
+
+
+def _whole(low: int, high: int) -> pa.Check:
+    return pa.Check(
+        lambda cells: cells.between(low, high) & cells.mod(1).eq(0),
+        error=f"is not a whole number, {low} to {high}",
+        ignore_na=False,
+    )
+
+
+def _number(low: float, high: float, error: str) -> pa.Check:
+    return pa.Check(lambda cells: cells.between(low, high), error=error, ignore_na=False)
+
+
+_CHECKS: dict[str, list[pa.Check]] = {
+    "ipst": [
+        pa.Check(
+            lambda cells: cells.str.fullmatch(f"[{''.join(INSTRUMENTS)}][a-z0-9]{{8}}"),
+            error=f"is no nine-character dataset name of {', '.join(INSTRUMENTS.values())}",
+            ignore_na=False,
+        )
+    ],
+    "timestamp": [_whole(0, MAX_TIMESTAMP)],
+    "n_files": [_whole(1, MAX_FILES)],
+    "total_mb": [_number(0, MAX_TOTAL_MB, f"is not a number of megabytes, 0 to {MAX_TOTAL_MB}")],
+    "drizcorr": [_whole(0, 1)],
+    "pctecorr": [_whole(0, 1)],
+    "crsplit": [_whole(0, 2)],
+    "subarray": [_whole(0, 1)],
+    "detector": [_whole(0, 1)],
+    "dtype": [_whole(0, 1)],
+    "instr": [_whole(0, len(INSTRUMENTS) - 1)],
+    "wallclock": [
+        # From the smallest number above 0.
+        _number(np.nextafter(0, 1), MAX_WALLCLOCK_S, f"is not a number of seconds above 0, {MAX_WALLCLOCK_S} at most")
+    ],
+    "memory": [
+        _number(0, MAX_MEMORY_GB, f"is not a number of GB, 0 to {MAX_MEMORY_GB}"),
+        pa.Check(
+            lambda cells: ~cells.between(0, MIN_MEMORY_GB, "left"),
+            error=f"is under {MIN_MEMORY_GB} GB, which the container alone needs",
+        ),
+    ],
+    "mem_bin": [_whole(0, len(LADDER) - 1)],
+}
+
+RECORDS = pa.DataFrameSchema(
+    {column: pa.Column(checks=checks, nullable=True) for column, checks in _CHECKS.items()}, strict=True, ordered=True
 )
-"""Schema of valid records: ``total_mb`` in whole megabytes, ``wallclock`` in seconds, ``memory`` in GB."""
-
-COLUMNS = tuple(SCHEMA.columns)
-
-_ALLOWED = {
-    **dict.fromkeys(("drizcorr", "pctecorr", "subarray", "detector", "dtype"), (0, 1)),
-    "crsplit": (0, 1, 2),
-    "instr": (0, 1, 2, 3),
-    "mem_bin": (0, 1, 2, 3),
-}
-_RANGES = {
-    "timestamp": (0, 2**53, "epoch seconds"),
-    "n_files": (1, _MAX_COUNT, "a whole number, 1 or more"),
-    "total_mb": (0, 1e9, "megabytes, 0 or more"),
-    "wallclock": (1, 1e7, "seconds, 1 or more"),
-    "memory": (MIN_MEMORY_GB, 1e4, f"GB, {MIN_MEMORY_GB} or more: the container alone needs that"),
-}
+"""The rules of every cell, and what is said of a cell that breaks one. A cell that holds no number is NaN here and
+breaks its rule like any other (hence ``nullable`` and ``ignore_na``). Dtypes are the matter of `check_records`."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Records told apart.
+    """Job records, told apart.
 
     Attributes
     ----------
-    valid : DataFrame
-        Columns `COLUMNS`, in the order of the input, with a fresh index.
+    valid : DataFrame of n records
+        The columns `COLUMNS`, in order: ``ipst`` text in lower case, ``total_mb`` (whole megabytes), ``wallclock``
+        (seconds) and ``memory`` (GB) float64, all others int64. Rows stand in their original order, numbered from 0.
     quarantine : DataFrame
-        The other records as they came, and a column ``reason``.
+        All other rows, with the columns, values and index they came with, plus ``reason``: text, several reasons
+        joined with ``"; "``.
     """
 
     valid: pd.DataFrame
     quarantine: pd.DataFrame
 
     def reasons(self) -> dict[str, int]:
-        """How many records are in quarantine for each rule, most frequent first."""
-        rules = (
-            self.quarantine["reason"]
-            .str.split("; ")
-            .explode()
-            .str.replace(r" is .*? expected", ": expected", regex=True)
-        )
-        return {str(rule): int(count) for rule, count in rules.value_counts().items()}
+        """Reason -> number of quarantined rows it was found in, the most frequent first."""
+        counts = self.quarantine["reason"].str.split("; ").explode().value_counts()
+        return {str(reason): int(count) for reason, count in counts.items()}
 
 
 def check_records(frame: pd.DataFrame, source: str) -> Checked:
-    """Tell valid records from those that break the schema or cannot be true.
+    """Tell valid job records from those that break the schema or cannot be true.
 
-    ``total_mb`` is rounded; ``mem_bin`` is computed where the column is absent, and ``timestamp`` is 0 there. Columns
-    that are not in `COLUMNS` are left out of the valid records. Of several records of one dataset the newest is valid,
-    and the last one among equally new ones.
+    Every row comes out once, as valid or in the quarantine. Cells may be numbers or text. Names are folded to lower
+    case and ``total_mb`` is rounded, for the networks saw it so. Where rows share a name, the valid one with the newest
+    timestamp counts, the last one of equals.
 
     Parameters
     ----------
     frame : DataFrame
+        With the columns `COLUMNS`. A missing ``timestamp`` stands for 0 everywhere, and a missing ``mem_bin`` for the
+        bin that ``memory`` needs; other columns (predictions of an earlier training, say) are left out.
     source : str
-        Where the records come from, for errors.
+        Where the records came from; used in errors.
 
     Raises
     ------
     InputError
-        A needed column is missing, or no record is valid.
+        A column is missing or there twice, or no record is valid.
     """
-    missing = [name for name in COLUMNS if name not in frame.columns and name not in ("timestamp", "mem_bin")]
-    if missing:
-        raise InputError(f"{source} has no column {', '.join(missing)}; expected the columns {', '.join(COLUMNS)}")
-    names = frame["ipst"].astype(str).str.strip().str.lower()
-    checked = pd.DataFrame({"ipst": names.to_numpy(dtype=object)}, index=frame.index)
-    problems: list[tuple[str, NDArray[np.bool_]]] = []
-
-    known_name = names.str.fullmatch(_NAME).to_numpy(dtype=bool)
-    problems.append(("ipst is {ipst}, expected an ipppssoot of " + ", ".join(INSTRUMENT_CODES), ~known_name))
-    for name in COLUMNS[1:]:
-        if name not in frame.columns:
-            continue
-        # Text such as "1e3" is a number here, a date or a boolean is not.
-        values = pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
-        if name == "total_mb":
-            values = np.round(values)
-        checked[name] = values
-        if name in _ALLOWED:
-            bad = ~np.isin(values, _ALLOWED[name])
-            expected = f"one of {', '.join(map(str, _ALLOWED[name]))}"
-        else:
-            low, high, expected = _RANGES[name]
-            bad = ~((values >= low) & (values <= high))
-            if name in ("n_files", "timestamp"):
-                bad |= values != np.floor(values)
-        problems.append((f"{name} is {{{name}}}, expected {expected}", bad))
-    if "timestamp" not in checked:
-        checked.insert(1, "timestamp", 0.0)
-    memory = checked["memory"].to_numpy()
-    bins = needed_bin(np.where(np.isfinite(memory) & (memory >= 0), memory, 0.0))
-    if "mem_bin" not in checked:
-        checked["mem_bin"] = bins.astype(float)
-    sound = ~np.any([bad for _, bad in problems], axis=0)
-    letters, ends = names.str[:1], names.str[-1:]
-    for name, truth in (
-        ("instr", letters.map(INSTRUMENT_CODES).to_numpy(dtype=float, na_value=np.nan)),
-        ("dtype", (ends == "0").to_numpy(dtype=float)),
-        ("mem_bin", bins.astype(float)),
+    _check_columns(frame, source)
+    cells = _cells(frame)
+    reasons = pd.Series("", index=cells.index, dtype=object)
+    try:
+        RECORDS.validate(cells, lazy=True)
+    except pa.errors.SchemaErrors as errors:
+        for (column, error), cases in errors.failure_cases.groupby(["column", "check"], sort=False):
+            reasons.loc[cases["index"].to_numpy(dtype=np.int64)] += f"; {column} {error}"
+    sound = cells[reasons == ""]
+    for disagrees, reason in (
+        (sound["instr"] != sound["ipst"].str[0].map(INSTRUMENT_CODES), "instr is not that of the first letter of ipst"),
+        (sound["dtype"] != sound["ipst"].str.endswith("0"), "dtype is not that of the last character of ipst"),
+        (sound["mem_bin"] != needed_bin(sound["memory"]), "mem_bin is not the bin that memory needs"),
     ):
-        of = "memory" if name == "mem_bin" else "the dataset name"
-        problems.append((f"{name} is {{{name}}}, expected what {of} says", sound & (checked[name].to_numpy() != truth)))
-    sound = ~np.any([bad for _, bad in problems], axis=0)
-    problems.append(("an older record of the dataset, expected the newest only", sound & ~_newest(checked, sound)))
+        reasons.loc[sound.index[disagrees]] += f"; {reason}"
+    valid = cells[reasons == ""]
+    older = valid.sort_values("timestamp", kind="stable").duplicated("ipst", keep="last")
+    reasons.loc[older.index[older]] += "; ipst is superseded by another record of the same name"
 
-    reasons = _reasons(frame, problems)
-    good = reasons == ""
-    checked = checked[good].reset_index(drop=True)
-    if checked.empty:
-        first = f"; the first reason: {reasons[0]}" if len(reasons) else ""
-        raise InputError(f"{source} holds no valid job record among {len(frame)}{first}")
-    valid = checked[list(COLUMNS)].astype({name: str(column.dtype) for name, column in SCHEMA.columns.items()})
-    quarantine = frame[~good].assign(reason=reasons[~good]).reset_index(drop=True)
-    return Checked(SCHEMA.validate(valid), quarantine)
-
-
-def _newest(checked: pd.DataFrame, sound: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Among sound records, those that are the newest of their dataset."""
-    found = checked.loc[sound, ["ipst", "timestamp"]].reset_index(drop=True)
-    last = found.sort_values("timestamp", kind="stable").drop_duplicates("ipst", keep="last").index
-    newest = np.zeros(len(checked), dtype=bool)
-    newest[np.flatnonzero(sound)[last]] = True
-    return newest
+    bad = (reasons != "").to_numpy()
+    quarantine = frame[bad].assign(reason=reasons[bad].str.removeprefix("; ").to_numpy())
+    valid = cells[~bad].reset_index(drop=True).astype({c: "int64" for c in COLUMNS if c not in ("ipst", *_FLOATS)})
+    checked = Checked(valid.assign(total_mb=valid["total_mb"].round()), quarantine)
+    if valid.empty:
+        found = "; ".join(f"{count} x {reason}" for reason, count in list(checked.reasons().items())[:3])
+        held = f"{len(frame)} records, all quarantined: {found}" if len(frame) else "no records at all"
+        raise InputError(f"{source} holds {held}; expected at least one valid job record")
+    return checked
 
 
-def _reasons(frame: pd.DataFrame, problems: list[tuple[str, NDArray[np.bool_]]]) -> NDArray[np.object_]:
-    """All reasons of each record, joined; empty for a valid one."""
-    reasons = np.full(len(frame), "", dtype=object)
-    for template, bad in problems:
-        if not bad.any():
-            continue
-        name = template.partition(" ")[0]
-        shown = "{" + name + "}"
-        before, _, after = template.partition(shown)
-        values = frame[name].astype(str).str.slice(0, 40).to_numpy(dtype=object) if shown in template else None
-        for position in np.flatnonzero(bad):
-            text = before + values[position] + after if values is not None else template
-            reasons[position] = f"{reasons[position]}; {text}" if reasons[position] else text
-    return reasons
+def _check_columns(frame: pd.DataFrame, source: str) -> None:
+    expected = f"expected the columns {', '.join(COLUMNS)} ({' and '.join(OPTIONAL_COLUMNS)} may be left out)"
+    missing = [column for column in COLUMNS if column not in frame.columns and column not in OPTIONAL_COLUMNS]
+    if missing:
+        raise InputError(f"{source} has no column {', '.join(missing)}; {expected}")
+    twice = [column for column in COLUMNS if list(frame.columns).count(column) > 1]
+    if twice:
+        raise InputError(f"{source} has more than one column {', '.join(twice)}; {expected}")
+
+
+def _cells(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns `COLUMNS`, rows numbered from 0: names folded, everything else float64, NaN where it is no number."""
+    frame = frame.reset_index(drop=True)
+    if "timestamp" not in frame:
+        frame = frame.assign(timestamp=0)
+    cells = {column: _numbers(frame[column]) for column in COLUMNS if column in frame and column != "ipst"}
+    cells["ipst"] = frame["ipst"].astype("str").str.strip().str.lower()
+    if "mem_bin" not in frame:
+        # What is no memory breaks its own rule; it needs some bin here only so that it breaks no second one.
+        memory = cells["memory"].where(cells["memory"].between(0, MAX_MEMORY_GB), 0)
+        cells["mem_bin"] = pd.Series(needed_bin(memory), dtype=float)
+    return pd.DataFrame(cells, columns=list(COLUMNS))
+
+
+def _numbers(values: pd.Series) -> pd.Series:
+    numbers = values
+    if not is_any_real_numeric_dtype(values):
+        # As text, so that True, dates and whole numbers too large for a float are judged like the cells of a CSV.
+        numbers = pd.to_numeric(values.astype("str"), errors="coerce")
+    return numbers.astype(float)

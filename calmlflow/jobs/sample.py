@@ -1,133 +1,146 @@
-"""A synthetic sample of jobs with the archive's mix, and with its rare, expensive jobs.
+"""A synthetic archive: job records drawn from the figures of 36 regimes of real HST jobs (``regimes.csv``)."""
 
-``regimes.csv`` holds, for each of 36 regimes of real jobs (one combination of instrument, detector, dtype, drizcorr,
-pctecorr and subarray), its share, percentiles of its sizes, and log-linear fits of memory and wallclock on size.
-"""
-
-from importlib.resources import files
+from importlib import resources
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from calmlflow.hst.dataset import INSTRUMENT_CODES
+from calmlflow.hst.dataset import INSTRUMENTS
 from calmlflow.hst.errors import InputError
 from calmlflow.hst.ladder import LADDER, needed_bin
+from calmlflow.jobs.records import COLUMNS, MIN_MEMORY_GB
 
-DEFAULT_SIZE = 20_000
-
-_FIRST_JOB = 1_700_000_000
-_SECONDS_BETWEEN_JOBS = 600
-# Detectors read out in a handful of modes, so a regime has few sizes per file: these quantiles of its distribution.
-_MODES = np.array([0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95])
-# Jobs with equal features that need more memory also run longer.
+_MAX_JOBS = 5_000_000
+_MAX_MEMORY_GB = 57.0
+_MIN_WALLCLOCK_S, _MAX_WALLCLOCK_S = 5, 172_800
+# Number of jobs behind the regimes' figures.
+_REAL_JOBS = 44_916
+# Of the residuals of ln(memory) and ln(wallclock), over all real jobs with equal features.
 _CORRELATION = 0.15
-# What no job of the archive goes beyond.
-_MEMORY_GB = (0.2, 57.0)
-_WALLCLOCK_S = (5.0, 172_800.0)
-_RARE_BIN_JOBS = 5
-_ALPHABET = np.array(list("0123456789abcdefghijklmnopqrstuvwxyz"))
+# An instrument reads out in a few modes, so a regime has this many megabytes per file, no continuum of them.
+_SIZES = 7
+# The jobs end within 120 days from 1 January 2021.
+_FIRST_TIMESTAMP, _DAYS = 1_609_459_200, 120
+_SPARE = 50_000
+_DIGITS = np.array(list("0123456789abcdefghijklmnopqrstuvwxyz"))
 
 
-def draw_sample(n: int = DEFAULT_SIZE, seed: int = 0) -> pd.DataFrame:
-    """Draw synthetic job records.
+def _regimes() -> pd.DataFrame:
+    """The figures of the 36 regimes: keys, share, ranges, and log-linear fits of memory and wallclock."""
+    with (resources.files(__package__) / "regimes.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file)
+
+
+def draw_sample(n: int = 20_000, seed: int = 0) -> pd.DataFrame:
+    """Draw synthetic job records with the archive's mix of jobs.
+
+    A job's regime follows the regimes' shares; its files and megabytes follow the regime's percentiles; its memory and
+    wallclock follow the regime's log-linear fits with log-normal residuals, redrawn where they leave 0.2-57 GB or
+    5-172,800 s. Bins 2 and 3 are about 0.4 % of the jobs, as in the archive. At least ``min(5, n // 10)`` jobs need
+    each bin: where the draw gives fewer, more jobs are drawn, and the first ones that need such a bin take the places
+    of jobs of the bin that most jobs need.
 
     Parameters
     ----------
-    n : int
-        How many, 1 or more.
-    seed : int
-        Equal sizes and seeds give equal records.
+    n : int, default 20,000
+        Number of jobs, 1 to 5,000,000.
+    seed : int, default 0
+        The same ``n`` and ``seed`` give the same records.
 
     Returns
     -------
-    DataFrame
-        Columns of `calmlflow.jobs.records.COLUMNS`. Each memory bin has min(5, n // 10) jobs at least: where chance
-        gave fewer, the memory of the jobs that came closest is drawn again within that bin.
+    DataFrame of n records
+        With the columns `COLUMNS`, all valid.
+
+    Raises
+    ------
+    InputError
+        ``n`` or ``seed`` is out of range.
     """
-    if n < 1:
-        raise InputError(f"sample size is {n}; expected 1 or more")
-    generator = np.random.default_rng([seed, n])
-    with files("calmlflow.jobs").joinpath("regimes.csv").open() as file:
-        regimes = pd.read_csv(file)
-    shares = regimes["share"].to_numpy()
-    regime = regimes.iloc[generator.choice(len(regimes), n, p=shares / shares.sum())].reset_index(drop=True)
+    if not 1 <= n <= _MAX_JOBS:
+        raise InputError(f"a sample of {n} jobs was asked for; expected 1 to {_MAX_JOBS}")
+    if seed < 0:
+        raise InputError(f"seed of the sample is {seed}; expected 0 or more")
+    rng = np.random.default_rng(seed)
+    jobs = _draw_jobs(n, rng)
+    at_least = min(5, n // 10)
+    while (counts := np.bincount(jobs["mem_bin"], minlength=len(LADDER))).min() < at_least:
+        rare = int(counts.argmin())
+        spare = _draw_jobs(_SPARE, rng).query("mem_bin == @rare").head(at_least - counts[rare])
+        places = rng.choice(np.flatnonzero(jobs["mem_bin"] == counts.argmax()), len(spare), replace=False)
+        jobs.loc[places] = spare.set_axis(places)
+    jobs["ipst"] = _names(jobs["instr"].to_numpy(), jobs["dtype"].to_numpy(), rng)
+    jobs["timestamp"] = _FIRST_TIMESTAMP + rng.integers(0, _DAYS * 86_400, n)
+    return jobs[list(COLUMNS)]
 
-    n_files = _quantile(generator.random(n), regime, "n_files", {"p5": 0.05, "p50": 0.5, "p95": 0.95, "max": 1.0})
-    n_files = np.maximum(np.round(n_files), 1)
-    mode = generator.choice(_MODES, n)
-    mb_per_file = _quantile(mode, regime, "mb_per_file", {"p5": 0.05, "p50": 0.5, "p95": 0.95})
-    total_mb = np.round(n_files * mb_per_file)
-    crsplit_edges = np.cumsum(regime[["crsplit_0", "crsplit_1"]].to_numpy(), axis=1)
-    crsplit = (generator.random(n)[:, None] >= crsplit_edges).sum(axis=1)
 
-    noise = generator.standard_normal((2, n))
-    wallclock_noise = _CORRELATION * noise[0] + np.sqrt(1 - _CORRELATION**2) * noise[1]
-    log_memory = _expected_log(regime, "memory", total_mb)
-    memory = np.clip(np.exp(log_memory + regime["log_memory_sd"].to_numpy() * noise[0]), *_MEMORY_GB)
-    memory = _with_rare_bins(generator, memory, log_memory, regime["log_memory_sd"].to_numpy())
-    log_wallclock = _expected_log(regime, "wallclock", total_mb)
-    wallclock = np.exp(log_wallclock + regime["log_wallclock_sd"].to_numpy() * wallclock_noise)
+def _draw_jobs(n: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Features and targets of n jobs, as they come."""
+    regimes = _regimes()
+    chosen = rng.choice(len(regimes), n, p=regimes["share"] / regimes["share"].sum())
+    job = {str(name): values.to_numpy()[chosen] for name, values in regimes.items()}
 
+    at = rng.random(n)
+    n_files = _quantile(at, job["n_files_p5"], job["n_files_p50"], job["n_files_p95"])
+    # Past the 95th percentile, a Pareto tail that reaches the regime's maximum once in all its real jobs.
+    tail_jobs = 0.05 * _REAL_JOBS * job["share"]
+    steepness = np.log(job["n_files_max"] / job["n_files_p95"]) / np.log(tail_jobs)
+    n_files *= (0.05 / np.minimum(1 - at, 0.05)) ** steepness
+    n_files = np.minimum(n_files.round(), job["n_files_max"])
+
+    at = (rng.integers(0, _SIZES, n) + 0.5) / _SIZES
+    mb_per_file = _quantile(at, job["mb_per_file_p5"], job["mb_per_file_p50"], job["mb_per_file_p95"])
+    total_mb = (n_files * mb_per_file).round()
+    at = rng.random(n) * (job["crsplit_0"] + job["crsplit_1"] + job["crsplit_2"])
+    crsplit = (at >= job["crsplit_0"]).astype(int) + (at >= job["crsplit_0"] + job["crsplit_1"])
+
+    memory_gb, wallclock_s = _draw_targets(job, np.log1p(total_mb), rng)
     return pd.DataFrame(
-        {
-            "ipst": _names(generator, regime["instr"].to_numpy(), regime["dtype"].to_numpy()),
-            "timestamp": _FIRST_JOB + _SECONDS_BETWEEN_JOBS * np.arange(n),
-            "n_files": n_files.astype(np.int64),
-            "total_mb": total_mb,
-            "drizcorr": regime["drizcorr"],
-            "pctecorr": regime["pctecorr"],
-            "crsplit": crsplit,
-            "subarray": regime["subarray"],
-            "detector": regime["detector"],
-            "dtype": regime["dtype"],
-            "instr": regime["instr"],
-            "wallclock": np.round(np.clip(wallclock, *_WALLCLOCK_S)),
-            "memory": memory,
-            "mem_bin": needed_bin(memory),
-        }
+        {"n_files": n_files.astype(int), "total_mb": total_mb, "crsplit": crsplit}
+        | {key: job[key] for key in ("drizcorr", "pctecorr", "subarray", "detector", "dtype", "instr")}
+        | {"wallclock": wallclock_s, "memory": memory_gb, "mem_bin": needed_bin(memory_gb)}
     )
 
 
-def _quantile(at: NDArray, regime: pd.DataFrame, name: str, levels: dict[str, float]) -> NDArray:
-    """Value of each job at a quantile of its regime, on straight lines through the percentiles that are known."""
-    knots = regime[[f"{name}_{level}" for level in levels]].to_numpy(dtype=float)
-    positions = np.array(list(levels.values()))
-    upper = np.clip(np.searchsorted(positions, at), 1, len(positions) - 1)
-    fraction = np.clip((at - positions[upper - 1]) / (positions[upper] - positions[upper - 1]), 0, 1)
-    row = np.arange(len(at))
-    return knots[row, upper - 1] + fraction * (knots[row, upper] - knots[row, upper - 1])
+def _quantile(
+    at: NDArray[np.float64], p5: NDArray[np.float64], p50: NDArray[np.float64], p95: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Quantiles, straight in log1p between three percentiles, and flat outside them; all arrays of shape (n,)."""
+    up = np.clip((at - 0.05) / 0.45, 0, 2)
+    low, mid, high = np.log1p(p5), np.log1p(p50), np.log1p(p95)
+    return np.expm1(np.where(up < 1, low + (mid - low) * up, mid + (high - mid) * (up - 1)))
 
 
-def _expected_log(regime: pd.DataFrame, target: str, total_mb: NDArray) -> NDArray:
-    return (regime[f"log_{target}_intercept"] + regime[f"log_{target}_slope"] * np.log1p(total_mb)).to_numpy()
+def _draw_targets(
+    job: dict[str, NDArray], log_mb: NDArray[np.float64], rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Memory in GB, to the kilobyte, and wallclock in whole seconds."""
+    n = len(log_mb)
+    memory_gb, wallclock_s = np.zeros(n), np.zeros(n)
+    redraw = np.arange(n)
+    while redraw.size:
+        residual = rng.normal(size=(2, redraw.size))
+        residual[1] = _CORRELATION * residual[0] + np.sqrt(1 - _CORRELATION**2) * residual[1]
+        for drawn, target, unit, z in zip(
+            (memory_gb, wallclock_s), ("memory", "wallclock"), (6, 0), residual, strict=True
+        ):
+            fit = job[f"log_{target}_intercept"] + job[f"log_{target}_slope"] * log_mb
+            drawn[redraw] = np.exp(fit[redraw] + job[f"log_{target}_sd"][redraw] * z).round(unit)
+        possible = (
+            (memory_gb >= MIN_MEMORY_GB)
+            & (memory_gb <= _MAX_MEMORY_GB)
+            & (wallclock_s >= _MIN_WALLCLOCK_S)
+            & (wallclock_s <= _MAX_WALLCLOCK_S)
+        )
+        redraw = np.flatnonzero(~possible)
+    return memory_gb, wallclock_s
 
 
-def _with_rare_bins(generator: np.random.Generator, memory: NDArray, log_expected: NDArray, sd: NDArray) -> NDArray:
-    """Give each bin its minimum of jobs, from the jobs that need the fewest deviations to get there."""
-    memory = memory.copy()
-    least = min(_RARE_BIN_JOBS, len(memory) // 10)
-    limits = [_MEMORY_GB[0], *(rung.limit_gb for rung in LADDER)]
-    for rung in range(len(LADDER)):
-        bins = needed_bin(memory)
-        lacking = least - int(np.sum(bins == rung))
-        if lacking <= 0:
-            continue
-        low, high = limits[rung], min(limits[rung + 1], _MEMORY_GB[1])
-        middle = np.log((low + high) / 2)
-        # Only bins that can spare a job give one.
-        spare = np.bincount(bins, minlength=len(LADDER))[bins] > least + lacking
-        distance = np.where(spare, np.abs(middle - log_expected) / sd, np.inf)
-        chosen = np.argsort(distance, kind="stable")[:lacking]
-        memory[chosen] = low + (high - low) * generator.uniform(0.02, 0.98, lacking)
-    return memory
-
-
-def _names(generator: np.random.Generator, instr: NDArray, dtype: NDArray) -> NDArray[np.str_]:
-    """Unique ipppssoots whose first letter and last character say what the features say."""
-    letters = np.array(list(INSTRUMENT_CODES))
-    # A random start and an odd stride walk through the 36^7 names without meeting one twice.
-    number = (int(generator.integers(36**7)) + np.arange(len(instr), dtype=np.int64) * 7_654_321) % 36**7
-    digits = number[:, None] // 36 ** np.arange(6, -1, -1) % 36
-    middle = _ALPHABET[digits].view(f"<U{digits.shape[1]}").ravel()
-    return np.strings.add(np.strings.add(letters[instr], middle), np.where(dtype == 1, "0", "q"))
+def _names(instr: NDArray[np.int64], dtype: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.str_]:
+    """Unique ipppssoots: instrument's letter, seven letters or digits, then ``0`` for an association, else ``q``."""
+    numbers = rng.choice(len(_DIGITS) ** 7, len(instr), replace=False)
+    parts = [np.array(list(INSTRUMENTS))[instr]]
+    parts += [_DIGITS[numbers // len(_DIGITS) ** place % len(_DIGITS)] for place in range(7)]
+    parts.append(np.where(dtype == 1, "0", "q"))
+    return np.stack(parts, axis=1).reshape(-1).view("U9")
