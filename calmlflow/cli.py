@@ -32,7 +32,10 @@ def server(
     from calmlflow import server as embedded
 
     if detach:
-        embedded.start(port, s3_port)
+        known = embedded.running()
+        started = embedded.start(port, s3_port)
+        say(f"{'already running' if known else 'started'}: MLflow {started.tracking_uri}, S3 {started.s3_endpoint}")
+        say(f"credentials: {started.credentials_file}; environment of clients: calmlflow server env")
     else:
         embedded.serve(port, s3_port)
 
@@ -42,7 +45,7 @@ def server_stop() -> None:
     """Stop the server that runs in the background, or in another terminal."""
     from calmlflow import server as embedded
 
-    embedded.stop()
+    say("stopped" if embedded.stop() else "no embedded server was running")
 
 
 @server_app.command("env")
