@@ -38,7 +38,7 @@ test: .venv/installed-test
 	python -m pytest
 
 test-slow: .venv/installed-test
-	python -m pytest -m slow
+	python -m pytest -m slow || [ $$? -eq 5 ]
 
 lint: .venv/installed-test
 	ruff check .

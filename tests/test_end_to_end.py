@@ -18,7 +18,7 @@ CONTROLS = {
     "iabc01xyq": "n_files=2\ntotal_mb=4.1\nDETECTOR=UVIS\nSUBARRAY=False\nDRIZCORR=OMIT\nPCTECORR=OMIT\nCRSPLIT=1",
     "ibcd02010": "n_files=5\ntotal_mb=66.2\nDETECTOR=IR\nSUBARRAY=False\nDRIZCORR=PERFORM",
     "jabc03020": "n_files=17\ntotal_mb=9.6\nDETECTOR=SBC\nSUBARRAY=False\nDRIZCORR=PERFORM\nPCTECORR=OMIT",
-    "jbcd04010": "n_files=5\ntotal_mb=171.7\nDETECTOR=WFC\nSUBARRAY=False\nDRIZCORR=PERFORM\nPCTECORR=PERFORM\nCRSPLIT=1",
+    "jbcd04010": "n_files=5\ntotal_mb=171.7\nDETECTOR=WFC\nSUBARRAY=F\nDRIZCORR=PERFORM\nPCTECORR=PERFORM\nCRSPLIT=1",
     "labc05010": "n_files=3\ntotal_mb=2.3\nDETECTOR=NUV\nSUBARRAY=True",
     "oabc06090": "n_files=7\ntotal_mb=11.1\nDETECTOR=NUV-MAMA\nSUBARRAY=False\n",
 }
@@ -143,7 +143,8 @@ def test_results_read_back_without_tensorflow(trained):
     code = f"""
 import sys
 from calmlflow.results.files import read_results
-results = [read_results({str(trained)!r} + "/results/" + target, target) for target in ("mem_bin", "memory", "wallclock")]
+folder = {str(trained / "results")!r}
+results = [read_results(folder + "/" + target, target) for target in ("mem_bin", "memory", "wallclock")]
 print(len(results[0].y_scores), *(len(found.predictions) for found in results[1:]), "tensorflow" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -222,7 +223,7 @@ from calmlflow.predictor import Predictor
 print(Predictor().predict("jabc03020", {"n_files": "17", "total_mb": "9.6"})["source"])
 print(*{"tensorflow", "keras", "mlflow", "pandas", "sklearn", "matplotlib"} & set(sys.modules))
 """
-    predict(server, tmp_path, *list(CONTROLS.items())[0])
+    predict(server, tmp_path, *next(iter(CONTROLS.items())))
     done = run(server, sys.executable, "-c", code)
     assert done.stdout.splitlines() == ["registry", ""], done.stderr
 
@@ -393,7 +394,7 @@ def test_an_unreachable_server_is_one_line(server, tmp_path):
         assert done.stderr.startswith("error: "), done.stderr[-2000:]
         assert len(done.stderr.splitlines()) == 1
         assert "127.0.0.1:9" in done.stderr.replace("host='127.0.0.1', port=9", "127.0.0.1:9")
-    done = predict(server, tmp_path, *list(CONTROLS.items())[0], **nowhere)
+    done = predict(server, tmp_path, *next(iter(CONTROLS.items())), **nowhere)
     assert (done.returncode, done.stdout) == (1, "")
     assert "no MLflow server answers at http://127.0.0.1:9" in done.stderr
 
