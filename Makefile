@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 export MPLCONFIGDIR ?= $(CURDIR)/.calmlflow/matplotlib
 
-.PHONY: run test test-slow lint format bench ui server stop clean
+.PHONY: run test test-slow lint format ui server stop clean
 
 run: .venv/installed server
 	mlflow run . -e main --env-manager local -P data=$(DATA)

@@ -5,7 +5,6 @@ tells whether a server runs. Everything listens on the loopback address only.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -17,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from calmlflow import console, settings
+from calmlflow import console, server_lock, settings
 from calmlflow import server_parts as parts
+from calmlflow import server_ports as ports
 from calmlflow.hst.errors import CalmlflowError, InputError
 
 # A first start on a slow disk compiles MLflow's bytecode and makes its database.
@@ -70,7 +70,7 @@ def running(home: str | Path | None = None) -> Server | None:
     """
     home = _resolve(home)
     state = _read_state(home)
-    return _server(home, state) if _is_locked(home) and state.get("ready") else None
+    return _server(home, state) if server_lock.is_held(home) and state.get("ready") else None
 
 
 def start(port: int = settings.MLFLOW_PORT, s3_port: int = settings.S3_PORT, home: str | Path | None = None) -> Server:
@@ -93,7 +93,7 @@ def start(port: int = settings.MLFLOW_PORT, s3_port: int = settings.S3_PORT, hom
     with log.open("ab") as output, log.open(encoding="utf-8", errors="replace") as told:
         told.seek(0, os.SEEK_END)
         daemon = None
-        if not _is_locked(home):
+        if not server_lock.is_held(home):
             command = [sys.executable, "-m", "calmlflow.server", str(port), str(s3_port), str(home)]
             daemon = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
@@ -112,18 +112,18 @@ def stop(home: str | Path | None = None) -> bool:
     home = _resolve(home)
     if not (home / "server.lock").exists():
         return False
-    found = _is_locked(home)
+    found = server_lock.is_held(home)
     if found:
         # A supervisor that has only just begun may not have written its number yet.
-        parts.wait_until(lambda: _read_state(home).get("pid") or not _is_locked(home), 5.0)
+        parts.wait_until(lambda: _read_state(home).get("pid") or not server_lock.is_held(home), 5.0)
         for number, patience_s in ((signal.SIGTERM, _STOP_TIMEOUT_S), (signal.SIGKILL, 5.0)):
             pid = _read_state(home).get("pid")
-            if pid and _is_locked(home):
+            if pid and server_lock.is_held(home):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
-            if parts.wait_until(lambda: not _is_locked(home), patience_s):
+            if parts.wait_until(lambda: not server_lock.is_held(home), patience_s):
                 break
-    with _lock(home):
+    with server_lock.hold(home):
         return parts.end_leftovers(home) or found
 
 
@@ -142,18 +142,18 @@ def serve(port: int = settings.MLFLOW_PORT, s3_port: int = settings.S3_PORT, hom
         ended by itself (the other is stopped then).
     """
     home = _prepare(port, s3_port, home)
-    with _lock(home), _stop_signals() as signals:
+    with server_lock.hold(home), _stop_signals() as signals:
         before = _read_state(home).get("internal_ports", ())
         state: dict = {"pid": os.getpid(), "port": port, "s3_port": s3_port, "internal_ports": before}
         try:
             _write_state(home, state)
             parts.end_leftovers(home)
-            _require_free(port, "--port")
-            _require_free(s3_port, "--s3-port")
-            state["internal_ports"] = parts.store_ports({port, s3_port}, before)
+            ports.require_free(port, "--port")
+            ports.require_free(s3_port, "--s3-port")
+            state["internal_ports"] = ports.store_ports({port, s3_port}, before)
             _run(home, state, signals)
         finally:
-            parts.remove_sockets(state["internal_ports"])
+            ports.remove_sockets(state["internal_ports"])
             _write_state(home, state | {"pid": None})
 
 
@@ -210,7 +210,7 @@ def _await_ready(home: Path, daemon: subprocess.Popen[bytes] | None, told: Calla
         while (server := running(home)) is None:
             ended = daemon is None or daemon.poll() is not None
             # Ended and not locked: had another supervisor been quicker than ours, it would hold the lock.
-            gone = ended and not _is_locked(home)
+            gone = ended and not server_lock.is_held(home)
             for line in told().splitlines():
                 last = line
                 if not line.startswith("error: "):
@@ -275,44 +275,7 @@ def _write_state(home: Path, state: dict) -> None:
     parts.write_private(home / "server.json", json.dumps(state))
 
 
-def _require_free(port: int, option: str) -> None:
-    try:
-        free = parts.is_free(port)
-    except PermissionError:
-        raise CalmlflowError(f"port {port} is the system's; expected one from 1024 up, see {option}") from None
-    if not free:
-        raise CalmlflowError(
-            f"port {port} of {settings.HOST} is in use by another program; expected a free one: choose it with {option}"
-        )
-
-
-# -- Lock and signals -----------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _lock(home: Path) -> Iterator[None]:
-    """Hold the home's lock; the kernel releases it when the process ends, however that comes."""
-    with (home / "server.lock").open("a") as file:
-        # Patience for `_is_locked` of another process, which holds the lock for a moment.
-        if not parts.wait_until(lambda: _try_lock(file.fileno(), fcntl.LOCK_EX), 1.0):
-            raise CalmlflowError(f"a server of {home} runs already (or starts just now); expected none: stop it first")
-        yield
-
-
-def _is_locked(home: Path) -> bool:
-    try:
-        with (home / "server.lock").open() as file:
-            return not _try_lock(file.fileno(), fcntl.LOCK_SH)
-    except OSError:
-        return False
-
-
-def _try_lock(file: int, mode: int) -> bool:
-    try:
-        fcntl.flock(file, mode | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+# -- Signals --------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

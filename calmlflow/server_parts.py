@@ -7,18 +7,16 @@ import configparser
 import contextlib
 import ctypes
 import http.client
-import itertools
 import json
 import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from botocore.auth import S3SigV4Auth
@@ -27,16 +25,11 @@ from botocore.credentials import Credentials
 
 from calmlflow import settings
 from calmlflow.hst.errors import CalmlflowError
+from calmlflow.server_ports import STORE_PORTS
 
 REGION = "us-east-1"
 
-STORE_PORTS = ("master.port", "volume.port", "filer.port", "admin.port", "s3.port.grpc")
-"""Options of ``weed mini`` that name the ports its parts use among themselves."""
-
-GRPC_OFFSET = 10_000
-"""Every part of the store listens on a second port, this much above its first. Parts assume it of one another."""
-
-_MARK = "CALMLFLOW_SERVER_HOME"
+_MARK = "EMBEDDED_SERVER_OF"
 # Variables of the user's that would make the embedded server another server, or give it the user's own credentials.
 _FOREIGN_PREFIXES = ("AWS_", "BOTO", "S3_", "MLFLOW_", "_MLFLOW_", "WEED_", "UVICORN_")
 _FOREIGN = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
@@ -192,14 +185,6 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-def remove_sockets(internal_ports: Sequence[int]) -> None:
-    """Remove the socket files that the ended store leaves in the system's temporary folder."""
-    for port in (*internal_ports, *(port + GRPC_OFFSET for port in internal_ports)):
-        for path in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):  # noqa: S108 - the store's own choice
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
 def wait_until(condition: Callable[[], object], timeout_s: float) -> bool:
     """Poll until the condition holds; False where it did not within the time."""
     deadline = time.monotonic() + timeout_s
@@ -208,38 +193,6 @@ def wait_until(condition: Callable[[], object], timeout_s: float) -> bool:
             return False
         time.sleep(0.05)
     return True
-
-
-# -- Ports ----------------------------------------------------------------------------------------------------------
-
-
-def is_free(port: int) -> bool:
-    """True where this process could listen on the port now. PermissionError for a port of the system's."""
-    with socket.socket() as probe:
-        # As servers do: a port whose last connections have only just closed counts as free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.HOST, port))
-        except PermissionError:
-            raise
-        except OSError:
-            return False
-    return True
-
-
-def store_ports(taken: Collection[int], before: Sequence[int] = ()) -> list[int]:
-    """Ports for `STORE_PORTS`: those of the last start where they can still be had, else others.
-
-    Both the ports and their gRPC twins lie below the range from which systems draw ports of outgoing connections.
-    """
-
-    def is_usable(port: int) -> bool:
-        return all(number not in taken and is_free(number) for number in (port, port + GRPC_OFFSET))
-
-    if len(before) == len(STORE_PORTS) and all(map(is_usable, before)):
-        return list(before)
-    candidates = secrets.SystemRandom().sample(range(10_000, 20_000), 10_000)
-    return list(itertools.islice(filter(is_usable, candidates), len(STORE_PORTS)))
 
 
 # -- Credentials and readiness --------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from calmlflow import server as embedded
-from calmlflow import server_parts, settings
+from calmlflow import server_parts, server_ports, settings
 from calmlflow.hst.errors import CalmlflowError, InputError
 
 PROJECT = Path(__file__).parents[1]
@@ -53,7 +53,7 @@ def process_of(home, word):
 def sockets_of(home):
     """Files that the store makes outside the home folder."""
     ports = json.loads((home / "server.json").read_text())["internal_ports"]
-    names = [f"seaweedfs-*-grpc-{port + offset}.sock" for port in ports for offset in (0, server_parts.GRPC_OFFSET)]
+    names = [f"seaweedfs-*-grpc-{port + offset}.sock" for port in ports for offset in (0, server_ports.GRPC_OFFSET)]
     return [path for name in names for path in Path("/tmp").glob(name)]
 
 
@@ -362,9 +362,9 @@ def test_a_process_number_in_the_state_is_not_trusted(tmp_path):
 
 
 def test_internal_ports_are_kept_while_they_are_free():
-    ports = server_parts.store_ports(())
-    assert len(set(ports)) == len(server_parts.STORE_PORTS)
-    assert server_parts.store_ports((), ports) == ports
-    assert server_parts.store_ports({ports[0]}, ports) != ports
-    with listener(ports[2] + server_parts.GRPC_OFFSET):
-        assert ports[2] not in server_parts.store_ports((), ports)
+    ports = server_ports.store_ports(())
+    assert len(set(ports)) == len(server_ports.STORE_PORTS)
+    assert server_ports.store_ports((), ports) == ports
+    assert server_ports.store_ports({ports[0]}, ports) != ports
+    with listener(ports[2] + server_ports.GRPC_OFFSET):
+        assert ports[2] not in server_ports.store_ports((), ports)
