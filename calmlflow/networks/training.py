@@ -39,7 +39,7 @@ class TrainingConfig:
     learning_rate: float = 3e-3
     weight_decay: float = 1e-4
     patience: int = 500
-    linear_share: float = 0.5
+    linear_share: float = 0.1
 
 
 DEFAULTS = {network: TrainingConfig() for network in ("mem_clf", "mem_reg", "wall_reg")}
