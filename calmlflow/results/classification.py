@@ -17,7 +17,7 @@ PROBA_COLUMNS = ("y_true", "y_pred", "proba")
 ACC_LOSS = ("train_acc", "train_loss", "test_acc", "test_loss")
 
 # Keras clips here too, so that the test loss can be held against the training loss.
-_SMALLEST_PROBABILITY = 1e-7
+SMALLEST_PROBABILITY = 1e-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +150,7 @@ def roc_auc_by_bin(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]
 def cross_entropy(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
     """Mean negative logarithm (nats) of the probability given to the true bin, with probabilities kept above 1e-7."""
     given = probabilities[np.arange(len(y_true)), y_true]
-    return float(-np.log(np.clip(given, _SMALLEST_PROBABILITY, 1)).mean())
+    return float(-np.log(np.clip(given, SMALLEST_PROBABILITY, 1)).mean())
 
 
 def _one_hot(bins: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from calmlflow.hst.errors import InputError
 from calmlflow.results.classification import (
@@ -59,7 +60,8 @@ def read_results(folder: str | Path, target: str) -> ClassificationResults | Reg
 
     For mem_bin the files test_idx, y_scores, y_pred, y_onehot, cmx and cmx_norm must be there; for a regressor
     predictions and residuals. The field of any other file is None where the file is absent. What the earlier library
-    pickled (its false negatives and false positives) is skipped with a warning that names the file.
+    pickled (its false negatives and false positives) is skipped with a warning that names the file; where its
+    ``test_idx`` of a regressor holds memory bins, the actual values are those in ``predictions``.
 
     Parameters
     ----------
@@ -141,7 +143,7 @@ def _read_regression(folder: Path, target: str) -> RegressionResults:
     predictions = read_npy(folder / "predictions.npy", (None, 2))
     n = len(predictions)
     return RegressionResults(
-        test_idx=_if_there(folder / "test_idx.csv", lambda path: _read_split(path, target, n)),
+        test_idx=_if_there(folder / "test_idx.csv", lambda path: _read_regression_split(path, target, predictions)),
         predictions=predictions,
         residuals=read_npy(folder / "residuals.npy", (n,)),
         loss=_if_there(folder / "loss.npz", lambda path: _read_scalars(path, LOSS)),
@@ -166,9 +168,18 @@ def _read_split(path: Path, target: str, n: int) -> pd.Series:
     return split
 
 
+def _read_regression_split(path: Path, target: str, predictions: NDArray[np.float64]) -> pd.Series:
+    table = read_csv(path, ("ipst",))
+    if target not in table and "mem_bin" in table:
+        # The earlier library splits once and leaves the memory bins in the folder of every network: the names hold.
+        names = _read_split(path, "mem_bin", len(predictions)).index
+        return pd.Series(predictions[:, 1], index=names, name=target)
+    return _read_split(path, target, len(predictions))
+
+
 def _read_onehot(path: Path, n: int) -> pd.DataFrame:
     # The earlier library writes True and False where pandas gives it booleans.
-    table = read_csv(path, ONEHOT_COLUMNS).replace({"True": "1", "False": "0"})
+    table = read_csv(path, ONEHOT_COLUMNS)[list(ONEHOT_COLUMNS)].replace({"True": "1", "False": "0"})
     if len(table) != n or not table.isin(["0", "1"]).all(axis=None):
         raise InputError(f"{path} has {len(table)} rows; expected {n} of 0 and 1, one per prediction")
     return table.astype(np.int64)

@@ -70,19 +70,19 @@ def read_npz_unless_pickled(path: Path, keys: tuple[str, ...] = ()) -> dict[str,
     return _with_keys(members, keys, path)
 
 
-def read_csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """The named columns of a .csv file, as text."""
+def read_csv(path: Path, columns: tuple[str, ...], dtype: Any = str) -> pd.DataFrame:
+    """The table in a .csv file, as text or as the dtypes that pandas is told; ``columns`` must be among its own."""
     data = _read_bytes(path)
     # A file cut in the middle of its last number would still parse; writers end every row with a newline.
     if not data.endswith(b"\n"):
         raise InputError(f"{path} is damaged (its last line has no end); expected columns {', '.join(columns)}")
     try:
-        table = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False)
+        table = pd.read_csv(io.BytesIO(data), dtype=dtype, keep_default_na=False, low_memory=False)
     except (ValueError, pd.errors.ParserError) as error:
         raise InputError(f"{path} is damaged ({_first_line(error)}); expected columns {', '.join(columns)}") from None
     if absent := [column for column in columns if column not in table.columns]:
         raise InputError(f"{path} has no column {absent[0]!r}; expected columns {', '.join(columns)}")
-    return table[list(columns)]
+    return table
 
 
 def read_json_text(path: Path) -> str:

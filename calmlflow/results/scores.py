@@ -20,7 +20,7 @@ SMALLEST_PREDICTION = 1e-3
 
 
 def classification_scores(
-    y_true: ArrayLike, probabilities: ArrayLike, chosen: ArrayLike, wallclock_s: ArrayLike
+    y_true: ArrayLike, probabilities: ArrayLike, chosen: ArrayLike, wallclock_s: ArrayLike | None = None
 ) -> dict[str, float]:
     """Score the memory bins of a test split.
 
@@ -32,8 +32,8 @@ def classification_scores(
         Softmax of the classifier.
     chosen : array_like of int, shape (n,)
         Bins that were decided on; need not be the most probable ones.
-    wallclock_s : array_like of float, shape (n,)
-        Actual wallclock of the jobs, seconds.
+    wallclock_s : array_like of float, shape (n,), optional
+        Actual wallclock of the jobs, seconds. Without it excess_cost is left out.
 
     Returns
     -------
@@ -55,7 +55,8 @@ def classification_scores(
     Guo et al., On calibration of modern neural networks, ICML 2017 (ece).
     """
     y_true, chosen = memory_bins(y_true, "y_true"), memory_bins(chosen, "chosen")
-    wallclock_s = wallclock_seconds(wallclock_s, len(y_true))
+    if len(y_true) == 0:
+        raise InputError("y_true is empty; expected at least one job")
     if len(chosen) != len(y_true):
         raise InputError(f"chosen has {len(chosen)} values; expected {len(y_true)}, as many as y_true")
     probabilities = probability_rows(probabilities, len(y_true))
@@ -71,8 +72,9 @@ def classification_scores(
         "ece": _calibration_error(y_true, probabilities),
         "underallocated": float(np.mean(chosen < y_true)),
         "overallocated": float(np.mean(chosen > y_true)),
-        "excess_cost": excess_cost(chosen, y_true, wallclock_s),
     }
+    if wallclock_s is not None:
+        scores["excess_cost"] = excess_cost(chosen, y_true, wallclock_seconds(wallclock_s, len(y_true)))
     by_bin = {
         "precision": np.where(present, hits / np.maximum(picked, 1), np.nan),
         "recall": np.where(present, recall, np.nan),

@@ -1,6 +1,7 @@
 """The training set with what the networks predicted for it (``latest.csv``)."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,14 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from calmlflow.hst.errors import InputError
+from calmlflow.hst.features import FEATURES
+from calmlflow.results.formats import read_csv
 from calmlflow.results.inputs import memory_bins
 
 PREDICTIONS = ("bin_pred", "mem_pred", "wall_pred")
 PREDICTION_COLUMNS = (*PREDICTIONS, "wc_mean", "wc_std", "wc_err", "split")
+
+_NEEDED = (*FEATURES, "wallclock", "memory", "mem_bin")
 
 
 def training_table(jobs: pd.DataFrame, predictions: Mapping[str, ArrayLike], split: ArrayLike) -> pd.DataFrame:
@@ -66,3 +71,34 @@ def training_table(jobs: pd.DataFrame, predictions: Mapping[str, ArrayLike], spl
         columns["wc_err"] = (std / np.sqrt(groups.transform("size"))).to_numpy()
     table = jobs.drop(columns=list(PREDICTION_COLUMNS), errors="ignore")
     return table.assign(**{name: columns[name] for name in PREDICTION_COLUMNS if name in columns})
+
+
+def read_training_table(path: str | Path) -> pd.DataFrame:
+    """Read ``latest.csv``: what `training_table` gave, or an earlier training wrote.
+
+    Returns
+    -------
+    DataFrame
+        The columns of the file. ``ipst`` and ``split`` are text; the nine features, wallclock (seconds), memory (GB),
+        mem_bin, and those of bin_pred, mem_pred and wall_pred that are there, are finite numbers.
+
+    Raises
+    ------
+    InputError
+        The file is missing or damaged, lacks ``ipst``, a feature or a target, or holds something else than a number
+        where one is due; names file and column.
+    """
+    path = Path(path)
+    table = read_csv(path, ("ipst", *_NEEDED), {"ipst": str, "split": str})
+    for name in (*_NEEDED, *(name for name in PREDICTIONS if name in table)):
+        values = pd.to_numeric(table[name], errors="coerce")
+        if not np.all(np.isfinite(values)):
+            raise InputError(f"{path}, column {name}, holds a value that is no finite number; expected one per job")
+        table[name] = values
+    for name in ("mem_bin", "bin_pred"):
+        if name in table:
+            try:
+                table[name] = memory_bins(table[name], f"column {name}")
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from None
+    return table
