@@ -2,34 +2,35 @@
 # Needs Python 3.11, make and a package index. Everything lives in this folder: .venv, .calmlflow, data.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-PORT ?= 5000
-S3_PORT ?= 8333
+# make run PORT=5600 S3_PORT=8733 DATA=sample:5000; a server that runs keeps its ports.
 DATA ?= sample
+PORTS := $(if $(PORT),--port $(PORT)) $(if $(S3_PORT),--s3-port $(S3_PORT))
 
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export CALMLFLOW_HOME ?= $(CURDIR)/.calmlflow
-export MLFLOW_TRACKING_URI ?= http://127.0.0.1:$(PORT)
-export MLFLOW_EXPERIMENT_NAME ?= calcloud
+# The commands here speak to the embedded server, whatever server the user has turned to.
+unexport MLFLOW_TRACKING_URI MLFLOW_REGISTRY_URI MLFLOW_RUN_ID MLFLOW_EXPERIMENT_ID AWS_PROFILE AWS_ACCESS_KEY_ID
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export TF_CPP_MIN_LOG_LEVEL ?= 3
+# What libraries would keep in the home folder or in /tmp stays here too.
 export MPLCONFIGDIR ?= $(CURDIR)/.calmlflow/matplotlib
+export KERAS_HOME ?= $(CURDIR)/.calmlflow/keras
 
 .PHONY: run test test-slow lint format ui server stop clean
 
 run: .venv/installed server
-	mlflow run . -e main --env-manager local -P data=$(DATA)
+	eval "$$(calmlflow server env)" && mlflow run . -e main --env-manager local -P data=$(DATA)
 	calmlflow promote --stage Staging
 	calmlflow promote --stage Production
 	calmlflow predict j8c601020 --control examples/j8c601020_MemModelFeatures.txt --stage Production
 	@calmlflow stages
-	@echo "Open $(MLFLOW_TRACKING_URI) to see runs, artifacts and registered models; 'make stop' ends the server."
+	@eval "$$(calmlflow server env)" && echo "Open $$MLFLOW_TRACKING_URI for runs, artifacts and registered models; 'make stop' ends the server."
 
 server: .venv/installed
-	calmlflow server --detach --port $(PORT) --s3-port $(S3_PORT)
+	calmlflow server --detach $(PORTS)
 
 ui: server
-	@echo "MLflow: $(MLFLOW_TRACKING_URI)"
 
 stop: .venv/installed
 	calmlflow server stop

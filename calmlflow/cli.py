@@ -1,18 +1,19 @@
 """The operator's command."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from calmlflow import settings
+from calmlflow import __version__, settings
 from calmlflow.console import new_app, run_guarded, say
 from calmlflow.hst.errors import CalmlflowError, InputError
 
-# Whatever is heavy is imported inside its command: `calmlflow predict` answers in the time that mlflow takes to import.
+# Whatever is heavy is imported inside its command, so that `calmlflow predict` pays for nothing but its answer.
 
-app = new_app(help="Size Hubble calibration jobs: run the embedded server, predict, promote.", no_args_is_help=True)
+app = new_app(no_args_is_help=True, invoke_without_command=True)
 server_app = new_app(help="The embedded server: S3 store and MLflow tracking server, on this machine only.")
 app.add_typer(server_app, name="server", invoke_without_command=True)
 
@@ -23,16 +24,19 @@ def server(
     detach: Annotated[
         bool, typer.Option("--detach", help="Start in the background and return once it answers.")
     ] = False,
-    port: Annotated[int, typer.Option(help="Port of MLflow.", min=1, max=65535)] = settings.MLFLOW_PORT,
-    s3_port: Annotated[int, typer.Option(help="Port of S3.", min=1, max=65535)] = settings.S3_PORT,
+    port: Annotated[int | None, typer.Option(help="Port of MLflow; default 5000.", min=1, max=65535)] = None,
+    s3_port: Annotated[int | None, typer.Option(help="Port of S3; default 8333.", min=1, max=65535)] = None,
 ) -> None:
     """Run a real S3 store and an MLflow tracking server until Ctrl-C; data stays in CALMLFLOW_HOME (.calmlflow)."""
     if context.invoked_subcommand:
         return
     from calmlflow import server as embedded
 
+    known = embedded.running()
+    if known and port is None and s3_port is None:
+        port, s3_port = known.ports
+    port, s3_port = port or settings.MLFLOW_PORT, s3_port or settings.S3_PORT
     if detach:
-        known = embedded.running()
         started = embedded.start(port, s3_port)
         say(f"{'already running' if known else 'started'}: MLflow {started.tracking_uri}, S3 {started.s3_endpoint}")
         say(f"credentials: {started.credentials_file}; environment of clients: calmlflow server env")
@@ -56,8 +60,8 @@ def server_env() -> None:
     running = embedded.running()
     if running is None:
         raise CalmlflowError("no embedded server is running; expected one: start it with `calmlflow server --detach`")
-    for name, value in running.environment().items():
-        print(f"export {name}='{value}'")
+    for name, value in {**running.environment(), "MLFLOW_EXPERIMENT_NAME": settings.EXPERIMENT}.items():
+        print(f"export {name}={shlex.quote(value)}")
 
 
 @app.command()
@@ -75,11 +79,14 @@ def predict(
     from calmlflow.predictor.control import read_control_file, read_control_object
     from calmlflow.predictor.predictor import Predictor, mosaic_policy
 
-    if (control is None) == (bucket is None):
-        raise InputError("one of --control FILE and --bucket BUCKET is needed; expected where the control file is")
     if parse_dataset(dataset).is_hap:
         print(json.dumps(mosaic_policy()))
         return
+    if (control is None) == (bucket is None):
+        given = "neither" if control is None else "both"
+        raise InputError(
+            f"{given} of --control FILE and --bucket BUCKET are given; expected one: where the control file is"
+        )
     keys = read_control_file(control) if control else read_control_object(dataset, str(bucket), key)
     print(json.dumps(Predictor(stage).predict(dataset, keys)))
 
@@ -119,6 +126,14 @@ def stages(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     for model, by_stage in found.items():
         table.add_row(model, *(", ".join(map(str, by_stage.get(stage, []))) for stage in settings.STAGES))
     Console().print(table)
+
+
+@app.callback()
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    """Size Hubble calibration jobs: run the embedded server, predict, promote."""
+    if show:
+        print(__version__)
+        raise typer.Exit
 
 
 def main() -> None:

@@ -1,5 +1,8 @@
 """How a command of calmlflow talks to a person: one line for a failure, progress only on a terminal."""
 
+import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,10 +48,19 @@ def run_guarded(command: Callable[[], Any]) -> None:
     A wrong option exits with 2, anything else with 1. MLflow's own failures (an unreachable server, an unknown version,
     a refused login) count as such: their text is cut to its first line.
     """
+    # What libraries write into the home folder when they are imported, and what nobody asked for, stays away.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Ended by a scheduler: leave as after an exception, so that runs are marked and temporary files removed.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     try:
         command()
     except TyperException as error:
-        fail(error.format_message(), status=2)
+        # The bare command explains itself.
+        text = error.format_message()
+        if text.startswith("Usage:"):
+            say(text)
+            sys.exit(2)
+        fail(text, status=2)
     except CalmlflowError as error:
         fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
@@ -62,7 +74,8 @@ def run_guarded(command: Callable[[], Any]) -> None:
 
 def fail(text: str, status: int = 1) -> NoReturn:
     """Print ``error: ...`` as one line on standard error and exit."""
-    say("error: " + " ".join(text.split()))
+    # Texts of other libraries may hold an address with its password.
+    say("error: " + re.sub(r"//[^/@\s]+@", "//", " ".join(text.split())))
     sys.exit(status)
 
 

@@ -62,9 +62,9 @@ def fit_network(
     """
     target = TARGETS[network]
     values = data.jobs[target].to_numpy()
-    train, validation = (_row_set(network, data, part, values) for part in (data.fit, data.validation))
-    target_range = None if network == "mem_clf" else TargetRange.of(values[data.fit])
-    trained = train_network(network, train, validation, config, seed, target_range, on_progress)
+    sets = {part: _row_set(network, data, getattr(data, part), values) for part in ("fit", "validation", "train")}
+    target_range = None if network == "mem_clf" else TargetRange.of(values[data.train])
+    trained = train_network(network, **sets, config=config, seed=seed, target=target_range, on_progress=on_progress)
 
     models = tree / "models"
     folder = models / network
@@ -73,8 +73,8 @@ def fit_network(
     export_onnx(trained.model, folder / f"{network}.onnx", data.scaling.apply(data.rows.features))
     (models / "tx_data.json").write_text(data.scaling.to_json())
     if network == "wall_reg":
-        held_back = data.scaling.apply(data.features[data.validation])
-        kill_time = fit_kill_time(np.asarray(trained.model(held_back))[:, 0], values[data.validation])
+        held_back = distinct_rows(data.features[data.validation])
+        kill_time = fit_kill_time(trained.validated[held_back.row_of_job, 0], values[data.validation])
         (models / "killtime.json").write_text(kill_time.to_json())
     write_manifest(models)
     by_row = Bundle.load(models, [network]).predict(data.rows.features)

@@ -1,5 +1,6 @@
 """Options that several entry points share, with their help texts."""
 
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import typer
@@ -11,3 +12,26 @@ TestSize = Annotated[float, typer.Option(help="Share of the jobs held out for sc
 Register = Annotated[Literal["true", "false"], typer.Option(help="Whether the models become registered versions.")]
 Stage = Annotated[str, typer.Option(help="Stage the new version is promoted to: None, Staging or Production.")]
 Config = Annotated[str, typer.Option(help="Hyper-parameters: 'default', or a JSON file of overrides per network.")]
+
+
+def training_command(networks: Sequence[str], summary: str) -> Callable[..., None]:
+    """The command line of an entry point that trains these networks."""
+
+    def main(
+        data: Data = "sample",
+        output: Output = "data",
+        seed: Seed = 0,
+        test_size: TestSize = 0.2,
+        register: Register = "true",
+        stage: Stage = "None",
+        config: Config = "default",
+    ) -> None:
+        # Not before the options are understood: TensorFlow takes seconds to import.
+        from calmlflow.runs import TrainingRequest, train
+        from calmlflow.summary import print_training
+
+        request = TrainingRequest(data, output, seed, test_size, register == "true", stage, config)
+        print_training(train(request, networks))
+
+    main.__doc__ = summary
+    return main

@@ -47,6 +47,7 @@ class Outcome:
     floors: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
+    promoted: str = ""
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -66,7 +67,8 @@ def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS) -> Outco
     Raises
     ------
     CalmlflowError
-        The run is marked FAILED, nothing is registered, and no tree is left.
+        The run is marked FAILED. Whatever fails before the tree is complete leaves no tree and registers nothing; a
+        promotion that fails leaves tree and versions, which can be promoted later.
     """
     bundle = set(networks) == set(NETWORKS)
     name = "main" if bundle else TARGETS[networks[0]]
@@ -98,13 +100,14 @@ def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS) -> Outco
                     )
                     for target, scores in outcome.scores.items():
                         _log_scores(target, scores, outcome.floors[target])
-            if request.register:
-                with outcome.timed("register"):
-                    outcome.versions = register(models, {"data": request.data, "seed": str(request.seed)})
-            outcome.tree = tree.final
+        outcome.tree = tree.final
+        if request.register:
+            with outcome.timed("register"):
+                outcome.versions = register(models, {"data": request.data, "seed": str(request.seed)})
         if stage:
             model = BUNDLE_MODEL if bundle else NETWORK_MODELS[networks[0]]
             promote(stage, outcome.versions[model], model)
+            outcome.promoted = f"{model} version {outcome.versions[model]} is in {stage}"
         mlflow.log_metrics({f"seconds_{part}": seconds for part, seconds in outcome.seconds.items()})
     return outcome
 

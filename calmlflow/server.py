@@ -49,6 +49,12 @@ class Server:
     pid: int
     home: Path
 
+    @property
+    def ports(self) -> tuple[int, int]:
+        """Ports of MLflow and of S3."""
+        mlflow, s3 = (int(address.rpartition(":")[2]) for address in (self.tracking_uri, self.s3_endpoint))
+        return mlflow, s3
+
     def environment(self) -> dict[str, str]:
         """Variables that point MLflow and boto3 at this server. They hold no secret."""
         return {

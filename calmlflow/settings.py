@@ -1,5 +1,6 @@
 """Every name, address and environment variable of calmlflow, once. Standard library only: the predictor reads it."""
 
+import json
 import os
 from pathlib import Path
 
@@ -62,8 +63,15 @@ def cache_dir() -> Path:
 
 
 def tracking_uri() -> str:
-    """The MLflow server: ``MLFLOW_TRACKING_URI``, default the address of the embedded server."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"http://{HOST}:{MLFLOW_PORT}"
+    """The MLflow server: ``MLFLOW_TRACKING_URI``, default where the embedded server of `home` was last started."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"http://{HOST}:{_embedded_port()}"
+
+
+def _embedded_port() -> int:
+    try:
+        return int(json.loads((home() / "server.json").read_text())["port"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return MLFLOW_PORT
 
 
 def registry_uri() -> str:

@@ -3,6 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
+from calmlflow.predictor.registry_http import public_uri
 from calmlflow.runs import Outcome
 from calmlflow.settings import tracking_uri
 
@@ -37,5 +38,7 @@ def print_training(outcome: Outcome) -> None:
     console.print("seconds: " + ", ".join(f"{part} {seconds:.1f}" for part, seconds in outcome.seconds.items()))
     for model, version in outcome.versions.items():
         console.print(f"registered: {model} version {version}")
+    if outcome.promoted:
+        console.print(f"promoted:   {outcome.promoted}")
     console.print(f"results:    {outcome.tree}")
-    console.print(f"run:        {outcome.run_id} on {tracking_uri()}")
+    console.print(f"run:        {outcome.run_id} on {public_uri(tracking_uri())}")

@@ -1,5 +1,6 @@
 """How a run is written down in MLflow: parameters, epochs, lineage, environment."""
 
+import hashlib
 import logging
 import os
 import platform
@@ -20,6 +21,7 @@ from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Metric
 
 from calmlflow import settings
+from calmlflow.predictor.registry_http import check_reachable
 
 VERSIONS = ("calmlflow", "keras", "mlflow", "numpy", "onnxruntime", "pandas", "scikit-learn", "tensorflow")
 BATCH = 1000
@@ -27,15 +29,22 @@ BATCH = 1000
 
 
 def connect() -> None:
-    """Turn MLflow to `settings.tracking_uri`, and keep its notes on its own doings to itself."""
+    """Turn MLflow to `settings.tracking_uri`, and keep its notes on its own doings to itself.
+
+    Raises
+    ------
+    RegistryUnavailableError
+        It is an HTTP server that does not answer; MLflow itself would try for minutes.
+    """
     for logger in ("mlflow", "alembic"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     # Job records hold no missing values, so integer columns are what they are.
     warnings.filterwarnings("ignore", message=".*Inferred schema contains integer column.*")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # An unreachable server shall be an error now, not after minutes of retries.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    mlflow.set_tracking_uri(settings.tracking_uri())
+    warnings.filterwarnings("ignore", message=".*dataset source can be interpreted in multiple ways.*")
+    uri = settings.tracking_uri()
+    check_reachable(uri)
+    mlflow.set_tracking_uri(uri)
 
 
 @contextmanager
@@ -84,8 +93,11 @@ def log_history(history: Mapping[str, np.ndarray]) -> None:
 def log_lineage(jobs: pd.DataFrame, source: str, context: str) -> None:
     """Note which jobs a run saw: schema, size and a digest of the rows."""
     # MLflow knows files; what it cannot resolve (a sample, a store) is noted by the URI that our reader takes.
-    origin = source if Path(source).exists() else CodeDatasetSource(tags={"calmlflow.data": source})
-    dataset = from_pandas(jobs.reset_index(drop=True), source=origin, name=f"jobs-{context}")
+    is_file = not source.startswith("sample") and Path(source).exists()
+    origin = source if is_file else CodeDatasetSource(tags={"calmlflow.data": source})
+    # MLflow's own digest looks at the first rows only.
+    digest = hashlib.sha256(pd.util.hash_pandas_object(jobs, index=False).to_numpy().tobytes()).hexdigest()[:8]
+    dataset = from_pandas(jobs.reset_index(drop=True), source=origin, name=f"jobs-{context}", digest=digest)
     mlflow.log_input(dataset, context=context)
 
 

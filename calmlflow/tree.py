@@ -18,6 +18,19 @@ class Tree(NamedTuple):
     final: Path
 
 
+def _named(output: Path, epoch: int) -> Tree | None:
+    """Claim the name of that second, or None where it is taken."""
+    name = f"{datetime.fromtimestamp(epoch, UTC).date().isoformat()}-{epoch}"
+    tree = Tree(output / f".{name}", output / name)
+    if tree.final.exists():
+        return None
+    try:
+        tree.partial.mkdir()
+    except FileExistsError:
+        return None
+    return tree
+
+
 @contextmanager
 def new_tree(output: Path) -> Iterator[Tree]:
     """Make a new folder ``{date}-{epoch}`` in ``output``, there under its name only once the block has ended well.
@@ -28,19 +41,13 @@ def new_tree(output: Path) -> Iterator[Tree]:
         ``output`` cannot be written.
     """
     epoch = int(time.time())
-    while True:
-        name = f"{datetime.fromtimestamp(epoch, UTC).date().isoformat()}-{epoch}"
-        tree = Tree(output / f".{name}", output / name)
-        try:
-            if not tree.final.exists():
-                tree.partial.mkdir(parents=True)
-                break
-        except FileExistsError:
-            pass
-        except OSError as error:
-            raise CalmlflowError(f"output {output} cannot be written ({error.strerror}); expected a folder") from None
-        # Another training began in the same second.
-        epoch += 1
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        while not (tree := _named(output, epoch)):
+            # Another training began in the same second.
+            epoch += 1
+    except OSError as error:
+        raise CalmlflowError(f"output {output} cannot be written ({error.strerror}); expected a folder") from None
     try:
         yield tree
         tree.partial.rename(tree.final)

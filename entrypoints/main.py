@@ -1,26 +1,12 @@
 """Train the three networks, evaluate, register, and promote the new version if a stage is given."""
 
 from calmlflow.console import script
-from calmlflow.options import Config, Data, Output, Register, Seed, Stage, TestSize
+from calmlflow.options import training_command
 from calmlflow.settings import NETWORKS
 
-
-def main(
-    data: Data = "sample",
-    output: Output = "data",
-    seed: Seed = 0,
-    test_size: TestSize = 0.2,
-    register: Register = "true",
-    stage: Stage = "None",
-    config: Config = "default",
-) -> None:
-    """Train the three networks, evaluate, register, and promote the new version if a stage is given."""
-    from calmlflow.runs import TrainingRequest, train
-    from calmlflow.summary import print_training
-
-    request = TrainingRequest(data, output, seed, test_size, register == "true", stage, config)
-    print_training(train(request, NETWORKS))
-
+main = training_command(
+    NETWORKS, "Train the three networks, evaluate, register, and promote the new version if a stage is given."
+)
 
 if __name__ == "__main__":
     script(main)

@@ -1,10 +1,10 @@
 """From a control file to the nine numbers that the networks see."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from calmlflow.hst.dataset import parse_dataset
+from calmlflow.hst.dataset import Dataset, parse_dataset
 from calmlflow.hst.errors import InputError
 
 MAX_CONTROL_FILE_BYTES = 65_536
@@ -114,6 +114,16 @@ def _plain(value: object) -> str:
         return str(value).strip()
     except ValueError:  # Python refuses to print a whole number of more than 4300 digits.
         return "a number of thousands of digits"
+
+
+def check_features(dataset: Dataset, features: Sequence[float]) -> None:
+    """Raise an InputError where the nine features of a record cannot be those of the dataset."""
+    highest = Features(MAX_FILES, MAX_TOTAL_MB, 1, 1, 2, 1, 1, int(dataset.is_association), dataset.instrument_code)
+    lowest = Features(1, 0, 0, 0, 0, 0, 0, int(dataset.is_association), dataset.instrument_code)
+    for name, value, low, high in zip(FEATURES, features, lowest, highest, strict=True):
+        if not low <= value <= high or (name != "total_mb" and value != int(value)):
+            expected = f"a whole number from {low} to {high}" if low < high else f"{low}, as the name says"
+            raise InputError(f"{dataset.name}: {name} is {value:g}; expected {expected}")
 
 
 def _text(value: object) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +39,26 @@ def read_config(source: str) -> dict[str, TrainingConfig]:
     return {network: _override(source, network, DEFAULTS[network], given.get(network, {})) for network in DEFAULTS}
 
 
+_RANGES = {
+    "epochs": (1, 100_000),
+    "refit_epochs": (0, 100_000),
+    "restarts": (1, 64),
+    "learning_rate": (1e-7, 1.0),
+    "weight_decay": (0.0, 1.0),
+    "patience": (1, 100_000),
+    "linear_share": (0.0, 1.0),
+}
+
+
 def _override(source: str, network: str, default: TrainingConfig, given: Any) -> TrainingConfig:
-    known = {field.name: field.type for field in fields(TrainingConfig)}
-    if not isinstance(given, Mapping) or not set(given) <= set(known):
-        raise InputError(f"config {source}: {network} must be an object with keys among {', '.join(known)}")
+    if not isinstance(given, Mapping) or not set(given) <= set(_RANGES):
+        raise InputError(f"config {source}: {network} must be an object with keys among {', '.join(_RANGES)}")
     for name, value in given.items():
-        whole = isinstance(asdict(default)[name], int)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int if whole else int | float)
-            or value < 0
-            or (whole and value < 1)
-        ):
-            expected = "a whole number, 1 or more" if whole else "a number, 0 or more"
-            raise InputError(f"config {source}: {network}.{name} is {value!r}; expected {expected}")
+        low, high = _RANGES[name]
+        kind = "a whole number" if isinstance(low, int) else "a number"
+        fits = isinstance(value, int if isinstance(low, int) else int | float) and not isinstance(value, bool)
+        if not fits or not low <= value <= high:
+            raise InputError(
+                f"config {source}: {network}.{name} is {value!r}; expected {kind} from {low:g} to {high:g}"
+            )
     return replace(default, **given)

@@ -8,12 +8,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from calmlflow.hst.errors import CalmlflowError
+from calmlflow.hst.ladder import LADDER
 from calmlflow.networks.architectures import TargetRange, build_classifier, build_regressor
 from calmlflow.networks.backend import keras, tf
 from calmlflow.networks.distinct import DistinctRows
+from calmlflow.networks.perceptron import Perceptron
 
 CHUNK = 50
 """Epochs per call of the compiled function; between calls progress is told and early stopping decided."""
+
+# Adam's usual constants, and the share of the epochs in which the learning rate climbs to its peak.
+_BETA1, _BETA2, _EPSILON, _WARM_UP = 0.9, 0.999, 1e-7, 0.05
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,11 @@ class TrainingConfig:
     ----------
     epochs : int
         At most; one epoch is one full-batch step over the distinct rows.
+    refit_epochs : int
+        Epochs on all training jobs, validation jobs among them, from the weights that validated best. A tenth of the
+        jobs of the rare bins is too many to leave out for good.
+    restarts : int
+        Initialisations trained side by side; the one that validates best goes on.
     learning_rate : float
         Peak of the schedule: a short warm-up, then a cosine down to zero.
     weight_decay : float
@@ -36,13 +46,19 @@ class TrainingConfig:
     """
 
     epochs: int = 1500
+    refit_epochs: int = 1000
+    restarts: int = 2
     learning_rate: float = 3e-3
     weight_decay: float = 1e-4
     patience: int = 500
     linear_share: float = 0.1
 
 
-DEFAULTS = {network: TrainingConfig() for network in ("mem_clf", "mem_reg", "wall_reg")}
+DEFAULTS = {
+    "mem_clf": TrainingConfig(),
+    "mem_reg": TrainingConfig(),
+    "wall_reg": TrainingConfig(epochs=800, refit_epochs=400),
+}
 
 
 @dataclass(frozen=True)
@@ -76,15 +92,18 @@ class Trained:
     ----------
     model : keras.Model
         Scaled features (n, 9) -> probabilities (n, 4), or the target in GB or seconds (n, 1).
+    validated : ndarray, shape (v, 4) or (v, 1)
+        Answers for the validation rows before the refit, when those rows were still unseen: what calibration may use.
     history : dict of str to ndarray, shape (epochs,)
-        ``loss``, ``accuracy`` or ``rmse``, and the same with ``val_``, in this order. The loss of a regressor is the
-        mean squared error in the target's unit, per job.
+        ``loss``, ``accuracy`` or ``rmse``, and the same with ``val_``, in this order, before the refit. The loss of a
+        regressor is the mean squared error in the target's unit, per job.
     best_epoch : int
-        Epoch (from 0) whose weights were kept: the lowest validation loss.
+        Epoch (from 0) with the lowest validation loss, whose weights were kept.
     fit_seconds : float
     """
 
     model: keras.Model
+    validated: NDArray[np.float32]
     history: dict[str, NDArray[np.float32]]
     best_epoch: int
     fit_seconds: float
@@ -103,8 +122,9 @@ def regressor_rows(inputs: ArrayLike, rows: DistinctRows, values: ArrayLike) -> 
 
 def train_network(
     network: str,
-    train: RowSet,
+    fit: RowSet,
     validation: RowSet,
+    train: RowSet,
     config: TrainingConfig,
     seed: int,
     target: TargetRange | None = None,
@@ -113,12 +133,13 @@ def train_network(
     """Train one of the three networks on distinct, weighted rows.
 
     Every epoch is one full-batch step: the rows are few, and the exact gradient needs no shuffling, no batch size and
-    no luck. The weights of the epoch with the lowest validation loss are kept.
+    no luck. First ``fit`` is trained on until ``validation`` gets no better, then ``train`` from the best weights.
 
     Parameters
     ----------
     network : {"mem_clf", "mem_reg", "wall_reg"}
-    train, validation : RowSet
+    fit, validation, train : RowSet
+        The two parts of the training jobs, and both together.
     config : TrainingConfig
     seed : int
         Equal seeds give equal numbers on one machine.
@@ -133,45 +154,98 @@ def train_network(
         The loss is not finite.
     """
     started = time.perf_counter()
-    keras.utils.set_random_seed(seed)
     if target is None:
-        model = fitted = build_classifier(network)
-        objective, metric = _classification, "accuracy"
+        model = weights_of = build_classifier(network)
+        objective, metric, outputs = _classification, "accuracy", len(LADDER)
     else:
-        model, fitted = build_regressor(network, target)
-        objective, metric = _regression(target, train, config.linear_share), "rmse"
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, config.epochs, warmup_target=config.learning_rate, warmup_steps=max(config.epochs // 20, 1)
-    )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=config.weight_decay, clipnorm=1.0)
-    variables = fitted.trainable_variables
-    optimizer.build(variables)
-    best = [tf.Variable(variable.value, trainable=False) for variable in variables]
-    lowest = tf.Variable(np.inf, dtype=tf.float32, trainable=False)
-    train_set, validation_set = _constants(train), _constants(validation)
+        model, weights_of = build_regressor(network, target)
+        objective, metric, outputs = _regression(target, train, config.linear_share), "rmse", 1
+    perceptron = Perceptron.of(network, outputs)
+
+    def on_chunk(epoch: int, loss: float) -> None:
+        on_progress(epoch, config.epochs + config.refit_epochs, loss)
+
+    initial = perceptron.initial(config.restarts, seed)
+    searched = _descend(network, perceptron, objective, initial, fit, validation, config.epochs, config, on_chunk)
+    perceptron.put_into(weights_of, searched.best)
+    validated = np.asarray(model(validation.inputs))
+    if config.refit_epochs:
+        start, done = searched.best[None], len(searched.scores)
+        refitted = _descend(
+            network, perceptron, objective, start, train, train, config.refit_epochs, config,
+            lambda epoch, loss: on_chunk(done + epoch, loss),
+        )  # fmt: skip
+        perceptron.put_into(weights_of, refitted.best)
+    names = ("loss", metric, "val_loss", f"val_{metric}")
+    history = {name: searched.scores[:, column] for column, name in enumerate(names)}
+    return Trained(model, validated, history, searched.best_epoch, time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class _Descent:
+    """The weights with the lowest validation loss, shape (parameters,), and the scores of their restart per epoch."""
+
+    best: NDArray[np.float32]
+    best_epoch: int
+    scores: NDArray[np.float32]
+
+
+# An objective turns outputs (count, m, o), targets, weights and spread into what is minimised, and into the loss and
+# the metric that histories show; each of shape (count,).
+Objective = Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+
+
+def _descend(
+    network: str,
+    perceptron: Perceptron,
+    objective: Objective,
+    initial: NDArray[np.float32],
+    fit: RowSet,
+    validation: RowSet,
+    epochs: int,
+    config: TrainingConfig,
+    on_chunk: Callable[[int, float], None],
+) -> _Descent:
+    """AdamW with warm-up and cosine, for several networks at once, until none validates better for a while."""
+    parameters = tf.Variable(initial)
+    first, second = tf.Variable(tf.zeros_like(parameters)), tf.Variable(tf.zeros_like(parameters))
+    best = tf.Variable(initial)
+    lowest = tf.Variable(tf.fill([len(initial)], np.float32(np.inf)))
+    fit_set, validation_set = _constants(fit), _constants(validation)
+    warm_up = max(_WARM_UP * epochs, 1.0)
 
     @tf.function
-    def run_epochs(count):
-        scores = tf.TensorArray(tf.float32, size=CHUNK, element_shape=(5,))
-        for epoch in tf.range(count):
+    def run_epochs(start, count):
+        scores = tf.TensorArray(tf.float32, size=count, element_shape=(5, len(initial)))
+        for index in tf.range(count):
             # Scores first, step second: what is written down, and maybe kept, belongs to the same weights.
             with tf.GradientTape() as tape:
-                goal, loss, score = objective(fitted(train_set[0], training=True), *train_set[1:])
-            val_goal, val_loss, val_score = objective(fitted(validation_set[0]), *validation_set[1:])
-            scores = scores.write(epoch, tf.stack([loss, score, val_loss, val_score, val_goal]))
+                goal, loss, score = objective(perceptron.forward(parameters, fit_set[0]), *fit_set[1:])
+                total = tf.reduce_sum(goal)
+            outputs = perceptron.forward(parameters, validation_set[0])
+            val_goal, val_loss, val_score = objective(outputs, *validation_set[1:])
+            scores = scores.write(index, tf.stack([loss, score, val_loss, val_score, val_goal]))
             better = val_goal < lowest
-            for kept, variable in zip(best, variables, strict=True):
-                kept.assign(tf.where(better, variable.value, kept))
+            best.assign(tf.where(better[:, None], parameters, best))
             lowest.assign(tf.where(better, val_goal, lowest))
-            optimizer.apply(tape.gradient(goal, variables), variables)
+
+            step = tf.cast(start + index, tf.float32)
+            cosine = 0.5 * (1 + tf.cos(np.pi * (step - warm_up) / max(epochs - warm_up, 1.0)))
+            rate = config.learning_rate * tf.where(step < warm_up, (step + 1) / warm_up, cosine)
+            gradient = tape.gradient(total, parameters)
+            gradient /= tf.maximum(tf.norm(gradient, axis=1, keepdims=True), 1.0)
+            first.assign(_BETA1 * first + (1 - _BETA1) * gradient)
+            second.assign(_BETA2 * second + (1 - _BETA2) * tf.square(gradient))
+            direction = (first / (1 - _BETA1 ** (step + 1))) / (tf.sqrt(second / (1 - _BETA2 ** (step + 1))) + _EPSILON)
+            parameters.assign_sub(rate * (direction + config.weight_decay * parameters))
         return scores.stack()
 
     log: list[NDArray[np.float32]] = []
-    best_epoch, epoch = -1, 0
-    while epoch < config.epochs and epoch - best_epoch <= config.patience:
-        count = min(CHUNK, config.epochs - epoch)
-        log.append(run_epochs(tf.constant(count)).numpy()[:count])
-        goals = np.concatenate(log)[:, 4]
+    best_epoch = epoch = 0
+    while epoch < epochs and epoch - best_epoch <= config.patience:
+        count = min(CHUNK, epochs - epoch)
+        log.append(run_epochs(tf.constant(epoch), tf.constant(count)).numpy())
+        goals = np.concatenate(log)[:, 4].min(axis=1)
         if not np.all(np.isfinite(goals)):
             at = int(np.flatnonzero(~np.isfinite(goals))[0])
             raise CalmlflowError(
@@ -180,26 +254,17 @@ def train_network(
             )
         best_epoch = int(goals.argmin())
         epoch += count
-        on_progress(epoch, config.epochs, float(goals[-1]))
-    for variable, kept in zip(variables, best, strict=True):
-        variable.assign(kept)
-    scores = np.concatenate(log)
-    names = ("loss", metric, "val_loss", f"val_{metric}")
-    history = {name: scores[:, column] for column, name in enumerate(names)}
-    return Trained(model, history, best_epoch, time.perf_counter() - started)
-
-
-# An objective turns outputs, targets, weights and spread into three scalars: what is minimised, the loss and the metric
-# that histories show.
-Objective = Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+        on_chunk(epoch, float(goals[-1]))
+    chosen = int(lowest.numpy().argmin())
+    return _Descent(best.numpy()[chosen], best_epoch, np.concatenate(log)[:, :4, chosen])
 
 
 def _classification(outputs, targets, weights, spread):
     del spread
-    cross_entropy = -tf.reduce_sum(targets * tf.math.log(outputs + 1e-7), axis=-1)
-    loss = tf.reduce_sum(weights * cross_entropy)
-    hits = tf.gather(targets, tf.argmax(outputs, axis=-1), batch_dims=1)
-    return loss, loss, tf.reduce_sum(weights * hits)
+    log_probabilities = tf.nn.log_softmax(outputs)
+    loss = -tf.reduce_sum(weights * tf.reduce_sum(targets * log_probabilities, axis=-1), axis=-1)
+    chosen = tf.one_hot(tf.argmax(outputs, axis=-1), len(LADDER))
+    return loss, loss, tf.reduce_sum(weights * tf.reduce_sum(targets * chosen, axis=-1), axis=-1)
 
 
 def _regression(target: TargetRange, train: RowSet, linear_share: float) -> Objective:
@@ -209,11 +274,11 @@ def _regression(target: TargetRange, train: RowSet, linear_share: float) -> Obje
     log_limit = float(np.log(target.ceiling)) + 1.0
 
     def objective(outputs, targets, weights, spread):
-        log_predicted = outputs[:, 0] * target.log_sd + target.log_mean
+        log_predicted = outputs[:, :, 0] * target.log_sd + target.log_mean
         squared = tf.square(tf.exp(tf.minimum(log_predicted, log_limit)) - targets)
         log_squared = tf.square((log_predicted - tf.math.log(targets)) / target.log_sd)
-        goal = tf.reduce_sum(weights * (linear_share * squared / variance + (1 - linear_share) * log_squared))
-        loss = tf.reduce_sum(weights * squared) + spread
+        goal = tf.reduce_sum(weights * (linear_share * squared / variance + (1 - linear_share) * log_squared), axis=-1)
+        loss = tf.reduce_sum(weights * squared, axis=-1) + spread
         return goal, loss, tf.sqrt(loss)
 
     return objective

@@ -1,13 +1,17 @@
 """AWS Lambda handler with calcloud's event."""
 
 import functools
+import time
 from typing import Any
 
 from calmlflow import settings
 from calmlflow.hst.dataset import parse_dataset
-from calmlflow.hst.errors import CalmlflowError, InputError
+from calmlflow.hst.errors import InputError
 from calmlflow.predictor.control import read_control_object
 from calmlflow.predictor.predictor import Predictor, mosaic_policy
+
+REFRESH_S = 300
+"""Seconds after which a warm instance looks for a new version in its stage."""
 
 
 def handler(event: dict[str, Any], context: object = None) -> dict[str, Any]:
@@ -26,14 +30,21 @@ def handler(event: dict[str, Any], context: object = None) -> dict[str, Any]:
     -------
     dict
         The answer of `Predictor.predict`, or ``errorType`` and ``errorMessage`` for an event that cannot be answered.
+
+    Raises
+    ------
+    CalmlflowError
+        The fault is not the event's (S3 or the registry is out of reach): Lambda counts the call as failed and tries
+        again.
     """
     del context
     try:
         dataset, bucket, key = _read_event(event)
         if parse_dataset(dataset).is_hap:
             return mosaic_policy()
-        return _predictor(settings.stage()).predict(dataset, read_control_object(dataset, bucket, key))
-    except CalmlflowError as error:
+        predictor = _predictor(settings.stage(), int(time.monotonic() // REFRESH_S))
+        return predictor.predict(dataset, read_control_object(dataset, bucket, key))
+    except InputError as error:
         return {"errorType": type(error).__name__, "errorMessage": str(error)}
 
 
@@ -51,7 +62,8 @@ def _read_event(event: object) -> tuple[str, str, str | None]:
     return str(dataset), str(bucket), None if key in (None, "", "control") else key
 
 
-@functools.lru_cache(maxsize=4)
-def _predictor(stage: str) -> Predictor:
-    """One Predictor per stage, kept warm between calls of the same Lambda instance."""
+@functools.lru_cache(maxsize=1)
+def _predictor(stage: str, period: int) -> Predictor:
+    """A Predictor kept warm between calls of one Lambda instance; a new period asks the registry again."""
+    del period
     return Predictor(stage)

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
 from calmlflow.hst.errors import InputError
@@ -15,6 +15,10 @@ from calmlflow.hst.ladder import LADDER
 from calmlflow.hst.scaling import Scaling
 from calmlflow.predictor.killtime import KillTime
 from calmlflow.settings import NETWORKS
+
+# onnxruntime keeps a device id in the home folder and reports its use, unless told not to before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 MANIFEST = "bundle.json"
 FORMAT = 1

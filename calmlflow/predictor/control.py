@@ -29,8 +29,10 @@ def read_control_object(dataset: str, bucket: str, key: str | None = None) -> di
 
     Raises
     ------
+    InputError
+        There is no such bucket or key, or its content is no control file.
     CalmlflowError
-        Names bucket and key, and S3's reason.
+        S3 cannot be read otherwise; names bucket and key, and S3's reason.
     """
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
@@ -41,7 +43,8 @@ def read_control_object(dataset: str, bucket: str, key: str | None = None) -> di
         content = body.read(MAX_CONTROL_FILE_BYTES + 1)
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "unknown error")
-        raise CalmlflowError(f"s3://{bucket}/{key} cannot be read ({code}); expected a control file") from None
+        kind = InputError if code in ("NoSuchKey", "NoSuchBucket", "InvalidBucketName") else CalmlflowError
+        raise kind(f"s3://{bucket}/{key} cannot be read ({code}); expected a control file") from None
     except (BotoCoreError, ValueError) as error:
         raise CalmlflowError(
             f"s3://{bucket}/{key} cannot be read ({type(error).__name__}); expected a control file"

@@ -111,6 +111,7 @@ def fit_kill_time(predicted_s: ArrayLike, actual_s: ArrayLike, coverage: float =
     for number in range(len(edges) + 1):
         ratios = np.sort(ratio[group == number] if np.any(group == number) else ratio)
         rank = math.ceil((len(ratios) + 1) * coverage)
-        factors.append(float(ratios[min(rank, len(ratios)) - 1]))
+        # Never below the prediction itself, however early the few jobs of a small group ended.
+        factors.append(max(float(ratios[min(rank, len(ratios)) - 1]), 1.0))
         jobs.append(int(np.sum(group == number)))
     return KillTime(tuple(edges.tolist()), tuple(factors), coverage, tuple(jobs))

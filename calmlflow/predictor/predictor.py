@@ -6,10 +6,12 @@ from typing import Any
 
 from calmlflow import settings
 from calmlflow.hst.dataset import parse_dataset
+from calmlflow.hst.errors import CalmlflowError
 from calmlflow.hst.features import job_features
 from calmlflow.hst.ladder import LADDER
 from calmlflow.predictor.bundle import Bundle, Predictions
-from calmlflow.predictor.stage import Cache, RegistryUnavailableError, resolve_stage
+from calmlflow.predictor.registry_http import AccessDeniedError
+from calmlflow.predictor.stage import Cache, NoSuchVersionError, resolve_stage
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,10 @@ class Predictor:
             staged = resolve_stage(stage, registry_uri)
             self.bundle: Bundle = cache.load(staged)
             cache.remember(stage, staged)
-        except RegistryUnavailableError as error:
+        except (NoSuchVersionError, AccessDeniedError):
+            raise
+        except CalmlflowError as error:
+            # Out of reach, or a version that is no bundle: the last good one is better than no answer.
             remembered = cache.recall(stage)
             if remembered is None:
                 raise

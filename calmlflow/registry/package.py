@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from mlflow.types.schema import Array
 import calmlflow
 from calmlflow.hst.features import OPTIONAL_KEYS
 from calmlflow.predictor.bundle import ANSWER_KEYS, write_manifest
+
+log = logging.getLogger(__name__)
 
 INPUTS = Schema(
     [
@@ -134,6 +137,9 @@ def register(models: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, in
             created[name] = int(found.version)
     except BaseException:
         for name, number in created.items():
-            client.delete_model_version(name, str(number))
+            try:
+                client.delete_model_version(name, str(number))
+            except Exception:
+                log.warning("version %s of %s was registered without the others and could not be deleted", number, name)
         raise
     return created

@@ -25,7 +25,8 @@ def promote(stage: str, version: int | None = None, model: str = BUNDLE_MODEL) -
     stage : str
         Staging, Production or Archived.
     version : int, optional
-        Default: for Production the version in Staging, for Staging the newest one.
+        Default: for Production the version in Staging (or the one that is there already), for Staging the newest one
+        that has no stage or is there already.
     model : str
         Registered model.
 
@@ -74,19 +75,24 @@ def _choose(client: MlflowClient, model: str, version: int | None, stage: str) -
     try:
         if version is not None:
             return client.get_model_version(model, str(version))
-        wanted = "Staging" if stage == "Production" else None
-        versions = (
-            client.get_latest_versions(model, [wanted]) if wanted else client.search_model_versions(f"name = '{model}'")
-        )
+        client.get_registered_model(model)
+        versions = client.search_model_versions(f"name = '{model}'")
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             what = f"version {version} of {model}" if version is not None else f"registered model {model}"
             raise InputError(f"{what} does not exist in the registry; expected a registered version") from None
-        raise CalmlflowError(f"the registry refused to look up {model}: {error.message.splitlines()[0]}") from None
-    if not versions:
+        raise CalmlflowError(f"the registry cannot look up {model}: {error.message.splitlines()[0]}") from None
+    if stage == "Archived":
+        raise InputError("no version was named to archive; expected one: say which with its number")
+    # Left to itself, a version only moves up: one that has been in Production never leaves it by a repeated command.
+    wanted = ("Staging", "Production") if stage == "Production" else ("None", "Staging")
+    candidates = [found for found in versions if found.current_stage in wanted]
+    staged = [found for found in candidates if found.current_stage == "Staging"]
+    if stage == "Production" and staged:
+        candidates = staged
+    if not candidates:
         raise InputError(
-            f"no version of {model} is in stage Staging; expected one: promote it to Staging first, or name a version"
-            if stage == "Production"
-            else f"registered model {model} has no version; expected one: register a training first"
+            f"no version of {model} is in stage {' or '.join(wanted)}; expected one: register a training first, or "
+            "name a version"
         )
-    return max(versions, key=lambda found: int(found.version))
+    return max(candidates, key=lambda found: int(found.version))
