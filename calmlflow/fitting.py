@@ -14,11 +14,11 @@ from calmlflow.networks.onnx import export_onnx
 from calmlflow.networks.training import RowSet, Trained, TrainingConfig, classifier_rows, regressor_rows, train_network
 from calmlflow.predictor.bundle import Bundle, Predictions, write_manifest
 from calmlflow.predictor.killtime import fit_kill_time
-from calmlflow.results.classification import ClassificationResults, classification_results
+from calmlflow.results.classification import ClassificationResults, classification_results, cross_entropy
 from calmlflow.results.files import write_results
 from calmlflow.results.floors import classification_floor, regression_floor
 from calmlflow.results.regression import RegressionResults, regression_results
-from calmlflow.results.scores import classification_scores, regression_scores
+from calmlflow.scoring import score_predictions
 from calmlflow.settings import TARGETS
 from calmlflow.training_data import TrainingData
 
@@ -95,31 +95,22 @@ def _row_set(network: str, data: TrainingData, part: NDArray[np.int64], values: 
 def _measure(
     network: str, data: TrainingData, predictions: Predictions, trained: Trained
 ) -> tuple[ClassificationResults | RegressionResults, dict[str, float], dict[str, float]]:
+    """Results, scores and floor of the test split."""
     target = TARGETS[network]
     jobs, features = data.jobs.iloc[data.test], data.features[data.test]
     test_idx = pd.Series(jobs[target].to_numpy(), index=pd.Index(jobs["ipst"], name="ipst"), name=target)
-    actual = data.jobs[target].to_numpy()
+    scores = score_predictions(target, jobs, {name: column[data.test] for name, column in predictions.items()})
+    actual = data.jobs[target].to_numpy()[data.train]
     if network == "mem_clf":
-        wallclock_s = jobs["wallclock"].to_numpy()
-        probabilities, chosen = predictions["probabilities"], predictions["bin_pred"]
-        train_loss = -np.log(np.maximum(probabilities[data.train, actual[data.train]], 1e-7)).mean()
-        train_accuracy = np.mean(chosen[data.train] == actual[data.train])
-        return (
-            classification_results(
-                test_idx, probabilities[data.test], trained.history, (float(train_accuracy), float(train_loss))
-            ),
-            classification_scores(test_idx, probabilities[data.test], chosen[data.test], wallclock_s),
-            classification_floor(features, test_idx, wallclock_s),
-        )
-    predicted = predictions["mem_pred" if network == "mem_reg" else "wall_pred"]
-    train_mse = float(np.mean((predicted[data.train] - actual[data.train]) ** 2))
-    scores = regression_scores(test_idx, predicted[data.test])
-    if network == "wall_reg":
-        kill_time_s = predictions["kill_time"][data.test]
-        scores["kill_time_coverage"] = float(np.mean(actual[data.test] <= kill_time_s))
-        scores["kill_time_reserved"] = float(kill_time_s.sum() / actual[data.test].sum())
+        answers = predictions["probabilities"]
+        accuracy = float(np.mean(answers[data.train].argmax(axis=1) == actual))
+        train_scores = accuracy, cross_entropy(actual, answers[data.train])
+        results = classification_results(test_idx, answers[data.test], trained.history, train_scores)
+        return results, scores, classification_floor(features, test_idx, jobs["wallclock"])
+    answers = predictions["mem_pred" if network == "mem_reg" else "wall_pred"]
+    train_mse = float(np.mean((answers[data.train] - actual) ** 2))
     return (
-        regression_results(test_idx, predicted[data.test], trained.history, train_mse),
+        regression_results(test_idx, answers[data.test], trained.history, train_mse),
         scores,
         regression_floor(features, test_idx),
     )
