@@ -26,8 +26,21 @@ def progress(description: str) -> Iterator[Callable[[int, int, float], None]]:
     Yields
     ------
     callable
-        Called with steps done, steps at most, and the latest loss.
+        Called with epochs done, epochs at most, and the latest validation loss.
     """
+    with _bar(description) as update:
+        yield lambda done, total, loss: update(done, total, f"epoch {done}/{total}, validation loss {loss:.4g}")
+
+
+@contextmanager
+def byte_progress(description: str) -> Iterator[Callable[[int, int], None]]:
+    """The same for bytes: yields a callable that takes bytes done and bytes in all."""
+    with _bar(description) as update:
+        yield lambda done, total: update(done, total, f"{done / 1e6:.1f} of {total / 1e6:.1f} MB")
+
+
+@contextmanager
+def _bar(description: str) -> Iterator[Callable[[int, int, str], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -35,11 +48,7 @@ def progress(description: str) -> Iterator[Callable[[int, int, float], None]]:
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(description, total=None, note="")
-
-        def advance(done: int, total: int, loss: float) -> None:
-            bar.update(task, completed=done, total=total, note=f"epoch {done}/{total}, validation loss {loss:.4g}")
-
-        yield advance
+        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
 
 
 def run_guarded(command: Callable[[], Any]) -> None:

@@ -1,12 +1,17 @@
-"""Promotion and batch prediction as MLflow runs, so that they are written down."""
+"""What the entry points beside training do, as MLflow runs where something is to be written down."""
 
+import tempfile
 from pathlib import Path
 
 import mlflow
 
+from calmlflow.archive import pack, unpack
 from calmlflow.batch import predict_table
+from calmlflow.console import byte_progress
 from calmlflow.hst.errors import InputError
+from calmlflow.loading import load_results
 from calmlflow.registry.promote import promote
+from calmlflow.shipping import fetch, ship
 from calmlflow.tracking import log_new_params, tracked_run
 
 
@@ -29,3 +34,36 @@ def predict_in_run(data: str, output: str, stage: str) -> str:
         mlflow.set_tag("predicted_by_version", outcome.version)
         mlflow.log_metrics({"jobs_answered": outcome.answered, "jobs_failed": outcome.failed})
         return str(outcome)
+
+
+def compare_in_run(this: str, other: str) -> str:
+    """Compare two trainings on the jobs that both saw; the run keeps the tables and the differences."""
+    with tracked_run("compare"):
+        log_new_params({"this": this, "other": other})
+        comparisons = load_results(this).compare(load_results(other))
+        for target, comparison in comparisons.items():
+            mlflow.log_metrics(
+                {f"difference_{target}_{name}": row["difference"] for name, row in comparison.scores.iterrows()}
+            )
+            mlflow.log_metric(f"jobs_compared_{target}", comparison.jobs)
+            mlflow.log_text(comparison.scores.to_csv(), f"comparison_{target}.csv")
+        text = "\n\n".join(str(comparison) for comparison in comparisons.values())
+        mlflow.log_text(text, "comparison.txt")
+        return text
+
+
+def ship_training(tree: str, output: str, destination: str) -> list[str]:
+    """Pack a training; with a destination, send the archives to ``{destination}/{date-epoch}/``. A line for each."""
+    folder = Path(tree).resolve()
+    files = pack(folder, Path(output) / folder.name)
+    if destination == "none":
+        return [str(file) for file in files]
+    with byte_progress("sending") as on_progress:
+        sent = ship(files, f"{destination.rstrip('/')}/{folder.name}", on_progress)
+    return [f"{item.uri} sha256 {item.sha256} ({item.sent_bytes:,} of {item.size_bytes:,} bytes sent)" for item in sent]
+
+
+def fetch_training(source: str, output: str) -> str:
+    """Fetch an archive of a training and unpack it; the path of its folder."""
+    with tempfile.TemporaryDirectory() as temporary, byte_progress("fetching") as on_progress:
+        return str(unpack(fetch(source, Path(temporary), on_progress), Path(output)))
