@@ -15,6 +15,7 @@ from calmlflow.hst.errors import InputError
 from calmlflow.networks.architectures import HIDDEN
 from calmlflow.networks.config import read_config
 from calmlflow.networks.training import TrainingConfig
+from calmlflow.references import champion, random_forest
 from calmlflow.registry.package import log_model, register
 from calmlflow.registry.promote import promote
 from calmlflow.results.table import training_table
@@ -39,12 +40,15 @@ class TrainingRequest:
 
 @dataclass
 class Outcome:
-    """What a training left behind; printed as its summary."""
+    """What a training left behind; printed as its summary.
+
+    ``scores`` holds, by target, those of the network (``test``) and what they are held against on the same jobs:
+    ``floor``, ``forest`` and, where there is one, ``champion``.
+    """
 
     run_id: str
     tree: Path = Path()
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    floors: dict[str, dict[str, float]] = field(default_factory=dict)
+    scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     promoted: str = ""
@@ -85,6 +89,12 @@ def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS) -> Outco
         log_new_params({**asdict(request), **data.sizes(), **environment_params()})
         log_lineage(data.jobs.iloc[data.train], request.data, "training")
         log_lineage(data.jobs.iloc[data.test], request.data, "testing")
+        with outcome.timed("references"):
+            # Before a promotion of this very run could make it its own champion.
+            found = champion(data)
+        if found:
+            mlflow.set_tag("champion_version", found.version)
+            outcome.scores = {target: {"champion": scores} for target, scores in found.scores.items()}
         with new_tree(Path(request.output)) as tree:
             fitted: dict[str, FittedNetwork] = {}
             models: dict[str, str] = {}
@@ -98,8 +108,8 @@ def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS) -> Outco
                     models[BUNDLE_MODEL] = log_model(
                         tree.partial / "models", NETWORKS, BUNDLE_MODEL, _metadata(request)
                     )
-                    for target, scores in outcome.scores.items():
-                        _log_scores(target, scores, outcome.floors[target])
+                    for target in TARGETS.values():
+                        _log_scores(target, outcome)
         outcome.tree = tree.final
         if request.register:
             with outcome.timed("register"):
@@ -127,21 +137,26 @@ def _train_one(
     log_new_params({"network": network, "hidden_layers": "-".join(map(str, HIDDEN[network])), **asdict(config)})
     with progress(f"training {network}") as on_progress, outcome.timed(f"train_{network}"):
         found = fitted[network] = fit_network(network, data, config, request.seed, tree, on_progress)
+    with outcome.timed("references"):
+        forest = random_forest(data, target, request.seed)
+    outcome.scores[target] = {
+        "test": found.scores,
+        "floor": found.floor,
+        "forest": forest,
+        **outcome.scores.get(target, {}),
+    }
     with outcome.timed("log"):
         log_history(found.trained.history)
         mlflow.log_metrics({"fit_seconds": found.trained.fit_seconds, "best_epoch": found.trained.best_epoch})
-        _log_scores(target, found.scores, found.floor)
-        outcome.scores[target], outcome.floors[target] = found.scores, found.floor
+        _log_scores(target, outcome)
         mlflow.log_artifacts(str(tree / "results" / target), f"results/{target}")
         uri = log_model(tree / "models", [network], NETWORK_MODELS[network], _metadata(request))
     return {NETWORK_MODELS[network]: uri}
 
 
-def _log_scores(target: str, scores: dict[str, float], floor: dict[str, float]) -> None:
-    mlflow.log_metrics(
-        {f"test_{target}_{name}": value for name, value in scores.items()}
-        | {f"floor_{target}_{name}": value for name, value in floor.items()}
-    )
+def _log_scores(target: str, outcome: Outcome) -> None:
+    for kind, scores in outcome.scores[target].items():
+        mlflow.log_metrics({f"{kind}_{target}_{name}": value for name, value in scores.items()})
 
 
 def _metadata(request: TrainingRequest) -> dict[str, str | int]:

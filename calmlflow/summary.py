@@ -1,5 +1,7 @@
 """What a person reads at the end of a command."""
 
+import sys
+
 from rich.console import Console
 from rich.table import Table
 
@@ -22,19 +24,21 @@ SHOWN = {
 
 
 def print_training(outcome: Outcome) -> None:
-    """Print scores beside their floor, where the time went, and what to open."""
-    table = Table(title="Scores on the held-out jobs", title_justify="left")
-    for heading in ("target", "score", "network", "floor"):
-        table.add_column(heading, justify="left" if heading in ("target", "score") else "right")
+    """Print scores beside what they are held against, where the time went, and what to open."""
+    table = Table("target", "score", title="Scores on the held-out jobs", title_justify="left")
+    kinds = {"test": "network", "floor": "floor", "forest": "random forest", "champion": "champion"}
+    for heading in kinds.values():
+        table.add_column(heading, justify="right")
     for target, formats in SHOWN.items():
-        scores, floor = outcome.scores.get(target, {}), outcome.floors.get(target, {})
+        scores = outcome.scores.get(target, {})
         for name, text in formats.items():
-            if name in scores:
-                bound = text.format(floor[name]) if name in floor else ""
-                table.add_row(target, name, text.format(scores[name]), bound)
-    console = Console(highlight=False, soft_wrap=True)
+            if name in scores.get("test", {}):
+                cells = [text.format(scores[kind][name]) if name in scores.get(kind, {}) else "" for kind in kinds]
+                table.add_row(target, name, *cells)
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110)
     console.print(table)
-    console.print("floor: the best that any function of the nine features could score on these very jobs")
+    console.print("floor: the best that any function of the nine features could score on these very jobs;")
+    console.print("champion: the version in Production, which may have trained on some of them")
     console.print("seconds: " + ", ".join(f"{part} {seconds:.1f}" for part, seconds in outcome.seconds.items()))
     for model, version in outcome.versions.items():
         console.print(f"registered: {model} version {version}")
