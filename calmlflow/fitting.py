@@ -1,5 +1,6 @@
 """Train one network on prepared jobs and measure it: everything of a run that MLflow has no part in."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from calmlflow.networks.distinct import distinct_rows
 from calmlflow.networks.onnx import export_onnx
 from calmlflow.networks.training import RowSet, Trained, TrainingConfig, classifier_rows, regressor_rows, train_network
 from calmlflow.predictor.bundle import Bundle, Predictions, write_manifest
+from calmlflow.predictor.decision import fit_decision
 from calmlflow.predictor.killtime import fit_kill_time
 from calmlflow.results.classification import ClassificationResults, classification_results, cross_entropy
 from calmlflow.results.files import write_results
@@ -50,6 +52,7 @@ def fit_network(
     data: TrainingData,
     config: TrainingConfig,
     seed: int,
+    risk: float,
     tree: Path,
     on_progress: Callable[[int, int, float], None],
 ) -> FittedNetwork:
@@ -72,6 +75,12 @@ def fit_network(
     trained.model.save(folder / f"{network}.keras")
     export_onnx(trained.model, folder / f"{network}.onnx", data.scaling.apply(data.rows.features))
     (models / "tx_data.json").write_text(data.scaling.to_json())
+    train_rows = distinct_rows(data.features[data.train])
+    (models / "seen_rows.json").write_text(json.dumps(train_rows.features.tolist()))
+    if network == "mem_clf":
+        wallclock_s = data.jobs["wallclock"].to_numpy()[data.train]
+        decision = fit_decision(values[data.train], wallclock_s, train_rows.row_of_job, risk)
+        (models / "decision.json").write_text(decision.to_json())
     if network == "wall_reg":
         held_back = distinct_rows(data.features[data.validation])
         kill_time = fit_kill_time(trained.validated[held_back.row_of_job, 0], values[data.validation])

@@ -13,6 +13,13 @@ Register = Annotated[Literal["true", "false"], typer.Option(help="Whether the mo
 Stage = Annotated[str, typer.Option(help="Stage the new version is promoted to: None, Staging or Production.")]
 Config = Annotated[str, typer.Option(help="Hyper-parameters: 'default', or a JSON file of overrides per network.")]
 
+Risk = Annotated[
+    float,
+    typer.Option(
+        min=0.0, help="Dollars that avoiding one dollar of killed runs is worth, beyond its own; 0: cheapest bin."
+    ),
+]
+
 
 def training_command(networks: Sequence[str], summary: str) -> Callable[..., None]:
     """The command line of an entry point that trains these networks."""
@@ -25,12 +32,13 @@ def training_command(networks: Sequence[str], summary: str) -> Callable[..., Non
         register: Register = "true",
         stage: Stage = "None",
         config: Config = "default",
+        risk: Risk = 0.0,
     ) -> None:
         # Not before the options are understood: TensorFlow takes seconds to import.
         from calmlflow.runs import TrainingRequest, train
         from calmlflow.summary import print_training
 
-        request = TrainingRequest(data, output, seed, test_size, register == "true", stage, config)
+        request = TrainingRequest(data, output, seed, test_size, register == "true", stage, config, risk)
         print_training(train(request, networks))
 
     main.__doc__ = summary

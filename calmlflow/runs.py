@@ -36,6 +36,7 @@ class TrainingRequest:
     register: bool = True
     stage: str = "None"
     config: str = "default"
+    risk: float = 0.0
 
 
 @dataclass
@@ -136,7 +137,7 @@ def _train_one(
     log_new_params({"data": request.data, "seed": request.seed, **data.sizes(), **environment_params()})
     log_new_params({"network": network, "hidden_layers": "-".join(map(str, HIDDEN[network])), **asdict(config)})
     with progress(f"training {network}") as on_progress, outcome.timed(f"train_{network}"):
-        found = fitted[network] = fit_network(network, data, config, request.seed, tree, on_progress)
+        found = fitted[network] = fit_network(network, data, config, request.seed, request.risk, tree, on_progress)
     with outcome.timed("references"):
         forest = random_forest(data, target, request.seed)
     outcome.scores[target] = {

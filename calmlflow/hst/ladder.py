@@ -38,6 +38,8 @@ _LIMITS_GB = np.array([rung.limit_gb for rung in LADDER])
 _PRICES = np.array([rung.usd_per_job_second for rung in LADDER])
 # _CLIMB[chosen, needed]: price of one job-second on every rung from the chosen one up to the needed one.
 _CLIMB = np.array([[_PRICES[chosen : max(chosen, needed) + 1].sum() for needed in range(4)] for chosen in range(4)])
+# _KILLED[chosen, needed]: the part of it that is spent on runs that get killed.
+_KILLED = np.array([[_PRICES[chosen : max(chosen, needed)].sum() for needed in range(4)] for chosen in range(4)])
 
 
 def needed_bin(memory_gb: ArrayLike) -> NDArray[np.int64]:
@@ -78,6 +80,28 @@ def allocation_cost(chosen: ArrayLike, needed: ArrayLike, wallclock_s: ArrayLike
         A memory bin is not on the ladder.
     """
     return _CLIMB[_bins(chosen), _bins(needed)] * np.asarray(wallclock_s, dtype=float)
+
+
+def expected_costs(probabilities: ArrayLike, wallclock_ratio: ArrayLike, risk: float = 0.0) -> NDArray[np.float64]:
+    """Expected price of each choice of rung, per second of the job's expected wallclock.
+
+    Parameters
+    ----------
+    probabilities : array_like of float, shape (n, 4)
+        Of needing each rung.
+    wallclock_ratio : array_like of float, shape (4,) or (n, 4)
+        Expected wallclock of a job that needs each rung, over the expected wallclock whatever it needs.
+    risk : float
+        Dollars added for each dollar that is spent on a run that gets killed; 0 is the plain expected cost, and more
+        moves the choice up the ladder.
+
+    Returns
+    -------
+    ndarray of float64, shape (n, 4)
+        Dollars per second, one column per choice.
+    """
+    weights = np.asarray(probabilities, dtype=float) * np.asarray(wallclock_ratio, dtype=float)
+    return weights @ (_CLIMB + risk * _KILLED).T
 
 
 def excess_cost(chosen: ArrayLike, needed: ArrayLike, wallclock_s: ArrayLike) -> float:

@@ -57,7 +57,7 @@ class TrainingConfig:
 DEFAULTS = {
     "mem_clf": TrainingConfig(),
     "mem_reg": TrainingConfig(),
-    "wall_reg": TrainingConfig(epochs=800, refit_epochs=400),
+    "wall_reg": TrainingConfig(epochs=800, refit_epochs=400, restarts=1),
 }
 
 

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from calmlflow.hst.errors import InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import LADDER
 from calmlflow.hst.scaling import Scaling
+from calmlflow.predictor.decision import Decision, SeenRows
 from calmlflow.predictor.killtime import KillTime
-from calmlflow.settings import NETWORKS
+from calmlflow.settings import KILL_TIME_MAX_S, NETWORKS
 
 # onnxruntime keeps a device id in the home folder and reports its use, unless told not to before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -24,7 +26,7 @@ MANIFEST = "bundle.json"
 FORMAT = 1
 
 ANSWER_KEYS = {
-    "mem_clf": ("memBin", "probabilities"),
+    "mem_clf": ("memBin", "probabilities", "unseen"),
     "mem_reg": ("memVal",),
     "wall_reg": ("clockTime", "killTime"),
 }
@@ -33,20 +35,36 @@ ANSWER_KEYS = {
 
 Predictions = dict[str, NDArray[Any]]
 """What a bundle says of n jobs, by the names of the job record's columns; a key is absent where the bundle lacks its
-network: bin_pred (n,) 0..3, probabilities (n, 4), mem_pred (n,) GB, wall_pred (n,) seconds, kill_time (n,) seconds."""
+network: bin_pred (n,) 0..3 (the rung decided on; the most probable one where the bundle has no decision.json),
+probabilities (n, 4), mem_pred (n,) GB, wall_pred (n,) seconds, kill_time (n,) seconds, and unseen (n,) bool: unlike any
+training job, and therefore given a rung more and the longest kill time."""
 
 
 class Bundle:
     """Networks ready to run. Safe to share between threads.
 
-    Files: ``{network}/{network}.onnx``, ``tx_data.json``, ``killtime.json`` (with wall_reg) and ``bundle.json``, which
-    lists the networks and the SHA-256 of every file.
+    Files: ``{network}/{network}.onnx``, ``tx_data.json``, ``killtime.json`` (with wall_reg), ``decision.json`` (with
+    mem_clf, optional), ``seen_rows.json`` (optional) and ``bundle.json``, which lists the networks and the SHA-256 of
+    every file.
     """
 
-    def __init__(self, sessions: dict[str, onnxruntime.InferenceSession], scaling: Scaling, kill_time: KillTime | None):
+    def __init__(
+        self,
+        sessions: dict[str, onnxruntime.InferenceSession],
+        scaling: Scaling,
+        kill_time: KillTime | None,
+        decision: Decision | None,
+        seen: SeenRows | None,
+    ):
         self._sessions = sessions
         self._scaling = scaling
         self._kill_time = kill_time
+        self._decision = decision
+        self._seen = seen
+        if decision and len(decision.wallclock_ratio) != (seen.count if seen else 0) + 1:
+            raise InputError(
+                "decision.json and seen_rows.json do not belong together; expected one line more in the first"
+            )
 
     @classmethod
     def load(cls, folder: Path, networks: Sequence[str] | None = None) -> "Bundle":
@@ -72,10 +90,13 @@ class Bundle:
             return files[name]
 
         networks = manifest["networks"] if networks is None else networks
+        scaling = Scaling.from_json(content("tx_data.json"))
         return cls(
             {network: _session(content(f"{network}/{network}.onnx"), folder, network) for network in networks},
-            Scaling.from_json(content("tx_data.json")),
+            scaling,
             KillTime.from_json(content("killtime.json")) if "wall_reg" in networks else None,
+            Decision.from_json(files["decision.json"]) if "decision.json" in files else None,
+            SeenRows.read(files["seen_rows.json"], scaling) if "seen_rows.json" in files else None,
         )
 
     @property
@@ -94,14 +115,25 @@ class Bundle:
         scaled = self._scaling.apply(features)
         outputs = {network: session.run(None, {"features": scaled})[0] for network, session in self._sessions.items()}
         found: Predictions = {}
+        nearest = self._seen.nearest(scaled) if self._seen else np.full(len(scaled), -1)
         if "mem_clf" in outputs:
-            found["bin_pred"] = outputs["mem_clf"].argmax(axis=1)
-            found["probabilities"] = outputs["mem_clf"]
+            probabilities = outputs["mem_clf"]
+            found["probabilities"] = probabilities
+            found["bin_pred"] = (
+                self._decision.choose(probabilities, nearest) if self._decision else probabilities.argmax(axis=1)
+            )
         if "mem_reg" in outputs:
             found["mem_pred"] = outputs["mem_reg"][:, 0].astype(float)
         if "wall_reg" in outputs and self._kill_time is not None:
             found["wall_pred"] = outputs["wall_reg"][:, 0].astype(float)
             found["kill_time"] = self._kill_time.apply(found["wall_pred"])
+        if self._seen:
+            found["unseen"] = unseen = nearest < 0
+            # What the networks say of such a job is a guess: a rung more, and all the time there is.
+            if "bin_pred" in found:
+                found["bin_pred"] = np.minimum(found["bin_pred"] + unseen, len(LADDER) - 1)
+            if "kill_time" in found:
+                found["kill_time"] = np.where(unseen, KILL_TIME_MAX_S, found["kill_time"])
         return found
 
 

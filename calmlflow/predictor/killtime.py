@@ -81,7 +81,7 @@ class KillTime:
                 float(data["coverage"]),
                 tuple(int(count) for count in data["jobs"]),
             )
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError("killtime.json does not parse; expected edges_s, factors, coverage and jobs") from None

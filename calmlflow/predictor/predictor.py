@@ -24,6 +24,7 @@ def mosaic_policy() -> dict[str, Any]:
         "clockTime": 43_200,
         "killTime": 259_200,
         "probabilities": [0.0, 1.0, 0.0, 0.0],
+        "unseen": False,
         "version": None,
         "source": "policy",
     }
@@ -79,7 +80,8 @@ class Predictor:
         -------
         dict
             ``memBin``, ``memVal`` (GB), ``clockTime`` (s), ``killTime`` (s), ``probabilities`` of the four bins,
-            ``version`` of the bundle, and ``source``: registry, cache or policy.
+            ``unseen`` (true for a job unlike any in training), ``version`` of the bundle, and ``source``: registry,
+            cache or policy.
         """
         if parse_dataset(dataset).is_hap:
             return mosaic_policy()
@@ -93,6 +95,7 @@ def as_answers(found: Predictions) -> list[dict[str, Any]]:
     if "bin_pred" in found:
         columns["memBin"] = found["bin_pred"].tolist()
         columns["probabilities"] = [[round(p, 6) for p in row] for row in found["probabilities"].tolist()]
+        columns["unseen"] = found["unseen"].tolist() if "unseen" in found else [False] * len(columns["memBin"])
     if "mem_pred" in found:
         columns["memVal"] = [round(value, 2) for value in found["mem_pred"].tolist()]
     if "wall_pred" in found:

@@ -35,6 +35,7 @@ INPUTS = Schema(
 OUTPUTS: dict[str, DataType | Array] = {
     "memBin": DataType.long,
     "probabilities": Array(DataType.double),
+    "unseen": DataType.boolean,
     "memVal": DataType.double,
     "clockTime": DataType.long,
     "killTime": DataType.long,
@@ -61,9 +62,11 @@ def write_bundle(models: Path, networks: Sequence[str], folder: Path) -> Path:
     folder.mkdir(parents=True)
     for network in networks:
         shutil.copytree(models / network, folder / network)
-    shutil.copy(models / "tx_data.json", folder)
-    if "wall_reg" in networks:
-        shutil.copy(models / "killtime.json", folder)
+    tables = ["tx_data.json", "seen_rows.json"]
+    tables += ["decision.json"] if "mem_clf" in networks else []
+    tables += ["killtime.json"] if "wall_reg" in networks else []
+    for table in tables:
+        shutil.copy(models / table, folder)
     write_manifest(folder)
     return folder
 

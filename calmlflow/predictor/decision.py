@@ -1,0 +1,154 @@
+"""The memory decision: the rung with the lowest expected cost, and care with jobs unlike any seen in training."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from calmlflow.hst.errors import InputError
+from calmlflow.hst.features import FEATURES
+from calmlflow.hst.ladder import LADDER, expected_costs
+from calmlflow.hst.scaling import Scaling
+
+MAX_DISTANCE = 0.5
+"""A job is unlike any seen where no training job of equal flags lies within this distance, in standard deviations of
+the scaled sizes. Among held-out jobs of the archive that is about one in a thousand."""
+
+
+PRIOR_JOBS = 10
+"""How many jobs of the archive's mean ratio are added to those of a feature row and rung: few jobs say little."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How a rung is chosen.
+
+    Attributes
+    ----------
+    wallclock_ratio : ndarray of float64, shape (m + 1, 4)
+        Wallclock of the jobs that need each rung, over the mean wallclock of their feature row: one line for each of
+        the m rows of ``seen_rows.json``, and a last one, the mean of all, for other jobs. Among jobs of equal features
+        those that need more memory run longer, by as much as half in some rows, which decides what a kill costs there.
+    risk : float
+        Dollars added for each dollar spent on a run that gets killed, 0 or more.
+    """
+
+    wallclock_ratio: NDArray[np.float64]
+    risk: float = 0.0
+
+    def __post_init__(self) -> None:
+        ratio = self.wallclock_ratio
+        if (
+            ratio.ndim != 2
+            or ratio.shape[1] != len(LADDER)
+            or not len(ratio)
+            or not np.all((ratio > 0) & (ratio < 1e6))
+        ):
+            raise InputError("decision.json: wallclock_ratio must be lines of four numbers above 0")
+        if not 0 <= self.risk <= 1e6:
+            raise InputError(f"decision.json: risk is {self.risk:g}; expected 0 or more")
+
+    def choose(self, probabilities: ArrayLike, nearest: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rung with the lowest expected cost for each job, shape (n,); of equals the higher one.
+
+        Parameters
+        ----------
+        probabilities : array_like, shape (n, 4)
+        nearest : ndarray, shape (n,)
+            See `SeenRows.nearest`.
+        """
+        costs = expected_costs(probabilities, self.wallclock_ratio[nearest], self.risk)
+        return len(LADDER) - 1 - costs[:, ::-1].argmin(axis=1)
+
+    def to_json(self) -> str:
+        """The text of ``decision.json``."""
+        return json.dumps({"risk": self.risk, "wallclock_ratio": np.round(self.wallclock_ratio, 6).tolist()})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Decision":
+        """Read the text of ``decision.json``; an InputError names what does not fit."""
+        try:
+            data = json.loads(text)
+            return cls(np.asarray(data["wallclock_ratio"], dtype=float), float(data["risk"]))
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError("decision.json does not parse; expected wallclock_ratio and risk") from None
+
+
+def fit_decision(bins: ArrayLike, wallclock_s: ArrayLike, row_of_job: ArrayLike, risk: float = 0.0) -> Decision:
+    """Measure on training jobs how wallclock goes with the rung that a job needs.
+
+    Parameters
+    ----------
+    bins, wallclock_s : array_like, shape (n,)
+        Needed rung, and wallclock in seconds.
+    row_of_job : array_like of int, shape (n,)
+        Number of each job's feature row, 0 to m - 1.
+    risk : float
+        See `Decision`.
+    """
+    bins, row_of_job = np.asarray(bins, dtype=np.int64), np.asarray(row_of_job, dtype=np.int64)
+    wallclock_s = np.asarray(wallclock_s, dtype=float)
+    shape = int(row_of_job.max()) + 1, len(LADDER)
+    cells = row_of_job * len(LADDER) + bins
+    jobs = np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)
+    used = np.bincount(cells, weights=wallclock_s, minlength=shape[0] * shape[1]).reshape(shape)
+    mean = used.sum(axis=1, keepdims=True) / jobs.sum(axis=1, keepdims=True)
+    expected = (jobs * mean).sum(axis=0)
+    overall = np.where(expected > 0, used.sum(axis=0) / np.where(expected > 0, expected, 1.0), 1.0)
+    by_row = (used + PRIOR_JOBS * overall * mean) / ((jobs + PRIOR_JOBS) * mean)
+    return Decision(np.vstack([by_row, overall]), risk)
+
+
+class SeenRows:
+    """The distinct feature rows of the training jobs.
+
+    Parameters
+    ----------
+    scaled : ndarray of float32, shape (m, 9)
+    """
+
+    def __init__(self, scaled: NDArray[np.float32]):
+        self.count = len(scaled)
+        flags = _flags(scaled)
+        self._groups: dict[bytes, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
+        for key in np.unique(flags, axis=0):
+            members = np.flatnonzero(np.all(flags == key, axis=1))
+            self._groups[key.tobytes()] = members, scaled[members, :2]
+
+    @classmethod
+    def read(cls, content: bytes, scaling: Scaling) -> "SeenRows":
+        """Read ``seen_rows.json``: the raw features of m rows."""
+        try:
+            rows = np.asarray(json.loads(content), dtype=float)
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            rows = np.empty(())
+        if rows.ndim != 2 or rows.shape[1] != len(FEATURES) or not len(rows) or not np.all(np.isfinite(rows)):
+            raise InputError(f"seen_rows.json does not parse; expected rows of {len(FEATURES)} numbers")
+        return cls(scaling.apply(rows))
+
+    def nearest(self, scaled: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Number of the nearest training row of equal flags for each job, of shape (n, 9).
+
+        It is -1 where that row is further than `MAX_DISTANCE`, or there is none: the job is unlike any seen.
+        """
+        found = np.full(len(scaled), -1, dtype=np.int64)
+        keys, group = np.unique(_flags(scaled), axis=0, return_inverse=True)
+        for number, key in enumerate(keys):
+            rows, sizes = self._groups.get(key.tobytes(), (None, None))
+            if rows is None or sizes is None:
+                continue
+            members = np.flatnonzero(group.ravel() == number)
+            # In pieces, so that a million jobs against a thousand rows stay within some megabytes.
+            for part in np.array_split(members, len(members) * len(rows) // 4_000_000 + 1):
+                square = ((scaled[part, None, :2] - sizes[None]) ** 2).sum(axis=2)
+                best = square.argmin(axis=1)
+                near = square[np.arange(len(part)), best] <= MAX_DISTANCE**2
+                found[part[near]] = rows[best[near]]
+        return found
+
+
+def _flags(scaled: NDArray[np.float32]) -> NDArray[np.int8]:
+    return np.ascontiguousarray(scaled[:, 2:].astype(np.int8))
