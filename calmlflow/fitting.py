@@ -32,6 +32,8 @@ class FittedNetwork:
     Attributes
     ----------
     trained : Trained
+    bundle : Bundle
+        Of this network alone.
     predictions : Predictions
         For every job, from the ONNX file: what will be served is what is measured.
     results : ClassificationResults or RegressionResults
@@ -41,6 +43,7 @@ class FittedNetwork:
     """
 
     trained: Trained
+    bundle: Bundle
     predictions: Predictions
     results: ClassificationResults | RegressionResults
     scores: dict[str, float]
@@ -86,12 +89,13 @@ def fit_network(
         kill_time = fit_kill_time(trained.validated[held_back.row_of_job, 0], values[data.validation])
         (models / "killtime.json").write_text(kill_time.to_json())
     write_manifest(models)
-    by_row = Bundle.load(models, [network]).predict(data.rows.features)
+    bundle = Bundle.load(models, [network])
+    by_row = bundle.predict(data.rows.features)
     predictions = {name: column[data.rows.row_of_job] for name, column in by_row.items()}
 
     results, scores, floor = _measure(network, data, predictions, trained)
     write_results(results, tree / "results" / target)
-    return FittedNetwork(trained, predictions, results, scores, floor)
+    return FittedNetwork(trained, bundle, predictions, results, scores, floor)
 
 
 def _row_set(network: str, data: TrainingData, part: NDArray[np.int64], values: NDArray) -> RowSet:

@@ -15,9 +15,12 @@ from calmlflow.hst.errors import InputError
 from calmlflow.networks.architectures import HIDDEN
 from calmlflow.networks.config import read_config
 from calmlflow.networks.training import TrainingConfig
+from calmlflow.presentation import network_charts
 from calmlflow.references import champion, random_forest
 from calmlflow.registry.package import log_model, register
 from calmlflow.registry.promote import promote
+from calmlflow.results.plots import write_pngs
+from calmlflow.results.plots_data import data_charts
 from calmlflow.results.table import training_table
 from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS
 from calmlflow.tracking import environment_params, log_history, log_lineage, log_new_params, tracked_run
@@ -104,6 +107,7 @@ def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS) -> Outco
                     models |= _train_one(network, request, configs[network], data, tree.partial, fitted, outcome)
             with outcome.timed("log"):
                 _write_tables(data, fitted, tree.partial)
+                write_pngs(data_charts(data.jobs), tree.partial / "plots" / "jobs")
                 mlflow.log_artifacts(str(tree.partial))
                 if bundle:
                     models[BUNDLE_MODEL] = log_model(
@@ -150,7 +154,9 @@ def _train_one(
         log_history(found.trained.history)
         mlflow.log_metrics({"fit_seconds": found.trained.fit_seconds, "best_epoch": found.trained.best_epoch})
         _log_scores(target, outcome)
-        mlflow.log_artifacts(str(tree / "results" / target), f"results/{target}")
+        write_pngs(network_charts(network, found, data), tree / "plots" / target)
+        for part in ("results", "plots"):
+            mlflow.log_artifacts(str(tree / part / target), f"{part}/{target}")
         uri = log_model(tree / "models", [network], NETWORK_MODELS[network], _metadata(request))
     return {NETWORK_MODELS[network]: uri}
 
