@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from calmlflow.results.scores import classification_scores, regression_scores
+from calmlflow.results.scores import decision_scores, regression_scores
 
 PREDICTED = {"mem_bin": "bin_pred", "memory": "mem_pred", "wallclock": "wall_pred"}
 """Target -> the prediction of it, as job records and bundles name it."""
@@ -27,18 +27,13 @@ def score_predictions(target: str, jobs: pd.DataFrame, predictions: Mapping[str,
     Returns
     -------
     dict of str to float
-        See `classification_scores` and `regression_scores`. With kill times also kill_time_coverage (share of jobs
+        See `decision_scores` and `regression_scores`. With kill times also kill_time_coverage (share of jobs
         that end before theirs) and kill_time_reserved (seconds reserved over seconds used).
     """
     actual = jobs[target].to_numpy()
     predicted = predictions[PREDICTED[target]]
     if target == "mem_bin":
-        probabilities, wallclock_s = predictions["probabilities"], jobs["wallclock"].to_numpy()
-        scores = classification_scores(actual, probabilities, probabilities.argmax(axis=1), wallclock_s)
-        decided = classification_scores(actual, probabilities, predicted, wallclock_s)
-        # Being right is a matter of the most probable bin; money is spent on the bin that was decided on.
-        scores["excess_cost_argmax"] = scores["excess_cost"]
-        return scores | {name: decided[name] for name in ("excess_cost", "underallocated", "overallocated")}
+        return decision_scores(actual, predictions["probabilities"], predicted, jobs["wallclock"].to_numpy())
     scores = regression_scores(actual, predicted)
     if target == "wallclock" and "kill_time" in predictions:
         kill_time_s = predictions["kill_time"]

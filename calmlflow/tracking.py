@@ -44,6 +44,8 @@ def connect() -> None:
     warnings.filterwarnings("ignore", message=".*dataset source can be interpreted in multiple ways.*")
     uri = settings.tracking_uri()
     check_reachable(uri)
+    # Bars of MLflow's own would be drawn where nobody looks.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     mlflow.set_tracking_uri(uri)
 
 

@@ -15,7 +15,7 @@ from calmlflow.results.classification import ClassificationResults
 from calmlflow.results.comparison import BinAnswers, Comparison, ValueAnswers, compare_bins, compare_values
 from calmlflow.results.files import read_results
 from calmlflow.results.regression import RegressionResults
-from calmlflow.results.scores import classification_scores, regression_scores
+from calmlflow.results.scores import decision_scores, regression_scores
 from calmlflow.results.table import read_training_table
 from calmlflow.settings import TARGETS
 
@@ -56,8 +56,8 @@ class LoadedClassification(ClassificationResults):
         )
 
     def scores(self) -> dict[str, float]:
-        """Scores on the test jobs, see `classification_scores`; excess_cost only where the wallclock is known."""
-        return classification_scores(*self.answers)
+        """Scores on the test jobs, see `decision_scores`; excess_cost only where the wallclock is known."""
+        return decision_scores(*self.answers)
 
     def plots(self) -> dict[str, Any]:
         """Plotly figures by name, as told by `classification_charts`."""

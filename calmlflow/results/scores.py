@@ -85,6 +85,33 @@ def classification_scores(
     return _defined(scores)
 
 
+def decision_scores(
+    y_true: ArrayLike, probabilities: ArrayLike, decided: ArrayLike, wallclock_s: ArrayLike | None = None
+) -> dict[str, float]:
+    """Score a classifier whose rung is decided by cost: being right, and what it costs, are judged apart.
+
+    Parameters
+    ----------
+    y_true, probabilities, wallclock_s
+        As for `classification_scores`.
+    decided : array_like of int, shape (n,)
+        Bins that jobs are put in.
+
+    Returns
+    -------
+    dict of str to float
+        Scores of the most probable bins, but excess_cost, underallocated and overallocated of the bins decided on;
+        excess_cost_argmax is what the most probable bins would have cost. Costs only where the wallclock is known.
+    """
+    likeliest = np.asarray(probabilities).argmax(axis=1)
+    scores = classification_scores(y_true, probabilities, likeliest, wallclock_s)
+    costs = classification_scores(y_true, probabilities, decided, wallclock_s)
+    if "excess_cost" in scores:
+        scores["excess_cost_argmax"] = scores["excess_cost"]
+    names = ("excess_cost", "underallocated", "overallocated")
+    return scores | {name: costs[name] for name in names if name in costs}
+
+
 def regression_scores(actual: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
     """Score the predictions of a regressor on a test split.
 
