@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from calmlflow import settings
 from calmlflow.hst.errors import CalmlflowError, InputError
-from calmlflow.predictor.bundle import Bundle, read_manifest
+from calmlflow.predictor.bundle import MANIFEST, Bundle, read_manifest
 from calmlflow.predictor.registry_http import RegistryUnavailableError, get_json, public_uri
 
 log = logging.getLogger(__name__)
@@ -87,17 +87,20 @@ def _ask_http(stage: str, registry_uri: str) -> StagedVersion | None:
 
 def _ask_mlflow(stage: str, registry_uri: str) -> StagedVersion | None:
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(tracking_uri=settings.tracking_uri(), registry_uri=registry_uri)
     try:
+        client = MlflowClient(tracking_uri=settings.tracking_uri(), registry_uri=registry_uri)
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             versions = client.get_latest_versions(settings.BUNDLE_MODEL, [stage])
         found = versions[0] if versions else client.get_model_version_by_alias(settings.BUNDLE_MODEL, stage.lower())
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+    except Exception as error:
+        # MLflow's own kind, or that of the database or file store behind it.
+        reason = getattr(error, "error_code", type(error).__name__)
+        if reason in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
-        raise RegistryUnavailableError(f"{public_uri(registry_uri)} cannot be asked ({error.error_code})") from None
+        raise RegistryUnavailableError(
+            f"{public_uri(registry_uri)} cannot be asked ({reason}); expected a model registry"
+        ) from None
     return StagedVersion(str(found.version), str(found.source))
 
 
@@ -122,7 +125,7 @@ class Cache:
         folder = self.folder / staged.folder
         if folder.is_dir():
             try:
-                return Bundle.load(folder)
+                return Bundle.load(folder, settings.NETWORKS)
             except InputError:
                 # Damaged on disk: fetch it again, as if it had never been here.
                 shutil.rmtree(folder, ignore_errors=True)
@@ -139,7 +142,7 @@ class Cache:
         text = json.dumps({"version": staged.version, "source": staged.source})
         path = self.folder / f"{stage}.json"
         try:
-            if not path.exists() or path.read_text() != text:
+            if not path.exists() or path.read_bytes() != text.encode():
                 with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=".note-", delete=False) as file:
                     file.write(text)
                 Path(file.name).replace(path)
@@ -159,7 +162,7 @@ class Cache:
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".fetch-") as temporary:
             downloaded = _download(staged, self._registry_uri, temporary)
-            bundle = Bundle.load(downloaded)
+            bundle = Bundle.load(downloaded, settings.NETWORKS)
             try:
                 downloaded.rename(folder)
             except OSError:
@@ -178,13 +181,15 @@ def _download(staged: StagedVersion, registry_uri: str, target: str) -> Path:
     mlflow.set_tracking_uri(settings.tracking_uri())
     uri = f"models:/{settings.BUNDLE_MODEL}/{staged.version}"
     try:
-        found = mlflow.artifacts.download_artifacts(
-            f"{uri}/artifacts/bundle", dst_path=target, registry_uri=registry_uri
-        )
+        mlflow.artifacts.download_artifacts(uri, dst_path=target, registry_uri=registry_uri)
     except Exception as error:
         # Whatever stands between here and the artifact store (MLflow, requests, boto3) raises its own kind.
         raise RegistryUnavailableError(
             f"version {staged.version} of {settings.BUNDLE_MODEL} cannot be downloaded from "
             f"{public_uri(registry_uri)} ({type(error).__name__}); expected its artifacts"
         ) from None
-    return Path(found)
+    # In a logged model the bundle lies among the artifacts; a version may also be a bundle as such.
+    manifests = sorted(Path(target).rglob(MANIFEST))
+    if not manifests:
+        raise InputError(f"version {staged.version} of {settings.BUNDLE_MODEL} holds no {MANIFEST}; expected a bundle")
+    return manifests[0].parent
