@@ -95,7 +95,7 @@ def _answers(predictor: Predictor, names: np.ndarray, features: np.ndarray, mosa
     rows = distinct_rows(features[~mosaic]) if not mosaic.all() else None
     by_row = predictor.bundle.predict(rows.features) if rows else {}
     for name, value in fixed.items():
-        column = np.empty((len(names), *np.shape(value)), dtype=by_row[name].dtype if rows else None)
+        column = np.empty((len(names), *np.shape(value)), dtype=(by_row[name] if rows else np.asarray(value)).dtype)
         column[mosaic] = value
         if rows:
             column[~mosaic] = by_row[name][rows.row_of_job]
@@ -113,7 +113,7 @@ def _features(names: pd.Series, table: pd.DataFrame) -> tuple[np.ndarray, np.nda
     mosaic = np.zeros(len(table), dtype=bool)
     has_features = set(FEATURES) <= set(table.columns)
     if has_features:
-        features = table[list(FEATURES)].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+        features = table[list(FEATURES)].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float, copy=True)
     rows = table.to_dict("records") if not has_features else [{}] * len(table)
     for position, (name, row) in enumerate(zip(names, rows, strict=True)):
         try:

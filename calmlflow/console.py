@@ -84,7 +84,7 @@ def run_guarded(command: Callable[[], Any]) -> None:
 def fail(text: str, status: int = 1) -> NoReturn:
     """Print ``error: ...`` as one line on standard error and exit."""
     # Texts of other libraries may hold an address with its password.
-    say("error: " + re.sub(r"//[^/@\s]+@", "//", " ".join(text.split())))
+    say("error: " + re.sub(r"//[^/\s]+@", "//", " ".join(text.split())))
     sys.exit(status)
 
 

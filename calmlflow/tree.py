@@ -22,7 +22,7 @@ def _named(output: Path, epoch: int) -> Tree | None:
     """Claim the name of that second, or None where it is taken."""
     name = f"{datetime.fromtimestamp(epoch, UTC).date().isoformat()}-{epoch}"
     tree = Tree(output / f".{name}", output / name)
-    if tree.final.exists():
+    if tree.final.exists() or tree.final.is_symlink():
         return None
     try:
         tree.partial.mkdir()

@@ -32,7 +32,7 @@ def read_config(source: str) -> dict[str, TrainingConfig]:
         raise InputError(
             f"config {source} cannot be read ({error.strerror}); expected a JSON file, or 'default'"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"config {source} is not JSON ({error}); expected an object of networks") from None
     if not isinstance(given, dict) or not set(given) <= set(DEFAULTS):
         raise InputError(f"config {source} must be an object with keys among {', '.join(DEFAULTS)}")

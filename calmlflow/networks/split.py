@@ -26,8 +26,5 @@ def stratified_split(bins: ArrayLike, share: float, seed: int) -> tuple[NDArray[
     taken = np.zeros(len(bins), dtype=bool)
     for value in np.unique(bins):
         members = generator.permutation(np.flatnonzero(bins == value))
-        count = round(share * len(members))
-        if len(members) >= 2:
-            count = min(max(count, 1), len(members) - 1)
-        taken[members[:count]] = True
+        taken[members[: min(max(round(share * len(members)), 1), len(members) - 1)]] = True
     return np.flatnonzero(~taken), np.flatnonzero(taken)

@@ -151,7 +151,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"bundle {folder}: {MANIFEST} cannot be read ({error.strerror}); expected a bundle's folder"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         known = False
     if not known:
         raise InputError(f"{path} is damaged; expected format {FORMAT}, networks and sha256")

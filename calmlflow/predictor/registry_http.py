@@ -4,6 +4,7 @@ import base64
 import http.client
 import json
 import os
+import re
 import ssl
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -44,7 +45,7 @@ def get_json(registry_uri: str, path: str) -> dict[str, Any] | None:
         return None
     try:
         answer = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
         raise RegistryUnavailableError(f"{shown} answered with status {status} and no JSON; expected an MLflow server")
@@ -58,9 +59,9 @@ def get_json(registry_uri: str, path: str) -> dict[str, Any] | None:
 
 def _request(uri: str, path: str, timeout: float) -> tuple[int, bytes]:
     """Status and body of one GET request."""
-    address = urlsplit(uri)
     shown = public_uri(uri)
     try:
+        address = urlsplit(uri)
         if address.scheme == "https":
             tls = ssl.create_default_context(cafile=os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH"))
             connection = http.client.HTTPSConnection(address.hostname or "", address.port, timeout=timeout, context=tls)
@@ -95,7 +96,5 @@ def _authorization(username: str | None, password: str | None) -> dict[str, str]
 
 def public_uri(uri: str) -> str:
     """A URI without user and password, for logs and errors."""
-    address = urlsplit(uri)
-    if not address.username and not address.password:
-        return uri
-    return address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()
+    # Not urlsplit, which refuses some addresses that an error is about to speak of.
+    return re.sub(r"^([^/?#]*//)[^/?#]*@", r"\1", uri)

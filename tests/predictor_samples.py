@@ -1,0 +1,143 @@
+"""Bundles without a training, and registries that answer as a test tells them to."""
+
+import base64
+import functools
+import json
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+
+from calmlflow.hst.features import FEATURES
+from calmlflow.hst.scaling import Scaling
+from calmlflow.predictor.bundle import write_manifest
+from calmlflow.predictor.killtime import KillTime
+from calmlflow.predictor.stage import Cache, StagedVersion
+
+NETWORKS = ("mem_clf", "mem_reg", "wall_reg")
+SCALING = Scaling((-0.4, 0.1), (1.2, 3.0), (0.3, 1.7))
+KILL_TIME = KillTime((400.0,), (3.5, 2.25), 0.99, (120, 80))
+CONTROL = {"n_files": "17", "total_mb": "9.6", "DETECTOR": "SBC", "DRIZCORR": "PERFORM"}
+
+STAGES = "/api/2.0/mlflow/registered-models/get-latest-versions"
+ALIASES = "/api/2.0/mlflow/registered-models/alias"
+NO_PAGE = (404, b"<!doctype html><title>404 Not Found</title>")
+NO_ALIAS = (400, b'{"error_code": "INVALID_PARAMETER_VALUE", "message": "Registered model alias not found."}')
+NOTHING = (200, b"{}")
+
+
+def write_network(path: Path, outputs: int, seed: int) -> None:
+    """One dense layer with random weights: four probabilities, or one positive number of about a thousand."""
+    from onnx import TensorProto, helper, numpy_helper, save_model
+
+    generator = np.random.default_rng(seed)
+    weights = [
+        numpy_helper.from_array(generator.normal(0, 0.4, (len(FEATURES), outputs)).astype(np.float32), "weights"),
+        numpy_helper.from_array(np.full(outputs, 0 if outputs == 4 else 6, dtype=np.float32), "bias"),
+    ]
+    nodes = [
+        helper.make_node("Gemm", ["features", "weights", "bias"], ["sums"]),
+        helper.make_node("Softmax" if outputs == 4 else "Exp", ["sums"], ["answer"]),
+    ]
+    given = helper.make_tensor_value_info("features", TensorProto.FLOAT, [None, len(FEATURES)])
+    answer = helper.make_tensor_value_info("answer", TensorProto.FLOAT, [None, outputs])
+    graph = helper.make_graph(nodes, "dense", [given], [answer], weights)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def write_bundle(folder: Path, seed: int = 0) -> Path:
+    """A whole bundle; another seed gives other answers."""
+    for number, network in enumerate(NETWORKS):
+        write_network(folder / network / f"{network}.onnx", 4 if network == "mem_clf" else 1, 10 * seed + number)
+    (folder / "tx_data.json").write_text(SCALING.to_json())
+    (folder / "killtime.json").write_text(KILL_TIME.to_json())
+    write_manifest(folder)
+    return folder
+
+
+def keep_in_cache(root: Path, uri: str, version: str, seed: int = 0) -> Path:
+    """Put a bundle where the cache of a registry has it, as version with the source that `staged` names."""
+    return write_bundle(Cache(uri, root).folder / StagedVersion(version, source(version)).folder, seed)
+
+
+def source(version: str) -> str:
+    return f"models:/m-{version}"
+
+
+def staged(version: str) -> tuple[int, bytes]:
+    """The registry's answer where a stage holds a version."""
+    found = {"name": "calcloud-predictor", "version": version, "source": source(version)}
+    return 200, json.dumps({"model_versions": [found]}).encode()
+
+
+def aliased(version: str) -> tuple[int, bytes]:
+    """The registry's answer where an alias names a version."""
+    found = {"name": "calcloud-predictor", "version": version, "source": source(version)}
+    return 200, json.dumps({"model_version": found}).encode()
+
+
+@functools.cache
+def empty_database() -> bytes:
+    """An MLflow registry in a database file, without versions; made once, as its tables take seconds."""
+    from mlflow import MlflowClient
+
+    with tempfile.TemporaryDirectory() as folder:
+        uri = f"sqlite:///{folder}/registry.db"
+        MlflowClient(uri, uri).create_registered_model("calcloud-predictor")
+        return (Path(folder) / "registry.db").read_bytes()
+
+
+@dataclass
+class HttpRegistry:
+    """What an HTTP server answers for each path (None: nothing, until the test is over), and what it was asked."""
+
+    uri: str
+    answers: dict[str, tuple[int, bytes] | None]
+    queries: list[tuple[str, dict[str, list[str]]]] = field(default_factory=list)
+    authorizations: list[str] = field(default_factory=list)
+
+    def passwords(self) -> set[str]:
+        """User and password of every request."""
+        return {base64.b64decode(found.removeprefix("Basic ")).decode() for found in self.authorizations}
+
+
+@contextmanager
+def http_registry(answers: Mapping[str, tuple[int, bytes] | None] | None = None) -> Iterator[HttpRegistry]:
+    """A server on a free port; a path that is not among the answers gives 404 and an HTML page."""
+    over = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = urlsplit(self.path)
+            registry.queries.append((path.path, parse_qs(path.query)))
+            registry.authorizations.append(self.headers.get("Authorization", ""))
+            answer = registry.answers.get(path.path, NO_PAGE)
+            if answer is None:
+                over.wait(60)
+                return
+            self.send_response(answer[0])
+            self.send_header("Content-Length", str(len(answer[1])))
+            self.end_headers()
+            self.wfile.write(answer[1])
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        registry = HttpRegistry(f"http://127.0.0.1:{server.server_port}", dict(answers or {}))
+        # The poll is how long the test waits for the end.
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield registry
+        finally:
+            over.set()
+            server.shutdown()
+            thread.join()

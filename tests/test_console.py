@@ -1,0 +1,137 @@
+"""A failure is one line and a status; a signal ends a command as an exception would."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer
+
+from calmlflow.console import fail, new_app, progress, run_guarded, say
+from calmlflow.hst.errors import CalmlflowError, InputError
+
+
+@pytest.fixture(autouse=True)
+def own_signals(monkeypatch):
+    """What `run_guarded` sets for a process of its own is taken back."""
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def guarded(command, capsys) -> tuple[object, list[str]]:
+    """Exit status and lines on standard error; nothing may stand on standard output."""
+    with pytest.raises(SystemExit) as caught:
+        run_guarded(command)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return caught.value.code, captured.err.splitlines()
+
+
+def raising(error):
+    def command():
+        raise error
+
+    return command
+
+
+def mlflow_error(text):
+    from mlflow.exceptions import MlflowException
+
+    return MlflowException(text)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (CalmlflowError("no server"), 1, "error: no server"),
+        (InputError("stage 'x' does not exist;\n expected\tone"), 1, "error: stage 'x' does not exist; expected one"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+        (typer.Abort(), 130, "error: interrupted"),
+        (mlflow_error("no such run\nand a long tale"), 1, "error: no such run"),
+    ],
+)
+def test_a_failure_is_one_line_and_a_status(capsys, error, status, line):
+    assert guarded(raising(error), capsys) == (status, [line])
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_guarded(lambda: 1 / 0)
+
+
+def test_a_wrong_option_ends_with_2_and_a_right_one_runs(capsys):
+    app = new_app()
+    given = []
+
+    @app.command()
+    def main(number: Annotated[int, typer.Option()] = 1) -> None:
+        given.append(number)
+
+    run_guarded(lambda: app(["--number", "5"], standalone_mode=False))
+    assert given == [5]
+    for words in (["--number", "five"], ["--other", "5"]):
+        status, (line,) = guarded(lambda words=words: app(words, standalone_mode=False), capsys)
+        assert status == 2
+        assert line.startswith("error: ")
+        assert words[0] in line
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://user:pass@host/path failed", "error: https://host/path failed"),
+        ("s3://key:p%40ss@store and postgresql://a:b@c/d", "error: s3://store and postgresql://c/d"),
+        ("http://user:p@ss@host", "error: http://host"),
+        ("http://user@host", "error: http://host"),
+        ("http://host:5000/a and mail@somebody", "error: http://host:5000/a and mail@somebody"),
+        ("http://host/calcloud@production", "error: http://host/calcloud@production"),
+    ],
+)
+def test_no_password_is_shown(capsys, text, shown):
+    with pytest.raises(SystemExit) as caught:
+        fail(text, status=3)
+    assert caught.value.code == 3
+    assert capsys.readouterr().err == shown + "\n"
+
+
+def test_progress_is_for_terminals(capsys):
+    with progress("training") as advance:
+        advance(1, 10, 0.5)
+    say("done")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "done\n")
+
+
+def test_a_command_that_a_scheduler_ends_cleans_up(tmp_path):
+    code = """
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+from calmlflow.console import run_guarded
+from calmlflow.tree import new_tree
+
+def command():
+    with new_tree(Path("output")) as tree:
+        (tree.partial / "half").touch()
+        print("began", flush=True)
+        while True:
+            signal.pause()
+
+run_guarded(command)
+"""
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "began\n"
+        assert len(list((tmp_path / "output").iterdir())) == 1
+        process.terminate()
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (143, "")
+    assert list((tmp_path / "output").iterdir()) == []

@@ -1,0 +1,310 @@
+"""Versions against the real server: registered all or none, promoted by clear rules, served without TensorFlow."""
+
+import itertools
+import json
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from predictor_samples import CONTROL, NETWORKS, write_bundle
+
+from calmlflow import settings
+from calmlflow.hst.errors import CalmlflowError, InputError
+from calmlflow.hst.features import FEATURES, job_features
+from calmlflow.predictor import Bundle, Predictor
+from calmlflow.registry import package
+from calmlflow.registry import promote as promotion
+from calmlflow.registry.package import log_model, register
+from calmlflow.registry.promote import promote, staged_versions
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+NUMBERS = itertools.count()
+SOURCE = "s3://calcloud-artifacts/of-a-test"
+
+
+@pytest.fixture
+def client(tracking) -> MlflowClient:
+    return MlflowClient()
+
+
+@pytest.fixture
+def model(client) -> str:
+    """A registered model of this test's own."""
+    name = f"registry-test-{next(NUMBERS)}"
+    client.create_registered_model(name)
+    return name
+
+
+def add(client, model, *stages) -> list[int]:
+    """New versions in these stages, one after the other."""
+    numbers = []
+    for stage in stages:
+        version = client.create_model_version(model, SOURCE).version
+        client.transition_model_version_stage(model, version, stage)
+        numbers.append(int(version))
+    return numbers
+
+
+def stages(client, model) -> dict[int, str]:
+    return {int(found.version): found.current_stage for found in client.search_model_versions(f"name = '{model}'")}
+
+
+def touched(client, model) -> dict[str, int]:
+    """When each version was last changed."""
+    found = client.search_model_versions(f"name = '{model}'")
+    return {version.version: version.last_updated_timestamp for version in found}
+
+
+def aliases(client, model) -> dict[str, int]:
+    return {name: int(version) for name, version in client.get_registered_model(model).aliases.items()}
+
+
+# -- Promotion --------------------------------------------------------------------------------------------------------
+
+
+def test_a_version_that_is_named_moves_and_the_one_before_it_is_archived(client, model):
+    one, two = add(client, model, "Production", "None")
+    found = promote("production", two, model)
+    assert (int(found.version), found.current_stage) == (two, "Production")
+    assert stages(client, model) == {one: "Archived", two: "Production"}
+    assert aliases(client, model) == {"production": two, "archived": one}
+    # The way back is the same command.
+    promote("Production", one, model)
+    assert stages(client, model) == {one: "Production", two: "Archived"}
+    assert aliases(client, model) == {"production": one, "archived": two}
+
+
+def test_the_newest_without_a_stage_goes_to_staging(client, model):
+    one, two, three = add(client, model, "None", "None", "Production")
+    assert int(promote("Staging", model=model).version) == two
+    assert stages(client, model) == {one: "None", two: "Staging", three: "Production"}
+    assert aliases(client, model) == {"staging": two, "production": three}
+
+
+def test_the_one_in_staging_goes_to_production(client, model):
+    one, two, three = add(client, model, "Staging", "Production", "None")
+    assert int(promote("Production", model=model).version) == one
+    assert stages(client, model) == {one: "Production", two: "Archived", three: "None"}
+    assert aliases(client, model) == {"production": one, "archived": two}
+
+
+def test_promoting_again_changes_nothing(client, model):
+    add(client, model, "None", "None")
+    for stage in ("Staging", "Production"):
+        promote(stage, model=model)
+        before = stages(client, model), aliases(client, model)
+        changed = touched(client, model)
+        promote(stage, model=model)
+        assert (stages(client, model), aliases(client, model)) == before
+        assert touched(client, model) == changed
+    assert sorted(stages(client, model).values()) == ["None", "Production"]
+
+
+def test_a_version_in_production_never_leaves_it_by_a_repeated_command(client, model):
+    (one,) = add(client, model, "Production")
+    with pytest.raises(InputError, match=f"no version of {model} is in stage None or Staging"):
+        promote("Staging", model=model)
+    assert int(promote("Production", model=model).version) == one
+    (old, _) = add(client, model, "Archived", "Archived")
+    with pytest.raises(InputError, match="no version"):
+        promote("Staging", model=model)
+    assert stages(client, model)[one] == "Production"
+    assert stages(client, model)[old] == "Archived"
+
+
+def test_only_what_was_staged_goes_to_production_by_itself(client, model):
+    add(client, model, "None", "Archived")
+    with pytest.raises(InputError, match="is in stage Staging or Production"):
+        promote("Production", model=model)
+    assert aliases(client, model) == {}
+
+
+def test_a_version_is_archived_by_its_number_only(client, model):
+    one, two = add(client, model, "Production", "Archived")
+    with pytest.raises(InputError, match="no version was named to archive"):
+        promote("Archived", model=model)
+    assert int(promote("Archived", one, model).version) == one
+    # Both stay there: archiving one takes no place of another.
+    assert stages(client, model) == {one: "Archived", two: "Archived"}
+    assert "production" not in aliases(client, model)
+
+
+def test_aliases_are_mended_even_where_the_stage_is_right(client, model):
+    one, two = add(client, model, "Production", "None")
+    client.set_registered_model_alias(model, "production", two)
+    client.set_registered_model_alias(model, "staging", two)
+    client.set_registered_model_alias(model, "of-somebody-else", two)
+    promote("Production", one, model)
+    assert aliases(client, model) == {"production": one, "of-somebody-else": two}
+
+
+@pytest.mark.parametrize(
+    ("stage", "version", "words"),
+    [
+        ("None", 1, "stage 'None' does not exist"),
+        ("Prod", 1, "stage 'Prod' does not exist; expected one of Staging, Production, Archived"),
+        ("Staging", 9, "version 9 of .* does not exist"),
+    ],
+)
+def test_what_does_not_exist_is_named(client, model, stage, version, words):
+    add(client, model, "None")
+    with pytest.raises(InputError, match=words):
+        promote(stage, version, model)
+    assert stages(client, model) == {1: "None"}
+
+
+def test_a_model_that_does_not_exist_is_named(tracking):
+    for version in (None, 1):
+        with pytest.raises(InputError, match="registry-test-none does not exist in the registry"):
+            promote("Staging", version, "registry-test-none")
+
+
+def test_what_the_registry_refuses_is_one_sentence(tracking):
+    with pytest.raises(CalmlflowError) as caught:
+        promote("Staging", -1, "registry-test-none")
+    assert "\n" not in str(caught.value)
+
+
+def test_versions_by_stage(client, model, monkeypatch):
+    one, two, three = add(client, model, "Archived", "Production", "Archived")
+    monkeypatch.setattr(promotion, "BUNDLE_MODEL", model)
+    monkeypatch.setattr(promotion, "NETWORK_MODELS", {"mem_clf": "registry-test-none"})
+    assert staged_versions() == {model: {"Archived": [one, three], "Production": [two]}, "registry-test-none": {}}
+
+
+# -- Registration -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def names() -> list[str]:
+    return [f"registry-test-{next(NUMBERS)}" for _ in range(3)]
+
+
+def test_all_models_are_registered_with_their_tags(client, names):
+    tags = {"data": "sample", "seed": "3"}
+    found = register(dict.fromkeys(names, SOURCE), tags)
+    assert found == dict.fromkeys(names, 1)
+    assert register({names[0]: SOURCE}, tags) == {names[0]: 2}
+    for name in names:
+        version = client.get_model_version(name, "1")
+        assert (version.tags, version.source, version.current_stage) == (tags, SOURCE, "None")
+
+
+def count(client, name) -> int:
+    return len(client.search_model_versions(f"name = '{name}'"))
+
+
+def test_a_model_that_does_not_exist_takes_the_others_back(client, names):
+    with pytest.raises(MlflowException, match="no-such-model"):
+        register({names[0]: SOURCE, names[1]: SOURCE, names[2]: "models:/no-such-model/1"}, {})
+    assert [count(client, name) for name in names] == [0, 0, 0]
+
+
+class ThirdFailedError(Exception):
+    """What the third registration fails with."""
+
+
+@pytest.fixture(params=[ThirdFailedError, KeyboardInterrupt, SystemExit])
+def fault(request, monkeypatch):
+    """The third registration fails, before the server hears of it."""
+    real, calls = mlflow.register_model, itertools.count(1)
+
+    def fail_third(*arguments, **options):
+        if next(calls) == 3:
+            raise request.param("the third")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(mlflow, "register_model", fail_third)
+    return request.param
+
+
+def test_a_failure_takes_the_new_versions_back_and_leaves_the_old(client, names, fault):
+    client.create_registered_model(names[0])
+    add(client, names[0], "Production")
+    with pytest.raises(fault, match="the third"):
+        register(dict.fromkeys(names, SOURCE), {})
+    assert stages(client, names[0]) == {1: "Production"}
+    assert [count(client, name) for name in names[1:]] == [0, 0]
+
+
+def test_the_failure_is_told_and_not_that_of_the_cleaning(client, names, fault, monkeypatch, caplog):
+    real = MlflowClient.delete_model_version
+
+    def refuse_first(self, name, version):
+        if name == names[0]:
+            raise MlflowException("not now")
+        real(self, name, version)
+
+    monkeypatch.setattr(MlflowClient, "delete_model_version", refuse_first)
+    with pytest.raises(fault, match="the third"):
+        register(dict.fromkeys(names, SOURCE), {})
+    assert [count(client, name) for name in names] == [1, 0, 0]
+    assert f"version 1 of {names[0]}" in caplog.text
+
+
+# -- A bundle on its way from a training to an answer -----------------------------------------------------------------
+
+
+@pytest.fixture
+def models(tmp_path):
+    """The ``models`` folder of a training that had jobs like the one asked about."""
+    folder = write_bundle(tmp_path / "models")
+    rows = [job_features("jabc03020", CONTROL), job_features("oabc06090", {"n_files": 7, "total_mb": 11})]
+    (folder / "seen_rows.json").write_text(json.dumps(rows))
+    (folder / "decision.json").write_text(json.dumps({"risk": 0.0, "wallclock_ratio": np.ones((3, 4)).tolist()}))
+    return folder
+
+
+def test_a_logged_bundle_is_registered_promoted_pulled_and_answers(client, models, tmp_path, monkeypatch):
+    name = f"registry-test-{next(NUMBERS)}"
+    mlflow.set_experiment("registry-test")
+    with mlflow.start_run():
+        uri = log_model(models, NETWORKS, name, {"seed": 3})
+    info = mlflow.models.get_model_info(uri)
+    assert info.metadata == {"seed": 3}
+    assert info.signature.inputs.required_input_names() == ["ipppssoot", "n_files", "total_mb"]
+    inputs = pd.DataFrame(
+        [
+            {"ipppssoot": "jabc03020", **CONTROL, "n_files": 17, "total_mb": 9.6},
+            {"ipppssoot": "acs_8ph_01", "n_files": 1, "total_mb": 1.0},
+            {"ipppssoot": "oabc06090", "n_files": 7, "total_mb": 11.1},
+        ]
+    )
+    served = mlflow.pyfunc.load_model(uri)
+    answers = served.predict(inputs)
+    assert list(answers) == info.signature.outputs.input_names()
+    rows = [job_features("jabc03020", CONTROL), job_features("oabc06090", {"n_files": 7, "total_mb": 11.1})]
+    package.write_bundle(models, NETWORKS, tmp_path / "bundle")
+    expected = Bundle.load(tmp_path / "bundle").predict(rows)
+    assert answers["memBin"].tolist() == [expected["bin_pred"][0], 1, expected["bin_pred"][1]]
+    assert answers["clockTime"].tolist() == [int(expected["wall_pred"][0]), 43_200, int(expected["wall_pred"][1])]
+    assert answers["killTime"].tolist() == [expected["kill_time"][0], 259_200, expected["kill_time"][1]]
+    with pytest.raises(MlflowException, match="n_files"):
+        served.predict(inputs.assign(n_files=0))
+
+    assert register({name: uri}, {}) == {name: 1}
+    for stage in ("Staging", "Production"):
+        promote(stage, model=name)
+    # The bundle's own name on this server belongs to other tests.
+    monkeypatch.setattr(settings, "BUNDLE_MODEL", name)
+    monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path / "cache"))
+    answer = Predictor().predict("jabc03020", CONTROL)
+    assert (answer["version"], answer["source"]) == ("1", "registry")
+    for key in ("memBin", "memVal", "clockTime", "killTime"):
+        assert answer[key] == answers[key][0]
+    assert np.allclose(answer["probabilities"], answers["probabilities"][0], atol=1e-6)
+
+
+@pytest.mark.parametrize("networks", [["mem_clf"], ["mem_reg"], ["wall_reg"], list(NETWORKS)])
+def test_a_bundle_holds_what_its_networks_need(models, tmp_path, networks):
+    (models / "mem_clf" / "mem_clf.keras").write_bytes(b"x")
+    folder = package.write_bundle(models, networks, tmp_path / "bundle")
+    assert json.loads((folder / "bundle.json").read_text())["networks"] == networks
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {f"{network}/{network}.onnx" for network in networks} | {"tx_data.json", "bundle.json"} <= files
+    assert ("killtime.json" in files) == ("wall_reg" in networks)
+    assert ("mem_clf/mem_clf.keras" in files) == ("mem_clf" in networks)
+    assert len(Bundle.load(folder).predict(np.ones((1, len(FEATURES))))) >= len(networks)
