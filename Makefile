@@ -20,7 +20,8 @@ export KERAS_HOME ?= $(CURDIR)/.calmlflow/keras
 .PHONY: run test test-slow lint format ui server stop clean
 
 run: .venv/installed server
-	eval "$$(calmlflow server env)" && mlflow run . -e main --env-manager local -P data=$(DATA)
+	@mkdir -p $(CALMLFLOW_HOME)/tmp
+	eval "$$(calmlflow server env)" && TMPDIR=$(CALMLFLOW_HOME)/tmp mlflow run . -e main --env-manager local -P data=$(DATA)
 	calmlflow promote --stage Staging
 	calmlflow promote --stage Production
 	calmlflow predict j8c601020 --control examples/j8c601020_MemModelFeatures.txt --stage Production
