@@ -4,14 +4,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import mlflow
+import pandas as pd
 
 from calmlflow import settings
 from calmlflow.console import progress, say
 from calmlflow.fitting import FittedNetwork, fit_network
 from calmlflow.hst.errors import InputError
+from calmlflow.jobs.records import Checked
 from calmlflow.networks.architectures import HIDDEN
 from calmlflow.networks.config import read_config
 from calmlflow.networks.training import TrainingConfig
@@ -19,8 +22,10 @@ from calmlflow.presentation import network_charts
 from calmlflow.references import champion, random_forest
 from calmlflow.registry.package import log_model, register
 from calmlflow.registry.promote import promote
+from calmlflow.results.charts import Chart
 from calmlflow.results.plots import write_pngs
 from calmlflow.results.plots_data import data_charts
+from calmlflow.results.report import ReportContent, write_report
 from calmlflow.results.table import training_table
 from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS
 from calmlflow.tracking import environment_params, log_history, log_lineage, log_new_params, tracked_run
@@ -53,6 +58,8 @@ class Outcome:
     run_id: str
     tree: Path = Path()
     scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    champion: str = ""
+    charts: dict[str, dict[str, Chart]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     promoted: str = ""
@@ -98,6 +105,7 @@ def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS) -> Outco
             found = champion(data)
         if found:
             mlflow.set_tag("champion_version", found.version)
+            outcome.champion = found.version
             outcome.scores = {target: {"champion": scores} for target, scores in found.scores.items()}
         with new_tree(Path(request.output)) as tree:
             fitted: dict[str, FittedNetwork] = {}
@@ -106,8 +114,10 @@ def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS) -> Outco
                 with tracked_run(TARGETS[network], nested=True) if bundle else nullcontext():
                     models |= _train_one(network, request, configs[network], data, tree.partial, fitted, outcome)
             with outcome.timed("log"):
-                _write_tables(data, fitted, tree.partial)
-                write_pngs(data_charts(data.jobs), tree.partial / "plots" / "jobs")
+                table = _write_tables(data, fitted, tree.partial)
+                outcome.charts["jobs"] = data_charts(data.jobs)
+                write_pngs(outcome.charts["jobs"], tree.partial / "plots" / "jobs")
+                write_report(tree.partial / "report.html", _report(name, request, outcome, data, table))
                 mlflow.log_artifacts(str(tree.partial))
                 if bundle:
                     models[BUNDLE_MODEL] = log_model(
@@ -154,7 +164,8 @@ def _train_one(
         log_history(found.trained.history)
         mlflow.log_metrics({"fit_seconds": found.trained.fit_seconds, "best_epoch": found.trained.best_epoch})
         _log_scores(target, outcome)
-        write_pngs(network_charts(network, found, data), tree / "plots" / target)
+        outcome.charts[target] = network_charts(network, found, data)
+        write_pngs(outcome.charts[target], tree / "plots" / target)
         for part in ("results", "plots"):
             mlflow.log_artifacts(str(tree / part / target), f"{part}/{target}")
         uri = log_model(tree / "models", [network], NETWORK_MODELS[network], _metadata(request))
@@ -170,8 +181,25 @@ def _metadata(request: TrainingRequest) -> dict[str, str | int]:
     return {"data": request.data, "seed": request.seed}
 
 
-def _write_tables(data: TrainingData, fitted: dict[str, FittedNetwork], tree: Path) -> None:
-    """Write the training set with its predictions, and the records that were left out."""
+def _report(
+    name: str, request: TrainingRequest, outcome: Outcome, data: TrainingData, table: pd.DataFrame
+) -> ReportContent:
+    return ReportContent(
+        title=f"calmlflow {name}",
+        run_id=outcome.run_id,
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        source=request.data,
+        scores={target: scores for target, scores in outcome.scores.items() if "test" in scores},
+        champion_name=f"version {outcome.champion}" if outcome.champion else "champion",
+        charts=outcome.charts,
+        jobs=table,
+        quarantine=Checked(data.jobs, data.quarantine).reasons(),
+        sizes=data.sizes(),
+    )
+
+
+def _write_tables(data: TrainingData, fitted: dict[str, FittedNetwork], tree: Path) -> pd.DataFrame:
+    """Write the training set with its predictions, which is given back, and the records that were left out."""
     predictions = {
         name: column
         for network in fitted.values()
@@ -180,8 +208,10 @@ def _write_tables(data: TrainingData, fitted: dict[str, FittedNetwork], tree: Pa
     }
     folder = tree / "data"
     folder.mkdir()
-    training_table(data.jobs, predictions, data.split).to_csv(folder / "latest.csv", index=False)
+    table = training_table(data.jobs, predictions, data.split)
+    table.to_csv(folder / "latest.csv", index=False)
     if len(data.quarantine):
         data.quarantine.to_csv(folder / "quarantine.csv", index=False)
         total = len(data.jobs) + len(data.quarantine)
         say(f"quarantined {len(data.quarantine):,} of {total:,} records: see data/quarantine.csv of the run")
+    return table

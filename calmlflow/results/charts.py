@@ -23,7 +23,10 @@ LOWEST, HIGHEST = "#F2F7FB", "#08519C"
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis; ``labels`` name the positions 0, 1, 2 and so on, ``span`` is its range in the unit of the data."""
+    """An axis; ``labels`` name the positions 0, 1, 2 and so on, ``span`` is its range in the unit of the data.
+
+    A log axis must have a span.
+    """
 
     title: str
     log: bool = False
@@ -146,8 +149,17 @@ def single(title: str, reading: str, x: Axis, y: Axis, *marks: Mark) -> Chart:
 
 
 def log_span(*values: Numbers) -> tuple[float, float]:
-    """A range for a log axis: all positive values with some air, and a factor of 10 at least."""
+    """A range for a log axis: all positive finite values with some air, and a factor of 4 at least."""
     joined = np.concatenate([np.asarray(part, dtype=float).ravel() for part in values])
-    low, high = joined[joined > 0].min() / 1.25, joined[joined > 0].max() * 1.25
-    widen = max(np.sqrt(10 * low / high), 1.0)
+    shown = joined[np.isfinite(joined) & (joined > 0)]
+    low, high = shown.min() / 1.25, shown.max() * 1.25
+    widen = max(np.sqrt(4 * low / high), 1.0)
     return float(low / widen), float(high * widen)
+
+
+def log_ticks(span: tuple[float, float]) -> dict[float, str]:
+    """Ticks of a log axis and their texts: round numbers, the fewer the more decades there are."""
+    low, high = np.log10(span)
+    digits = (1,) if high - low > 2 else (1, 2, 5) if high - low > 1 else (1, 1.5, 2, 3, 4, 5, 7)
+    ticks = [digit * 10.0**power for power in range(int(np.floor(low)), int(high) + 1) for digit in digits]
+    return {tick: f"{tick:,.10g}" for tick in ticks if span[0] <= tick <= span[1]}

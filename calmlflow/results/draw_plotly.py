@@ -1,13 +1,12 @@
 """Draw a chart as an interactive plotly figure."""
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
-from plotly.subplots import make_subplots
 
 from calmlflow.results.charts import (
     GREY,
@@ -27,65 +26,73 @@ from calmlflow.results.charts import (
     Panel,
     Points,
     has_legend,
+    log_ticks,
 )
 
 SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "x": "x-thin", "ring": "circle-open"}
 PANEL_HEIGHT = {1: 560, 2: 380, 3: 290}
 """Pixels of one panel, by the number of rows."""
+GAP_ACROSS, GAP_DOWN = 0.025, 0.12
+"""Room between panels, as shares of the figure."""
 
 
 def figure(chart: Chart) -> go.Figure:
     """A chart as a figure that holds all it shows: it can be shown, saved or sent on by itself."""
-    shared = len(chart.panels) > 1
-    drawn = make_subplots(
-        rows=chart.rows,
-        cols=chart.columns,
-        shared_yaxes=shared,
-        horizontal_spacing=0.025,
-        vertical_spacing=0.36 / chart.rows if shared else 0,
-    )
+    top = 84 if has_legend(chart) else 56
+    # One dictionary for the whole layout: plotly checks every later change against all that is there.
+    layout: dict[str, Any] = {
+        "template": "none",
+        "title": {"text": _plain(chart.title), "font": {"size": 17, "weight": 600}, "x": 0.01, "xanchor": "left",
+                  "y": 0.985, "yanchor": "top", "yref": "container", "pad": {"t": 12}},
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom",
+                   "itemsizing": "constant"},
+        "margin": {"l": 80, "r": 24, "t": top, "b": 64},
+        "height": chart.rows * PANEL_HEIGHT.get(chart.rows, 290) + top,
+        "barmode": "overlay",
+        "hovermode": "closest",
+    }  # fmt: skip
+    traces = []
     for number, panel in enumerate(chart.panels):
-        row, col = number // chart.columns + 1, number % chart.columns + 1
-        for mark in panel.marks:
-            for trace in _traces(mark, panel):
-                trace.showlegend = bool(trace.name) and number == 0
-                drawn.add_trace(trace, row, col)
-        drawn.update_xaxes(_axis(panel.x), row=row, col=col)
-        drawn.update_yaxes(_axis(panel.y, titled=col == 1), row=row, col=col)
+        row, column = divmod(number, chart.columns)
+        name = str(number + 1) if number else ""
+        x, y = _axis(panel.x), _axis(panel.y, titled=column == 0)
+        x |= {"domain": _part(column, chart.columns, GAP_ACROSS), "anchor": f"y{name}"}
+        y |= {"domain": _part(chart.rows - 1 - row, chart.rows, GAP_DOWN), "anchor": f"x{name}"}
+        if number:
+            y |= {"matches": "y", "showticklabels": column == 0}
         if any(isinstance(mark, Matrix) for mark in panel.marks):
-            drawn.update_yaxes(autorange="reversed", showgrid=False, row=row, col=col)
-    top = 96 if has_legend(chart) else 64
-    drawn.update_layout(
-        template="plotly_white",
-        title={"text": _plain(chart.title), "font": {"size": 17}, "x": 0.01, "xanchor": "left", "y": 0.985,
-               "yanchor": "top", "yref": "container", "pad": {"t": 12}},
-        font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "itemsizing": "constant"},
-        margin={"l": 80, "r": 24, "t": top, "b": 64},
-        height=chart.rows * PANEL_HEIGHT.get(chart.rows, 290) + top,
-        barmode="overlay",
-        hovermode="closest",
-    )  # fmt: skip
-    return drawn
+            y |= {"autorange": "reversed"}
+        layout |= {f"xaxis{name}": x, f"yaxis{name}": y}
+        for trace in (_trace(mark, panel) for mark in panel.marks):
+            trace.update(xaxis=f"x{name}", yaxis=f"y{name}", showlegend=bool(trace.name) and not number)
+            traces.append(trace)
+    return go.Figure(traces, layout)
 
 
-def _traces(mark: Mark, panel: Panel) -> Iterator[Any]:
-    """The traces of a mark; more than one only for a density, whose cells and scale are one but for the hover."""
+def _part(number: int, parts: int, gap: float) -> list[float]:
+    """The share of the figure that one of several equal parts takes, with gaps between them."""
+    size = (1 - gap * (parts - 1)) / parts
+    start = number * (size + gap)
+    return [start, min(start + size, 1)]
+
+
+def _trace(mark: Mark, panel: Panel) -> Any:
     match mark:
         case Line():
-            yield go.Scatter(
+            return go.Scatter(
                 x=_small(mark.x), y=_small(mark.y), name=_plain(mark.name),
                 mode="lines+markers" if mark.markers else "lines",
                 line={"color": mark.color, "dash": "dash" if mark.dashed else "solid", "width": 2},
                 hoverinfo="x+y+name" if mark.name else "skip",
             )  # fmt: skip
         case Guide():
-            yield _guide(mark, panel)
+            return _guide(mark, panel)
         case Points():
             down, up = mark.error if mark.error is not None else (None, None)
-            yield go.Scatter(
+            return go.Scatter(
                 x=_small(mark.x), y=_small(mark.y), name=_plain(mark.name), mode="markers",
-                marker={"color": mark.color, "symbol": SYMBOLS[mark.symbol], "size": mark.size,
+                marker={"color": mark.color, "opacity": 1, "symbol": SYMBOLS[mark.symbol], "size": mark.size,
                         "line": {"width": 1.5 if mark.symbol in ("x", "ring") else 0, "color": mark.color}},
                 error_y=None if down is None else {"array": up, "arrayminus": down, "color": mark.color, "width": 3},
                 text=_texts(mark.texts), hoverinfo="text" if len(mark.texts) else "x+y+name",
@@ -93,7 +100,7 @@ def _traces(mark: Mark, panel: Panel) -> Iterator[Any]:
         case Bars():
             at, values = ("y", "x") if mark.horizontal else ("x", "y")
             error = None if mark.error is None else {"array": mark.error, "color": INK, "width": 3}
-            yield go.Bar(
+            return go.Bar(
                 {at: mark.at, values: mark.values, f"error_{values}": error},
                 orientation="h" if mark.horizontal else "v", width=mark.width, name=_plain(mark.name),
                 marker_color=mark.color, text=_texts(mark.texts), textposition="outside" if error is None else "none",
@@ -101,14 +108,14 @@ def _traces(mark: Mark, panel: Panel) -> Iterator[Any]:
             )  # fmt: skip
         case Boxes():
             low, q1, median, q3, high = mark.quantiles.T
-            yield go.Box(
+            return go.Box(
                 x=np.arange(len(median)), lowerfence=low, q1=q1, median=median, q3=q3, upperfence=high,
                 line={"color": mark.color, "width": 2}, width=0.55,
             )  # fmt: skip
         case Density():
-            yield _density(mark)
+            return _density(mark)
         case Matrix():
-            yield go.Heatmap(
+            return go.Heatmap(
                 z=mark.shades, zmin=0, zmax=1, colorscale=[LOWEST, HIGHEST], showscale=False, xgap=2, ygap=2,
                 text=[[_plain(text) for text in row] for row in mark.texts], texttemplate="%{text}",
                 textfont={"size": 16}, hoverinfo="skip",
@@ -118,11 +125,13 @@ def _traces(mark: Mark, panel: Panel) -> Iterator[Any]:
 def _guide(mark: Guide, panel: Panel) -> go.Scatter:
     span = (panel.y if mark.vertical else panel.x).span
     ends, flat = list(span or (0, 1)), [mark.at, mark.at]
+    if mark.vertical:
+        ends.reverse()
     x, y = (flat, ends) if mark.vertical else (ends, flat)
     return go.Scatter(
         x=x, y=y, mode="lines+text", line={"color": GREY, "width": 1, "dash": "dot"}, text=["", _plain(mark.label)],
-        textposition="bottom right" if mark.vertical else "top left", textfont={"color": GREY, "size": 12},
-        hoverinfo="skip",
+        textposition="top left", textfont={"color": GREY, "size": 12},
+        hoverinfo="skip", cliponaxis=False,
     )  # fmt: skip
 
 
@@ -143,10 +152,10 @@ def _axis(axis: Axis, titled: bool = True) -> dict[str, Any]:
     settings: dict[str, Any] = {"title": {"text": _plain(axis.title) if titled else ""}, "zeroline": False}
     settings |= {"automargin": True, "title_standoff": 8, "showline": True, "linecolor": GREY}
     if axis.percent:
-        settings["tickformat"] = ".0%"
-    if axis.log:
-        decades = np.diff(np.log10(axis.span))[0] if axis.span else 9
-        settings |= {"type": "log", "dtick": 1 if decades > 2 else "D2", "tickformat": ",~g"}
+        settings["tickformat"] = ".2~%"
+    if axis.log and axis.span:
+        ticks = log_ticks(axis.span)
+        settings |= {"type": "log", "tickvals": list(ticks), "ticktext": list(ticks.values())}
     if axis.labels:
         settings |= {"tickvals": np.arange(len(axis.labels)), "ticktext": _texts(axis.labels), "showgrid": False}
     if axis.span:

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
 from calmlflow.results.charts import (
     GREY,
@@ -26,7 +27,7 @@ from calmlflow.results.charts import (
     Matrix,
     Panel,
     Points,
-    has_legend,
+    log_ticks,
 )
 
 SHADES = LinearSegmentedColormap.from_list("shades", [LOWEST, HIGHEST])
@@ -36,7 +37,8 @@ TITLE_COLUMNS = 84
 
 def png(chart: Chart) -> bytes:
     """A chart as a PNG file, about 1080 pixels wide; the same bytes for the same chart."""
-    drawn = Figure(figsize=(INCHES_WIDE, 6 if chart.rows == 1 else 2.9 * chart.rows), layout="constrained")
+    size = INCHES_WIDE, 6 if chart.rows == 1 else 2.9 * chart.rows
+    drawn = Figure(figsize=size, dpi=DOTS_PER_INCH, layout="constrained")
     grid = drawn.subplots(chart.rows, chart.columns, sharey=len(chart.panels) > 1, squeeze=False)
     for number, axes in enumerate(grid.flat):
         if number >= len(chart.panels):
@@ -51,17 +53,26 @@ def png(chart: Chart) -> bytes:
         _set_axis(axes, "y", panel.y, titled=number % chart.columns == 0)
         for layer, mark in enumerate(panel.marks):
             _draw(axes, mark, panel, layer + 2)
-    drawn.suptitle(
-        textwrap.fill(chart.title, TITLE_COLUMNS), x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK
-    )
-    if has_legend(chart):
-        handles, names = grid.flat[0].get_legend_handles_labels()
-        columns = 2 if max(map(len, names)) > 30 else 4
-        drawn.legend(handles, names, loc="outside upper left", ncols=columns, frameon=False, fontsize=10)
+    _head(drawn, chart, grid.flat[0])
     buffer = io.BytesIO()
     # Without the version of the library, so that equal charts are equal files.
-    drawn.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    FigureCanvasAgg(drawn).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _head(drawn: Figure, chart: Chart, axes: Axes) -> None:
+    """Title and legend on a strip of their own, above everything else."""
+    height = drawn.get_figheight()
+    title = textwrap.fill(chart.title, TITLE_COLUMNS)
+    strip = 0.12 + 0.24 * (title.count("\n") + 1)
+    drawn.text(0.01, 1 - 0.1 / height, title, va="top", fontsize=13, fontweight="bold", color=INK)
+    handles, names = axes.get_legend_handles_labels()
+    if names:
+        columns = 4 if max(map(len, names)) < 20 else 2
+        place = (0.005, 1 - strip / height)
+        drawn.legend(handles, names, loc="upper left", bbox_to_anchor=place, ncols=columns, frameon=False, fontsize=10)
+        strip += 0.1 + 0.22 * -(-len(names) // columns)
+    drawn.get_layout_engine().set(rect=(0, 0, 1, 1 - strip / height))  # type: ignore[union-attr, call-arg]
 
 
 def _draw(axes: Axes, mark: Mark, panel: Panel, layer: int) -> None:
@@ -75,12 +86,11 @@ def _draw(axes: Axes, mark: Mark, panel: Panel, layer: int) -> None:
         case Guide():
             draw_line = axes.axvline if mark.vertical else axes.axhline
             draw_line(mark.at, color=GREY, linestyle=":", linewidth=1, zorder=layer)
-            place = (mark.at, 0.99) if mark.vertical else (0.995, mark.at)
+            place = (mark.at, 0.01) if mark.vertical else (0.995, mark.at)
             across = axes.get_xaxis_transform() if mark.vertical else axes.get_yaxis_transform()
             axes.annotate(
-                mark.label, place, xycoords=across,
-                xytext=(3, -2) if mark.vertical else (0, 2), textcoords="offset points", color=GREY, fontsize=9,
-                ha="left" if mark.vertical else "right", va="top" if mark.vertical else "bottom",
+                mark.label, place, xycoords=across, xytext=(-3, 0) if mark.vertical else (0, 2),
+                textcoords="offset points", color=GREY, fontsize=9, ha="right", va="bottom", zorder=layer,
             )  # fmt: skip
         case Points():
             if mark.error is not None:
@@ -133,14 +143,13 @@ def _set_axis(axes: Axes, which: str, settings: Axis, titled: bool = True) -> No
     if titled:
         axis.set_label_text(settings.title, fontsize=11, color=INK)
     axis.set_tick_params(labelsize=10, colors=INK)
-    if settings.log:
+    if settings.log and settings.span:
         axes.set(**{f"{which}scale": "log"})
-        decades = np.diff(np.log10(settings.span))[0] if settings.span else 9
-        axis.set_major_locator(LogLocator(10, subs=(1,) if decades > 2 else (1, 2, 5)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-        axis.set_minor_formatter(NullFormatter())
+        ticks = log_ticks(settings.span)
+        axis.set_ticks(list(ticks), list(ticks.values()))
+        axis.set_minor_locator(NullLocator())
     elif settings.percent:
-        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.set_major_formatter(PercentFormatter(1))
     if settings.labels:
         axis.set_ticks(range(len(settings.labels)), settings.labels)
         axis.grid(False)

@@ -71,11 +71,14 @@ def _confusion(counts: NDArray[np.int64]) -> dict[str, Chart]:
     totals = counts.sum(axis=1)
     shares = counts / np.maximum(totals, 1)[:, None]
     needed = Axis("bin needed", labels=tuple(f"{b}\n{n_jobs(n)}" for b, n in zip(BIN_NAMES, totals, strict=True)))
-    predicted = Axis("bin predicted", labels=BIN_NAMES)
+    predicted = Axis("most probable bin", labels=BIN_NAMES)
     share_texts = [
         [f"{share:.1%}" if total else "no job" for share in row] for row, total in zip(shares, totals, strict=True)
     ]
-    reading = "Below the diagonal a job is killed and run again one bin up; above it, memory is paid for and unused."
+    reading = (
+        "Rows are the bins needed, columns the most probable ones; below the diagonal a job is killed and run again one"
+        " bin up, above it memory is paid for and unused."
+    )
     return {
         "confusion_counts": single(
             f"Confusion matrix: {counts.trace():,} of {n_jobs(counts.sum())} get the bin they need",
@@ -85,7 +88,7 @@ def _confusion(counts: NDArray[np.int64]) -> dict[str, Chart]:
             Matrix(np.log1p(counts) / np.log1p(max(counts.max(), 1)), [[f"{n:,}" for n in row] for row in counts]),
         ),
         "confusion_shares": single(
-            f"Confusion matrix, rows add up to 100 %: recall {_recalls(shares, totals)}",
+            f"Confusion matrix, rows add up to 100%: recall {_recalls(shares, totals)}",
             f"{reading} The diagonal is the recall of each bin.",
             predicted,
             needed,
@@ -100,7 +103,7 @@ def _recalls(shares: NDArray[np.float64], totals: NDArray[np.int64]) -> str:
 
 def _curves(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> dict[str, Chart]:
     """ROC and precision-recall of each bin that some jobs need and some do not; empty where there is no such bin."""
-    roc, precision_recall = [], []
+    roc, precision_recall, areas = [], [], {}
     for label in range(N_BINS):
         is_bin, score = y_true == label, probabilities[:, label]
         if not is_bin.any() or is_bin.all():
@@ -108,8 +111,8 @@ def _curves(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> di
         name = f"{BIN_NAMES[label]} ({n_jobs(is_bin.sum())})"
         false, true, _ = roc_curve(is_bin, score)
         at = thinned(len(false))
-        area = f"{name}: area {roc_auc_score(is_bin, score):.3f}"
-        roc.append(Line(false[at], true[at], area, FOUR[label]))
+        areas[BIN_NAMES[label]] = roc_auc_score(is_bin, score)
+        roc.append(Line(false[at], true[at], f"{name}: area {areas[BIN_NAMES[label]]:.3f}", FOUR[label]))
         precision, recall, _ = precision_recall_curve(is_bin, score, drop_intermediate=True)
         at = thinned(len(recall))
         average = f"{name}: average precision {average_precision_score(is_bin, score):.3f}"
@@ -117,9 +120,10 @@ def _curves(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> di
     if not roc:
         return {}
     share = (-0.02, 1.03)
+    lowest = min(areas, key=lambda name: areas[name])
     return {
         "roc": single(
-            "ROC: how well the probability of each bin tells its jobs from all others",
+            f"ROC of each bin against the rest: area at least {areas[lowest]:.3f} ({lowest})",
             "The closer to the upper left corner the better; on the dashed diagonal the probability says nothing.",
             Axis("false positive rate", percent=True, span=share),
             Axis("true positive rate", percent=True, span=share),
@@ -153,7 +157,7 @@ def _calibration(hit: NDArray[np.bool_], confidence: NDArray[np.float64]) -> Cha
     return single(
         f"Calibration: stated probability and true share differ by {gap:.1%} on average",
         "On the dashed line a probability can be taken at its word; below it the network is too sure of itself."
-        " Bars are 95 % intervals, larger circles hold more jobs.",
+        " Bars are 95% intervals, larger circles hold more jobs.",
         Axis("probability of the predicted bin", percent=True, span=(0.22, 1.03)),
         Axis("share of jobs that needed it", percent=True, span=(-0.02, 1.03)),
         Line([0, 1], [0, 1], color=GREY, dashed=True),
@@ -177,7 +181,8 @@ def _errors_by_instrument(instrument: NDArray[np.str_], off: NDArray[np.int64]) 
 
     return single(
         f"Wrong bins by instrument: {low:,} too low, {high:,} too high, of {n_jobs(len(off))}",
-        "False negatives are killed and run again one bin up; false positives pay for memory they leave unused.",
+        "Of the most probable bins: a job put too low is killed and run again one bin up, one put too high pays for"
+        " memory it leaves unused.",
         Axis("", labels=counted(shares.index, instrument), span=(-0.6, len(at) - 0.4)),
         Axis("share of the instrument's jobs", percent=True, span=(0, highest)),
         bars("low", "false negatives: predicted too low", VERMILION, -0.2),

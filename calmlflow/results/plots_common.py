@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from calmlflow.hst.dataset import INSTRUMENTS
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import LADDER
-from calmlflow.results.charts import BLUE, ORANGE, Axis, Bars, Chart, Guide, Line, single
+from calmlflow.results.charts import BLUE, ORANGE, Axis, Bars, Chart, Guide, Line, log_span, single
 from calmlflow.results.importance import permutation_importance
 
 Predict = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -44,10 +44,10 @@ def epoch_charts(history: Mapping[str, NDArray[np.float64]] | None, units: Mappi
         best = _best(validation, share)
         found = "" if best is None else f": {_short(validation[best], share, unit)} on the validation jobs at best"
         charts[f"{key}_per_epoch"] = single(
-            f"{shown[0].upper()}{shown[1:]} over {len(train):,} epochs{found}",
+            f"{shown[0].upper()}{shown[1:]} over {len(train):,} epoch{'' if len(train) == 1 else 's'}{found}",
             "Both curves should level out; a validation curve that turns back while training goes on is overfitting.",
             Axis("epoch"),
-            Axis(shown if share else f"{shown}, {unit}", log=not share and _positive(train, validation), percent=share),
+            _metric_axis(shown, unit, train, validation),
             Line(at, train[at], "training jobs", BLUE, markers=len(at) == 1),
             Line(at, validation[at], "validation jobs", ORANGE, markers=len(at) == 1),
         )
@@ -62,9 +62,13 @@ def _best(values: NDArray[np.float64], highest: bool) -> np.int64 | None:
     return finite[values[finite].argmax() if highest else values[finite].argmin()]
 
 
-def _positive(*values: NDArray[np.float64]) -> bool:
+def _metric_axis(shown: str, unit: str, *values: NDArray[np.float64]) -> Axis:
+    """Errors fall over decades; a share, or an error that reaches 0, stands on a plain axis."""
+    if shown == "accuracy":
+        return Axis(shown, percent=True)
     joined = np.concatenate(values)
-    return bool((joined[np.isfinite(joined)] > 0).all())
+    log = bool((joined[np.isfinite(joined)] > 0).all())
+    return Axis(f"{shown}, {unit}", log=log, span=log_span(joined) if log else None)
 
 
 def _short(value: float, share: bool, unit: str) -> str:

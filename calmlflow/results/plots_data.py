@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from calmlflow.hst.dataset import INSTRUMENTS
 from calmlflow.hst.features import FEATURES
-from calmlflow.results.charts import BLUE, FOUR, VERMILION, Axis, Boxes, Chart, Panel, Points, log_span, single
+from calmlflow.results.charts import BLUE, FOUR, GREY, VERMILION, Axis, Boxes, Chart, Panel, Points, log_span, single
 from calmlflow.results.plots_common import UNITS, counted, instruments, ladder_guides, n_jobs, quantiles
 
 PER_BIN = 400
@@ -56,7 +56,7 @@ def _by_instrument(jobs: pd.DataFrame, target: str) -> Chart:
     said = ", median " + " to ".join(ends) if len(table) > 1 else ""
     return single(
         f"{target.capitalize()} of {n_jobs(len(jobs))} by instrument{said}",
-        "Boxes hold half of the jobs, whiskers 98 %, the cross is the greatest: rare jobs far above the whisker are the"
+        "Boxes hold half of the jobs, whiskers 98%, the cross is the greatest: rare jobs far above the whisker are the"
         " ones that cost.",
         Axis("", labels=counted(table.index, groups), span=(-0.6, len(table) - 0.4)),
         Axis(f"{target}, {unit}", log=True, span=span),
@@ -72,12 +72,13 @@ def _features_against(sample: pd.DataFrame, target: str, total: int) -> Chart:
     groups = instruments(pd.Index(sample["ipst"]))
     generator = np.random.default_rng(0)
     jitter = generator.uniform(-0.3, 0.3, len(sample))
-    shown = "all jobs" if len(sample) == total else f"{len(sample):,} of {n_jobs(total)}"
+    some = f"{len(sample):,} of {n_jobs(total)}, {PER_BIN} of a memory bin at most"
+    shown = n_jobs(total) if len(sample) == total else some
     panels = tuple(
         Panel(_feature_axis(name, sample), y, _clouds(name, sample, target, groups, jitter)) for name in FEATURES
     )
     return Chart(
-        f"The nine features against {target}, {shown} (at most {PER_BIN} of each memory bin)",
+        f"The nine features against {target}: {shown}",
         "A feature is worth having where its columns or slopes differ; where colours overlap, only other features can"
         " tell the jobs apart.",
         panels,
@@ -98,9 +99,9 @@ def _clouds(
     values = sample[name].to_numpy(dtype=float)
     x = values + jitter if name in CATEGORIES else np.maximum(values, 1)
     y = sample[target].to_numpy(dtype=float)
-    clouds = []
-    for instrument, color, symbol in zip(INSTRUMENTS.values(), FOUR, "osD^", strict=True):
-        chosen = groups == instrument
-        if chosen.any():
-            clouds.append(Points(x[chosen], y[chosen], instrument, color, symbol, size=4))
-    return tuple(clouds)
+    looks = dict(zip(INSTRUMENTS.values(), zip(FOUR, "osD^", strict=True), strict=True))
+    # The most frequent instrument lowest, so that it does not hide the others.
+    return tuple(
+        Points(x[groups == group], y[groups == group], group, *looks.get(group, (GREY, "x")), size=4)
+        for group in pd.Series(groups).value_counts().index
+    )

@@ -103,7 +103,7 @@ def _by_detector(residuals: NDArray[np.float64], groups: NDArray[np.str_], targe
     widest = (table[0.95] - table[0.05]).idxmax()
     return single(
         f"Residuals of {target} by instrument and detector" + (f": widest for {widest}" if len(table) > 1 else ""),
-        "Boxes hold half of the jobs, whiskers 90 %; a box off the zero line is a bias, below it jobs took more than"
+        "Boxes hold half of the jobs, whiskers 90%; a box off the zero line is a bias, below it jobs took more than"
         " predicted.",
         Axis("", labels=counted(table.index, groups), span=(-0.6, len(table) - 0.4)),
         Axis(f"predicted - actual {target}, {unit}"),
@@ -117,7 +117,7 @@ def _ratios_by_detector(ratios: NDArray[np.float64], groups: NDArray[np.str_], t
     share = float(np.mean((ratios >= 0.5) & (ratios <= 2)))
     return single(
         f"Predicted over actual {target}: {share:.1%} of the jobs within a factor of 2",
-        "Boxes hold half of the jobs, whiskers 90 %; unlike the residuals, short and long jobs can be compared here.",
+        "Boxes hold half of the jobs, whiskers 90%; unlike the residuals, short and long jobs can be compared here.",
         Axis("", labels=counted(table.index, groups), span=(-0.6, len(table) - 0.4)),
         Axis(f"predicted / actual {target}", log=True, span=log_span(table.to_numpy(), [1.0])),
         Line([-0.6, len(table) - 0.4], [1, 1], color=GREY, dashed=True),
