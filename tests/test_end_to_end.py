@@ -134,7 +134,11 @@ def test_artifacts_are_the_tree(server, trained, tracking, s3, tmp_path):
         "models/tx_data.json",
         *(f"models/{name}/{name}.{kind}" for name in ("mem_clf", "mem_reg", "wall_reg") for kind in ("keras", "onnx")),
         *(f"results/{target}/history.npz" for target in ("mem_bin", "memory", "wallclock")),
+        *(f"plots/{target}/feature_importance.png" for target in ("mem_bin", "memory", "wallclock")),
+        "plots/jobs/memory_by_instrument.png",
+        "report.html",
     }
+    assert (trained / "report.html").stat().st_size < 6_000_000
     keys = [item["Key"] for item in s3.list_objects_v2(Bucket="calcloud-artifacts")["Contents"]]
     assert any(key.endswith(f"{parent.info.run_id}/artifacts/data/latest.csv") for key in keys)
 
@@ -360,6 +364,31 @@ def test_batch_prediction_keeps_order_and_names_bad_rows(server, trained, tmp_pa
     errors = pd.read_csv(tmp_path / "out.errors.csv")
     assert errors["ipppssoot"].tolist() == ["zabc01xyq"]
     assert "'z'" in errors["reason"][0]
+
+
+def test_a_training_is_compared_with_the_version_in_production(server, trained):
+    done = run(server, "python", "-m", "entrypoints.compare", "--this", str(trained))
+    assert done.returncode == 0, done.stderr[-2000:]
+    # Production holds this very training, so every paired difference is nothing.
+    newest = runs_named(server, "compare")[0]
+    differences = {name: value for name, value in newest.data.metrics.items() if name.startswith("difference_")}
+    assert "difference_mem_bin_accuracy" in differences
+    assert set(differences.values()) == {0.0}
+    assert newest.data.metrics["jobs_compared_memory"] > 350
+
+
+def test_a_training_goes_to_s3_and_comes_back_the_same(server, trained, tmp_path):
+    sent = run(
+        server, "python", "-m", "entrypoints.ship", "--tree", str(trained), "--output", str(tmp_path / "out"),
+        "--destination", "s3://calcloud-processing/trainings",
+    )  # fmt: skip
+    assert sent.returncode == 0, sent.stderr[-2000:]
+    uri = next(line.split()[0] for line in sent.stdout.splitlines() if ".tar.gz" in line)
+    back = run(server, "python", "-m", "entrypoints.fetch", "--source", uri, "--output", str(tmp_path / "back"))
+    assert back.returncode == 0, back.stderr[-2000:]
+    copy = tmp_path / "back" / trained.name
+    files = {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(trained): path.read_bytes() for path in trained.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(
