@@ -96,7 +96,7 @@ def empty_database() -> bytes:
 
 @dataclass
 class HttpRegistry:
-    """What an HTTP server answers for each path (None: nothing, until the test is over), and what it was asked."""
+    """What an HTTP server answers for each path (None: too late), and what it was asked."""
 
     uri: str
     answers: dict[str, tuple[int, bytes] | None]
@@ -120,8 +120,9 @@ def http_registry(answers: Mapping[str, tuple[int, bytes] | None] | None = None)
             registry.authorizations.append(self.headers.get("Authorization", ""))
             answer = registry.answers.get(path.path, NO_PAGE)
             if answer is None:
-                over.wait(60)
-                return
+                # In the end it does answer: a client with more patience than it was told to have gets that.
+                over.wait(5)
+                answer = (200, b"{}")
             self.send_response(answer[0])
             self.send_header("Content-Length", str(len(answer[1])))
             self.end_headers()

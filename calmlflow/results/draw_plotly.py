@@ -32,13 +32,14 @@ from calmlflow.results.charts import (
 SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "x": "x-thin", "ring": "circle-open"}
 PANEL_HEIGHT = {1: 560, 2: 380, 3: 290}
 """Pixels of one panel, by the number of rows."""
+TITLE_HEIGHT, LEGEND_HEIGHT = 44, 32
 GAP_ACROSS, GAP_DOWN = 0.025, 0.12
 """Room between panels, as shares of the figure."""
 
 
 def figure(chart: Chart) -> go.Figure:
     """A chart as a figure that holds all it shows: it can be shown, saved or sent on by itself."""
-    top = 84 if has_legend(chart) else 56
+    top = TITLE_HEIGHT + (LEGEND_HEIGHT if has_legend(chart) else 12)
     # One dictionary for the whole layout: plotly checks every later change against all that is there.
     layout: dict[str, Any] = {
         "template": "none",

@@ -14,7 +14,7 @@ from calmlflow.hst.dataset import INSTRUMENTS
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import BIN_NAMES, allocation_cost
 from calmlflow.results.charts import Chart
-from calmlflow.results.draw_plotly import figure
+from calmlflow.results.draw_plotly import TITLE_HEIGHT, figure
 from calmlflow.results.plots import write_aside
 from calmlflow.results.plots_common import UNITS, instruments
 from calmlflow.results.report_page import PAGE
@@ -98,27 +98,34 @@ def report_html(content: ReportContent) -> str:
         ],
         worst=[] if content.jobs is None else worst_jobs(content.jobs),
         facts=_facts(content),
-        plotly=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own file
+        plotly=Markup(get_plotlyjs() if content.charts else ""),  # noqa: S704 - plotly's own file
     )
 
 
 def _figure_json(chart: Chart) -> Markup:
+    """A figure without its title, which the page shows itself: there it is wrapped where the page is narrow."""
+    drawn = figure(chart)
+    drawn.layout.title = None
+    drawn.layout.height -= TITLE_HEIGHT
+    drawn.layout.margin.t -= TITLE_HEIGHT
     # No tag can begin in it, so no text can end the script it stands in.
-    return Markup(figure(chart).to_json().replace("<", "\\u003c"))  # noqa: S704
+    return Markup(drawn.to_json().replace("<", "\\u003c"))  # noqa: S704
 
 
 def _columns(content: ReportContent) -> dict[str, str]:
     """Columns of the tables of scores that are not empty: whose the scores are, and their heading."""
-    known = {whose for scores in content.scores.values() for whose in scores}
+    known = {whose for scores in content.scores.values() if "test" in scores for whose in scores}
     return {whose: heading for whose, heading in PREDICTORS.items() if whose in known}
 
 
 def _score_tables(content: ReportContent, summary: bool) -> list[tuple[str, list[Row]]]:
+    """Title and rows of every target that was trained; of the others a champion may have scores too."""
     tables = []
     for target, title in TITLES.items():
-        columns = {whose: content.scores.get(target, {}).get(whose, {}) for whose in _columns(content)}
+        scores = content.scores.get(target, {})
+        columns = {whose: scores.get(whose, {}) for whose in _columns(content)}
         rows = score_rows(target, columns, SUMMARY[target] if summary else other_scores(target, columns))
-        if rows:
+        if "test" in scores and rows:
             tables.append((title, rows))
     return tables
 

@@ -90,8 +90,9 @@ it.{% endif %}</p>
 <h2 id="{{ section }}">{{ title }}</h2>
 {% for name, chart, json in figures %}
 <figure>
+<h3>{{ chart.title }}</h3>
 <div class="plot" id="{{ name }}" role="img" aria-label="{{ chart.title }}"></div>
-<noscript><p>{{ chart.title }} (the plot needs JavaScript; the same is a PNG beside this report)</p></noscript>
+<noscript><p>This plot needs JavaScript; the same is a PNG beside the report.</p></noscript>
 <figcaption><b>How to read this.</b> {{ chart.reading }}</figcaption>
 <script type="application/json" data-plot="{{ name }}">{{ json }}</script>
 </figure>
