@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -15,6 +16,15 @@ def free_ports(count: int = 2) -> list[int]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [probe.getsockname()[1] for probe in probes]
+
+
+@pytest.fixture(autouse=True)
+def _no_experiment_of_another_test() -> Iterator[None]:
+    """MLflow keeps the experiment that a test set for the whole process, whatever server comes next."""
+    yield
+    fluent = sys.modules.get("mlflow.tracking.fluent")
+    if fluent:
+        fluent._active_experiment_id = None
 
 
 @pytest.fixture

@@ -320,7 +320,7 @@ def test_axes_are_labelled_with_units():
 
 
 def test_only_the_feature_that_is_used_matters():
-    features = table_of(500)[list(FEATURES)].to_numpy(dtype=float)
+    features = np.tile(table_of(300)[list(FEATURES)].to_numpy(dtype=float), (3, 1))
     used = FEATURES.index("total_mb")
     seen = []
 

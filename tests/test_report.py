@@ -98,6 +98,9 @@ def test_every_plot_is_there_with_a_word_on_how_to_read_it(content, page):
     assert set(found) == set(charts)
     assert {attrs["id"] for tag, attrs in page.tags if attrs.get("class") == "plot"} == set(charts)
     assert all(found[name]["data"] for name in found)
+    # Line breaks in labels are tags, but none of them begins in the page itself.
+    assert any("<br>" in json.dumps(plot) for plot in found.values())
+    assert not [text for text in page.scripts[: len(found)] if "<" in text]
     for chart in charts.values():
         assert chart.reading in page.texts
         assert chart.reading.endswith(".")
@@ -193,6 +196,8 @@ def test_the_best_predictor_is_marked_and_the_floor_is_none():
     rmse, r2 = score_rows("memory", columns, ("rmse", "r2", "mae"))
     assert [(cell.text, cell.best) for cell in rmse.cells] == [("2 GB", True), ("1 GB", False), ("3 GB", False)]
     assert [(cell.text, cell.best) for cell in r2.cells] == [("0.5000", False), ("", False), ("0.9000", True)]
+    reached = score_rows("memory", {"test": {"rmse": 1.0}, "floor": {"rmse": 1.0}, "forest": {"rmse": 3.0}}, ("rmse",))
+    assert [cell.best for cell in reached[0].cells] == [True, False, False]
     alone = score_rows("memory", {"test": {"rmse": 2.0}, "floor": {"rmse": 1.0}}, ("rmse",))
     assert not any(cell.best for cell in alone[0].cells)
 

@@ -39,7 +39,7 @@ def read_config(source: str) -> dict[str, TrainingConfig]:
     return {network: _override(source, network, DEFAULTS[network], given.get(network, {})) for network in DEFAULTS}
 
 
-_RANGES = {
+RANGES = {
     "epochs": (1, 100_000),
     "refit_epochs": (0, 100_000),
     "restarts": (1, 64),
@@ -51,10 +51,10 @@ _RANGES = {
 
 
 def _override(source: str, network: str, default: TrainingConfig, given: Any) -> TrainingConfig:
-    if not isinstance(given, Mapping) or not set(given) <= set(_RANGES):
-        raise InputError(f"config {source}: {network} must be an object with keys among {', '.join(_RANGES)}")
+    if not isinstance(given, Mapping) or not set(given) <= set(RANGES):
+        raise InputError(f"config {source}: {network} must be an object with keys among {', '.join(RANGES)}")
     for name, value in given.items():
-        low, high = _RANGES[name]
+        low, high = RANGES[name]
         kind = "a whole number" if isinstance(low, int) else "a number"
         fits = isinstance(value, int if isinstance(low, int) else int | float) and not isinstance(value, bool)
         if not fits or not low <= value <= high:

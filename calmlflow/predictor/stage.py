@@ -175,6 +175,8 @@ def _download(staged: StagedVersion, registry_uri: str, target: str) -> Path:
     """Fetch the bundle of a version with MLflow, which knows every kind of artifact store."""
     # As quick to give up as the rest of the predictor; a user's own setting counts.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    # Bars of MLflow's own would be drawn where nobody looks.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
     # Where a version's artifacts lie is known to the tracking server, whatever the registry.

@@ -39,12 +39,10 @@ def epoch_charts(history: Mapping[str, NDArray[np.float64]] | None, units: Mappi
             continue
         train, validation = values
         at = thinned(len(train))
-        share = key == "accuracy"
         shown = "RMSE" if key == "rmse" else key
-        best = _best(validation, share)
-        found = "" if best is None else f": {_short(validation[best], share, unit)} on the validation jobs at best"
+        epochs = f"{len(train):,} epoch{'' if len(train) == 1 else 's'}"
         charts[f"{key}_per_epoch"] = single(
-            f"{shown[0].upper()}{shown[1:]} over {len(train):,} epoch{'' if len(train) == 1 else 's'}{found}",
+            f"{shown[0].upper()}{shown[1:]} over {epochs}{_at_best(key, unit, validation)}",
             "Both curves should level out; a validation curve that turns back while training goes on is overfitting.",
             Axis("epoch"),
             _metric_axis(shown, unit, train, validation),
@@ -54,12 +52,13 @@ def epoch_charts(history: Mapping[str, NDArray[np.float64]] | None, units: Mappi
     return charts
 
 
-def _best(values: NDArray[np.float64], highest: bool) -> np.int64 | None:
-    """Position of the best finite value; None without one."""
-    finite = np.flatnonzero(np.isfinite(values))
+def _at_best(key: str, unit: str, values: NDArray[np.float64]) -> str:
+    """``: 95.5% on the validation jobs at best``; nothing without a finite value."""
+    finite = values[np.isfinite(values)]
     if not len(finite):
-        return None
-    return finite[values[finite].argmax() if highest else values[finite].argmin()]
+        return ""
+    best = f"{finite.max():.1%}" if key == "accuracy" else f"{rounded(finite.min())} {unit}"
+    return f": {best} on the validation jobs at best"
 
 
 def _metric_axis(shown: str, unit: str, *values: NDArray[np.float64]) -> Axis:
@@ -71,8 +70,9 @@ def _metric_axis(shown: str, unit: str, *values: NDArray[np.float64]) -> Axis:
     return Axis(f"{shown}, {unit}", log=log, span=log_span(joined) if log else None)
 
 
-def _short(value: float, share: bool, unit: str) -> str:
-    return f"{value:.1%}" if share else f"{value:,.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
+def rounded(value: float, sign: str = "") -> str:
+    """A number for people: four digits, or all those before the point."""
+    return f"{value:{sign},.4g}" if abs(value) < 1000 else f"{value:{sign},.0f}"
 
 
 def quantiles(values: NDArray[np.float64], groups: NDArray[np.str_], shares: ArrayLike) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from calmlflow.hst.dataset import INSTRUMENTS
 from calmlflow.hst.features import FEATURES
 from calmlflow.results.charts import BLUE, FOUR, GREY, VERMILION, Axis, Boxes, Chart, Panel, Points, log_span, single
-from calmlflow.results.plots_common import UNITS, counted, instruments, ladder_guides, n_jobs, quantiles
+from calmlflow.results.plots_common import UNITS, counted, instruments, ladder_guides, n_jobs, quantiles, rounded
 
 PER_BIN = 400
 """Jobs of each memory bin in a scatter plot: enough to see a shape, and the rare bins whole."""
@@ -49,10 +49,10 @@ def _by_instrument(jobs: pd.DataFrame, target: str) -> Chart:
     greatest = pd.Series(values).groupby(groups).idxmax()
     rows = jobs.iloc[greatest.to_numpy()]
     unit = UNITS[target]
-    texts = [f"{name}: {value:,.4g} {unit}" for name, value in zip(rows["ipst"], rows[target], strict=True)]
+    texts = [f"{name}: {rounded(value)} {unit}" for name, value in zip(rows["ipst"], rows[target], strict=True)]
     span = log_span(table.to_numpy(), rows[target].to_numpy(dtype=float))
     medians = table[0.5]
-    ends = (f"{medians[label]:,.3g} {unit} ({label})" for label in map(str, (medians.idxmin(), medians.idxmax())))
+    ends = (f"{rounded(medians[label])} {unit} ({label})" for label in map(str, (medians.idxmin(), medians.idxmax())))
     said = ", median " + " to ".join(ends) if len(table) > 1 else ""
     return single(
         f"{target.capitalize()} of {n_jobs(len(jobs))} by instrument{said}",

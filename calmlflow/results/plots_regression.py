@@ -16,6 +16,7 @@ from calmlflow.results.plots_common import (
     ladder_guides,
     n_jobs,
     quantiles,
+    rounded,
 )
 from calmlflow.results.regression import RegressionResults
 from calmlflow.results.scores import SMALLEST_PREDICTION
@@ -69,8 +70,9 @@ def _predicted_against_actual(
     counts = np.histogram2d(predicted, actual, [edges, edges])[0].astype(np.int64)
     residuals = np.abs(predicted - actual)
     worst = np.argsort(-residuals, kind="stable")[:WORST]
+    named = np.full(len(actual), "") if names is None else names
     texts = [
-        f"{'' if names is None else names[index]} predicted {predicted[index]:,.4g}, actual {actual[index]:,.4g} {unit}"
+        f"{named[index]} predicted {rounded(predicted[index])}, actual {rounded(actual[index])} {unit}"
         for index in worst
     ]
     within = float(np.median(residuals / actual))

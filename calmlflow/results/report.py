@@ -16,7 +16,7 @@ from calmlflow.hst.ladder import BIN_NAMES, allocation_cost
 from calmlflow.results.charts import Chart
 from calmlflow.results.draw_plotly import TITLE_HEIGHT, figure
 from calmlflow.results.plots import write_aside
-from calmlflow.results.plots_common import UNITS, instruments
+from calmlflow.results.plots_common import UNITS, instruments, rounded
 from calmlflow.results.report_page import PAGE
 from calmlflow.results.report_scores import PREDICTORS, SUMMARY, TITLES, Row, Scores, other_scores, score_rows, verdict
 
@@ -108,8 +108,8 @@ def _figure_json(chart: Chart) -> Markup:
     drawn.layout.title = None
     drawn.layout.height -= TITLE_HEIGHT
     drawn.layout.margin.t -= TITLE_HEIGHT
-    # No tag can begin in it, so no text can end the script it stands in.
-    return Markup(drawn.to_json().replace("<", "\\u003c"))  # noqa: S704
+    # Plotly writes < as \\u003c, so no text can end the script it stands in.
+    return Markup(drawn.to_json())  # noqa: S704
 
 
 def _columns(content: ReportContent) -> dict[str, str]:
@@ -186,7 +186,7 @@ def _bins(values: pd.Series) -> list[str]:
 
 
 def _numbers(values: pd.Series, sign: str = "") -> list[str]:
-    return [f"{value:{sign},.4g}" if abs(value) < 1000 else f"{value:{sign},.0f}" for value in values]
+    return [rounded(value, sign) for value in values]
 
 
 def _facts(content: ReportContent) -> list[Table]:
