@@ -44,7 +44,7 @@ def connect() -> None:
     warnings.filterwarnings("ignore", message=".*dataset source can be interpreted in multiple ways.*")
     uri = settings.tracking_uri()
     check_reachable(uri)
-    # Bars of MLflow's own would be drawn where nobody looks, and its links to runs stand between lines meant for scripts.
+    # MLflow's own bars would be drawn where nobody looks, its links to runs stand between lines meant for scripts.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     mlflow.set_tracking_uri(uri)
