@@ -17,7 +17,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 export MPLCONFIGDIR ?= $(CURDIR)/.calmlflow/matplotlib
 export KERAS_HOME ?= $(CURDIR)/.calmlflow/keras
 
-.PHONY: run test test-slow lint format ui server stop clean
+.PHONY: run test test-slow bench lint format ui server stop clean
 
 run: .venv/installed server
 	@mkdir -p $(CALMLFLOW_HOME)/tmp
@@ -41,6 +41,9 @@ test: .venv/installed-test
 
 test-slow: .venv/installed-test
 	python -m pytest -m slow || [ $$? -eq 5 ]
+
+bench: .venv/installed
+	python -m benchmarks.bench --data "$(DATA)" --output out/bench.json
 
 lint: .venv/installed-test
 	ruff check .

@@ -1,0 +1,66 @@
+"""`make bench`: calmlflow, the seed recipe, a random forest and a log-linear fit on the same jobs and split."""
+
+import json
+import os
+import platform
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.growth import FACTORS, fit_calmlflow
+from benchmarks.reach import verdicts
+from benchmarks.rivals import log_linear, random_forest
+from benchmarks.scores import floor_of, paired_interval, scores_of
+from benchmarks.seed_recipe import read_stored, seed_recipe, time_epochs
+from benchmarks.tables import Measured, print_tables
+from calmlflow.console import say, script
+from calmlflow.files import replacing
+from calmlflow.runs import TrainingRequest
+from calmlflow.training_data import load_training_data
+
+
+def measure(request: TrainingRequest) -> Measured:
+    """Train calmlflow and its rivals on the same jobs, and score them on the same test split."""
+    load = [os.getloadavg()[0]]
+    data = load_training_data(request.data, request.seed, request.test_size)
+    test = data.jobs.iloc[data.test]
+
+    say("seed recipe: some epochs, timed")
+    epoch_seconds = time_epochs(data, request.seed)
+    stored = read_stored(data)
+    say("random forest and log-linear fit")
+    rivals = [seed_recipe(data, epoch_seconds, stored), random_forest(data, request.seed), log_linear(data)]
+    growth = []
+    for factor in FACTORS:
+        say(f"calmlflow: {factor}x the jobs")
+        ours, fit = fit_calmlflow(data, request, factor)
+        growth.append(fit)
+        if factor == 1:
+            rivals.insert(0, ours)
+
+    say("scores")
+    predictions = {rival.name: rival.predictions for rival in rivals}
+    scores = {rival.name: {"fit_seconds": rival.fit_seconds, **scores_of(test, rival.predictions)} for rival in rivals}
+    scores["floor"] = floor_of(data)
+
+    def interval(key: str, rival: str) -> tuple[float, float]:
+        return paired_interval(key, test, predictions["calmlflow"], predictions[rival], request.seed)
+
+    reach = verdicts(scores, growth[-1].fit_seconds / growth[0].fit_seconds, len(test), interval)
+    timed = {"epoch_seconds": epoch_seconds, "scores_of": "stored full-length run" if stored else "none"}
+    if stored:
+        timed["stored_fit_seconds"] = stored.fit_seconds
+    machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "load": [*load, os.getloadavg()[0]]}
+    return Measured(request.data, request.seed, data.sizes(), machine, timed, scores, growth, reach)
+
+
+def main(data: str = "sample", output: str = "out/bench.json") -> None:
+    """Train and score calmlflow and its rivals on the same jobs; print the table, and write it as JSON."""
+    found = measure(TrainingRequest(data))
+    with replacing(Path(output)) as file:
+        file.write(json.dumps(asdict(found), indent=2) + "\n")
+    print_tables(found)
+    say(f"written: {output}")
+
+
+if __name__ == "__main__":
+    script(main)

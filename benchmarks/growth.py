@@ -1,0 +1,85 @@
+"""Fit the three networks as `main` does, and see how the time grows with the jobs."""
+
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.rivals import Rival
+from calmlflow.console import progress
+from calmlflow.fitting import fit_network
+from calmlflow.networks.config import read_config
+from calmlflow.networks.distinct import distinct_rows
+from calmlflow.networks.scaling import fit_scaling
+from calmlflow.predictor.bundle import Predictions
+from calmlflow.runs import TrainingRequest
+from calmlflow.settings import NETWORKS
+from calmlflow.training_data import TrainingData
+
+FACTORS = (1, 3, 10)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One fit of the three networks.
+
+    Attributes
+    ----------
+    factor, train_jobs, distinct_rows : int
+        Of the training split.
+    epochs : int
+        Until training stopped, of the three networks together; without the refit's, which are fixed.
+    fit_seconds : float
+        Scaling, grouping, compiling and training.
+    total_seconds : float
+        The same with kill times, export, the check of ONNX against Keras, predictions, scores and files.
+    """
+
+    factor: int
+    train_jobs: int
+    distinct_rows: int
+    epochs: int
+    fit_seconds: float
+    total_seconds: float
+
+
+def fit_calmlflow(data: TrainingData, request: TrainingRequest, factor: int = 1) -> tuple[Rival, Fit]:
+    """Fit the three networks to ``factor`` times the training jobs."""
+    data = enlarged(data, factor, request.seed)
+    configs = read_config(request.config)
+    predictions: Predictions = {}
+    started, epochs = time.perf_counter(), 0
+    fit_seconds = prepare_seconds(data)
+    with tempfile.TemporaryDirectory() as folder:
+        for network in NETWORKS:
+            with progress(f"{network}, {factor}x the jobs") as on_progress:
+                config = configs[network]
+                fitted = fit_network(network, data, config, request.seed, request.risk, Path(folder), on_progress)
+            fit_seconds += fitted.trained.fit_seconds
+            epochs += len(fitted.trained.history["loss"])
+            predictions |= {name: values[data.test] for name, values in fitted.predictions.items()}
+    rows = len(distinct_rows(data.features[data.train]).counts)
+    fit = Fit(factor, len(data.train), rows, epochs, fit_seconds, time.perf_counter() - started)
+    return Rival("calmlflow", predictions, fit_seconds), fit
+
+
+def enlarged(data: TrainingData, factor: int, seed: int) -> TrainingData:
+    """The same jobs with a training split of ``factor`` times the size, drawn from it with replacement."""
+    if factor == 1:
+        return data
+    generator = np.random.default_rng(seed)
+    fit = generator.choice(data.fit, factor * len(data.fit))
+    validation = generator.choice(data.validation, factor * len(data.validation))
+    return replace(data, fit=fit, validation=validation, train=np.concatenate([fit, validation]))
+
+
+def prepare_seconds(data: TrainingData) -> float:
+    """Seconds of what grows with the jobs: the scaling's fit, and the grouping that each network's fit begins with."""
+    started = time.perf_counter()
+    fit_scaling(data.features[data.train])
+    for _ in NETWORKS:
+        for part in (data.fit, data.validation, data.train):
+            distinct_rows(data.features[part])
+    return time.perf_counter() - started
