@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from calmlflow.console import say
-from calmlflow.folds import FoldResult, counted, deal, hold_out, parse_networks, train_and_score
+from calmlflow.folds import FoldResult, counted, hold_out, parse_networks, train_and_score
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.networks.config import read_config
+from calmlflow.networks.split import deal
 from calmlflow.networks.training import TrainingConfig
 from calmlflow.results.classification import classification_results
 from calmlflow.results.files import write_results
@@ -90,7 +91,7 @@ def run_fold(plan: Plan, task: Task) -> FoldResult:
     """Train and score one network on one fold, from nothing but the plan: no fold knows of another."""
     seed = plan.seed + task.fold
     everyone = np.arange(len(plan.data.jobs))
-    data = hold_out(plan.data, everyone, plan.fold_of_job[task.network], task.fold, seed)
+    data = hold_out(plan.data, everyone, plan.fold_of_job[task.network], task.fold)
     return train_and_score(task.network, data, plan.configs[task.network], seed)
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from calmlflow.networks.architectures import TargetRange
 from calmlflow.networks.distinct import distinct_rows
 from calmlflow.networks.onnx import export_onnx
-from calmlflow.networks.training import RowSet, Trained, TrainingConfig, classifier_rows, regressor_rows, train_network
+from calmlflow.networks.training import Trained, TrainingConfig, train_network
 from calmlflow.predictor.bundle import Bundle, Predictions, write_manifest
 from calmlflow.predictor.decision import fit_decision
 from calmlflow.predictor.killtime import fit_kill_time
@@ -68,9 +67,9 @@ def fit_network(
     """
     target = TARGETS[network]
     values = data.jobs[target].to_numpy()
-    sets = {part: _row_set(network, data, getattr(data, part), values) for part in ("fit", "validation", "train")}
+    rows = data.training_rows(network, config.members, seed)
     target_range = None if network == "mem_clf" else TargetRange.of(values[data.train])
-    trained = train_network(network, **sets, config=config, seed=seed, target=target_range, on_progress=on_progress)
+    trained = train_network(network, rows, config, seed, target_range, on_progress)
 
     models = tree / "models"
     folder = models / network
@@ -85,8 +84,7 @@ def fit_network(
         decision = fit_decision(values[data.train], wallclock_s, train_rows.row_of_job, risk)
         (models / "decision.json").write_text(decision.to_json())
     if network == "wall_reg":
-        held_back = distinct_rows(data.features[data.validation])
-        kill_time = fit_kill_time(trained.validated[held_back.row_of_job, 0], values[data.validation])
+        kill_time = fit_kill_time(trained.left_out[:, 0], values[data.train], train_rows.row_of_job)
         (models / "killtime.json").write_text(kill_time.to_json())
     write_manifest(models)
     bundle = Bundle.load(models, [network])
@@ -96,13 +94,6 @@ def fit_network(
     results, scores, floor = _measure(network, data, predictions, trained)
     write_results(results, tree / "results" / target)
     return FittedNetwork(trained, bundle, predictions, results, scores, floor)
-
-
-def _row_set(network: str, data: TrainingData, part: NDArray[np.int64], values: NDArray) -> RowSet:
-    rows = distinct_rows(data.features[part])
-    inputs = data.scaling.apply(rows.features)
-    make = classifier_rows if network == "mem_clf" else regressor_rows
-    return make(inputs, rows, values[part])
 
 
 def _measure(

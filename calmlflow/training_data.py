@@ -11,11 +11,10 @@ from calmlflow.hst.features import FEATURES
 from calmlflow.hst.scaling import Scaling
 from calmlflow.jobs.sources import read_jobs
 from calmlflow.networks.distinct import DistinctRows, distinct_rows
+from calmlflow.networks.rows import TrainingRows, training_rows
 from calmlflow.networks.scaling import fit_scaling
-from calmlflow.networks.split import stratified_split
-
-VALIDATION_SHARE = 0.1
-"""Share of the training split held back: decides when training ends, and calibrates kill times."""
+from calmlflow.networks.split import deal, stratified_split
+from calmlflow.settings import TARGETS
 
 MIN_JOBS = 40
 """Fewer than this leave splits in which nothing can be learnt or measured."""
@@ -35,8 +34,6 @@ class TrainingData:
         Raw.
     train, test : ndarray of int64
         Positions. Test jobs decide nothing: they are only scored.
-    fit, validation : ndarray of int64
-        Positions; the two parts of ``train``.
     scaling : Scaling
         Fitted on ``train``.
     rows : DistinctRows
@@ -48,8 +45,6 @@ class TrainingData:
     features: NDArray[np.float64]
     train: NDArray[np.int64]
     test: NDArray[np.int64]
-    fit: NDArray[np.int64]
-    validation: NDArray[np.int64]
     scaling: Scaling
     rows: DistinctRows
 
@@ -60,14 +55,24 @@ class TrainingData:
         names[self.test] = "test"
         return names
 
+    def training_rows(self, network: str, members: int, seed: int) -> TrainingRows:
+        """The training jobs ready for `calmlflow.networks.training.train_network`.
+
+        The members' parts are stratified by memory bin; ``seed`` deals them.
+        """
+        rows = distinct_rows(self.features[self.train])
+        # Another stream than the one that chose the test split.
+        member_of_job = deal(self.jobs["mem_bin"].to_numpy()[self.train], members, seed + 1, stratified=True)
+        values = self.jobs[TARGETS[network]].to_numpy()[self.train]
+        return training_rows(self.scaling.apply(rows.features), rows, values, member_of_job, network == "mem_clf")
+
     def sizes(self) -> dict[str, int]:
         """Counts worth writing down."""
         return {
             "n_jobs": len(self.jobs),
             "n_quarantined": len(self.quarantine),
             "n_distinct_rows": len(self.rows.counts),
-            "n_fit": len(self.fit),
-            "n_validation": len(self.validation),
+            "n_train": len(self.train),
             "n_test": len(self.test),
         }
 
@@ -98,18 +103,13 @@ def load_training_data(data: str, seed: int, test_size: float) -> TrainingData:
     if len(jobs) < MIN_JOBS:
         raise InputError(f"{data} holds {len(jobs)} valid jobs; expected {MIN_JOBS} at least to train on")
     features = jobs[list(FEATURES)].to_numpy(dtype=float)
-    bins = jobs["mem_bin"].to_numpy()
-    train, test = stratified_split(bins, test_size, seed)
-    # Another stream than the one that chose the test split.
-    fit, validation = stratified_split(bins[train], VALIDATION_SHARE, seed + 1)
+    train, test = stratified_split(jobs["mem_bin"].to_numpy(), test_size, seed)
     return TrainingData(
         jobs=jobs,
         quarantine=checked.quarantine,
         features=features,
         train=train,
         test=test,
-        fit=train[fit],
-        validation=train[validation],
         scaling=fit_scaling(features[train]),
         rows=distinct_rows(features),
     )

@@ -15,9 +15,10 @@ import optuna
 from optuna.trial import TrialState
 
 from calmlflow.console import say
-from calmlflow.folds import counted, deal, hold_out, parse_networks, train_and_score
+from calmlflow.folds import counted, hold_out, parse_networks, train_and_score
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.networks.config import read_config
+from calmlflow.networks.split import deal
 from calmlflow.networks.training import TrainingConfig
 from calmlflow.search_store import digest, ended_trials, open_storage, open_study, write_winners
 from calmlflow.tracking import environment_params, log_lineage, log_new_params, tracked_run
@@ -101,13 +102,12 @@ def search_space(network: str, start: TrainingConfig) -> dict[str, tuple[float, 
     """What is searched around a config: lowest value, highest, and whether by the logarithm; whole numbers are int.
 
     Epochs and refit epochs go from a third of theirs to twice that, the learning rate and the weight decay within a
-    factor of 5 and 100, restarts up to 4, and the share of the linear loss of a regressor up to a half. What is 0 at
-    the start (no refit, no decay) stays so. Patience stays.
+    factor of 5 and 100, and the share of the linear loss of a regressor up to a half. What is 0 at the start (no refit,
+    no decay) stays so; so do patience and members, of which more are always a little better and as much slower.
     """
     space: dict[str, tuple[float, float, bool]] = {
         "epochs": (-(-start.epochs // 3), min(2 * start.epochs, 100_000), True),
         "learning_rate": (max(start.learning_rate / 5, 1e-7), min(start.learning_rate * 5, 1.0), True),
-        "restarts": (1, max(4, start.restarts), False),
     }
     if start.refit_epochs:
         space["refit_epochs"] = -(-start.refit_epochs // 3), min(2 * start.refit_epochs, 100_000), True
@@ -147,7 +147,7 @@ def _search(
     }
     study = open_study(storage, network, search, {name: getattr(start, name) for name in space}, run_id)
     fold_of_job = deal(data.jobs["mem_bin"].to_numpy()[data.train], FOLDS, request.seed, stratified=True)
-    folds = [hold_out(data, data.train, fold_of_job, fold, request.seed + fold) for fold in range(FOLDS)]
+    folds = [hold_out(data, data.train, fold_of_job, fold) for fold in range(FOLDS)]
     with counted(f"searching {network}", request.trials) as on_progress:
         while (done := len(ended_trials(study))) < request.trials:
             on_progress(done, _best_so_far(study))

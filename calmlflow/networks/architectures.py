@@ -1,4 +1,7 @@
-"""The three architectures."""
+"""The three architectures, each as a small ensemble: members of that architecture side by side in one model.
+
+What a single network says of rare, large jobs is much a matter of its initial weights; the mean of a few is not.
+"""
 
 from dataclasses import dataclass
 
@@ -14,7 +17,7 @@ HIDDEN = {
     "mem_reg": (18, 32, 64, 32, 18, 9),
     "wall_reg": (18, 32, 64, 128, 256, 128, 64, 32, 18, 9),
 }
-"""Width of each hidden layer, ReLU between."""
+"""Width of each hidden layer of a member, ReLU between."""
 
 
 @dataclass(frozen=True)
@@ -43,39 +46,43 @@ class TargetRange:
         return cls(float(log.mean()), float(log.std()) or 1.0, float(values.min()), float(values.max()))
 
 
-def build_classifier(network: str = "mem_clf") -> keras.Model:
-    """Scaled features (n, 9) -> probabilities of the four bins (n, 4)."""
-    inputs, hidden = _hidden_layers(network)
-    return keras.Model(inputs, keras.layers.Dense(len(LADDER), activation="softmax", name="bins")(hidden), name=network)
+def build_classifier(members: int, network: str = "mem_clf") -> keras.Model:
+    """Scaled features (n, 9) -> probabilities of the four bins (n, 4), the mean of those of the members."""
+    inputs, hidden = _members(network, members)
+    answers = [
+        keras.layers.Dense(len(LADDER), activation="softmax", name=f"{member}_output")(x)
+        for member, x in hidden.items()
+    ]
+    return keras.Model(inputs, keras.layers.Average(name="bins")(answers), name=network)
 
 
-def build_regressor(network: str, target: TargetRange) -> tuple[keras.Model, keras.Model]:
-    """Scaled features (n, 9) -> the target in its unit (n, 1).
+def build_regressor(network: str, target: TargetRange, members: int) -> keras.Model:
+    """Scaled features (n, 9) -> the target in its unit (n, 1), the geometric mean of what the members say.
 
-    The last layer works on the standardised logarithm of the target, and the way back is part of the network, so that
-    whoever loads the file gets GB or seconds. Built-in layers only: the file loads in Keras' safe mode.
-
-    Returns
-    -------
-    model : keras.Model
-        Answers in the target's unit, clipped to the range seen in training.
-    standardised : keras.Model
-        The same weights without the way back; what training works on, since a clipped answer has no gradient.
+    The last layers work on the standardised logarithm of the target, and the way back is part of the network, so that
+    whoever loads the file gets GB or seconds, clipped to the range seen in training. Built-in layers only: the file
+    loads in Keras' safe mode.
     """
-    inputs, hidden = _hidden_layers(network)
-    standardised = keras.layers.Dense(1, name="standardised_log")(hidden)
+    inputs, hidden = _members(network, members)
+    answers = [keras.layers.Dense(1, name=f"{member}_output")(x) for member, x in hidden.items()]
+    x = keras.layers.Average(name="standardised_log")(answers)
     # clip(z, low, high) = low + min(relu(z - low), high - low), made of built-in layers.
     low = (np.log(target.floor) - target.log_mean) / target.log_sd
     high = (np.log(target.ceiling) - target.log_mean) / target.log_sd
-    x = keras.layers.Rescaling(1.0, offset=-low, name="from_floor")(standardised)
+    x = keras.layers.Rescaling(1.0, offset=-low, name="from_floor")(x)
     x = keras.layers.ReLU(max_value=max(high - low, 1e-6), name="range")(x)
     x = keras.layers.Rescaling(target.log_sd, offset=target.log_mean + low * target.log_sd, name="log")(x)
     answer = keras.layers.Activation("exponential", name=network.replace("_reg", ""))(x)
-    return keras.Model(inputs, answer, name=network), keras.Model(inputs, standardised, name=f"{network}_standardised")
+    return keras.Model(inputs, answer, name=network)
 
 
-def _hidden_layers(network: str) -> tuple[keras.KerasTensor, keras.KerasTensor]:
-    inputs = x = keras.Input((len(FEATURES),), name="features")
-    for depth, width in enumerate(HIDDEN[network], start=1):
-        x = keras.layers.Dense(width, activation="relu", kernel_initializer="he_normal", name=f"hidden_{depth}")(x)
-    return inputs, x
+def _members(network: str, members: int) -> tuple[keras.KerasTensor, dict[str, keras.KerasTensor]]:
+    """The input, and the last hidden layer of each member by its name."""
+    inputs = keras.Input((len(FEATURES),), name="features")
+    last = {}
+    for number in range(members):
+        x = inputs
+        for depth, width in enumerate(HIDDEN[network], start=1):
+            x = keras.layers.Dense(width, activation="relu", name=f"member_{number}_hidden_{depth}")(x)
+        last[f"member_{number}"] = x
+    return inputs, last

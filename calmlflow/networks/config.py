@@ -42,7 +42,7 @@ def read_config(source: str) -> dict[str, TrainingConfig]:
 RANGES = {
     "epochs": (1, 100_000),
     "refit_epochs": (0, 100_000),
-    "restarts": (1, 64),
+    "members": (2, 16),
     "learning_rate": (1e-7, 1.0),
     "weight_decay": (0.0, 1.0),
     "patience": (1, 100_000),

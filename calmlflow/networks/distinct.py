@@ -40,16 +40,29 @@ class DistinctRows:
         """Frequencies of the four bins in each row, shape (m, 4)."""
         cells = self.row_of_job * len(LADDER) + np.asarray(bins, dtype=np.int64)
         table = np.bincount(cells, minlength=len(self.counts) * len(LADDER)).reshape(-1, len(LADDER))
-        return (table / self.counts[:, None]).astype(np.float32)
+        return (table / self._at_least_one[:, None]).astype(np.float32)
 
     def means(self, values: ArrayLike) -> NDArray[np.float64]:
         """Mean of a value of the jobs in each row, shape (m,)."""
-        return np.bincount(self.row_of_job, weights=np.asarray(values, dtype=float)) / self.counts
+        sums = np.bincount(self.row_of_job, weights=np.asarray(values, dtype=float), minlength=len(self.counts))
+        return sums / self._at_least_one
 
     def spread(self, values: ArrayLike) -> float:
         """Mean squared distance of the jobs' values from their row's mean: the error no network can go below."""
         values = np.asarray(values, dtype=float)
         return float(np.mean((values - self.means(values)[self.row_of_job]) ** 2))
+
+    def among(self, jobs: NDArray[np.bool_]) -> "DistinctRows":
+        """The same m rows for some of the jobs, shape (n,).
+
+        A row that none of them shares stays, with a count, frequencies and a mean of 0.
+        """
+        row_of_job = self.row_of_job[jobs]
+        return DistinctRows(self.features, np.bincount(row_of_job, minlength=len(self.counts)), row_of_job)
+
+    @property
+    def _at_least_one(self) -> NDArray[np.int64]:
+        return np.maximum(self.counts, 1)
 
 
 def distinct_rows(features: ArrayLike) -> DistinctRows:

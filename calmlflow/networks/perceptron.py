@@ -1,7 +1,7 @@
 """The forward pass of several networks of one architecture side by side, on one flat array of parameters.
 
 Keras keeps a variable per layer, so a step of these small networks is mostly bookkeeping, and tracing it costs seconds.
-On one flat array a step is a handful of operations, and several initialisations train for little more than one. What
+On one flat array a step is a handful of operations, and the members of an ensemble train for little more than one. What
 comes out is put back into the Keras network, which is what is saved and exported.
 """
 
@@ -49,11 +49,11 @@ class Perceptron:
         return x
 
     def put_into(self, model: keras.Model, parameters: NDArray[np.float32]) -> None:
-        """Set the weights of a Keras model of this architecture from parameters of shape (parameters,)."""
-        weights, offset = [], 0
-        for fan_in, fan_out in zip(self.widths, self.widths[1:], strict=False):
-            weights.append(parameters[offset : offset + fan_in * fan_out].reshape(fan_in, fan_out))
-            offset += fan_in * fan_out
-            weights.append(parameters[offset : offset + fan_out])
-            offset += fan_out
-        model.set_weights(weights)
+        """Set the weights of a Keras model of this architecture from parameters of shape (members, parameters)."""
+        for number, member in enumerate(parameters):
+            offset = 0
+            for layer, (fan_in, fan_out) in enumerate(zip(self.widths, self.widths[1:], strict=False), start=1):
+                kernel, bias = np.split(member[offset : offset + (fan_in + 1) * fan_out], [fan_in * fan_out])
+                offset += (fan_in + 1) * fan_out
+                name = f"hidden_{layer}" if layer < len(self.widths) - 1 else "output"
+                model.get_layer(f"member_{number}_{name}").set_weights([kernel.reshape(fan_in, fan_out), bias])

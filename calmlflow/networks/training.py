@@ -5,14 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from calmlflow.hst.errors import CalmlflowError
 from calmlflow.hst.ladder import LADDER
 from calmlflow.networks.architectures import TargetRange, build_classifier, build_regressor
 from calmlflow.networks.backend import keras, tf
-from calmlflow.networks.distinct import DistinctRows
 from calmlflow.networks.perceptron import Perceptron
+from calmlflow.networks.rows import RowSet, TrainingRows
 
 CHUNK = 50
 """Epochs per call of the compiled function; between calls progress is told and early stopping decided."""
@@ -30,10 +30,11 @@ class TrainingConfig:
     epochs : int
         At most; one epoch is one full-batch step over the distinct rows.
     refit_epochs : int
-        Epochs on all training jobs, validation jobs among them, from the weights that validated best. A tenth of the
-        jobs of the rare bins is too many to leave out for good.
-    restarts : int
-        Initialisations trained side by side; the one that validates best goes on.
+        Epochs on all training jobs from the weights that validated best, for the jobs of the rare bins are too few to
+        leave any out for good.
+    members : int
+        Networks trained side by side, whose mean is the answer: 2 or more. Each leaves out a part of its own of the
+        training jobs, one of ``members``, and validates on that.
     learning_rate : float
         Peak of the schedule: a short warm-up, then a cosine down to zero.
     weight_decay : float
@@ -45,43 +46,20 @@ class TrainingConfig:
         error of its logarithm. Both have the row's mean as optimum; they differ in which rows are served first.
     """
 
-    epochs: int = 1500
-    refit_epochs: int = 1000
-    restarts: int = 2
+    epochs: int = 600
+    refit_epochs: int = 600
+    members: int = 4
     learning_rate: float = 3e-3
     weight_decay: float = 1e-4
-    patience: int = 500
+    patience: int = 250
     linear_share: float = 0.1
 
 
 DEFAULTS = {
-    "mem_clf": TrainingConfig(),
+    "mem_clf": TrainingConfig(epochs=400, refit_epochs=400),
     "mem_reg": TrainingConfig(),
-    "wall_reg": TrainingConfig(epochs=800, refit_epochs=400, restarts=1),
+    "wall_reg": TrainingConfig(epochs=300, members=2, learning_rate=6e-3),
 }
-
-
-@dataclass(frozen=True)
-class RowSet:
-    """Distinct rows ready for a network.
-
-    Attributes
-    ----------
-    inputs : ndarray of float32, shape (m, 9)
-        Scaled.
-    targets : ndarray of float32, shape (m, 4) or (m,)
-        Class frequencies, or means in the target's unit.
-    weights : ndarray of float32, shape (m,)
-        Share of the jobs; sum to 1.
-    spread : float
-        Mean squared distance of the jobs from their row's mean (0 for the classifier); added to the squared error so
-        that histories speak of jobs.
-    """
-
-    inputs: NDArray[np.float32]
-    targets: NDArray[np.float32]
-    weights: NDArray[np.float32]
-    spread: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,39 +70,27 @@ class Trained:
     ----------
     model : keras.Model
         Scaled features (n, 9) -> probabilities (n, 4), or the target in GB or seconds (n, 1).
-    validated : ndarray, shape (v, 4) or (v, 1)
-        Answers for the validation rows before the refit, when those rows were still unseen: what calibration may use.
+    left_out : ndarray, shape (n, 4) or (n, 1)
+        For each of the n training jobs, what the member that left it out said before the refit, when it had not seen
+        that job: what calibration may use.
     history : dict of str to ndarray, shape (epochs,)
-        ``loss``, ``accuracy`` or ``rmse``, and the same with ``val_``, in this order, before the refit. The loss of a
-        regressor is the mean squared error in the target's unit, per job.
+        ``loss``, ``accuracy`` or ``rmse``, and the same with ``val_``, in this order, before the refit; means over the
+        members. The loss of a regressor is the mean squared error in the target's unit, per job.
     best_epoch : int
-        Epoch (from 0) with the lowest validation loss, whose weights were kept.
+        Epoch (from 0) with the lowest validation loss. Each member keeps the weights of its own best epoch.
     fit_seconds : float
     """
 
     model: keras.Model
-    validated: NDArray[np.float32]
+    left_out: NDArray[np.float32]
     history: dict[str, NDArray[np.float32]]
     best_epoch: int
     fit_seconds: float
 
 
-def classifier_rows(inputs: ArrayLike, rows: DistinctRows, bins: ArrayLike) -> RowSet:
-    """Distinct rows for the classifier; ``inputs`` are the scaled features of ``rows``, shape (m, 9)."""
-    return RowSet(np.asarray(inputs, np.float32), rows.bin_shares(bins), rows.weights)
-
-
-def regressor_rows(inputs: ArrayLike, rows: DistinctRows, values: ArrayLike) -> RowSet:
-    """Distinct rows for a regressor; ``values`` in GB or seconds, one per job."""
-    means = rows.means(values).astype(np.float32)
-    return RowSet(np.asarray(inputs, np.float32), means, rows.weights, rows.spread(values))
-
-
 def train_network(
     network: str,
-    fit: RowSet,
-    validation: RowSet,
-    train: RowSet,
+    rows: TrainingRows,
     config: TrainingConfig,
     seed: int,
     target: TargetRange | None = None,
@@ -133,13 +99,14 @@ def train_network(
     """Train one of the three networks on distinct, weighted rows.
 
     Every epoch is one full-batch step: the rows are few, and the exact gradient needs no shuffling, no batch size and
-    no luck. First ``fit`` is trained on until ``validation`` gets no better, then ``train`` from the best weights.
+    no luck. First each member learns from the jobs that it does not leave out, until it gets no better on those that
+    it does; then all learn from all jobs, from their best weights.
 
     Parameters
     ----------
     network : {"mem_clf", "mem_reg", "wall_reg"}
-    fit, validation, train : RowSet
-        The two parts of the training jobs, and both together.
+    rows : TrainingRows
+        Dealt to as many members as the config has.
     config : TrainingConfig
     seed : int
         Equal seeds give equal numbers on one machine.
@@ -155,108 +122,119 @@ def train_network(
     """
     started = time.perf_counter()
     if target is None:
-        model = weights_of = build_classifier(network)
+        model = build_classifier(config.members, network)
         objective, metric, outputs = _classification, "accuracy", len(LADDER)
     else:
-        model, weights_of = build_regressor(network, target)
-        objective, metric, outputs = _regression(target, train, config.linear_share), "rmse", 1
+        model = build_regressor(network, target, config.members)
+        objective, metric, outputs = _regression(target, rows.train, config.linear_share), "rmse", 1
     perceptron = Perceptron.of(network, outputs)
+    descent = _Descent(network, perceptron, objective, rows.inputs, config)
+    epochs = config.epochs + config.refit_epochs
 
-    def on_chunk(epoch: int, loss: float) -> None:
-        on_progress(epoch, config.epochs + config.refit_epochs, loss)
-
-    initial = perceptron.initial(config.restarts, seed)
-    searched = _descend(network, perceptron, objective, initial, fit, validation, config.epochs, config, on_chunk)
-    perceptron.put_into(weights_of, searched.best)
-    validated = np.asarray(model(validation.inputs))
+    initial = perceptron.initial(config.members, seed)
+    best, log = descent.run(
+        initial, rows.fit, rows.validation, config.epochs, lambda epoch, loss: on_progress(epoch, epochs, loss)
+    )
+    left_out = _answers(perceptron.forward(tf.constant(best), tf.constant(rows.inputs)), target)
+    history = log[:, :4].mean(axis=2)
     if config.refit_epochs:
-        start, done = searched.best[None], len(searched.scores)
-        refitted = _descend(
-            network, perceptron, objective, start, train, train, config.refit_epochs, config,
-            lambda epoch, loss: on_chunk(done + epoch, loss),
+        best, _ = descent.run(
+            best, rows.train, rows.train, config.refit_epochs,
+            lambda epoch, loss: on_progress(len(log) + epoch, epochs, loss),
         )  # fmt: skip
-        perceptron.put_into(weights_of, refitted.best)
-    names = ("loss", metric, "val_loss", f"val_{metric}")
-    history = {name: searched.scores[:, column] for column, name in enumerate(names)}
-    return Trained(model, validated, history, searched.best_epoch, time.perf_counter() - started)
+    perceptron.put_into(model, best)
+    return Trained(
+        model,
+        left_out[rows.member_of_job, rows.row_of_job],
+        {name: history[:, column] for column, name in enumerate(("loss", metric, "val_loss", f"val_{metric}"))},
+        int(log[:, 4].mean(axis=1).argmin()),
+        time.perf_counter() - started,
+    )
+
+
+# An objective turns outputs (k, m, o) and the targets, weights and spread of a RowSet into what is minimised, and into
+# the loss and the metric that histories show; each of shape (k,).
+Objective = Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
 
 
 @dataclass(frozen=True)
 class _Descent:
-    """The weights with the lowest validation loss, shape (parameters,), and the scores of their restart per epoch."""
+    """AdamW with warm-up and cosine, for all members at once."""
 
-    best: NDArray[np.float32]
-    best_epoch: int
-    scores: NDArray[np.float32]
+    network: str
+    perceptron: Perceptron
+    objective: Objective
+    inputs: NDArray[np.float32]
+    config: TrainingConfig
 
+    def run(
+        self,
+        initial: NDArray[np.float32],
+        fit: RowSet,
+        validation: RowSet,
+        epochs: int,
+        on_chunk: Callable[[int, float], None],
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Descend until the members validate no better for a while.
 
-# An objective turns outputs (count, m, o), targets, weights and spread into what is minimised, and into the loss and
-# the metric that histories show; each of shape (count,).
-Objective = Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+        Returns
+        -------
+        best : ndarray, shape (k, parameters)
+            For each member the weights that validated best.
+        log : ndarray, shape (epochs run, 5, k)
+            Loss, metric, validation loss, validation metric, and what is minimised on the validation rows.
+        """
+        config, inputs = self.config, tf.constant(self.inputs)
+        parameters = tf.Variable(initial)
+        first, second = tf.Variable(tf.zeros_like(parameters)), tf.Variable(tf.zeros_like(parameters))
+        best = tf.Variable(initial)
+        lowest = tf.Variable(tf.fill([len(initial)], np.float32(np.inf)))
+        fit_set, validation_set = _constants(fit), _constants(validation)
+        warm_up = max(_WARM_UP * epochs, 1.0)
 
+        @tf.function
+        def run_epochs(start, count):
+            scores = tf.TensorArray(tf.float32, size=count, element_shape=(5, len(initial)))
+            for index in tf.range(count):
+                # Scores first, step second: what is written down, and maybe kept, belongs to the same weights.
+                with tf.GradientTape() as tape:
+                    outputs = self.perceptron.forward(parameters, inputs)
+                    goal, loss, score = self.objective(outputs, *fit_set)
+                    total = tf.reduce_sum(goal)
+                val_goal, val_loss, val_score = self.objective(outputs, *validation_set)
+                scores = scores.write(index, tf.stack([loss, score, val_loss, val_score, val_goal]))
+                better = val_goal < lowest
+                best.assign(tf.where(better[:, None], parameters, best))
+                lowest.assign(tf.where(better, val_goal, lowest))
 
-def _descend(
-    network: str,
-    perceptron: Perceptron,
-    objective: Objective,
-    initial: NDArray[np.float32],
-    fit: RowSet,
-    validation: RowSet,
-    epochs: int,
-    config: TrainingConfig,
-    on_chunk: Callable[[int, float], None],
-) -> _Descent:
-    """AdamW with warm-up and cosine, for several networks at once, until none validates better for a while."""
-    parameters = tf.Variable(initial)
-    first, second = tf.Variable(tf.zeros_like(parameters)), tf.Variable(tf.zeros_like(parameters))
-    best = tf.Variable(initial)
-    lowest = tf.Variable(tf.fill([len(initial)], np.float32(np.inf)))
-    fit_set, validation_set = _constants(fit), _constants(validation)
-    warm_up = max(_WARM_UP * epochs, 1.0)
+                step = tf.cast(start + index, tf.float32)
+                cosine = 0.5 * (1 + tf.cos(np.pi * (step - warm_up) / max(epochs - warm_up, 1.0)))
+                rate = config.learning_rate * tf.where(step < warm_up, (step + 1) / warm_up, cosine)
+                gradient = tape.gradient(total, parameters)
+                gradient /= tf.maximum(tf.norm(gradient, axis=1, keepdims=True), 1.0)
+                first.assign(_BETA1 * first + (1 - _BETA1) * gradient)
+                second.assign(_BETA2 * second + (1 - _BETA2) * tf.square(gradient))
+                unbiased = tf.sqrt(second / (1 - _BETA2 ** (step + 1))) + _EPSILON
+                direction = first / (1 - _BETA1 ** (step + 1)) / unbiased
+                parameters.assign_sub(rate * (direction + config.weight_decay * parameters))
+            return scores.stack()
 
-    @tf.function
-    def run_epochs(start, count):
-        scores = tf.TensorArray(tf.float32, size=count, element_shape=(5, len(initial)))
-        for index in tf.range(count):
-            # Scores first, step second: what is written down, and maybe kept, belongs to the same weights.
-            with tf.GradientTape() as tape:
-                goal, loss, score = objective(perceptron.forward(parameters, fit_set[0]), *fit_set[1:])
-                total = tf.reduce_sum(goal)
-            outputs = perceptron.forward(parameters, validation_set[0])
-            val_goal, val_loss, val_score = objective(outputs, *validation_set[1:])
-            scores = scores.write(index, tf.stack([loss, score, val_loss, val_score, val_goal]))
-            better = val_goal < lowest
-            best.assign(tf.where(better[:, None], parameters, best))
-            lowest.assign(tf.where(better, val_goal, lowest))
-
-            step = tf.cast(start + index, tf.float32)
-            cosine = 0.5 * (1 + tf.cos(np.pi * (step - warm_up) / max(epochs - warm_up, 1.0)))
-            rate = config.learning_rate * tf.where(step < warm_up, (step + 1) / warm_up, cosine)
-            gradient = tape.gradient(total, parameters)
-            gradient /= tf.maximum(tf.norm(gradient, axis=1, keepdims=True), 1.0)
-            first.assign(_BETA1 * first + (1 - _BETA1) * gradient)
-            second.assign(_BETA2 * second + (1 - _BETA2) * tf.square(gradient))
-            direction = (first / (1 - _BETA1 ** (step + 1))) / (tf.sqrt(second / (1 - _BETA2 ** (step + 1))) + _EPSILON)
-            parameters.assign_sub(rate * (direction + config.weight_decay * parameters))
-        return scores.stack()
-
-    log: list[NDArray[np.float32]] = []
-    best_epoch = epoch = 0
-    while epoch < epochs and epoch - best_epoch <= config.patience:
-        count = min(CHUNK, epochs - epoch)
-        log.append(run_epochs(tf.constant(epoch), tf.constant(count)).numpy())
-        goals = np.concatenate(log)[:, 4].min(axis=1)
-        if not np.all(np.isfinite(goals)):
-            at = int(np.flatnonzero(~np.isfinite(goals))[0])
-            raise CalmlflowError(
-                f"{network}: the loss is not finite from epoch {at} on; expected a finite one: lower learning_rate "
-                f"({config.learning_rate:g}), or look for extreme values in the data"
-            )
-        best_epoch = int(goals.argmin())
-        epoch += count
-        on_chunk(epoch, float(goals[-1]))
-    chosen = int(lowest.numpy().argmin())
-    return _Descent(best.numpy()[chosen], best_epoch, np.concatenate(log)[:, :4, chosen])
+        log: list[NDArray[np.float32]] = []
+        best_epoch = epoch = 0
+        while epoch < epochs and epoch - best_epoch <= config.patience:
+            count = min(CHUNK, epochs - epoch)
+            log.append(run_epochs(tf.constant(epoch), tf.constant(count)).numpy())
+            goals = np.concatenate(log)[:, 4].mean(axis=1)
+            if not np.all(np.isfinite(goals)):
+                at = int(np.flatnonzero(~np.isfinite(goals))[0])
+                raise CalmlflowError(
+                    f"{self.network}: the loss is not finite from epoch {at} on; expected a finite one: lower "
+                    f"learning_rate ({config.learning_rate:g}), or look for extreme values in the data"
+                )
+            best_epoch = int(goals.argmin())
+            epoch += count
+            on_chunk(epoch, float(goals[-1]))
+        return best.numpy(), np.concatenate(log)
 
 
 def _classification(outputs, targets, weights, spread):
@@ -268,8 +246,8 @@ def _classification(outputs, targets, weights, spread):
 
 
 def _regression(target: TargetRange, train: RowSet, linear_share: float) -> Objective:
-    mean = np.average(train.targets, weights=train.weights)
-    variance = float(np.average((train.targets - mean) ** 2, weights=train.weights)) or 1.0
+    targets, weights = train.targets[0], train.weights[0]
+    variance = float(np.average((targets - np.average(targets, weights=weights)) ** 2, weights=weights)) or 1.0
     # Past this the exponential only overflows; the finished network clips at the ceiling anyway.
     log_limit = float(np.log(target.ceiling)) + 1.0
 
@@ -284,5 +262,13 @@ def _regression(target: TargetRange, train: RowSet, linear_share: float) -> Obje
     return objective
 
 
+def _answers(outputs: tf.Tensor, target: TargetRange | None) -> NDArray[np.float32]:
+    """What each member would answer alone, shape (k, m, 4) or (k, m, 1)."""
+    if target is None:
+        return tf.nn.softmax(outputs).numpy()
+    log = outputs * target.log_sd + target.log_mean
+    return tf.exp(tf.clip_by_value(log, np.log(target.floor), np.log(target.ceiling))).numpy()
+
+
 def _constants(rows: RowSet) -> tuple[tf.Tensor, ...]:
-    return tuple(tf.constant(value, tf.float32) for value in (rows.inputs, rows.targets, rows.weights, rows.spread))
+    return tuple(tf.constant(value) for value in (rows.targets, rows.weights, rows.spread))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,47 @@ probabilities (n, 4), mem_pred (n,) GB, wall_pred (n,) seconds, kill_time (n,) s
 training job, and therefore given a rung more and the longest kill time."""
 
 
+def combine(
+    outputs: Mapping[str, NDArray],
+    nearest: NDArray[np.int64] | None,
+    decision: Decision | None,
+    kill_time: KillTime | None,
+) -> Predictions:
+    """Make predictions of what networks say.
+
+    Parameters
+    ----------
+    outputs : mapping of str to ndarray, shape (n, 4) or (n, 1)
+        By network.
+    nearest : ndarray of int, shape (n,), optional
+        See `SeenRows.nearest`; without it no job is told to be unseen.
+    decision : Decision, optional
+    kill_time : KillTime, optional
+    """
+    found: Predictions = {}
+    if "mem_clf" in outputs:
+        probabilities = outputs["mem_clf"]
+        found["probabilities"] = probabilities
+        found["bin_pred"] = probabilities.argmax(axis=1)
+        if decision:
+            of_row = np.full(len(probabilities), -1) if nearest is None else nearest
+            found["bin_pred"] = decision.choose(probabilities, of_row)
+    if "mem_reg" in outputs:
+        found["mem_pred"] = outputs["mem_reg"][:, 0].astype(float)
+    if "wall_reg" in outputs:
+        found["wall_pred"] = outputs["wall_reg"][:, 0].astype(float)
+        if kill_time:
+            found["kill_time"] = kill_time.apply(found["wall_pred"], nearest)
+    if nearest is not None:
+        found["unseen"] = unseen = nearest < 0
+        # What the networks say of such a job is a guess: a rung more, and all the time there is.
+        if "bin_pred" in found:
+            found["bin_pred"] = np.minimum(found["bin_pred"] + unseen, len(LADDER) - 1)
+        if "kill_time" in found:
+            found["kill_time"] = np.where(unseen, KILL_TIME_MAX_S, found["kill_time"])
+    return found
+
+
 class Bundle:
     """Networks ready to run. Safe to share between threads.
 
@@ -61,10 +102,15 @@ class Bundle:
         self._kill_time = kill_time
         self._decision = decision
         self._seen = seen
-        if decision and len(decision.wallclock_ratio) != (seen.count if seen else 0) + 1:
-            raise InputError(
-                "decision.json and seen_rows.json do not belong together; expected one line more in the first"
-            )
+        by_row = {
+            "decision.json": len(decision.wallclock_ratio) if decision else 0,
+            "killtime.json": len(kill_time.spread) if kill_time else 0,
+        }
+        for file, lines in by_row.items():
+            if lines and lines != (seen.count if seen else 0) + 1:
+                raise InputError(
+                    f"{file} and seen_rows.json do not belong together; expected one line more in the first"
+                )
 
     @classmethod
     def load(cls, folder: Path, networks: Sequence[str] | None = None) -> "Bundle":
@@ -114,27 +160,8 @@ class Bundle:
         """
         scaled = self._scaling.apply(features)
         outputs = {network: session.run(None, {"features": scaled})[0] for network, session in self._sessions.items()}
-        found: Predictions = {}
-        nearest = self._seen.nearest(scaled) if self._seen else np.full(len(scaled), -1)
-        if "mem_clf" in outputs:
-            probabilities = outputs["mem_clf"]
-            found["probabilities"] = probabilities
-            found["bin_pred"] = (
-                self._decision.choose(probabilities, nearest) if self._decision else probabilities.argmax(axis=1)
-            )
-        if "mem_reg" in outputs:
-            found["mem_pred"] = outputs["mem_reg"][:, 0].astype(float)
-        if "wall_reg" in outputs and self._kill_time is not None:
-            found["wall_pred"] = outputs["wall_reg"][:, 0].astype(float)
-            found["kill_time"] = self._kill_time.apply(found["wall_pred"])
-        if self._seen:
-            found["unseen"] = unseen = nearest < 0
-            # What the networks say of such a job is a guess: a rung more, and all the time there is.
-            if "bin_pred" in found:
-                found["bin_pred"] = np.minimum(found["bin_pred"] + unseen, len(LADDER) - 1)
-            if "kill_time" in found:
-                found["kill_time"] = np.where(unseen, KILL_TIME_MAX_S, found["kill_time"])
-        return found
+        nearest = self._seen.nearest(scaled) if self._seen else None
+        return combine(outputs, nearest, self._decision, self._kill_time)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

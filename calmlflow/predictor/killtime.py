@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,33 +13,44 @@ from calmlflow.settings import KILL_TIME_MAX_S, KILL_TIME_MIN_S
 COVERAGE = 0.999
 """Default share of jobs that must end before their kill time."""
 
+RANK_FROM_TOP = 5
+"""Groups are so large that this many of their calibration jobs, on average, run longer than promised."""
+
+PRIOR_JOBS = 50
+"""How many jobs of the archive's mean spread are added to those of a feature row: few jobs say little."""
+
 
 @dataclass(frozen=True)
 class KillTime:
-    """Factor from predicted wallclock to kill time, by groups of predicted wallclock.
+    """From predicted wallclock to kill time: a factor by groups of predicted wallclock, to the power of a row's spread.
 
     Attributes
     ----------
     edges_s : tuple of floats
         Upper edges of all groups but the last, seconds of predicted wallclock, ascending.
     factors : tuple of floats
-        One per group.
+        One per group, for a job of mean spread.
     coverage : float
         Share of jobs promised to end in time.
     jobs : tuple of ints
         Calibration jobs in each group. A group of fewer than coverage / (1 - coverage) jobs cannot hold the promise:
-        its factor is the largest ratio seen.
+        its factor comes from the job that ran longest.
+    spread : tuple of floats
+        How far wallclocks lie from their prediction (on a log scale, root mean square, 1 for the mean of all jobs), one
+        for each of the m rows of ``seen_rows.json``, and a last one, 1, for other jobs. What runs steadily needs little
+        slack. May be empty: 1 for all.
 
     References
     ----------
-    Split conformal prediction, made conditional on a group (Mondrian): Vovk, Gammerman and Shafer, Algorithmic Learning
-    in a Random World (2005), chapter 4.
+    Split conformal prediction with a scaled score (Lei et al., Distribution-free predictive inference for regression,
+    2018), conditional on a group (Mondrian: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005).
     """
 
     edges_s: tuple[float, ...]
     factors: tuple[float, ...]
     coverage: float
     jobs: tuple[int, ...]
+    spread: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.factors or len(self.factors) != len(self.edges_s) + 1 or len(self.jobs) != len(self.factors):
@@ -51,24 +62,29 @@ class KillTime:
             raise InputError("killtime.json: factors must be finite and above 0, and coverage between 0 and 1")
         if not all(math.isfinite(edge) for edge in self.edges_s) or list(self.edges_s) != sorted(self.edges_s):
             raise InputError("killtime.json: edges must be finite and ascending")
+        if not all(0 <= spread < 1e3 for spread in self.spread):
+            raise InputError("killtime.json: spread must be numbers from 0 to 1000")
 
-    def apply(self, predicted_s: ArrayLike) -> NDArray[np.int64]:
-        """Kill time in whole seconds (60..172800) for predicted wallclocks in seconds, of any shape."""
+    def apply(self, predicted_s: ArrayLike, nearest: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Kill time in whole seconds (60..172800).
+
+        Parameters
+        ----------
+        predicted_s : array_like, shape (n,)
+            Predicted wallclock, seconds.
+        nearest : ndarray of int, shape (n,), optional
+            See `calmlflow.predictor.decision.SeenRows.nearest`. Without it every job has the mean spread.
+        """
         predicted_s = np.asarray(predicted_s, dtype=float)
         factors = np.asarray(self.factors)[np.searchsorted(self.edges_s, predicted_s, side="left")]
+        if self.spread and nearest is not None:
+            with np.errstate(over="ignore"):
+                factors = factors ** np.asarray(self.spread)[nearest]
         return np.clip(np.ceil(predicted_s * factors), KILL_TIME_MIN_S, KILL_TIME_MAX_S).astype(np.int64)
 
     def to_json(self) -> str:
         """The text of ``killtime.json``."""
-        return json.dumps(
-            {
-                "edges_s": list(self.edges_s),
-                "factors": list(self.factors),
-                "coverage": self.coverage,
-                "jobs": list(self.jobs),
-            },
-            indent=2,
-        )
+        return json.dumps(asdict(self) | {"spread": np.round(self.spread, 6).tolist()})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "KillTime":
@@ -80,38 +96,53 @@ class KillTime:
                 tuple(float(factor) for factor in data["factors"]),
                 float(data["coverage"]),
                 tuple(int(count) for count in data["jobs"]),
+                tuple(float(spread) for spread in data.get("spread", ())),
             )
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError("killtime.json does not parse; expected edges_s, factors, coverage and jobs") from None
 
 
-def fit_kill_time(predicted_s: ArrayLike, actual_s: ArrayLike, coverage: float = COVERAGE) -> KillTime:
+def fit_kill_time(
+    predicted_s: ArrayLike, actual_s: ArrayLike, row_of_job: ArrayLike, coverage: float = COVERAGE
+) -> KillTime:
     """Calibrate kill times on jobs that the network was not trained on.
 
-    The jobs are cut into groups of equal size by predicted wallclock, as many as the promise allows; in each, the
-    factor is the conformal quantile of actual / predicted.
+    The score of a job is the logarithm of actual / predicted over the spread of its feature row. The jobs are cut into
+    groups of equal size by predicted wallclock, and in each the factor is the conformal quantile of the scores.
 
     Parameters
     ----------
     predicted_s, actual_s : array_like, shape (n,)
         Seconds, n >= 1.
+    row_of_job : array_like of int, shape (n,)
+        Number of each job's feature row, 0 to m - 1.
     coverage : float
         Share of jobs that must end before their kill time.
     """
     predicted_s, actual_s = np.asarray(predicted_s, dtype=float), np.asarray(actual_s, dtype=float)
-    ratio = actual_s / predicted_s
-    # The conformal rank ceil((n + 1) * coverage) exists only in a group of at least this many jobs.
-    needed = math.ceil(coverage / (1 - coverage))
-    groups = max(1, len(ratio) // (needed + 1))
+    row_of_job = np.asarray(row_of_job, dtype=np.int64)
+    log_ratio = np.log(actual_s / predicted_s)
+    # Predictions that are all right, to the last bit, have no spread to be measured in.
+    square = log_ratio**2 / (float(np.mean(log_ratio**2)) or 1.0)
+    jobs_of_row = np.bincount(row_of_job)
+    sum_of_row = np.bincount(row_of_job, weights=square)
+    spread = np.sqrt((sum_of_row + PRIOR_JOBS) / (jobs_of_row + PRIOR_JOBS))
+    # A job must not vouch for itself: its own distance does not count in the spread that its score is measured in.
+    others = sum_of_row[row_of_job] - square
+    score = log_ratio / np.sqrt((others + PRIOR_JOBS) / (jobs_of_row[row_of_job] - 1 + PRIOR_JOBS))
+
+    # The conformal rank ceil((n + 1) * coverage) exists only in a group of coverage / (1 - coverage) jobs at least,
+    # where it is the longest job of all. In groups some times as large, one odd job more or less matters little.
+    groups = max(1, int(len(score) * (1 - coverage) / RANK_FROM_TOP))
     edges = np.unique(np.quantile(predicted_s, np.arange(1, groups) / groups)) if groups > 1 else np.array([])
     group = np.searchsorted(edges, predicted_s, side="left")
     factors, jobs = [], []
     for number in range(len(edges) + 1):
-        ratios = np.sort(ratio[group == number] if np.any(group == number) else ratio)
-        rank = math.ceil((len(ratios) + 1) * coverage)
+        scores = np.sort(score[group == number] if np.any(group == number) else score)
+        rank = math.ceil((len(scores) + 1) * coverage)
         # Never below the prediction itself, however early the few jobs of a small group ended.
-        factors.append(max(float(ratios[min(rank, len(ratios)) - 1]), 1.0))
+        factors.append(float(np.exp(max(scores[min(rank, len(scores)) - 1], 0.0))))
         jobs.append(int(np.sum(group == number)))
-    return KillTime(tuple(edges.tolist()), tuple(factors), coverage, tuple(jobs))
+    return KillTime(tuple(edges.tolist()), tuple(factors), coverage, tuple(jobs), (*spread.tolist(), 1.0))
