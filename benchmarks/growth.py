@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from calmlflow.fitting import fit_network
 from calmlflow.networks.config import read_config
 from calmlflow.networks.distinct import distinct_rows
 from calmlflow.networks.scaling import fit_scaling
+from calmlflow.networks.training import TrainingConfig
 from calmlflow.predictor.bundle import Predictions
 from calmlflow.runs import TrainingRequest
 from calmlflow.settings import NETWORKS
@@ -51,7 +53,7 @@ def fit_calmlflow(data: TrainingData, request: TrainingRequest, factor: int = 1)
     configs = read_config(request.config)
     predictions: Predictions = {}
     started, epochs = time.perf_counter(), 0
-    fit_seconds = prepare_seconds(data)
+    fit_seconds = prepare_seconds(data, configs, request.seed)
     with tempfile.TemporaryDirectory() as folder:
         for network in NETWORKS:
             with progress(f"{network}, {factor}x the jobs") as on_progress:
@@ -69,17 +71,14 @@ def enlarged(data: TrainingData, factor: int, seed: int) -> TrainingData:
     """The same jobs with a training split of ``factor`` times the size, drawn from it with replacement."""
     if factor == 1:
         return data
-    generator = np.random.default_rng(seed)
-    fit = generator.choice(data.fit, factor * len(data.fit))
-    validation = generator.choice(data.validation, factor * len(data.validation))
-    return replace(data, fit=fit, validation=validation, train=np.concatenate([fit, validation]))
+    drawn = np.random.default_rng(seed).choice(data.train, factor * len(data.train))
+    return replace(data, train=drawn)
 
 
-def prepare_seconds(data: TrainingData) -> float:
+def prepare_seconds(data: TrainingData, configs: Mapping[str, TrainingConfig], seed: int) -> float:
     """Seconds of what grows with the jobs: the scaling's fit, and the grouping that each network's fit begins with."""
     started = time.perf_counter()
     fit_scaling(data.features[data.train])
-    for _ in NETWORKS:
-        for part in (data.fit, data.validation, data.train):
-            distinct_rows(data.features[part])
+    for network in NETWORKS:
+        data.training_rows(network, configs[network].members, seed)
     return time.perf_counter() - started

@@ -249,19 +249,17 @@ def test_growth_is_one_of_the_figures():
 # -- Growth ---------------------------------------------------------------------------------------------------------
 
 
-def test_more_jobs_are_drawn_part_by_part(data):
+def test_more_jobs_are_drawn_from_the_training_split(data):
     larger = enlarged(data, 3, seed=0)
-    for part in ("fit", "validation", "train"):
-        drawn, given = getattr(larger, part), getattr(data, part)
-        assert len(drawn) == 3 * len(given)
-        assert set(drawn) <= set(given)
+    assert len(larger.train) == 3 * len(data.train)
+    assert set(larger.train) <= set(data.train)
     np.testing.assert_array_equal(larger.test, data.test)
     assert enlarged(data, 1, seed=0) is data
 
 
 def test_calmlflow_is_fitted_as_main_does(data, tmp_path):
     config = tmp_path / "config.json"
-    brief = {"epochs": 1, "refit_epochs": 0, "restarts": 1}
+    brief = {"epochs": 1, "refit_epochs": 0, "members": 2}
     config.write_text(json.dumps(dict.fromkeys(HIDDEN, brief)))
     rival, fit = fit_calmlflow(data, TrainingRequest(config=str(config)), factor=2)
     assert (fit.factor, fit.train_jobs, fit.epochs) == (2, 2 * len(data.train), 3)
