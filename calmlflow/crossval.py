@@ -24,7 +24,7 @@ from calmlflow.results.files import write_results
 from calmlflow.results.formats import write_file
 from calmlflow.results.regression import regression_results
 from calmlflow.settings import TARGETS
-from calmlflow.tracking import environment_params, log_lineage, log_new_params, tracked_run
+from calmlflow.tracking import environment_params, lineage, log_new_params, tracked_run
 from calmlflow.training_data import TrainingData, load_training_data
 from calmlflow.tree import new_tree
 from calmlflow.workers import Failure, count_cores, share_out
@@ -118,7 +118,7 @@ def cross_validate(request: CrossvalRequest) -> CrossvalOutcome:
         if request.folds > len(data.jobs):
             raise InputError(f"folds is {request.folds}; expected at most one per job, and {len(data.jobs)} are valid")
         log_new_params({**asdict(request), **_described(data, networks, configs), **environment_params()})
-        log_lineage(data.jobs, request.data, "cross-validation")
+        mlflow.log_input(lineage(data.jobs, request.data, "cross-validation"), context="cross-validation")
         bins = data.jobs["mem_bin"].to_numpy()
         dealt = {network: deal(bins, request.folds, request.seed, network == "mem_clf") for network in networks}
         plan = Plan(data, dealt, {network: configs[network] for network in networks}, request.seed)

@@ -1,7 +1,7 @@
 """What one MLflow run does: read -> train -> evaluate -> log -> register."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mlflow
 import pandas as pd
+from mlflow.data.pandas_dataset import PandasDataset
 
 from calmlflow import settings
 from calmlflow.console import progress, say
@@ -28,7 +29,7 @@ from calmlflow.results.plots_data import data_charts
 from calmlflow.results.report import ReportContent, write_report
 from calmlflow.results.table import training_table
 from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS
-from calmlflow.tracking import environment_params, log_history, log_lineage, log_new_params, tracked_run
+from calmlflow.tracking import environment_params, lineage, log_history, log_new_params, tracked_run
 from calmlflow.training_data import TrainingData, load_training_data
 from calmlflow.tree import new_tree
 
@@ -98,8 +99,11 @@ def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS) -> Outco
         with outcome.timed("read"):
             data = load_training_data(request.data, request.seed, request.test_size)
         log_new_params({**asdict(request), **data.sizes(), **environment_params()})
-        log_lineage(data.jobs.iloc[data.train], request.data, "training")
-        log_lineage(data.jobs.iloc[data.test], request.data, "testing")
+        inputs = {
+            context: lineage(data.jobs.iloc[part], request.data, context)
+            for context, part in (("training", data.train), ("testing", data.test))
+        }
+        _log_inputs(inputs)
         with outcome.timed("references"):
             # Before a promotion of this very run could make it its own champion.
             found = champion(data)
@@ -112,6 +116,8 @@ def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS) -> Outco
             models: dict[str, str] = {}
             for network in networks:
                 with tracked_run(TARGETS[network], nested=True) if bundle else nullcontext():
+                    if bundle:
+                        _log_inputs(inputs)
                     models |= _train_one(network, request, configs[network], data, tree.partial, fitted, outcome)
             with outcome.timed("log"):
                 table = _write_tables(data, fitted, tree.partial)
@@ -170,6 +176,11 @@ def _train_one(
             mlflow.log_artifacts(str(tree / part / target), f"{part}/{target}")
         uri = log_model(tree / "models", [network], NETWORK_MODELS[network], _metadata(request))
     return {NETWORK_MODELS[network]: uri}
+
+
+def _log_inputs(inputs: Mapping[str, PandasDataset]) -> None:
+    for context, dataset in inputs.items():
+        mlflow.log_input(dataset, context=context)
 
 
 def _log_scores(target: str, outcome: Outcome) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.data.pandas_dataset import from_pandas
+from mlflow.data.pandas_dataset import PandasDataset, from_pandas
 from mlflow.entities import Metric
 
 from calmlflow import settings
@@ -93,15 +93,14 @@ def log_history(history: Mapping[str, np.ndarray]) -> None:
         client.log_batch(run.info.run_id, metrics=metrics[start : start + BATCH])
 
 
-def log_lineage(jobs: pd.DataFrame, source: str, context: str) -> None:
-    """Note which jobs a run saw: schema, size and a digest of the rows."""
+def lineage(jobs: pd.DataFrame, source: str, context: str) -> PandasDataset:
+    """What `mlflow.log_input` notes of the jobs that a run saw: schema, size and a digest of the rows."""
     # MLflow knows files; what it cannot resolve (a sample, a store) is noted by the URI that our reader takes.
     is_file = not source.startswith("sample") and Path(source).exists()
     origin = source if is_file else CodeDatasetSource(tags={"calmlflow.data": source})
     # MLflow's own digest looks at the first rows only.
     digest = hashlib.sha256(pd.util.hash_pandas_object(jobs, index=False).to_numpy().tobytes()).hexdigest()[:8]
-    dataset = from_pandas(jobs.reset_index(drop=True), source=origin, name=f"jobs-{context}", digest=digest)
-    mlflow.log_input(dataset, context=context)
+    return from_pandas(jobs.reset_index(drop=True), source=origin, name=f"jobs-{context}", digest=digest)
 
 
 def _installed(package: str) -> bool:

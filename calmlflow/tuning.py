@@ -21,7 +21,7 @@ from calmlflow.networks.config import read_config
 from calmlflow.networks.split import deal
 from calmlflow.networks.training import TrainingConfig
 from calmlflow.search_store import digest, ended_trials, open_storage, open_study, write_winners
-from calmlflow.tracking import environment_params, log_lineage, log_new_params, tracked_run
+from calmlflow.tracking import environment_params, lineage, log_new_params, tracked_run
 from calmlflow.training_data import TrainingData, load_training_data
 
 FOLDS = 3
@@ -87,7 +87,7 @@ def tune(request: TuneRequest) -> TuneOutcome:
         starts = read_config(request.config)
         data = load_training_data(request.data, request.seed, TEST_SIZE)
         log_new_params({**asdict(request), "inner_folds": FOLDS, "n_train": len(data.train), **environment_params()})
-        log_lineage(data.jobs.iloc[data.train], request.data, "tuning")
+        mlflow.log_input(lineage(data.jobs.iloc[data.train], request.data, "tuning"), context="tuning")
         folder = Path(request.output)
         outcome = TuneOutcome(run.info.run_id, folder / "config.json")
         with open_storage(folder) as storage:

@@ -18,6 +18,7 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import Array
 
 import calmlflow
+from calmlflow.hst.errors import InputError
 from calmlflow.hst.features import OPTIONAL_KEYS
 from calmlflow.predictor.bundle import ANSWER_KEYS, write_manifest
 
@@ -59,12 +60,17 @@ EXAMPLE = pd.DataFrame(
 
 def write_bundle(models: Path, networks: Sequence[str], folder: Path) -> Path:
     """Copy networks of a training's ``models`` folder into a bundle of their own and list its files."""
-    folder.mkdir(parents=True)
-    for network in networks:
-        shutil.copytree(models / network, folder / network)
     tables = ["tx_data.json", "seen_rows.json"]
     tables += ["decision.json"] if "mem_clf" in networks else []
     tables += ["killtime.json"] if "wall_reg" in networks else []
+    for part in (*networks, *tables):
+        if not (models / part).exists():
+            raise InputError(
+                f"{models} holds no {part}; expected the models folder of a training of {', '.join(networks)}"
+            )
+    folder.mkdir(parents=True)
+    for network in networks:
+        shutil.copytree(models / network, folder / network)
     for table in tables:
         shutil.copy(models / table, folder)
     write_manifest(folder)
