@@ -9,11 +9,7 @@ from calmlflow.predictor.bundle import Predictions
 from calmlflow.results.floors import classification_floor, regression_floor
 from calmlflow.results.scores import SMALLEST_PREDICTION, classification_scores
 from calmlflow.scoring import PREDICTED, score_predictions
-from calmlflow.settings import KILL_TIME_MAX_S, KILL_TIME_MIN_S
 from calmlflow.training_data import TrainingData
-
-KILL_FACTORS = (3, 6)
-"""Plain multiples of the predicted wallclock that a kill time is held against."""
 
 DRAWS = 1000
 """Bootstrap samples behind an interval."""
@@ -25,13 +21,13 @@ INTERVAL = (2.5, 97.5)
 def scores_of(jobs: pd.DataFrame, predictions: Predictions) -> dict[str, float]:
     """Scores of the test jobs as ``{target}_{score}``; see `calmlflow.scoring.score_predictions`.
 
-    Beside those: ``mem_bin_decided_recall_2g`` and so on, of the bins decided on; ``wallclock_kill_3x_coverage`` and
-    ``_reserved``, with 3 x the prediction as kill time, and 6x. Targets without predictions are left out.
+    Beside those: ``mem_bin_decided_recall_2g`` and so on, of the bins decided on; kill times of 3 and 6
+    times the prediction are scored for who has no kill time of its own, too. Targets without predictions are left out.
     """
     found: dict[str, float] = {}
     for target, prediction in PREDICTED.items():
         if prediction in predictions:
-            scores = score_predictions(target, jobs, predictions)
+            scores = score_predictions(target, jobs, {"kill_time": predictions[prediction], **predictions})
             found |= {f"{target}_{name}": value for name, value in scores.items()}
     if "bin_pred" in predictions:
         decided = classification_scores(jobs["mem_bin"], predictions["probabilities"], predictions["bin_pred"])
@@ -40,12 +36,9 @@ def scores_of(jobs: pd.DataFrame, predictions: Predictions) -> dict[str, float]:
             for name in BIN_NAMES
             if f"recall_{name}" in decided
         }
-    if "wall_pred" in predictions:
-        for factor in KILL_FACTORS:
-            kill_time_s = np.clip(np.ceil(factor * predictions["wall_pred"]), KILL_TIME_MIN_S, KILL_TIME_MAX_S)
-            killed = score_predictions("wallclock", jobs, predictions | {"kill_time": kill_time_s})
-            for name in ("coverage", "reserved"):
-                found[f"wallclock_kill_{factor}x_{name}"] = killed[f"kill_time_{name}"]
+    if "kill_time" not in predictions:
+        for name in ("coverage", "reserved"):
+            found.pop(f"wallclock_kill_time_{name}", None)
     return found
 
 

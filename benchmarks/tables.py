@@ -28,10 +28,10 @@ ROWS = {
     "wallclock_ape_p95": ("wallclock APE, 95th percentile", "{:.1%}"),
     "wallclock_kill_time_coverage": ("kill time covers", "{:.2%}"),
     "wallclock_kill_time_reserved": ("kill time reserves, x used", "{:.2f}"),
-    "wallclock_kill_3x_coverage": ("3 x prediction covers", "{:.2%}"),
-    "wallclock_kill_3x_reserved": ("3 x prediction reserves, x used", "{:.2f}"),
-    "wallclock_kill_6x_coverage": ("6 x prediction covers", "{:.2%}"),
-    "wallclock_kill_6x_reserved": ("6 x prediction reserves, x used", "{:.2f}"),
+    "wallclock_kill_time_3x_coverage": ("3 x prediction covers", "{:.2%}"),
+    "wallclock_kill_time_3x_reserved": ("3 x prediction reserves, x used", "{:.2f}"),
+    "wallclock_kill_time_6x_coverage": ("6 x prediction covers", "{:.2%}"),
+    "wallclock_kill_time_6x_reserved": ("6 x prediction reserves, x used", "{:.2f}"),
 }
 """Key -> how the table calls it, and how it is written."""
 

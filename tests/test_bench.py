@@ -127,11 +127,15 @@ def test_multiples_of_the_prediction_stand_for_a_kill_time():
     jobs = pd.DataFrame({"wallclock": [100.0, 300, 650, 10]})
     scores = scores_of(jobs, {"wall_pred": np.array([100.0, 100, 100, 1])})
     # 3 x: 300, 300, 300, and 60 at least; 6 x: 600, 600, 600, 60.
-    assert scores["wallclock_kill_3x_coverage"] == 0.75
-    assert scores["wallclock_kill_3x_reserved"] == pytest.approx(960 / 1060)
-    assert scores["wallclock_kill_6x_coverage"] == 0.75
-    assert scores["wallclock_kill_6x_reserved"] == pytest.approx(1860 / 1060)
+    assert scores["wallclock_kill_time_3x_coverage"] == 0.75
+    assert scores["wallclock_kill_time_3x_reserved"] == pytest.approx(960 / 1060)
+    assert scores["wallclock_kill_time_6x_coverage"] == 0.75
+    assert scores["wallclock_kill_time_6x_reserved"] == pytest.approx(1860 / 1060)
     assert not any(key.startswith("mem") for key in scores)
+    assert "wallclock_kill_time_coverage" not in scores
+    own = scores_of(jobs, {"wall_pred": np.array([100.0, 100, 100, 1]), "kill_time": np.array([99, 300, 700, 60])})
+    assert (own["wallclock_kill_time_coverage"], own["wallclock_kill_time_3x_coverage"]) == (0.75, 0.75)
+    assert own["wallclock_kill_time_reserved"] == pytest.approx(1159 / 1060)
 
 
 COMPARED = [
