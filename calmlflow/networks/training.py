@@ -61,7 +61,9 @@ DEFAULTS = {
     "mem_reg": TrainingConfig(
         epochs=520, refit_epochs=680, learning_rate=6.2e-3, weight_decay=1.1e-3, linear_share=0.31
     ),
-    "wall_reg": TrainingConfig(epochs=300, members=2, learning_rate=6e-3),
+    "wall_reg": TrainingConfig(
+        epochs=380, refit_epochs=670, members=2, learning_rate=3.9e-3, weight_decay=2.6e-6, linear_share=0.15
+    ),
 }
 
 
