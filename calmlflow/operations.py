@@ -1,6 +1,7 @@
 """What the entry points beside training do, as MLflow runs where something is to be written down."""
 
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import mlflow
@@ -37,10 +38,15 @@ def predict_in_run(data: str, output: str, stage: str) -> str:
 
 
 def compare_in_run(this: str, other: str) -> str:
-    """Compare two trainings on the jobs that both saw; the run keeps the tables and the differences."""
-    with tracked_run("compare"):
+    """Compare two trainings on the jobs that both saw; the run keeps the page, the tables and the differences."""
+    # The entry points that draw nothing need not wait for what draws.
+    from calmlflow.results.comparison_page import ComparisonContent, comparison_charts, comparison_html
+    from calmlflow.results.plots import write_pngs
+
+    with tracked_run("compare") as run, tempfile.TemporaryDirectory() as pictures:
         log_new_params({"this": this, "other": other})
-        comparisons = load_results(this).compare(load_results(other))
+        left, right = load_results(this), load_results(other)
+        comparisons = left.compare(right)
         for target, comparison in comparisons.items():
             mlflow.log_metrics(
                 {f"difference_{target}_{name}": row["difference"] for name, row in comparison.scores.iterrows()}
@@ -49,6 +55,14 @@ def compare_in_run(this: str, other: str) -> str:
             mlflow.log_text(comparison.scores.to_csv(), f"comparison_{target}.csv")
         text = "\n\n".join(str(comparison) for comparison in comparisons.values())
         mlflow.log_text(text, "comparison.txt")
+        only_in = dict.fromkeys(left.by_target().keys() - comparisons, "this")
+        only_in |= dict.fromkeys(right.by_target().keys() - comparisons, "the other")
+        created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        content = ComparisonContent(this, other, run.info.run_id, created, comparisons, only_in)
+        mlflow.log_text(comparison_html(content), "comparison.html")
+        charts = {f"differences_{target}": chart for target, chart in comparison_charts(comparisons).items()}
+        write_pngs(charts, Path(pictures))
+        mlflow.log_artifacts(pictures)
         return text
 
 

@@ -135,3 +135,39 @@ def test_the_report_opens_from_disk_without_a_network(browser, page, content, tm
     page.wait_for_selector("#wallclock-predicted_against_actual .hoverlayer .hovertext")
     text = page.locator("#wallclock-predicted_against_actual .hovertext").first.text_content()
     assert text.split()[0] in set(content.jobs["ipst"])
+
+
+def test_a_comparison_opens_from_disk_and_keeps_its_plots_when_the_window_changes(page, tmp_path):
+    from comparison_samples import sampled_comparison
+
+    from calmlflow.results.comparison_page import comparison_html
+
+    content = sampled_comparison()
+    path = tmp_path / "comparison.html"
+    path.write_text(comparison_html(content), encoding="utf-8")
+    page.context.set_offline(True)
+    page.goto(path.as_uri())
+    drawn = plots_drawn(page)
+    SCREENSHOTS.mkdir(exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / "comparison-from-disk.png", full_page=True)
+    assert set(drawn) == {"differences-mem_bin", "differences-memory"}
+    # A dot and a whisker for every score, but for those that share a whisker's colour.
+    assert all(drawn[f"differences-{target}"] > len(held.scores) for target, held in content.comparisons.items())
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+    # Once the drawings are as wide as their places; the page forbids what playwright's own wait for a condition does.
+    heights = """() => new Promise(resolve => {
+        const drawings = [...document.querySelectorAll(".plot .main-svg")];
+        const fits = drawing => drawing.clientWidth === drawing.closest(".plot").clientWidth;
+        const look = () => drawings.every(fits)
+            ? resolve(drawings.map(drawing => drawing.clientHeight)) : requestAnimationFrame(look);
+        look();
+    })"""
+    before = page.evaluate(heights)
+    for width in (700, 1000, 700):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate(heights) == before
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+    assert not [getattr(said, "text", said) for said in page.said]
+    assert page.asked == [path.as_uri()]

@@ -93,6 +93,15 @@ def test_scores_of_values_are_those_of_the_score_functions(jobs):
     assert (found["low"] <= found["high"]).all()
 
 
+def test_every_score_says_of_how_many_jobs_it_is():
+    names = ["a", "b", "c", "d", "e"]
+    this, other = (bins(names, [0, 0, 0, 1, 3], chosen, [1, 2, 3, 4, 5]) for chosen in ([0] * 5, [1] * 5))
+    jobs = compare_bins(this, other).scores["jobs"].to_dict()
+    assert {name: jobs.pop(f"recall_{name}") for name in ("2g", "8g", "64g")} == {"2g": 3, "8g": 1, "64g": 1}
+    assert set(jobs) == {"accuracy", "log_loss", "underallocated", "overallocated", "excess_cost"}
+    assert set(jobs.values()) == {5}
+
+
 def test_a_comparison_with_itself_is_nothing_and_the_other_way_round_is_the_opposite():
     generator = np.random.default_rng(3)
     names, actual = [f"job{number}" for number in range(50)], generator.integers(0, 4, 50)

@@ -50,8 +50,9 @@ class Comparison:
     ----------
     target : str
     scores : DataFrame
-        One row per score, named as in `calmlflow.results.scores`. Columns: this, other, difference (this - other), and
-        low and high, the bounds of its 95 % bootstrap interval over jobs (percentiles of 1000 resamples).
+        One row per score, named as in `calmlflow.results.scores`. Columns: this, other, difference (this - other),
+        low and high, the bounds of its 95 % bootstrap interval over jobs (percentiles of 1000 resamples), and jobs,
+        of how many the score is (the recall of a bin, of those that need it).
     jobs : int
         Jobs compared: in both splits, with the same actual value.
     only_this, only_other : int
@@ -228,7 +229,8 @@ def _compare(
     (left, right), (lefts, rights) = scores(terms.sum(axis=0)), scores(resampled)
     tails = (100 - INTERVAL_PERCENT) / 2
     low, high = np.nanpercentile(lefts - rights, [tails, 100 - tails], axis=0)
-    columns = {"this": left, "other": right, "difference": left - right, "low": low, "high": high}
+    jobs = [np.count_nonzero(at_stake[name]) for name in names]
+    columns = {"this": left, "other": right, "difference": left - right, "low": low, "high": high, "jobs": jobs}
     return Comparison(
         pairs.target,
         pd.DataFrame(columns, index=pd.Index(names, name="score")),

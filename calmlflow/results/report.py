@@ -6,15 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from calmlflow.hst.dataset import INSTRUMENTS
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import BIN_NAMES, allocation_cost
 from calmlflow.results.charts import Chart
-from calmlflow.results.draw_plotly import TITLE_HEIGHT, figure
+from calmlflow.results.page import figure_json, render
 from calmlflow.results.plots import write_aside
 from calmlflow.results.plots_common import UNITS, instruments, rounded
 from calmlflow.results.report_page import PAGE
@@ -83,8 +80,10 @@ def write_report(path: Path, content: ReportContent) -> None:
 
 def report_html(content: ReportContent) -> str:
     """The text of a report; texts of the content are shown as they are, and never read as HTML."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(PAGE).render(
+    return render(
+        PAGE,
+        content.title,
+        has_plots=bool(content.charts),
         content=content,
         verdict=verdict(content.scores, content.champion_name),
         summary=_score_tables(content, summary=True),
@@ -92,24 +91,13 @@ def report_html(content: ReportContent) -> str:
         columns=[column.format(content.champion_name) for column in _columns(content).values()],
         has_champion="champion" in _columns(content),
         sections=[
-            (section, title, [(f"{section}-{name}", chart, _figure_json(chart)) for name, chart in charts.items()])
+            (section, title, [(f"{section}-{name}", chart, figure_json(chart)) for name, chart in charts.items()])
             for section, title in SECTIONS.items()
             if (charts := content.charts.get(section))
         ],
         worst=[] if content.jobs is None else worst_jobs(content.jobs),
         facts=_facts(content),
-        plotly=Markup(get_plotlyjs() if content.charts else ""),  # noqa: S704 - plotly's own file
     )
-
-
-def _figure_json(chart: Chart) -> Markup:
-    """A figure without its title, which the page shows itself: there it is wrapped where the page is narrow."""
-    drawn = figure(chart)
-    drawn.layout.title = None
-    drawn.layout.height -= TITLE_HEIGHT
-    drawn.layout.margin.t -= TITLE_HEIGHT
-    # Plotly writes < as \\u003c, so no text can end the script it stands in.
-    return Markup(drawn.to_json())  # noqa: S704
 
 
 def _columns(content: ReportContent) -> dict[str, str]:
