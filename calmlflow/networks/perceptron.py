@@ -26,6 +26,11 @@ class Perceptron:
         """Architecture of one of the three networks."""
         return cls((len(FEATURES), *HIDDEN[network], outputs))
 
+    @property
+    def count(self) -> int:
+        """Parameters of one network."""
+        return sum((fan_in + 1) * fan_out for fan_in, fan_out in zip(self.widths, self.widths[1:], strict=False))
+
     def initial(self, count: int, seed: int) -> NDArray[np.float32]:
         """Parameters of ``count`` networks, shape (count, parameters): He normal weights, zero biases."""
         generator = np.random.default_rng(seed)

@@ -20,6 +20,10 @@ CHUNK = 50
 # Adam's usual constants, and the share of the epochs in which the learning rate climbs to its peak.
 _BETA1, _BETA2, _EPSILON, _WARM_UP = 0.9, 0.999, 1e-7, 0.05
 
+# Outputs (k, m, o) and the targets, weights and spread of a RowSet -> what is minimised, and the loss and the metric
+# that histories show; each of shape (k,).
+Objective = Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -55,14 +59,13 @@ class TrainingConfig:
     linear_share: float = 0.1
 
 
-# Winners of `tune` on the training split of 44,883 real jobs, rounded; see benchmarks/README.md.
+# Found by `tune` on the training split of 44,883 real jobs, rounded: of what was within half a per cent of the best, the
+# quickest. See benchmarks/README.md.
 DEFAULTS = {
-    "mem_clf": TrainingConfig(epochs=420, refit_epochs=270, learning_rate=4.2e-3, weight_decay=8e-5),
-    "mem_reg": TrainingConfig(
-        epochs=520, refit_epochs=680, learning_rate=6.2e-3, weight_decay=1.1e-3, linear_share=0.31
-    ),
+    "mem_clf": TrainingConfig(epochs=200, refit_epochs=150, learning_rate=0.011, weight_decay=3e-4),
+    "mem_reg": TrainingConfig(epochs=130, refit_epochs=640, learning_rate=0.011, weight_decay=1e-3, linear_share=0.37),
     "wall_reg": TrainingConfig(
-        epochs=380, refit_epochs=670, members=2, learning_rate=3.9e-3, weight_decay=2.6e-6, linear_share=0.15
+        epochs=250, refit_epochs=450, members=2, learning_rate=3.9e-3, weight_decay=2.6e-6, linear_share=0.15
     ),
 }
 
@@ -157,20 +160,63 @@ def train_network(
     )
 
 
-# An objective turns outputs (k, m, o) and the targets, weights and spread of a RowSet into what is minimised, and into
-# the loss and the metric that histories show; each of shape (k,).
-Objective = Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
-
-
-@dataclass(frozen=True)
 class _Descent:
-    """AdamW with warm-up and cosine, for all members at once."""
+    """AdamW with warm-up and cosine, for all members at once; its epochs are compiled once for search and refit.
 
-    network: str
-    perceptron: Perceptron
-    objective: Objective
-    inputs: NDArray[np.float32]
-    config: TrainingConfig
+    Parameters
+    ----------
+    network : str
+        Its name, for errors.
+    perceptron : Perceptron
+    objective : Objective
+    inputs : ndarray, shape (m, 9)
+    config : TrainingConfig
+    """
+
+    def __init__(
+        self,
+        network: str,
+        perceptron: Perceptron,
+        objective: Objective,
+        inputs: NDArray[np.float32],
+        config: TrainingConfig,
+    ):
+        self._network, self._config = network, config
+        constants = tf.constant(inputs)
+        shape = config.members, perceptron.count
+        parameters, first, second, best = (tf.Variable(tf.zeros(shape)) for _ in range(4))
+        lowest = tf.Variable(tf.zeros(config.members))
+        self._state = parameters, first, second, best, lowest
+
+        @tf.function
+        def run_epochs(start, count, epochs, fit, validation):
+            warm_up = tf.maximum(_WARM_UP * epochs, 1.0)
+            scores = tf.TensorArray(tf.float32, size=count, element_shape=(5, config.members))
+            for index in tf.range(count):
+                # Scores first, step second: what is written down, and maybe kept, belongs to the same weights.
+                with tf.GradientTape() as tape:
+                    outputs = perceptron.forward(parameters, constants)
+                    goal, loss, score = objective(outputs, *fit)
+                    total = tf.reduce_sum(goal)
+                val_goal, val_loss, val_score = objective(outputs, *validation)
+                scores = scores.write(index, tf.stack([loss, score, val_loss, val_score, val_goal]))
+                better = val_goal < lowest
+                best.assign(tf.where(better[:, None], parameters, best))
+                lowest.assign(tf.where(better, val_goal, lowest))
+
+                step = tf.cast(start + index, tf.float32)
+                cosine = 0.5 * (1 + tf.cos(np.pi * (step - warm_up) / tf.maximum(epochs - warm_up, 1.0)))
+                rate = config.learning_rate * tf.where(step < warm_up, (step + 1) / warm_up, cosine)
+                gradient = tape.gradient(total, parameters)
+                gradient /= tf.maximum(tf.norm(gradient, axis=1, keepdims=True), 1.0)
+                first.assign(_BETA1 * first + (1 - _BETA1) * gradient)
+                second.assign(_BETA2 * second + (1 - _BETA2) * tf.square(gradient))
+                unbiased = tf.sqrt(second / (1 - _BETA2 ** (step + 1))) + _EPSILON
+                direction = first / (1 - _BETA1 ** (step + 1)) / unbiased
+                parameters.assign_sub(rate * (direction + config.weight_decay * parameters))
+            return scores.stack()
+
+        self._run_epochs = run_epochs
 
     def run(
         self,
@@ -189,52 +235,30 @@ class _Descent:
         log : ndarray, shape (epochs run, 5, k)
             Loss, metric, validation loss, validation metric, and what is minimised on the validation rows.
         """
-        config, inputs = self.config, tf.constant(self.inputs)
-        parameters = tf.Variable(initial)
-        first, second = tf.Variable(tf.zeros_like(parameters)), tf.Variable(tf.zeros_like(parameters))
-        best = tf.Variable(initial)
-        lowest = tf.Variable(tf.fill([len(initial)], np.float32(np.inf)))
-        fit_set, validation_set = _constants(fit), _constants(validation)
-        warm_up = max(_WARM_UP * epochs, 1.0)
-
-        @tf.function
-        def run_epochs(start, count):
-            scores = tf.TensorArray(tf.float32, size=count, element_shape=(5, len(initial)))
-            for index in tf.range(count):
-                # Scores first, step second: what is written down, and maybe kept, belongs to the same weights.
-                with tf.GradientTape() as tape:
-                    outputs = self.perceptron.forward(parameters, inputs)
-                    goal, loss, score = self.objective(outputs, *fit_set)
-                    total = tf.reduce_sum(goal)
-                val_goal, val_loss, val_score = self.objective(outputs, *validation_set)
-                scores = scores.write(index, tf.stack([loss, score, val_loss, val_score, val_goal]))
-                better = val_goal < lowest
-                best.assign(tf.where(better[:, None], parameters, best))
-                lowest.assign(tf.where(better, val_goal, lowest))
-
-                step = tf.cast(start + index, tf.float32)
-                cosine = 0.5 * (1 + tf.cos(np.pi * (step - warm_up) / max(epochs - warm_up, 1.0)))
-                rate = config.learning_rate * tf.where(step < warm_up, (step + 1) / warm_up, cosine)
-                gradient = tape.gradient(total, parameters)
-                gradient /= tf.maximum(tf.norm(gradient, axis=1, keepdims=True), 1.0)
-                first.assign(_BETA1 * first + (1 - _BETA1) * gradient)
-                second.assign(_BETA2 * second + (1 - _BETA2) * tf.square(gradient))
-                unbiased = tf.sqrt(second / (1 - _BETA2 ** (step + 1))) + _EPSILON
-                direction = first / (1 - _BETA1 ** (step + 1)) / unbiased
-                parameters.assign_sub(rate * (direction + config.weight_decay * parameters))
-            return scores.stack()
-
+        parameters, first, second, best, lowest = self._state
+        parameters.assign(initial)
+        best.assign(initial)
+        lowest.assign(tf.fill(lowest.shape, np.float32(np.inf)))
+        for moment in (first, second):
+            moment.assign(tf.zeros_like(moment))
+        sets = [
+            tuple(tf.broadcast_to(value, (len(initial), *value.shape[1:]))
+                  for value in (rows.targets, rows.weights, rows.spread))
+            for rows in (fit, validation)
+        ]  # fmt: skip
         log: list[NDArray[np.float32]] = []
         best_epoch = epoch = 0
-        while epoch < epochs and epoch - best_epoch <= config.patience:
+        while epoch < epochs and epoch - best_epoch <= self._config.patience:
             count = min(CHUNK, epochs - epoch)
-            log.append(run_epochs(tf.constant(epoch), tf.constant(count)).numpy())
+            # Tensors, for each new number would be compiled anew.
+            numbers = tf.constant(epoch), tf.constant(count), tf.constant(float(epochs))
+            log.append(self._run_epochs(*numbers, *sets).numpy())
             goals = np.concatenate(log)[:, 4].mean(axis=1)
             if not np.all(np.isfinite(goals)):
                 at = int(np.flatnonzero(~np.isfinite(goals))[0])
                 raise CalmlflowError(
-                    f"{self.network}: the loss is not finite from epoch {at} on; expected a finite one: lower "
-                    f"learning_rate ({config.learning_rate:g}), or look for extreme values in the data"
+                    f"{self._network}: the loss is not finite from epoch {at} on; expected a finite one: lower "
+                    f"learning_rate ({self._config.learning_rate:g}), or look for extreme values in the data"
                 )
             best_epoch = int(goals.argmin())
             epoch += count
@@ -273,7 +297,3 @@ def _answers(outputs: tf.Tensor, target: TargetRange | None) -> NDArray[np.float
         return tf.nn.softmax(outputs).numpy()
     log = outputs * target.log_sd + target.log_mean
     return tf.exp(tf.clip_by_value(log, np.log(target.floor), np.log(target.ceiling))).numpy()
-
-
-def _constants(rows: RowSet) -> tuple[tf.Tensor, ...]:
-    return tuple(tf.constant(value) for value in (rows.targets, rows.weights, rows.spread))
