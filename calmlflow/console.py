@@ -40,6 +40,13 @@ def byte_progress(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def counted(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """The same for parts of some work: yields a callable that takes the parts done and a note."""
+    with _bar(description) as update:
+        yield lambda done, note: update(done, total, f"{done}/{total} {note}")
+
+
+@contextmanager
 def _bar(description: str) -> Iterator[Callable[[int, int, str], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn

@@ -13,8 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from calmlflow.console import say
-from calmlflow.folds import FoldResult, counted, hold_out, parse_networks, train_and_score
+from calmlflow.console import counted, say
+from calmlflow.folds import FoldResult, hold_out, parse_networks, train_and_score
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.networks.config import read_config
 from calmlflow.networks.split import deal

@@ -1,7 +1,5 @@
 """What cross-validation and the search share: train on all folds but one, score on that one."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -118,25 +116,3 @@ def _decide(network: str, data: TrainingData, trained: Trained, output: NDArray[
     if network == "wall_reg":
         kill_time = fit_kill_time(trained.left_out[:, 0], jobs["wallclock"], seen.row_of_job)
     return combine({network: output}, nearest, decision, kill_time)
-
-
-@contextmanager
-def counted(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """A progress bar on standard error that counts parts; nothing where that is no terminal.
-
-    Yields
-    ------
-    callable
-        Called with the parts done and a note.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-    )  # fmt: skip
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(description, total=total, note="")
-        yield lambda done, note: bar.update(task, completed=done, note=note)

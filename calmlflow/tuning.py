@@ -14,8 +14,8 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from calmlflow.console import say
-from calmlflow.folds import counted, hold_out, parse_networks, train_and_score
+from calmlflow.console import counted, say
+from calmlflow.folds import hold_out, parse_networks, train_and_score
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.networks.config import read_config
 from calmlflow.networks.split import deal
