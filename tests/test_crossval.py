@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from test_end_to_end import environment
 
 from calmlflow.server_parts import wait_until
@@ -19,7 +17,7 @@ from calmlflow.workers import Failure, share_out
 
 ROOT = Path(__file__).parent.parent
 TARGETS = ("mem_bin", "memory", "wallclock")
-TINY = {name: {"epochs": 40, "refit_epochs": 0, "restarts": 1} for name in ("mem_clf", "mem_reg", "wall_reg")}
+TINY = {name: {"epochs": 40, "refit_epochs": 0, "members": 2} for name in ("mem_clf", "mem_reg", "wall_reg")}
 
 
 # -- Worker processes -----------------------------------------------------------------------------------------------
@@ -91,30 +89,6 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
 # -- Folds ----------------------------------------------------------------------------------------------------------
 
 
-# The first call imports TensorFlow.
-@settings(deadline=None)
-@given(bins=st.lists(st.integers(0, 3), min_size=2, max_size=200), folds=st.integers(2, 10), seed=st.integers(0, 99))
-def test_folds_are_dealt_evenly(bins, folds, seed):
-    from calmlflow.folds import deal
-
-    for stratified in (False, True):
-        dealt = deal(bins, folds, seed, stratified)
-        sizes = np.bincount(dealt, minlength=folds)
-        assert sizes.sum() == len(bins)
-        assert len(sizes) == folds
-        assert np.ptp(sizes) <= 1
-        np.testing.assert_array_equal(dealt, deal(bins, folds, seed, stratified))
-    for label in set(bins):
-        assert np.ptp(np.bincount(dealt[np.array(bins) == label], minlength=folds)) <= 1
-
-
-def test_another_seed_deals_other_folds():
-    from calmlflow.folds import deal
-
-    assert (deal(np.zeros(100), 5, 0, True) != deal(np.zeros(100), 5, 1, True)).any()
-    assert (deal(np.zeros(100), 5, 0, False) != np.arange(100) % 5).any()
-
-
 @pytest.fixture(scope="module")
 def data():
     from calmlflow.training_data import load_training_data
@@ -123,14 +97,15 @@ def data():
 
 
 def test_a_fold_is_cut_from_its_pool_and_no_other_job_takes_part(data):
-    from calmlflow.folds import deal, hold_out
+    from calmlflow.folds import hold_out
     from calmlflow.networks.scaling import fit_scaling
+    from calmlflow.networks.split import deal
 
     dealt = deal(data.jobs["mem_bin"].to_numpy()[data.train], 3, 0, True)
     for fold in range(3):
-        held = hold_out(data, data.train, dealt, fold, 0)
+        held = hold_out(data, data.train, dealt, fold)
         np.testing.assert_array_equal(np.sort(np.concatenate([held.train, held.test])), data.train)
-        np.testing.assert_array_equal(np.sort(np.concatenate([held.fit, held.validation])), held.train)
+        np.testing.assert_array_equal(held.test, data.train[dealt == fold])
         assert not set(held.test) & set(held.train)
         assert held.scaling == fit_scaling(data.features[held.train])
 
@@ -139,12 +114,13 @@ def test_a_fold_is_cut_from_its_pool_and_no_other_job_takes_part(data):
 def test_what_became_of_held_out_jobs_changes_no_answer(data, network):
     from dataclasses import replace
 
-    from calmlflow.folds import deal, hold_out, train_and_score
+    from calmlflow.folds import hold_out, train_and_score
+    from calmlflow.networks.split import deal
     from calmlflow.networks.training import TrainingConfig
 
     everyone = np.arange(len(data.jobs))
     dealt = deal(data.jobs["mem_bin"], 3, 0, True)
-    held = hold_out(data, everyone, dealt, 1, 0)
+    held = hold_out(data, everyone, dealt, 1)
     jobs = data.jobs.copy()
     jobs.loc[jobs.index[held.test], ["memory", "wallclock", "mem_bin"]] = [50.0, 9e4, 3]
     config = TrainingConfig(**TINY[network])

@@ -98,10 +98,10 @@ def test_main_is_one_parent_run_with_three_children(server, trained):
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.data.params["epochs"] in ("150", "100")
         assert child.data.params["learning_rate"]
-    for name in ("data", "seed", "test_size", "n_fit", "n_validation", "n_test", "version_tensorflow", "git_commit"):
+    for name in ("data", "seed", "test_size", "n_train", "n_test", "version_tensorflow", "git_commit"):
         assert parent.data.params[name], name
     assert parent.data.params["data"] == "sample:2000"
-    assert sum(int(parent.data.params[part]) for part in ("n_fit", "n_validation", "n_test")) == 2000
+    assert sum(int(parent.data.params[part]) for part in ("n_train", "n_test")) == 2000
     for metric in (
         "test_mem_bin_accuracy",
         "floor_mem_bin_accuracy",

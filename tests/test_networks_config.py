@@ -31,7 +31,7 @@ def test_what_is_given_counts_and_the_rest_keeps_its_default(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("epochs", 1), ("epochs", 100_000), ("refit_epochs", 0), ("restarts", 1), ("restarts", 64),
+        ("epochs", 1), ("epochs", 100_000), ("refit_epochs", 0), ("members", 2), ("members", 16),
         ("learning_rate", 1), ("learning_rate", 1e-7), ("weight_decay", 0), ("patience", 1), ("linear_share", 1.0),
     ],
 )  # fmt: skip
@@ -43,7 +43,7 @@ def test_every_hyper_parameter_can_be_set(tmp_path, name, value):
     ("name", "value"),
     [
         ("epochs", 0), ("epochs", -5), ("epochs", 10.0), ("epochs", "100"), ("epochs", True), ("epochs", None),
-        ("epochs", 100_001), ("refit_epochs", -1), ("restarts", 0), ("restarts", 65), ("learning_rate", 0),
+        ("epochs", 100_001), ("refit_epochs", -1), ("members", 1), ("members", 17), ("learning_rate", 0),
         ("learning_rate", 1.5), ("learning_rate", float("nan")), ("learning_rate", float("inf")),
         ("learning_rate", "fast"), ("learning_rate", False), ("weight_decay", -0.1), ("weight_decay", [0.1]),
         ("patience", 0), ("linear_share", 1.01), ("linear_share", -0.01),

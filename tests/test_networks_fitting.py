@@ -1,10 +1,11 @@
-"""One network from jobs to files: what is measured is what will be served, and kill times see held-back jobs only."""
+"""One network from jobs to files: what is measured is what will be served, and kill times see left-out jobs only."""
 
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
+from network_samples import member_answers
 
 from calmlflow.fitting import fit_network
 from calmlflow.hst.scaling import Scaling
@@ -13,6 +14,8 @@ from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.killtime import KillTime, fit_kill_time
 from calmlflow.training_data import load_training_data
 
+MEMBERS = 2
+
 
 @pytest.fixture(scope="module")
 def data():
@@ -20,7 +23,7 @@ def data():
 
 
 def fit(network, data, tree, **config):
-    found = TrainingConfig(restarts=1, **config)
+    found = TrainingConfig(members=MEMBERS, **config)
     return fit_network(network, data, found, seed=0, risk=0.0, tree=tree, on_progress=lambda epoch, epochs, loss: None)
 
 
@@ -44,9 +47,17 @@ def wallclock(data, tmp_path_factory):
 def test_each_part_of_the_jobs_plays_its_own_role(classifier, data):
     found, _ = classifier
     bins = data.jobs["mem_bin"].to_numpy()
+    answers = member_answers(found.trained.model, MEMBERS, data.scaling.apply(data.features), None)
+    by_member = -np.log(answers[:, np.arange(len(bins)), bins])
+    member = data.training_rows("mem_clf", MEMBERS, 0).member_of_job
+    learnt, left_out = (
+        np.mean([by_member[number, data.train[member == part]].mean() for number, part in enumerate(parts)])
+        for parts in ((1, 0), (0, 1))
+    )
+    assert found.trained.history["loss"].item() == pytest.approx(learnt, rel=1e-3)
+    assert found.trained.history["val_loss"].item() == pytest.approx(left_out, rel=1e-3)
+    np.testing.assert_allclose(found.trained.left_out, answers[member, data.train], rtol=1e-3, atol=1e-6)
     losses = -np.log(found.predictions["probabilities"][np.arange(len(bins)), bins])
-    assert found.trained.history["loss"].item() == pytest.approx(losses[data.fit].mean(), rel=1e-3)
-    assert found.trained.history["val_loss"].item() == pytest.approx(losses[data.validation].mean(), rel=1e-3)
     assert found.scores["log_loss"] == pytest.approx(losses[data.test].mean(), rel=1e-3)
     assert found.floor["accuracy"] >= found.scores["accuracy"]
     assert found.results.y_pred.shape == (len(data.test), 4)
@@ -66,16 +77,27 @@ def test_the_models_left_behind_are_a_bundle_of_what_was_measured(classifier, da
     assert sorted(written["ipst"]) == sorted(data.jobs["ipst"].iloc[data.test])
 
 
-def test_kill_times_are_calibrated_on_jobs_that_the_network_had_not_seen(wallclock, data):
+def test_kill_times_are_calibrated_on_every_training_job_as_seen_by_who_left_it_out(wallclock, data):
     (searched, tree), (_, refitted_tree) = wallclock
-    actual = data.jobs["wallclock"].to_numpy()
+    actual = data.jobs["wallclock"].to_numpy()[data.train]
+    seen = np.array(json.loads((tree / "models" / "seen_rows.json").read_text()))
+    row_of_job = [int(np.flatnonzero((seen == row).all(axis=1)).item()) for row in data.features[data.train]]
     written = KillTime.from_json((tree / "models" / "killtime.json").read_text())
-    predicted = searched.predictions["wall_pred"]
-    expected = fit_kill_time(predicted[data.validation], actual[data.validation])
-    assert written.factors == pytest.approx(expected.factors, rel=1e-3)
-    assert sum(written.jobs) == len(data.validation)
-    # And by the network as it was then: the refit saw them.
+    expected = fit_kill_time(searched.trained.left_out[:, 0], actual, row_of_job)
+    assert written.factors == pytest.approx(expected.factors)
+    assert written.spread == pytest.approx(expected.spread, abs=1e-6)
+    assert len(written.spread) == len(seen) + 1
+    assert sum(written.jobs) == len(data.train)
+    # What the finished network says of its own training jobs would give other factors.
+    flattered = fit_kill_time(searched.predictions["wall_pred"][data.train], actual, row_of_job)
+    assert written.factors != pytest.approx(flattered.factors)
+    # And the members as they were then: the refit saw all jobs.
     assert json.loads((refitted_tree / "models" / "killtime.json").read_text()) == json.loads(written.to_json())
+    # A job that was seen gets the factor of its row.
+    served, raised = searched.predictions, np.array(written.spread)[row_of_job]
+    factor = np.array(written.factors)[np.searchsorted(written.edges_s, served["wall_pred"][data.train])] ** raised
+    expected_s = np.clip(np.ceil(served["wall_pred"][data.train] * factor), 60, 172_800)
+    np.testing.assert_allclose(served["kill_time"][data.train], expected_s, atol=1)
 
 
 def test_the_refit_changes_the_network_and_not_its_history(wallclock):
@@ -83,7 +105,7 @@ def test_the_refit_changes_the_network_and_not_its_history(wallclock):
     assert np.any(searched.predictions["wall_pred"] != refitted.predictions["wall_pred"])
     for name, values in searched.trained.history.items():
         np.testing.assert_array_equal(values, refitted.trained.history[name])
-    np.testing.assert_array_equal(searched.trained.validated, refitted.trained.validated)
+    np.testing.assert_array_equal(searched.trained.left_out, refitted.trained.left_out)
 
 
 def test_no_answer_is_outside_what_the_training_jobs_used(wallclock, data):
@@ -96,7 +118,7 @@ def test_no_answer_is_outside_what_the_training_jobs_used(wallclock, data):
 
 def test_progress_is_told(data, tmp_path):
     seen: list[tuple[int, int]] = []
-    config = TrainingConfig(epochs=2, refit_epochs=1, restarts=1)
+    config = TrainingConfig(epochs=2, refit_epochs=1, members=MEMBERS)
     fit_network(
         "mem_reg", data, config, seed=0, risk=0.0, tree=tmp_path,
         on_progress=lambda epoch, epochs, loss: seen.append((epoch, epochs)),

@@ -18,16 +18,16 @@ INPUTS = np.random.default_rng(0).normal(0, 1, (200, 9)).astype(np.float32)
 def exported(tmp_path_factory):
     """An untrained regressor and its file."""
     keras.utils.set_random_seed(3)
-    model, _ = build_regressor("mem_reg", TargetRange(1.0, 0.5, 0.2, 60.0))
+    model = build_regressor("mem_reg", TargetRange(1.0, 0.5, 0.2, 60.0), members=2)
     path = tmp_path_factory.mktemp("onnx") / "mem_reg.onnx"
     export_onnx(model, path, INPUTS)
     return model, path
 
 
 def change_weights(path, change) -> None:
-    """Change every number of one hidden layer in a file."""
+    """Change every number of one hidden layer of one member in a file."""
     network = onnx.load(path)
-    (kernel,) = [weights for weights in network.graph.initializer if tuple(weights.dims) == (32, 64)]
+    kernel, _ = [weights for weights in network.graph.initializer if tuple(weights.dims) == (32, 64)]
     kernel.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(kernel)), kernel.name))
     onnx.save_model(network, path)
 
@@ -57,7 +57,7 @@ def test_changed_weights_are_told(exported, tmp_path, change):
 
 def test_a_file_of_another_shape_is_told(exported):
     with pytest.raises(CalmlflowError, match=r"shape \(200, 1\); Keras gives \(200, 4\)"):
-        check_agreement(build_classifier(), exported[1], INPUTS)
+        check_agreement(build_classifier(2), exported[1], INPUTS)
 
 
 def test_an_export_that_went_wrong_leaves_no_file(exported, tmp_path, monkeypatch):

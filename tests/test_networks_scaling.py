@@ -46,22 +46,18 @@ def load(jobs: pd.DataFrame, folder, seed=3):
 
 def test_the_parts_are_apart_and_make_up_the_whole(jobs, tmp_path):
     data = load(jobs, tmp_path)
-    assert sorted([*data.fit, *data.validation]) == data.train.tolist()
     assert sorted([*data.train, *data.test]) == list(range(300))
     assert {position for position, name in enumerate(data.split) if name == "test"} == set(data.test)
     np.testing.assert_array_equal(data.features, data.jobs[list(FEATURES)])
     np.testing.assert_array_equal(data.rows.features[data.rows.row_of_job], data.features)
     bins = data.jobs["mem_bin"].to_numpy()
-    for part, whole, share in ((data.test, slice(None), 0.2), (data.validation, data.train, 0.1)):
-        for value in range(4):
-            members = np.sum(bins[whole] == value)
-            assert abs(np.sum(bins[part] == value) - share * members) <= 1
+    for value in range(4):
+        assert abs(np.sum(bins[data.test] == value) - 0.2 * np.sum(bins == value)) <= 1
     assert data.sizes() == {
         "n_jobs": 300,
         "n_quarantined": 0,
         "n_distinct_rows": len(jobs[list(FEATURES)].drop_duplicates()),
-        "n_fit": len(data.fit),
-        "n_validation": len(data.validation),
+        "n_train": 300 - len(data.test),
         "n_test": len(data.test),
     }
 
@@ -73,9 +69,8 @@ def test_the_scaling_does_not_see_the_test_jobs(jobs, tmp_path):
     again = load(changed, tmp_path)
     np.testing.assert_array_equal(again.test, data.test)
     assert again.scaling == data.scaling
-    # Validation jobs are training jobs: the scaling must see them.
     changed = jobs.copy()
-    changed.loc[data.validation, ["n_files", "total_mb"]] = [999, 77_777]
+    changed.loc[data.train[:1], ["n_files", "total_mb"]] = [999, 77_777]
     assert load(changed, tmp_path).scaling != data.scaling
     assert data.scaling == fit_scaling(data.features[data.train])
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calmlflow.networks.split import stratified_split
+from calmlflow.networks.split import deal, stratified_split
 
 BINS = st.lists(st.integers(0, 3), min_size=1, max_size=200)
 
@@ -39,3 +39,23 @@ def test_the_seed_decides(share):
     assert one == same != other
     # Not simply the first or the last jobs of each bin.
     assert 0 < np.mean(np.array(one) < 200) < 1
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=200), st.integers(2, 16), st.integers(0, 99))
+def test_folds_are_dealt_evenly(bins, folds, seed):
+    for stratified in (False, True):
+        dealt = deal(bins, folds, seed, stratified)
+        assert dealt.shape == (len(bins),)
+        sizes = np.bincount(dealt, minlength=folds)
+        assert len(sizes) == folds
+        assert np.ptp(sizes) <= 1
+        np.testing.assert_array_equal(dealt, deal(bins, folds, seed, stratified))
+    for label in set(bins):
+        assert np.ptp(np.bincount(dealt[np.array(bins) == label], minlength=folds)) <= 1
+
+
+def test_the_seed_shuffles_what_is_dealt():
+    for stratified in (False, True):
+        assert (deal(np.zeros(100), 5, 0, stratified) != deal(np.zeros(100), 5, 1, stratified)).any()
+        assert (deal(np.zeros(100), 5, 0, stratified) != np.arange(100) % 5).any()

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -11,7 +13,9 @@ from predictor_samples import KILL_TIME, NETWORKS, SCALING, write_bundle, write_
 from scipy.stats import yeojohnson
 
 from calmlflow.hst.errors import InputError
-from calmlflow.predictor.bundle import Bundle, write_manifest
+from calmlflow.predictor.bundle import Bundle, combine, write_manifest
+from calmlflow.predictor.decision import Decision
+from calmlflow.predictor.killtime import KillTime
 from calmlflow.predictor.predictor import as_answers
 
 generator = np.random.default_rng(7)
@@ -57,6 +61,109 @@ def test_predictions_are_those_of_the_three_files(folder):
     assert wall.min() < edge < wall.max()
     expected = np.clip(np.ceil(wall * np.where(wall <= edge, low, high)), 60, 172_800)
     np.testing.assert_array_equal(found["kill_time"], expected)
+
+
+def add_rows(folder, rows, spread=None, ratio_lines=None):
+    """Give a bundle the rows it was trained on, and tables with so many lines."""
+    if rows is not None:
+        (folder / "seen_rows.json").write_text(json.dumps(np.asarray(rows).tolist()))
+    if spread is not None:
+        (folder / "killtime.json").write_text(replace(KILL_TIME, spread=tuple(spread)).to_json())
+    if ratio_lines is not None:
+        (folder / "decision.json").write_text(Decision(np.ones((ratio_lines, 4))).to_json())
+    write_manifest(folder)
+
+
+def test_kill_times_follow_the_spread_of_a_jobs_row(folder):
+    rows = [[2, 40, 0, 1, 2, 0, 1, 0, 3], [2, 40, 1, 1, 2, 0, 1, 0, 3]]
+    add_rows(folder, rows, spread=[0.5, 2.0, 1.0])
+    found = Bundle.load(folder).predict([*rows, [2, 40, 0, 0, 0, 0, 0, 0, 0]])
+    wall = found["wall_pred"]
+    (edge,), (low, high) = KILL_TIME.edges_s, KILL_TIME.factors
+    factors = [low if seconds <= edge else high for seconds in wall]
+    expected = [math.ceil(wall[0] * factors[0] ** 0.5), math.ceil(wall[1] * factors[1] ** 2)]
+    # Neither of them at an end of the range, where any factor would do.
+    assert all(60 < seconds < 172_800 for seconds in expected)
+    assert found["kill_time"].tolist() == [*expected, 172_800]
+    assert found["unseen"].tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("rows", "spread", "ratio_lines", "file"),
+    [
+        (2, [1.0], None, "killtime.json"),
+        (2, [1.0, 1.0], None, "killtime.json"),
+        (2, [1.0, 1.0, 1.0, 1.0], None, "killtime.json"),
+        (None, [1.0, 1.0], None, "killtime.json"),
+        (2, None, 2, "decision.json"),
+        (2, None, 4, "decision.json"),
+        (None, None, 2, "decision.json"),
+    ],
+)
+def test_tables_of_another_training_are_refused(folder, rows, spread, ratio_lines, file):
+    add_rows(folder, None if rows is None else FEATURES[:rows], spread, ratio_lines)
+    with pytest.raises(InputError, match=rf"^{file} and seen_rows\.json do not belong together; expected[^.]*$"):
+        Bundle.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("rows", "spread", "ratio_lines"),
+    [(2, [1.0] * 3, 3), (None, [1.0], 1), (2, (), None), (2, None, None), (None, None, None)],
+)
+def test_tables_that_belong_together_are_read(folder, rows, spread, ratio_lines):
+    add_rows(folder, None if rows is None else FEATURES[:rows], spread, ratio_lines)
+    found = Bundle.load(folder).predict(FEATURES)
+    assert ("unseen" in found) == (rows is not None)
+    assert len(found["kill_time"]) == len(FEATURES)
+
+
+PROBABILITIES = np.array([[0.6, 0.3, 0.1, 0.0], [0.0, 0.0, 0.1, 0.9], [0.55, 0.44, 0.01, 0.0]])
+
+
+def test_predictions_are_made_of_what_networks_say():
+    # One line per row, and one for jobs unlike any seen. In row 1 the jobs that need more than rung 0 run for ages.
+    decision = Decision(np.array([[1.0, 1, 1, 1], [1, 1e3, 1e3, 1e3], [1, 1, 1, 1]]))
+    kill_time = KillTime((), (4.0,), 0.9, (1,), (0.5, 1.0, 1.0))
+    outputs = {"mem_clf": PROBABILITIES, "mem_reg": np.array([[1.5], [30], [2]]), "wall_reg": np.full((3, 1), 100.0)}
+    bare = combine(outputs, None, None, None)
+    assert set(bare) == {"bin_pred", "probabilities", "mem_pred", "wall_pred"}
+    assert bare["bin_pred"].tolist() == [0, 3, 0]
+    assert bare["mem_pred"].tolist() == [1.5, 30, 2]
+    assert bare["wall_pred"].tolist() == [100, 100, 100]
+    np.testing.assert_array_equal(bare["probabilities"], PROBABILITIES)
+
+    nearest = np.array([0, -1, 1])
+    found = combine(outputs, nearest, decision, kill_time)
+    assert found["unseen"].tolist() == [False, True, False]
+    assert found["bin_pred"][1:].tolist() == [3, 1]
+    np.testing.assert_array_equal(found["bin_pred"][[0, 2]], decision.choose(PROBABILITIES, nearest)[[0, 2]])
+    assert found["kill_time"].tolist() == [200, 172_800, 400]
+
+    # Where rows are not known, the lines for jobs unlike any seen serve all, and nobody is told to be one.
+    found = combine(outputs, None, decision, kill_time)
+    assert "unseen" not in found
+    np.testing.assert_array_equal(found["bin_pred"], decision.choose(PROBABILITIES, np.full(3, -1)))
+    assert found["kill_time"].tolist() == [400, 400, 400]
+
+
+def test_a_job_unlike_any_seen_gets_a_rung_more_up_to_the_last():
+    outputs = {"mem_clf": PROBABILITIES}
+    assert combine(outputs, np.full(3, -1), None, None)["bin_pred"].tolist() == [1, 3, 1]
+    assert combine(outputs, np.array([-1, 0, 0]), None, None)["bin_pred"].tolist() == [1, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("network", "output", "names"),
+    [
+        ("mem_clf", PROBABILITIES, {"bin_pred", "probabilities"}),
+        ("mem_reg", np.ones((3, 1)), {"mem_pred"}),
+        ("wall_reg", np.ones((3, 1)), {"wall_pred", "kill_time"}),
+    ],
+)
+def test_what_no_network_says_is_not_made_up(network, output, names):
+    kill_time = KillTime((), (2.0,), 0.9, (1,))
+    assert set(combine({network: output}, None, None, kill_time)) == names
+    assert set(combine({network: output}, np.zeros(3, dtype=int), None, kill_time)) == {*names, "unseen"}
 
 
 def test_a_job_gets_the_same_answer_alone_and_among_others(folder):

@@ -32,7 +32,7 @@ def training_data(features, memory):
     train, test = np.arange(0, n, 2), np.arange(1, n, 2)
     scaling = Scaling((0.0, 0.0), (0.0, 0.0), (1.0, 1.0))
     rows = distinct_rows(features)
-    return TrainingData(jobs, jobs.iloc[:0], np.asarray(features, float), train, test, train, train, scaling, rows)
+    return TrainingData(jobs, jobs.iloc[:0], np.asarray(features, float), train, test, scaling, rows)
 
 
 # -- Scoring --------------------------------------------------------------------------------------------------------

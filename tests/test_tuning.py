@@ -19,7 +19,7 @@ from test_end_to_end import environment
 from calmlflow.server_parts import wait_until
 
 ROOT = Path(__file__).parent.parent
-TINY = {name: {"epochs": 45, "refit_epochs": 0, "restarts": 1} for name in ("mem_clf", "mem_reg", "wall_reg")}
+TINY = {name: {"epochs": 45, "refit_epochs": 0, "members": 2} for name in ("mem_clf", "mem_reg", "wall_reg")}
 TRIALS = 4
 
 
@@ -36,7 +36,7 @@ def tiny(tmp_path_factory) -> Path:
     network=st.sampled_from(["mem_clf", "mem_reg", "wall_reg"]),
     epochs=st.integers(1, 100_000),
     refit_epochs=st.integers(0, 100_000),
-    restarts=st.integers(1, 64),
+    members=st.integers(2, 16),
     learning_rate=st.floats(1e-7, 1.0),
     weight_decay=st.just(0.0) | st.floats(1e-9, 1.0),
     linear_share=st.floats(0.0, 1.0),
@@ -171,10 +171,13 @@ def test_the_winner_is_a_config_and_the_best_trial(killed):
     value, params = min(complete, key=lambda found: found[0])
     assert math.isfinite(value)
     assert {name: found for name, found in asdict(configs["mem_clf"]).items() if name in params} == params
+    # More members are always better and slower: nothing to search for.
+    assert "members" not in params
+    assert configs["mem_clf"].members == 2
     assert configs["mem_reg"] == DEFAULTS["mem_reg"]
     # The first trial is the config that the search set out from.
     first, *_ = ended(output)
-    assert {name: first[0][name] for name in ("epochs", "restarts")} == {"epochs": 45, "restarts": 1}
+    assert first[0]["epochs"] == 45
     assert first[0]["learning_rate"] == DEFAULTS["mem_clf"].learning_rate
 
 

@@ -92,11 +92,11 @@ class KillTime:
         try:
             data = json.loads(text)
             return cls(
-                tuple(float(edge) for edge in data["edges_s"]),
-                tuple(float(factor) for factor in data["factors"]),
+                _numbers(data["edges_s"]),
+                _numbers(data["factors"]),
                 float(data["coverage"]),
-                tuple(int(count) for count in data["jobs"]),
-                tuple(float(spread) for spread in data.get("spread", ())),
+                tuple(int(count) for count in _numbers(data["jobs"])),
+                _numbers(data.get("spread", [])),
             )
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError, AttributeError) as error:
             if isinstance(error, InputError):
@@ -146,3 +146,10 @@ def fit_kill_time(
         factors.append(float(np.exp(max(scores[min(rank, len(scores)) - 1], 0.0))))
         jobs.append(int(np.sum(group == number)))
     return KillTime(tuple(edges.tolist()), tuple(factors), coverage, tuple(jobs), (*spread.tolist(), 1.0))
+
+
+def _numbers(values: object) -> tuple[float, ...]:
+    # A text or an object would be taken for a list of its characters or keys.
+    if not isinstance(values, list):
+        raise TypeError
+    return tuple(float(value) for value in values)

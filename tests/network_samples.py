@@ -1,0 +1,23 @@
+"""What the members of an ensemble say, asked of Keras one by one."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calmlflow.networks.architectures import TargetRange
+from calmlflow.networks.backend import keras
+
+
+def member_outputs(model: keras.Model, members: int, inputs: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Outputs of each member's own last layer, shape (members, n, 4) or (members, n, 1)."""
+    last = [model.get_layer(f"member_{number}_output").output for number in range(members)]
+    return np.array([found.numpy() for found in keras.Model(model.inputs[0], last)(inputs)], dtype=float)
+
+
+def member_answers(
+    model: keras.Model, members: int, inputs: NDArray[np.float32], target: TargetRange | None
+) -> NDArray[np.float64]:
+    """What each member would answer alone: probabilities, or the target in its unit."""
+    outputs = member_outputs(model, members, inputs)
+    if target is None:
+        return outputs
+    return np.clip(np.exp(outputs * target.log_sd + target.log_mean), target.floor, target.ceiling)
