@@ -206,6 +206,34 @@ def test_the_refit_learns_the_jobs_that_were_left_out():
     assert (seen, after.best_epoch) == ([50, 60, 110, 160, 210, 260], before.best_epoch)
 
 
+def test_the_refit_goes_on_though_all_jobs_are_harder_than_those_that_were_left_out():
+    """Member 0 leaves out jobs that are all alike: it validated better on them than anybody can be on all jobs."""
+    easy = (np.zeros((300, 9)), np.zeros(300, dtype=int), np.ones(300))
+    jobs = joined(JOBS, easy)
+    dealt = np.repeat([1, 0], [len(JOBS[0]), 300])
+    losses = []
+    for refit_epochs in (0, 100):
+        config = TrainingConfig(epochs=60, refit_epochs=refit_epochs, members=2, learning_rate=0.01)
+        answers = answers_of_members("mem_clf", train("mem_clf", config, jobs, dealt), 2, jobs)
+        losses.append([job_scores("mem_clf", of_member, jobs)[0] for of_member in answers])
+    left_out = job_scores("mem_clf", answers[0], jobs, dealt == 0)[0]
+    assert left_out < losses[1][0] < losses[0][0]
+    assert losses[1][1] < losses[0][1]
+
+
+def test_the_refit_knows_nothing_of_the_steps_before_it():
+    """Adam's first step goes as far as the learning rate says in each direction; with momentum it would not."""
+    before, after = (
+        train("mem_clf", TrainingConfig(50, refit, members=2, learning_rate=1e-4, weight_decay=0.0)).model.get_weights()
+        for refit in (0, 2)
+    )
+    steps = np.concatenate([np.abs(one - other).ravel() for one, other in zip(before, after, strict=True)])
+    # Of two epochs the second is the better one, so one step is kept; none for units that no job turns on.
+    moved = steps[steps > 0]
+    assert len(moved) > 0.2 * len(steps)
+    assert np.mean(np.abs(moved / 1e-4 - 1) < 0.02) > 0.9
+
+
 @pytest.mark.parametrize("linear_share", [0.0, 1.0])
 def test_a_regressor_learns_the_mean_of_jobs_that_are_alike(linear_share):
     jobs = (np.ones((6, 9)), np.zeros(6, dtype=int), np.array([1.0, 2.0, 9.0, 1.0, 2.0, 9.0]))
