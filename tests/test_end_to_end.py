@@ -252,7 +252,7 @@ def test_the_last_bundle_answers_when_the_registry_does_not(server, trained, tmp
 @pytest.fixture(scope="module")
 def endpoint(server, trained) -> str:
     """`mlflow models serve` of the version in Production."""
-    from tests.conftest import free_ports
+    from conftest import free_ports
 
     (port,) = free_ports(1)
     command = ["mlflow", "models", "serve", "-m", "models:/calcloud-predictor/Production", "--env-manager", "local"]

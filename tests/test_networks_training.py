@@ -231,7 +231,7 @@ def test_the_refit_knows_nothing_of_the_steps_before_it():
     # Of two epochs the second is the better one, so one step is kept; none for units that no job turns on.
     moved = steps[steps > 0]
     assert len(moved) > 0.2 * len(steps)
-    assert np.mean(np.abs(moved / 1e-4 - 1) < 0.02) > 0.9
+    assert np.mean(np.abs(moved / 1e-4 - 1) < 0.05) > 0.8
 
 
 @pytest.mark.parametrize("linear_share", [0.0, 1.0])
