@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from calmlflow.console import say
 from calmlflow.networks.architectures import TargetRange
 from calmlflow.networks.distinct import distinct_rows
 from calmlflow.networks.onnx import export_onnx
@@ -86,6 +87,11 @@ def fit_network(
     if network == "wall_reg":
         kill_time = fit_kill_time(trained.left_out[:, 0], values[data.train], train_rows.row_of_job)
         (models / "killtime.json").write_text(kill_time.to_json())
+        if kill_time.held_coverage < kill_time.coverage:
+            say(
+                f"warning: {min(kill_time.jobs):,} jobs to calibrate kill times on are too few for "
+                f"{kill_time.coverage:.1%}; they cover {kill_time.held_coverage:.1%}"
+            )
     write_manifest(models)
     bundle = Bundle.load(models, [network])
     by_row = bundle.predict(data.rows.features)

@@ -19,6 +19,7 @@ from calmlflow.jobs.records import Checked
 from calmlflow.networks.architectures import HIDDEN
 from calmlflow.networks.config import read_config
 from calmlflow.networks.training import TrainingConfig
+from calmlflow.predictor.decision import MAX_RISK
 from calmlflow.presentation import network_charts
 from calmlflow.references import champion, random_forest
 from calmlflow.registry.package import log_model, register
@@ -94,6 +95,8 @@ def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS) -> Outco
             raise InputError(
                 f"stage is {stage} and register is false; expected register=true: only a version has a stage"
             )
+        if not 0 <= request.risk <= MAX_RISK:
+            raise InputError(f"risk is {request.risk:g}; expected 0 to {MAX_RISK:g}")
         configs = read_config(request.config)
         outcome = Outcome(run.info.run_id)
         with outcome.timed("read"):

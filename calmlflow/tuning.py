@@ -112,7 +112,12 @@ def search_space(network: str, start: TrainingConfig) -> dict[str, tuple[float, 
     if start.refit_epochs:
         space["refit_epochs"] = -(-start.refit_epochs // 3), min(2 * start.refit_epochs, 100_000), True
     if start.weight_decay:
-        space["weight_decay"] = start.weight_decay / 100, min(start.weight_decay * 100, 1.0), True
+        # Nor may rounding make it 0, which has no logarithm.
+        space["weight_decay"] = (
+            max(start.weight_decay / 100, min(start.weight_decay, 1e-12)),
+            min(start.weight_decay * 100, 1.0),
+            True,
+        )
     if network != "mem_clf":
         space["linear_share"] = 0.0, max(0.5, start.linear_share), False
     return space

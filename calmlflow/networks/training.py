@@ -59,15 +59,21 @@ class TrainingConfig:
     linear_share: float = 0.1
 
 
-# Found by `tune` on the training split of 44,883 real jobs, rounded: the best for mem_reg, where others are less steady
-# over seeds, and otherwise the quickest of what was within half a per cent of the best. See benchmarks/README.md.
+# Found by `tune` on the training split of 44,883 real jobs, rounded: the best trial for mem_reg, one that is 0.2 %
+# worse and twice as quick for mem_clf, the best with a third fewer epochs for wall_reg. See benchmarks/README.md.
 DEFAULTS = {
-    "mem_clf": TrainingConfig(epochs=200, refit_epochs=150, learning_rate=0.011, weight_decay=3e-4),
+    "mem_clf": TrainingConfig(epochs=200, refit_epochs=150, patience=100, learning_rate=0.011, weight_decay=3e-4),
     "mem_reg": TrainingConfig(
         epochs=520, refit_epochs=680, learning_rate=6.2e-3, weight_decay=1.1e-3, linear_share=0.31
     ),
     "wall_reg": TrainingConfig(
-        epochs=250, refit_epochs=450, members=2, learning_rate=3.9e-3, weight_decay=2.6e-6, linear_share=0.15
+        epochs=250,
+        refit_epochs=450,
+        patience=125,
+        members=2,
+        learning_rate=3.9e-3,
+        weight_decay=2.6e-6,
+        linear_share=0.15,
     ),
 }
 
@@ -87,7 +93,8 @@ class Trained:
         ``loss``, ``accuracy`` or ``rmse``, and the same with ``val_``, in this order, before the refit; means over the
         members. The loss of a regressor is the mean squared error in the target's unit, per job.
     best_epoch : int
-        Epoch (from 0) with the lowest validation loss. Each member keeps the weights of its own best epoch.
+        Epoch (from 0) at which what is minimised was lowest on the validation jobs; for a regressor that is not the
+        loss of the history alone. A mean over the members, of which each keeps the weights of its own best epoch.
     fit_seconds : float
     """
 

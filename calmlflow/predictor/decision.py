@@ -16,6 +16,8 @@ MAX_DISTANCE = 0.5
 the scaled sizes. Among held-out jobs of the archive that is about one in a thousand."""
 
 
+MAX_RISK = 1e6
+
 PRIOR_JOBS = 10
 """How many jobs of the archive's mean ratio are added to those of a feature row and rung: few jobs say little."""
 
@@ -46,8 +48,8 @@ class Decision:
             or not np.all((ratio > 0) & (ratio < 1e6))
         ):
             raise InputError("decision.json: wallclock_ratio must be lines of four numbers above 0")
-        if not 0 <= self.risk <= 1e6:
-            raise InputError(f"decision.json: risk is {self.risk:g}; expected 0 or more")
+        if not 0 <= self.risk <= MAX_RISK:
+            raise InputError(f"decision.json: risk is {self.risk:g}; expected 0 to {MAX_RISK:g}")
 
     def choose(self, probabilities: ArrayLike, nearest: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rung with the lowest expected cost for each job, shape (n,); of equals the higher one.

@@ -42,8 +42,10 @@ class KillTime:
 
     References
     ----------
-    Split conformal prediction with a scaled score (Lei et al., Distribution-free predictive inference for regression,
-    2018), conditional on a group (Mondrian: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005).
+    Cross-conformal prediction (Vovk, Cross-conformal predictors, 2015) with a scaled score (Lei et al.,
+    Distribution-free predictive inference for regression, 2018), conditional on a group (Mondrian: Vovk, Gammerman and
+    Shafer, Algorithmic Learning in a Random World, 2005). What is served is the mean of networks that were then
+    refitted to all jobs, so the promise is one that held-out jobs bear out, not a theorem.
     """
 
     edges_s: tuple[float, ...]
@@ -77,10 +79,19 @@ class KillTime:
         """
         predicted_s = np.asarray(predicted_s, dtype=float)
         factors = np.asarray(self.factors)[np.searchsorted(self.edges_s, predicted_s, side="left")]
-        if self.spread and nearest is not None:
-            with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):
+            if self.spread and nearest is not None:
                 factors = factors ** np.asarray(self.spread)[nearest]
-        return np.clip(np.ceil(predicted_s * factors), KILL_TIME_MIN_S, KILL_TIME_MAX_S).astype(np.int64)
+            bound_s = np.ceil(predicted_s * factors)
+        # A prediction that is no number says nothing: all the time there is.
+        bound_s = np.where(np.isnan(bound_s), KILL_TIME_MAX_S, bound_s)
+        return np.clip(bound_s, KILL_TIME_MIN_S, KILL_TIME_MAX_S).astype(np.int64)
+
+    @property
+    def held_coverage(self) -> float:
+        """Share of jobs that the calibration jobs can vouch for: ``coverage``, or less where a group has too few."""
+        fewest = min(self.jobs)
+        return min(self.coverage, fewest / (fewest + 1))
 
     def to_json(self) -> str:
         """The text of ``killtime.json``."""
