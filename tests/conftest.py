@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import settings
+
+# Timing decides no test.
+settings.register_profile("calmlflow", deadline=None)
+settings.load_profile("calmlflow")
 
 
 def free_ports(count: int = 2) -> list[int]:

@@ -1,5 +1,9 @@
 """Training: on weighted rows as if on every job, the best weights of each member kept, the same numbers for a seed."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from network_samples import member_answers, member_outputs
@@ -282,3 +286,17 @@ def test_a_regressor_is_saved_as_it_was_trained():
     outputs = member_outputs(trained.model, 2, features)
     expected = np.exp(outputs * TARGET.log_sd + TARGET.log_mean).prod(axis=0) ** (1 / 2)
     np.testing.assert_allclose(trained.model(features), expected, rtol=1e-4)
+
+
+def test_networks_train_where_spacekit_has_changed_how_tensorflow_counts():
+    """It turns NumPy behaviour on for the whole process, where operators refuse variables."""
+    code = """
+import numpy as np
+import test_networks_training as own
+expected = own.train("mem_reg", own.BRIEF).history["loss"]
+from tensorflow.python.ops.numpy_ops import np_config
+np_config.enable_numpy_behavior()
+np.testing.assert_allclose(own.train("mem_reg", own.BRIEF).history["loss"], expected, rtol=1e-3)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]

@@ -91,7 +91,9 @@ def foreground(tmp_path):
 
     def begin(ports, **environment):
         call = f"server.serve(*{ports!r}, {str(home)!r})"
-        code = f"from calmlflow import console, server; console.run_guarded(lambda: {call})"
+        # In a test run that a shell put in the background, Ctrl-C is ignored, and so it would be here.
+        heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        code = f"{heard}; from calmlflow import console, server; console.run_guarded(lambda: {call})"
         process = subprocess.Popen(
             [sys.executable, "-c", code],
             cwd=PROJECT,

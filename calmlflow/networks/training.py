@@ -209,20 +209,24 @@ class _Descent:
                     total = tf.reduce_sum(goal)
                 val_goal, val_loss, val_score = objective(outputs, *validation)
                 scores = scores.write(index, tf.stack([loss, score, val_loss, val_score, val_goal]))
-                better = val_goal < lowest
-                best.assign(tf.where(better[:, None], parameters, best))
-                lowest.assign(tf.where(better, val_goal, lowest))
+                # Read first: where NumPy behaviour is switched on, as spacekit does, operators refuse variables.
+                previous = lowest.read_value()
+                better = val_goal < previous
+                best.assign(tf.where(better[:, None], parameters.read_value(), best.read_value()))
+                lowest.assign(tf.where(better, val_goal, previous))
 
                 step = tf.cast(start + index, tf.float32)
                 cosine = 0.5 * (1 + tf.cos(np.pi * (step - warm_up) / tf.maximum(epochs - warm_up, 1.0)))
                 rate = config.learning_rate * tf.where(step < warm_up, (step + 1) / warm_up, cosine)
                 gradient = tape.gradient(total, parameters)
                 gradient /= tf.maximum(tf.norm(gradient, axis=1, keepdims=True), 1.0)
-                first.assign(_BETA1 * first + (1 - _BETA1) * gradient)
-                second.assign(_BETA2 * second + (1 - _BETA2) * tf.square(gradient))
-                unbiased = tf.sqrt(second / (1 - _BETA2 ** (step + 1))) + _EPSILON
-                direction = first / (1 - _BETA1 ** (step + 1)) / unbiased
-                parameters.assign_sub(rate * (direction + config.weight_decay * parameters))
+                mean = _BETA1 * first.read_value() + (1 - _BETA1) * gradient
+                square = _BETA2 * second.read_value() + (1 - _BETA2) * tf.square(gradient)
+                first.assign(mean)
+                second.assign(square)
+                unbiased = tf.sqrt(square / (1 - _BETA2 ** (step + 1))) + _EPSILON
+                direction = mean / (1 - _BETA1 ** (step + 1)) / unbiased
+                parameters.assign_sub(rate * (direction + config.weight_decay * parameters.read_value()))
             return scores.stack()
 
         self._run_epochs = run_epochs
