@@ -48,10 +48,15 @@ class FoldResult:
 
 
 def parse_networks(text: str) -> tuple[str, ...]:
-    """The networks named by ``all`` or by names with commas between, in the order of `NETWORKS`."""
-    named = set(NETWORKS) if text == "all" else {name.strip() for name in text.split(",")}
+    """The networks named by ``all`` or by names with commas between, theirs or their targets', in order."""
+    of_target = {target: network for network, target in TARGETS.items()}
+    named = {of_target.get(name, name) for name in map(str.strip, text.split(","))}
+    if named == {"all"}:
+        return NETWORKS
     if unknown := sorted(named - set(NETWORKS)):
-        raise InputError(f"network {unknown[0]!r} does not exist; expected all, or some of {', '.join(NETWORKS)}")
+        raise InputError(
+            f"network {unknown[0]!r} does not exist; expected all, or some of {', '.join(NETWORKS)} with commas between"
+        )
     return tuple(network for network in NETWORKS if network in named)
 
 

@@ -13,6 +13,7 @@ from calmlflow.hst.errors import InputError
 from calmlflow.loading import load_results
 from calmlflow.registry.promote import promote
 from calmlflow.shipping import fetch, ship
+from calmlflow.shipping_parts import parse_uri
 from calmlflow.tracking import log_new_params, tracked_run
 
 
@@ -69,6 +70,9 @@ def compare_in_run(this: str, other: str) -> str:
 def ship_training(tree: str, output: str, destination: str) -> list[str]:
     """Pack a training; with a destination, send the archives to ``{destination}/{date-epoch}/``. A line for each."""
     folder = Path(tree).resolve()
+    if destination != "none":
+        # Before the work of packing.
+        parse_uri(destination)
     files = pack(folder, Path(output) / folder.name)
     if destination == "none":
         return [str(file) for file in files]

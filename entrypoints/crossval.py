@@ -13,7 +13,9 @@ def main(
     output: Output = "data",
     seed: Seed = 0,
     folds: Annotated[int, typer.Option(help="Parts of which each is held out once; 2 or more.")] = 10,
-    networks: Annotated[str, typer.Option(help="all, or some of mem_clf,mem_reg,wall_reg.")] = "all",
+    networks: Annotated[
+        str, typer.Option(help="all, or some of mem_clf,mem_reg,wall_reg (or of their targets).")
+    ] = "all",
     config: Config = "default",
     workers: Annotated[int, typer.Option(help="Processes; 0: one per core. Changes no number.")] = 0,
 ) -> None:

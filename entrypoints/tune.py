@@ -10,7 +10,9 @@ from calmlflow.options import Config, Data, Seed
 
 def main(
     data: Data = "sample",
-    network: Annotated[str, typer.Option(help="all, or some of mem_clf,mem_reg,wall_reg.")] = "all",
+    network: Annotated[
+        str, typer.Option(help="all, or some of mem_clf,mem_reg,wall_reg (or of their targets).")
+    ] = "all",
     trials: Annotated[int, typer.Option(help="Trials of each network, with those of an interrupted search.")] = 30,
     seed: Seed = 0,
     output: Annotated[str, typer.Option(help="Folder that keeps the search, and gets config.json.")] = "out/tune",

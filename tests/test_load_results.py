@@ -257,7 +257,8 @@ def test_trainings_are_compared_target_by_target(tree, tmp_path):
     # o4qpkupdq needs bin 1 in both; ib1f01020 needs 3 here and 2 there; the others are in one only.
     only = found["mem_bin"]
     assert (only.jobs, only.only_this, only.only_other, only.differing) == (1, 1, 1, 1)
-    assert only.scores.loc["accuracy", ["this", "other"]].tolist() == [1, 1]
+    # Its most probable bin is wrong here; the bin decided on is right in both, and costs the same.
+    assert only.scores.loc["accuracy", ["this", "other"]].tolist() == [0, 1]
     assert only.scores.loc["excess_cost", "difference"] == 0
 
 

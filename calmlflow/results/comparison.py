@@ -89,8 +89,8 @@ def compare_bins(this: BinAnswers, other: BinAnswers, seed: int = 0) -> Comparis
     Returns
     -------
     Comparison
-        accuracy, the recall of each bin that the jobs have, log_loss (nats), underallocated, overallocated and, if
-        one of the two knows the wallclock of every job, excess_cost.
+        Of the most probable bin: accuracy, and the recall of each bin that the jobs have. log_loss (nats). Of the bin
+        decided on: underallocated, overallocated and, if one of the two knows the wallclock of every job, excess_cost.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def compare_bins(this: BinAnswers, other: BinAnswers, seed: int = 0) -> Comparis
     def terms(answers: BinAnswers, jobs: NDArray[np.int64]) -> dict[str, NDArray]:
         chosen = memory_bins(answers.chosen[jobs], "chosen")
         given = probability_rows(answers.probabilities[jobs], len(jobs))[np.arange(len(jobs)), y_true]
-        hit = chosen == y_true
+        hit = answers.probabilities[jobs].argmax(axis=1) == y_true
         found = {
             "accuracy": hit,
             **{name: hit & members for name, members in of_bin.items()},
