@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.growth import FACTORS, fit_calmlflow
 from benchmarks.reach import verdicts
 from benchmarks.rivals import log_linear, random_forest
-from benchmarks.scores import floor_of, paired_interval, scores_of
+from benchmarks.scores import floor_of, paired_scores, scores_of
 from benchmarks.seed_recipe import read_stored, seed_recipe, time_epochs
 from benchmarks.tables import Measured, print_tables
 from calmlflow.console import say, script
@@ -43,7 +43,8 @@ def measure(request: TrainingRequest) -> Measured:
     scores["floor"] = floor_of(data)
 
     def interval(key: str, rival: str) -> tuple[float, float]:
-        return paired_interval(key, test, predictions["calmlflow"], predictions[rival], request.seed)
+        found = paired_scores(key, test, predictions["calmlflow"], predictions[rival], request.seed)
+        return float(found["low"]), float(found["high"])
 
     reach = verdicts(scores, growth[-1].fit_seconds / growth[0].fit_seconds, len(test), interval)
     timed = {"epoch_seconds": epoch_seconds, "scores_of": "stored full-length run" if stored else "none"}

@@ -1,21 +1,14 @@
 """Scores of the test jobs, the same for everybody, and their paired bootstrap."""
 
-import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
 
-from calmlflow.hst.ladder import BIN_NAMES, allocation_cost
+from calmlflow.hst.ladder import BIN_NAMES
 from calmlflow.predictor.bundle import Predictions
+from calmlflow.results.comparison import BinAnswers, ValueAnswers, compare_bins, compare_values
 from calmlflow.results.floors import classification_floor, regression_floor
-from calmlflow.results.scores import SMALLEST_PREDICTION, classification_scores
+from calmlflow.results.scores import classification_scores
 from calmlflow.scoring import PREDICTED, score_predictions
 from calmlflow.training_data import TrainingData
-
-DRAWS = 1000
-"""Bootstrap samples behind an interval."""
-
-INTERVAL = (2.5, 97.5)
-"""Percentiles of a 95 % interval."""
 
 
 def scores_of(jobs: pd.DataFrame, predictions: Predictions) -> dict[str, float]:
@@ -53,10 +46,8 @@ def floor_of(data: TrainingData) -> dict[str, float]:
     return {f"{target}_{name}": value for target, scores in floors.items() for name, value in scores.items()}
 
 
-def paired_interval(
-    key: str, jobs: pd.DataFrame, ours: Predictions, theirs: Predictions, seed: int
-) -> tuple[float, float]:
-    """95 % interval of our score minus theirs, by drawing the same test jobs, with replacement, for both.
+def paired_scores(key: str, jobs: pd.DataFrame, ours: Predictions, theirs: Predictions, seed: int) -> pd.Series:
+    """One score of both, their difference, and the bounds of its interval; see `calmlflow.results.comparison`.
 
     Parameters
     ----------
@@ -65,33 +56,12 @@ def paired_interval(
     jobs : DataFrame of n test jobs
     ours, theirs : Predictions
     seed : int
-
-    References
-    ----------
-    Efron and Tibshirani, An introduction to the bootstrap (1993), chapter 13.
     """
-    weights = np.random.default_rng(seed).multinomial(len(jobs), np.full(len(jobs), 1 / len(jobs)), size=DRAWS)
-    low, high = np.percentile(_score(key, jobs, ours, weights) - _score(key, jobs, theirs, weights), INTERVAL)
-    return float(low), float(high)
-
-
-def _score(key: str, jobs: pd.DataFrame, predictions: Predictions, weights: NDArray) -> NDArray[np.float64]:
-    """One score of weighted jobs, shape (draws,), for weights of shape (draws, n)."""
     target, name = next((target, key.removeprefix(f"{target}_")) for target in PREDICTED if key.startswith(target))
-    actual = jobs[target].to_numpy()
-    if name == "accuracy":
-        return _mean(predictions["probabilities"].argmax(axis=1) == actual, weights)
-    if name == "excess_cost":
+    actual = pd.Series(jobs[target].to_numpy(), name=target)
+    if target == "mem_bin":
         wallclock_s = jobs["wallclock"].to_numpy()
-        best = allocation_cost(actual, actual, wallclock_s)
-        return weights @ allocation_cost(predictions["bin_pred"], actual, wallclock_s) / (weights @ best) - 1
-    predicted = predictions[PREDICTED[target]]
-    if name == "log_mae":
-        return _mean(np.abs(np.log(np.maximum(predicted, SMALLEST_PREDICTION)) - np.log(actual)), weights)
-    if name == "mae":
-        return _mean(np.abs(predicted - actual), weights)
-    return np.sqrt(_mean((predicted - actual) ** 2, weights))
-
-
-def _mean(values: ArrayLike, weights: NDArray) -> NDArray[np.float64]:
-    return weights @ np.asarray(values, dtype=float) / weights.sum(axis=1)
+        sides = [BinAnswers(actual, found["probabilities"], found["bin_pred"], wallclock_s) for found in (ours, theirs)]
+        return compare_bins(*sides, seed).scores.loc[name]
+    values = [ValueAnswers(actual, found[PREDICTED[target]]) for found in (ours, theirs)]
+    return compare_values(*values, seed).scores.loc[name]

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.growth import Fit, enlarged, fit_calmlflow
 from benchmarks.reach import Reach, beside, coverage_limit, fixed, verdicts
 from benchmarks.rivals import log_linear, log_linear_terms, random_forest
-from benchmarks.scores import _score, floor_of, paired_interval, scores_of
+from benchmarks.scores import floor_of, paired_scores, scores_of
 from benchmarks.seed_recipe import SeedRecipe, build, digest, full_length_seconds, read_stored, store, train_fully
 from benchmarks.tables import RIVALS, ROWS, Measured, growth_table, print_tables, reach_table, score_table
 from calmlflow.hst.features import FEATURES
@@ -149,9 +149,9 @@ def test_what_is_drawn_is_the_score_itself(data, forest, key):
     test = data.jobs.iloc[data.test]
     # The rung decided on is not the most probable one here.
     predictions = forest.predictions | {"bin_pred": np.minimum(forest.predictions["bin_pred"] + 1, 3)}
-    once = _score(key, test, predictions, np.ones((1, len(test))))
-    assert once[0] == pytest.approx(scores_of(test, predictions)[key])
-    assert paired_interval(key, test, predictions, predictions, seed=0) == (0, 0)
+    found = paired_scores(key, test, predictions, predictions, seed=0)
+    assert found["this"] == pytest.approx(scores_of(test, predictions)[key])
+    assert (found["low"], found["high"]) == (0, 0)
 
 
 def test_the_interval_is_paired_and_has_the_width_of_a_standard_error():
@@ -160,9 +160,10 @@ def test_the_interval_is_paired_and_has_the_width_of_a_standard_error():
     jobs = pd.DataFrame({"wallclock": wallclock_s})
     # However different the jobs: two seconds worse on every one of them is two seconds worse in every draw.
     ours, theirs = {"wall_pred": wallclock_s + 3}, {"wall_pred": wallclock_s + 1}
-    assert paired_interval("wallclock_mae", jobs, ours, theirs, seed=0) == pytest.approx((2, 2))
+    found = paired_scores("wallclock_mae", jobs, ours, theirs, seed=0)
+    assert (found["low"], found["high"]) == pytest.approx((2, 2))
     off = generator.uniform(0, 10, 500)
-    low, high = paired_interval("wallclock_mae", jobs, {"wall_pred": wallclock_s + off}, theirs, seed=0)
+    low, high = paired_scores("wallclock_mae", jobs, {"wall_pred": wallclock_s + off}, theirs, seed=0)[["low", "high"]]
     assert (low + high) / 2 == pytest.approx(off.mean() - 1, abs=0.05)
     assert high - low == pytest.approx(2 * 1.96 * off.std() / np.sqrt(500), rel=0.15)
 

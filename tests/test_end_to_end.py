@@ -434,3 +434,12 @@ def test_a_stage_without_a_version_is_named(server, trained, tmp_path):
     done = run(server, "calmlflow", "predict", "jabc03020", "--control", str(control), "--stage", "staging")
     assert (done.returncode, done.stdout) == (1, "")
     assert "no version of calcloud-predictor is in stage Staging" in done.stderr
+
+
+@pytest.mark.parametrize("risk", [-1.0, 2e6, float("nan")])
+def test_a_risk_out_of_range_is_told_before_any_job_is_read(tracking, risk):
+    from calmlflow.hst.errors import InputError
+    from calmlflow.runs import TrainingRequest, train
+
+    with pytest.raises(InputError, match=r"risk is .*; expected 0 to 1e\+06"):
+        train(TrainingRequest(data="no-such-file.csv", risk=risk))

@@ -126,3 +126,12 @@ def test_progress_is_told(data, tmp_path):
     assert seen == [(2, 3), (3, 3)]
     assert (tmp_path / "models" / "mem_reg" / "mem_reg.onnx").is_file()
     assert not (tmp_path / "models" / "killtime.json").exists()
+
+
+def test_too_few_jobs_to_calibrate_kill_times_on_are_told(data, tmp_path, capsys):
+    fit("wall_reg", data, tmp_path, epochs=1, refit_epochs=0)
+    # The longest of 451 jobs is outlived by one in 452.
+    assert len(data.train) == 451
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: 451 jobs to calibrate kill times on are too few for 99.9%; they cover 99.8%"
+    ]

@@ -253,3 +253,14 @@ def test_a_table_that_is_none_is_told(text):
     assert KillTime.from_json(json.dumps(GOOD)).factors == (2.0, 3.0)
     with pytest.raises(InputError, match=r"killtime\.json"):
         KillTime.from_json(text)
+
+
+def test_a_prediction_that_is_no_number_gets_all_the_time_there_is():
+    assert KillTime((), (2.0,), 0.9, (9,)).apply([math.nan, math.inf, 100.0]).tolist() == [172_800, 172_800, 200]
+
+
+@pytest.mark.parametrize(("jobs", "held"), [((998,), 998 / 999), ((999,), 0.999), ((5000, 9), 0.9), ((0,), 0.0)])
+def test_few_calibration_jobs_vouch_for_less(jobs, held):
+    """The longest of n jobs is outlived by one in n + 1 to come."""
+    table = KillTime((50.0,) * (len(jobs) - 1), (2.0,) * len(jobs), 0.999, jobs)
+    assert table.held_coverage == pytest.approx(held)

@@ -53,6 +53,15 @@ def test_whatever_is_searched_is_a_config_and_the_start_lies_inside(network, **g
         assert isinstance(low, int) == isinstance(RANGES[name][0], int)
 
 
+def test_a_decay_next_to_nothing_still_has_a_logarithm():
+    from calmlflow.networks.training import TrainingConfig
+    from calmlflow.tuning import search_space
+
+    low, high, log = search_space("mem_clf", TrainingConfig(weight_decay=1e-322))["weight_decay"]
+    assert log
+    assert 0 < low <= 1e-322 <= high
+
+
 def test_objectives():
     from calmlflow.tuning import objective_of
 
