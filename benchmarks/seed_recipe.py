@@ -21,8 +21,8 @@ from calmlflow.hst.ladder import LADDER
 from calmlflow.networks.architectures import HIDDEN
 from calmlflow.networks.backend import keras
 from calmlflow.predictor.bundle import Predictions
+from calmlflow.results.scoring import PREDICTED, score_predictions
 from calmlflow.runs import TrainingRequest
-from calmlflow.scoring import PREDICTED, score_predictions
 from calmlflow.settings import NETWORKS, TARGETS
 from calmlflow.training_data import TrainingData, load_training_data
 

@@ -15,7 +15,7 @@ from calmlflow.predictor.bundle import Predictions, combine
 from calmlflow.predictor.decision import SeenRows, fit_decision
 from calmlflow.predictor.killtime import fit_kill_time
 from calmlflow.results.classification import cross_entropy
-from calmlflow.scoring import score_predictions
+from calmlflow.results.scoring import score_predictions
 from calmlflow.settings import NETWORKS, TARGETS
 from calmlflow.training_data import TrainingData
 
@@ -30,7 +30,7 @@ class FoldResult:
     Attributes
     ----------
     scores : dict of str to float
-        Of the held-out jobs; see `calmlflow.scoring.score_predictions`. Bins are decided and kill times
+        Of the held-out jobs; see `calmlflow.results.scoring.score_predictions`. Bins are decided and kill times
         calibrated as a training does it, with a risk of 0.
     answers : ndarray, shape (h, 4) or (h,)
         For each held-out job: probabilities, GB or seconds.

@@ -11,7 +11,7 @@ from calmlflow.results.charts import Chart
 from calmlflow.results.classification import ClassificationResults
 from calmlflow.results.plots_classification import classification_charts
 from calmlflow.results.plots_regression import regression_charts
-from calmlflow.scoring import PREDICTED
+from calmlflow.results.scoring import PREDICTED
 from calmlflow.settings import TARGETS
 from calmlflow.training_data import TrainingData
 

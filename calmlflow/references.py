@@ -12,7 +12,7 @@ from calmlflow.hst.errors import CalmlflowError
 from calmlflow.hst.ladder import LADDER
 from calmlflow.networks.distinct import DistinctRows
 from calmlflow.predictor.stage import Cache, NoSuchVersionError, resolve_stage
-from calmlflow.scoring import PREDICTED, score_predictions
+from calmlflow.results.scoring import PREDICTED, score_predictions
 from calmlflow.training_data import TrainingData
 
 TREES = 100
@@ -43,7 +43,7 @@ def random_forest(data: TrainingData, target: str, seed: int) -> dict[str, float
     Returns
     -------
     dict of str to float
-        See `calmlflow.scoring.score_predictions`.
+        See `calmlflow.results.scoring.score_predictions`.
 
     References
     ----------

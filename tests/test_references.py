@@ -14,7 +14,7 @@ from calmlflow.predictor.bundle import write_manifest
 from calmlflow.predictor.killtime import KillTime
 from calmlflow.references import _grow_classifier, _grow_regressor, champion, random_forest
 from calmlflow.results.scores import classification_scores, regression_scores
-from calmlflow.scoring import PREDICTED, score_predictions
+from calmlflow.results.scoring import PREDICTED, score_predictions
 from calmlflow.training_data import TrainingData, load_training_data
 
 
