@@ -22,7 +22,8 @@ from calmlflow.networks.training import TrainingConfig
 from calmlflow.predictor.decision import MAX_RISK
 from calmlflow.presentation import network_charts
 from calmlflow.references import champion, random_forest
-from calmlflow.registry.package import log_model, register
+from calmlflow.registry.lineage import Lineage
+from calmlflow.registry.package import LoggedModel, log_model, register
 from calmlflow.registry.promote import promote
 from calmlflow.results.charts import Chart
 from calmlflow.results.plots import write_pngs
@@ -116,9 +117,11 @@ def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS) -> Outco
             outcome.scores = {target: {"champion": scores} for target, scores in found.scores.items()}
         with new_tree(Path(request.output)) as tree:
             fitted: dict[str, FittedNetwork] = {}
-            models: dict[str, str] = {}
+            models: dict[str, LoggedModel] = {}
+            runs: dict[str, str] = {}
             for network in networks:
-                with tracked_run(TARGETS[network], nested=True) if bundle else nullcontext():
+                with tracked_run(TARGETS[network], nested=True) if bundle else nullcontext(run) as own:
+                    runs[network] = own.info.run_id
                     if bundle:
                         _log_inputs(inputs)
                     models |= _train_one(network, request, configs[network], data, tree.partial, fitted, outcome)
@@ -137,7 +140,9 @@ def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS) -> Outco
         outcome.tree = tree.final
         if request.register:
             with outcome.timed("register"):
-                outcome.versions = register(models, {"data": request.data, "seed": str(request.seed)})
+                scores = {target: found["test"] for target, found in outcome.scores.items() if "test" in found}
+                origin = Lineage.of_training(request.data, data.jobs.iloc[data.train], request.seed, scores, runs)
+                outcome.versions = register(models, origin)
         if stage:
             model = BUNDLE_MODEL if bundle else NETWORK_MODELS[networks[0]]
             promote(stage, outcome.versions[model], model)
@@ -154,8 +159,8 @@ def _train_one(
     tree: Path,
     fitted: dict[str, FittedNetwork],
     outcome: Outcome,
-) -> dict[str, str]:
-    """Train and log one network in the active run; returns its registered model's name and logged model's URI."""
+) -> dict[str, LoggedModel]:
+    """Train and log one network in the active run; returns its registered model's name and logged model."""
     target = TARGETS[network]
     log_new_params({"data": request.data, "seed": request.seed, **data.sizes(), **environment_params()})
     log_new_params({"network": network, "hidden_layers": "-".join(map(str, HIDDEN[network])), **asdict(config)})
@@ -177,8 +182,8 @@ def _train_one(
         write_pngs(outcome.charts[target], tree / "plots" / target)
         for part in ("results", "plots"):
             mlflow.log_artifacts(str(tree / part / target), f"{part}/{target}")
-        uri = log_model(tree / "models", [network], NETWORK_MODELS[network], _metadata(request))
-    return {NETWORK_MODELS[network]: uri}
+        logged = log_model(tree / "models", [network], NETWORK_MODELS[network], _metadata(request))
+    return {NETWORK_MODELS[network]: logged}
 
 
 def _log_inputs(inputs: Mapping[str, PandasDataset]) -> None:

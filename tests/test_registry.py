@@ -1,7 +1,10 @@
 """Versions against the real server: registered all or none, promoted by clear rules, served without TensorFlow."""
 
+import hashlib
 import itertools
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -17,12 +20,15 @@ from calmlflow.hst.features import FEATURES, job_features
 from calmlflow.predictor import Bundle, Predictor
 from calmlflow.registry import package
 from calmlflow.registry import promote as promotion
-from calmlflow.registry.package import log_model, register
+from calmlflow.registry.lineage import Lineage
+from calmlflow.registry.package import LoggedModel, log_model, register
 from calmlflow.registry.promote import promote, staged_versions
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 NUMBERS = itertools.count()
 SOURCE = "s3://calcloud-artifacts/of-a-test"
+LOGGED = LoggedModel(SOURCE, "0" * 64, ("mem_clf",))
+LINEAGE = Lineage("sample", 0, 0, None, {}, {})
 
 
 @pytest.fixture
@@ -184,13 +190,24 @@ def names() -> list[str]:
 
 
 def test_all_models_are_registered_with_their_tags(client, names):
-    tags = {"data": "sample", "seed": "3"}
-    found = register(dict.fromkeys(names, SOURCE), tags)
-    assert found == dict.fromkeys(names, 1)
-    assert register({names[0]: SOURCE}, tags) == {names[0]: 2}
-    for name in names:
+    scores = {"mem_bin": {"accuracy": 0.75, "recall_2g": 1.0}, "memory": {"rmse": 2.0}, "wallclock": {"mae": 3.5}}
+    lineage = Lineage("sample", 800, 1600000000, 3, scores, dict(zip(NETWORKS, ("a", "b", "c"), strict=True)))
+    digests = [letter * 64 for letter in "abc"]
+    held = [("mem_clf",), ("wall_reg",), NETWORKS]
+    models = {
+        name: LoggedModel(SOURCE, digest, networks) for name, digest, networks in zip(names, digests, held, strict=True)
+    }
+    assert register(models, lineage) == dict.fromkeys(names, 1)
+    assert register({names[0]: models[names[0]]}, lineage) == {names[0]: 2}
+    common = {"data": "sample", "jobs": "800", "newest_job": "1600000000", "seed": "3"}
+    of_bin = {"run.mem_clf": "a", "score.mem_bin.accuracy": "0.75", "score.mem_bin.recall_2g": "1"}
+    of_memory = {"run.mem_reg": "b", "score.memory.rmse": "2"}
+    of_wallclock = {"run.wall_reg": "c", "score.wallclock.mae": "3.5"}
+    expected = [of_bin, of_wallclock, of_bin | of_memory | of_wallclock]
+    for name, digest, tags in zip(names, digests, expected, strict=True):
         version = client.get_model_version(name, "1")
-        assert (version.tags, version.source, version.current_stage) == (tags, SOURCE, "None")
+        assert version.tags == {**common, **tags, "bundle_sha256": digest}
+        assert (version.source, version.current_stage) == (SOURCE, "None")
 
 
 def count(client, name) -> int:
@@ -199,7 +216,7 @@ def count(client, name) -> int:
 
 def test_a_model_that_does_not_exist_takes_the_others_back(client, names):
     with pytest.raises(MlflowException, match="no-such-model"):
-        register({names[0]: SOURCE, names[1]: SOURCE, names[2]: "models:/no-such-model/1"}, {})
+        register({**dict.fromkeys(names, LOGGED), names[2]: replace(LOGGED, uri="models:/no-such-model/1")}, LINEAGE)
     assert [count(client, name) for name in names] == [0, 0, 0]
 
 
@@ -225,7 +242,7 @@ def test_a_failure_takes_the_new_versions_back_and_leaves_the_old(client, names,
     client.create_registered_model(names[0])
     add(client, names[0], "Production")
     with pytest.raises(fault, match="the third"):
-        register(dict.fromkeys(names, SOURCE), {})
+        register(dict.fromkeys(names, LOGGED), LINEAGE)
     assert stages(client, names[0]) == {1: "Production"}
     assert [count(client, name) for name in names[1:]] == [0, 0]
 
@@ -240,7 +257,7 @@ def test_the_failure_is_told_and_not_that_of_the_cleaning(client, names, fault, 
 
     monkeypatch.setattr(MlflowClient, "delete_model_version", refuse_first)
     with pytest.raises(fault, match="the third"):
-        register(dict.fromkeys(names, SOURCE), {})
+        register(dict.fromkeys(names, LOGGED), LINEAGE)
     assert [count(client, name) for name in names] == [1, 0, 0]
     assert f"version 1 of {names[0]}" in caplog.text
 
@@ -262,8 +279,9 @@ def test_a_logged_bundle_is_registered_promoted_pulled_and_answers(client, model
     name = f"registry-test-{next(NUMBERS)}"
     mlflow.set_experiment("registry-test")
     with mlflow.start_run():
-        uri = log_model(models, NETWORKS, name, {"seed": 3})
-    info = mlflow.models.get_model_info(uri)
+        logged = log_model(models, NETWORKS, name, {"seed": 3})
+    assert logged.networks == NETWORKS
+    info = mlflow.models.get_model_info(logged.uri)
     assert info.metadata == {"seed": 3}
     assert info.signature.inputs.required_input_names() == ["ipppssoot", "n_files", "total_mb"]
     inputs = pd.DataFrame(
@@ -273,7 +291,7 @@ def test_a_logged_bundle_is_registered_promoted_pulled_and_answers(client, model
             {"ipppssoot": "oabc06090", "n_files": 7, "total_mb": 11.1},
         ]
     )
-    served = mlflow.pyfunc.load_model(uri)
+    served = mlflow.pyfunc.load_model(logged.uri)
     answers = served.predict(inputs)
     assert list(answers) == info.signature.outputs.input_names()
     rows = [job_features("jabc03020", CONTROL), job_features("oabc06090", {"n_files": 7, "total_mb": 11.1})]
@@ -285,7 +303,10 @@ def test_a_logged_bundle_is_registered_promoted_pulled_and_answers(client, model
     with pytest.raises(MlflowException, match="n_files"):
         served.predict(inputs.assign(n_files=0))
 
-    assert register({name: uri}, {}) == {name: 1}
+    assert register({name: logged}, LINEAGE) == {name: 1}
+    manifest = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/1/artifacts/bundle/bundle.json"))
+    recorded = client.get_model_version(name, "1").tags["bundle_sha256"]
+    assert recorded == logged.bundle_sha256 == hashlib.sha256(manifest.read_bytes()).hexdigest()
     for stage in ("Staging", "Production"):
         promote(stage, model=name)
     # The bundle's own name on this server belongs to other tests.

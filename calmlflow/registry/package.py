@@ -1,11 +1,13 @@
 """A bundle becomes a registered version: logged from code, with signature and example; registered all or none."""
 
 import contextlib
+import hashlib
 import io
 import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from mlflow.types.schema import Array
 import calmlflow
 from calmlflow.hst.errors import InputError
 from calmlflow.hst.features import OPTIONAL_KEYS
-from calmlflow.predictor.bundle import ANSWER_KEYS, write_manifest
+from calmlflow.predictor.bundle import ANSWER_KEYS, MANIFEST, write_manifest
+from calmlflow.registry.lineage import Lineage
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +61,33 @@ EXAMPLE = pd.DataFrame(
 )
 
 
+@dataclass(frozen=True)
+class LoggedModel:
+    """A model that a run holds and the registry does not know yet.
+
+    Attributes
+    ----------
+    uri : str
+    bundle_sha256 : str
+        Of its ``bundle.json``, which lists the SHA-256 of every other file: one number for all of them.
+    networks : tuple of str
+    """
+
+    uri: str
+    bundle_sha256: str
+    networks: tuple[str, ...]
+
+
 def write_bundle(models: Path, networks: Sequence[str], folder: Path) -> Path:
     """Copy networks of a training's ``models`` folder into a bundle of their own and list its files."""
-    tables = ["tx_data.json", "seen_rows.json"]
-    tables += ["decision.json"] if "mem_clf" in networks else []
-    tables += ["killtime.json"] if "wall_reg" in networks else []
-    for part in (*networks, *tables):
+    needed = [*networks, *(["killtime.json"] if "wall_reg" in networks else [])]
+    # Networks that were trained elsewhere know neither the rows they were trained on nor how wallclocks go with rungs.
+    tables = [*needed[len(networks) :], *(["decision.json"] if "mem_clf" in networks else [])]
+    for table in ("tx_data.json", "seen_rows.json"):
+        if not all((models / network / table).exists() for network in networks):
+            tables.append(table)
+            needed += [table] if table == "tx_data.json" else []
+    for part in needed:
         if not (models / part).exists():
             raise InputError(
                 f"{models} holds no {part}; expected the models folder of a training of {', '.join(networks)}"
@@ -72,12 +96,13 @@ def write_bundle(models: Path, networks: Sequence[str], folder: Path) -> Path:
     for network in networks:
         shutil.copytree(models / network, folder / network)
     for table in tables:
-        shutil.copy(models / table, folder)
+        if (models / table).exists():
+            shutil.copy(models / table, folder)
     write_manifest(folder)
     return folder
 
 
-def log_model(models: Path, networks: Sequence[str], name: str, metadata: Mapping[str, Any]) -> str:
+def log_model(models: Path, networks: Sequence[str], name: str, metadata: Mapping[str, Any]) -> LoggedModel:
     """Log networks of a training as one pyfunc model of the active run.
 
     Parameters
@@ -90,20 +115,16 @@ def log_model(models: Path, networks: Sequence[str], name: str, metadata: Mappin
         Name of the logged model.
     metadata : mapping
         Kept in the ``MLmodel`` file.
-
-    Returns
-    -------
-    str
-        URI of the logged model.
     """
     outputs: list[ColSpec | TensorSpec] = [
         ColSpec(OUTPUTS[key], key) for network in networks for key in ANSWER_KEYS[network]
     ]
     with tempfile.TemporaryDirectory() as temporary:
-        return mlflow.pyfunc.log_model(
+        bundle = write_bundle(models, networks, Path(temporary) / "bundle")
+        logged = mlflow.pyfunc.log_model(
             name=name,
             python_model=str(Path(__file__).with_name("served.py")),
-            artifacts={"bundle": str(write_bundle(models, networks, Path(temporary) / "bundle"))},
+            artifacts={"bundle": str(bundle)},
             code_paths=[_source_copy(Path(temporary))],
             signature=ModelSignature(INPUTS, Schema(outputs)),
             input_example=EXAMPLE,
@@ -111,7 +132,10 @@ def log_model(models: Path, networks: Sequence[str], name: str, metadata: Mappin
                 f"{package}=={version(package)}" for package in ("mlflow", "numpy", "onnxruntime", "pandas")
             ],
             metadata=dict(metadata),
-        ).model_uri
+        )
+        return LoggedModel(
+            logged.model_uri, hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest(), tuple(networks)
+        )
 
 
 def _source_copy(folder: Path) -> str:
@@ -121,15 +145,15 @@ def _source_copy(folder: Path) -> str:
     return str(target)
 
 
-def register(models: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, int]:
+def register(models: Mapping[str, LoggedModel], lineage: Lineage) -> dict[str, int]:
     """Register logged models, all or none.
 
     Parameters
     ----------
     models : mapping
-        Registered model -> URI of a logged model.
-    tags : mapping
-        Put on every version.
+        Registered model -> logged model.
+    lineage : Lineage
+        Each version gets its tags for the networks it holds, and ``bundle_sha256``.
 
     Returns
     -------
@@ -139,10 +163,11 @@ def register(models: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, in
     client = MlflowClient()
     created: dict[str, int] = {}
     try:
-        for name, uri in models.items():
+        for name, model in models.items():
+            tags = {**lineage.tags(model.networks), "bundle_sha256": model.bundle_sha256}
             # MLflow announces each version on standard error; the caller's summary does.
             with contextlib.redirect_stderr(io.StringIO()):
-                found = mlflow.register_model(uri, name, tags=dict(tags))
+                found = mlflow.register_model(model.uri, name, tags=tags)
             created[name] = int(found.version)
     except BaseException:
         for name, number in created.items():
