@@ -9,23 +9,10 @@ import mlflow
 from calmlflow.archive import pack, unpack
 from calmlflow.batch import predict_table
 from calmlflow.console import byte_progress
-from calmlflow.hst.errors import InputError
 from calmlflow.loading import load_results
-from calmlflow.registry.promote import promote
 from calmlflow.shipping import fetch, ship
 from calmlflow.shipping_parts import parse_uri
 from calmlflow.tracking import log_new_params, tracked_run
-
-
-def promote_in_run(stage: str, version: str, model: str) -> str:
-    """Promote as an MLflow run, so that the promotion is written down; ``version`` is a number or ``auto``."""
-    with tracked_run("promote"):
-        log_new_params({"stage": stage, "version": version, "model": model})
-        if version != "auto" and not version.isdecimal():
-            raise InputError(f"version is {version!r}; expected a number, or auto")
-        promoted = promote(stage, None if version == "auto" else int(version), model)
-        mlflow.set_tags({"promoted_model": model, "promoted_version": promoted.version})
-        return f"{model} version {promoted.version} is in {promoted.current_stage}"
 
 
 def predict_in_run(data: str, output: str, stage: str) -> str:

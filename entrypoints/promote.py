@@ -1,6 +1,6 @@
 """Move a registered version to a stage."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,11 +14,20 @@ def main(
         str, typer.Option(help="A number; auto: the newest for Staging, Staging's for Production.")
     ] = "auto",
     model: Annotated[str, typer.Option(help="Registered model.")] = BUNDLE_MODEL,
+    data: Annotated[
+        str, typer.Option(help="Jobs to judge by, newer than those of both trainings; held-out: the challenger's.")
+    ] = "held-out",
+    gate: Annotated[str, typer.Option(help="Limits: 'default', or a YAML file.")] = "default",
+    force: Annotated[Literal["true", "false"], typer.Option(help="Go through although a check fails.")] = "false",
+    reason: Annotated[str, typer.Option(help="Why; written down, and needed with force.")] = "",
+    notify: Annotated[str, typer.Option(help="URL that is told; default CALMLFLOW_NOTIFY_URL.")] = "",
 ) -> None:
-    """Move a registered version to a stage; the one before it is archived, and aliases follow."""
-    from calmlflow.operations import promote_in_run
+    """Judge a registered version and move it to a stage; the one before it is archived, and aliases follow."""
+    from calmlflow.promotion import PromotionRequest, parse_version, promote_in_run
 
-    print(promote_in_run(stage, version, model))
+    number = parse_version(version)
+    jobs = None if data == "held-out" else data
+    print(promote_in_run(PromotionRequest(stage, number, model, jobs, gate, force == "true", reason, notify)))
 
 
 if __name__ == "__main__":

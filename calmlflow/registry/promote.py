@@ -1,98 +1,186 @@
-"""A version moves to a stage; the one before it is archived; aliases follow."""
+"""Which version moves to which stage, and the way back."""
 
-import warnings
+from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from calmlflow.hst.errors import CalmlflowError, InputError
-from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, STAGES, parse_stage
+from calmlflow.hst.errors import InputError
+from calmlflow.registry.claim import ConflictError
+from calmlflow.registry.history import MAX_REASON, Check, Event, way_back
+from calmlflow.registry.moves import move
+from calmlflow.registry.state import EXCLUSIVE, State, explained, who
 
-# Stages are the interface that the users asked for; aliases of the same names are kept for the day MLflow drops them.
-warnings.filterwarnings("ignore", message=".*[Ss]tages? (is|are|has been) deprecated.*", category=FutureWarning)
-warnings.filterwarnings("ignore", message=".*deprecated since 2.9.*", category=FutureWarning)
 
+def choose(client: MlflowClient, model: str, version: int | None, stage: str, state: State) -> ModelVersion:
+    """The version to promote: the one that is named, or the one whose turn it is.
 
-def promote(stage: str, version: int | None = None, model: str = BUNDLE_MODEL) -> ModelVersion:
-    """Move a version to a stage.
-
-    The version that held the stage is archived, and the aliases of the same names in lower case are set to match.
-    Promoting a version to the stage it is in changes nothing.
-
-    Parameters
-    ----------
-    stage : str
-        Staging, Production or Archived.
-    version : int, optional
-        Default: for Production the version in Staging (or the one that is there already), for Staging the newest one
-        that has no stage or is there already.
-    model : str
-        Registered model.
+    Left to itself that is, for Production, the version in Staging (or the one that is there already); for Staging the
+    newest one that has no stage or is there already.
 
     Raises
     ------
     InputError
-        No such stage, model or version.
+        No such version, or none whose turn it is; or the version would leave Production with none in its place.
     """
-    stage = parse_stage(stage)
-    client = MlflowClient()
-    challenger = _choose(client, model, version, stage)
-    if challenger.current_stage != stage:
-        challenger = client.transition_model_version_stage(
-            model, challenger.version, stage, archive_existing_versions=stage in ("Staging", "Production")
-        )
-    mirror_aliases(client, model)
-    return challenger
-
-
-def staged_versions() -> dict[str, dict[str, list[int]]]:
-    """Versions of each registered model of calmlflow by stage, ascending."""
-    client = MlflowClient()
-    found: dict[str, dict[str, list[int]]] = {}
-    for model in (BUNDLE_MODEL, *NETWORK_MODELS.values()):
-        by_stage = found.setdefault(model, {})
-        for version in client.search_model_versions(f"name = '{model}'"):
-            by_stage.setdefault(str(version.current_stage), []).append(int(version.version))
-    return {model: {stage: sorted(numbers) for stage, numbers in by_stage.items()} for model, by_stage in found.items()}
-
-
-def mirror_aliases(client: MlflowClient, model: str) -> None:
-    """Make the aliases ``staging``, ``production`` and ``archived`` name the newest version of each stage."""
-    aliases = client.get_registered_model(model).aliases
-    staged = {
-        version.current_stage: str(version.version) for version in client.get_latest_versions(model, list(STAGES[1:]))
-    }
-    for stage in STAGES[1:]:
-        alias, version = stage.lower(), staged.get(stage)
-        if version is None and alias in aliases:
-            client.delete_registered_model_alias(model, alias)
-        elif version is not None and str(aliases.get(alias)) != version:
-            client.set_registered_model_alias(model, alias, version)
-
-
-def _choose(client: MlflowClient, model: str, version: int | None, stage: str) -> ModelVersion:
+    version = _whose_turn(state, model, stage) if version is None else version
+    _check_production_stays(state, model, version, stage)
     try:
-        if version is not None:
-            return client.get_model_version(model, str(version))
-        client.get_registered_model(model)
-        versions = client.search_model_versions(f"name = '{model}'")
+        return client.get_model_version(model, str(version))
     except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            what = f"version {version} of {model}" if version is not None else f"registered model {model}"
-            raise InputError(f"{what} does not exist in the registry; expected a registered version") from None
-        raise CalmlflowError(f"the registry cannot look up {model}: {error.message.splitlines()[0]}") from None
+        raise explained(error, f"version {version} of {model}") from None
+
+
+def promote(
+    client: MlflowClient,
+    model: str,
+    version: int,
+    stage: str,
+    seen: State,
+    reason: str = "",
+    forced: bool = False,
+    run_id: str = "",
+    checks: Sequence[Check] = (),
+) -> Event:
+    """Move a version to a stage, and the one before it to Archived.
+
+    Parameters
+    ----------
+    client : MlflowClient
+    model : str
+    version : int
+    stage : str
+        Staging, Production or Archived.
+    seen : State
+        What the decision rests on. If something moved since, nothing is done.
+    reason, forced, run_id, checks
+        Written down; see `calmlflow.registry.history.Event`.
+
+    Raises
+    ------
+    ConflictError
+        Somebody else was quicker.
+    CalmlflowError
+        The registry refuses.
+    """
+
+    def plan(state: State) -> Event:
+        if (_held(state), state.events) != (_held(seen), seen.events):
+            raise ConflictError(
+                f"version {version} of {model} was not promoted to {stage}: {_what_changed(seen, state)} meanwhile; "
+                "expected the stages that it was judged by: look at `calmlflow stages` and promote again"
+            )
+        _check_production_stays(state, model, version, stage)
+        before = state.held_by(stage) if stage in EXCLUSIVE else None
+        return Event(
+            state.next_number, "promotion", version, stage, before, who(), _now(), reason, forced, run_id, tuple(checks)
+        )
+
+    return move(client, model, plan)
+
+
+def roll_back(client: MlflowClient, model: str, to: int | None, reason: str) -> Event:
+    """Put an earlier version back into Production, without a gate.
+
+    Parameters
+    ----------
+    client : MlflowClient
+    model : str
+    to : int, optional
+        A version that was in Production. Default: the one before the present one; a version that was rolled back from
+        does not count.
+    reason : str
+
+    Raises
+    ------
+    InputError
+        There is no such version to go back to.
+    ConflictError
+        Somebody else moves a version.
+    """
+
+    def plan(state: State) -> Event:
+        present = state.held_by("Production")
+        if present is None:
+            raise InputError(f"no version of {model} is in Production; expected one to roll back from")
+        target = _earlier(state, model, present) if to is None else to
+        if target == present:
+            raise InputError(f"version {target} of {model} is in Production; expected an earlier one to go back to")
+        if target not in state.stages:
+            raise InputError(f"version {target} of {model} does not exist; expected a version that was in Production")
+        was_there = any(
+            target in (event.version, event.before) for event in state.events if event.stage == "Production"
+        )
+        if not was_there and state.stages[target] != "Archived":
+            raise InputError(
+                f"version {target} of {model} was never in Production; expected one that was: a new version gets "
+                "there with `calmlflow promote`, through the gate"
+            )
+        return Event(state.next_number, "rollback", target, "Production", present, who(), _now(), reason)
+
+    return move(client, model, plan)
+
+
+def check_reason(reason: str, needed_for: str | None = None) -> str:
+    """Fold white space; an InputError where a reason is needed and missing, or too long."""
+    reason = " ".join(reason.split())
+    if needed_for and not reason:
+        raise InputError(f"no reason is given; expected one to be written down with {needed_for}: --reason TEXT")
+    if len(reason) > MAX_REASON:
+        raise InputError(f"the reason has {len(reason)} characters; expected {MAX_REASON} at most")
+    return reason
+
+
+def _whose_turn(state: State, model: str, stage: str) -> int:
     if stage == "Archived":
         raise InputError("no version was named to archive; expected one: say which with its number")
     # Left to itself, a version only moves up: one that has been in Production never leaves it by a repeated command.
     wanted = ("Staging", "Production") if stage == "Production" else ("None", "Staging")
-    candidates = [found for found in versions if found.current_stage in wanted]
-    staged = [found for found in candidates if found.current_stage == "Staging"]
-    if stage == "Production" and staged:
-        candidates = staged
-    if not candidates:
+    for candidates in (wanted[:1], wanted[1:]) if stage == "Production" else (wanted,):
+        found = [version for version, now in state.stages.items() if now in candidates]
+        if found:
+            return max(found)
+    holder = state.held_by("Production")
+    raise InputError(
+        f"no version of {model} is in stage {' or '.join(wanted)}; expected one: "
+        + (f"version {holder} is in Production; train a new one, or name a version" if holder else "train one first")
+    )
+
+
+def _check_production_stays(state: State, model: str, version: int, stage: str) -> None:
+    if stage != "Production" and state.stages.get(version) == "Production":
         raise InputError(
-            f"no version of {model} is in stage {' or '.join(wanted)}; expected one: register a training first, or "
-            "name a version"
+            f"version {version} of {model} is in Production and cannot go to {stage}; expected another version to take "
+            "its place first: promote one, or `calmlflow rollback`"
         )
-    return max(candidates, key=lambda found: int(found.version))
+
+
+def _earlier(state: State, model: str, present: int) -> int:
+    earlier = [version for version in way_back(state.events) if version in state.stages and version != present]
+    if not earlier:
+        raise InputError(
+            f"the history of {model} knows no version in Production before {present}; expected one: name an archived "
+            "version with --to"
+        )
+    return earlier[-1]
+
+
+def _held(state: State) -> dict[int, str]:
+    return {version: stage for version, stage in state.stages.items() if stage in EXCLUSIVE}
+
+
+def _what_changed(seen: State, now: State) -> str:
+    new = [event for event in now.events if event not in seen.events]
+    if new:
+        event = new[-1]
+        return f"version {event.version} went to {event.stage} ({event.action} by {event.who} at {event.at})"
+    changed = sorted(
+        version for version in {*seen.stages, *now.stages} if seen.stages.get(version) != now.stages.get(version)
+    )
+    return f"the stage of version {', '.join(map(str, changed))} changed"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -36,10 +36,15 @@ class BinAnswers(NamedTuple):
 
 
 class ValueAnswers(NamedTuple):
-    """What a regressor said of n jobs. actual: GB or seconds, its index the dataset names; predicted: (n,)."""
+    """What a regressor said of n jobs.
+
+    actual: GB or seconds, its index the dataset names; predicted: (n,); kill_time_s: (n,) seconds, or None where there
+    are none.
+    """
 
     actual: pd.Series
     predicted: NDArray[np.float64]
+    kill_time_s: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +141,8 @@ def compare_values(this: ValueAnswers, other: ValueAnswers, seed: int = 0) -> Co
     Returns
     -------
     Comparison
-        rmse and mae (unit of the target) and log_mae.
+        rmse and mae (unit of the target) and log_mae; kill_time_coverage (share of jobs that end in time) where both
+        have kill times.
 
     Raises
     ------
@@ -147,13 +153,19 @@ def compare_values(this: ValueAnswers, other: ValueAnswers, seed: int = 0) -> Co
         raise InputError(f"one predicts {this.actual.name}, the other {other.actual.name}; expected the same target")
     pairs = _pair(this.actual, other.actual, str(this.actual.name))
     actual = positive_values(this.actual.iloc[pairs.this])
+    names = ["rmse", "mae", "log_mae"]
+    if this.kill_time_s is not None and other.kill_time_s is not None:
+        names.append("kill_time_coverage")
 
     def terms(answers: ValueAnswers, jobs: NDArray[np.int64]) -> dict[str, NDArray]:
         predicted = answers.predicted[jobs]
         logs = np.log(np.maximum(predicted, SMALLEST_PREDICTION)) - np.log(actual)
-        return {"rmse": (predicted - actual) ** 2, "mae": np.abs(predicted - actual), "log_mae": np.abs(logs)}
+        found = {"rmse": (predicted - actual) ** 2, "mae": np.abs(predicted - actual), "log_mae": np.abs(logs)}
+        if "kill_time_coverage" in names and answers.kill_time_s is not None:
+            found["kill_time_coverage"] = actual <= answers.kill_time_s[jobs]
+        return found
 
-    at_stake = dict.fromkeys(("rmse", "mae", "log_mae"), np.ones(len(actual)))
+    at_stake = dict.fromkeys(names, np.ones(len(actual)))
     return _compare(pairs, terms(this, pairs.this), terms(other, pairs.other), at_stake, seed)
 
 

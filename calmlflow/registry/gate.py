@@ -1,0 +1,229 @@
+"""The gate: what a version must show before it may go to a stage.
+
+For Staging the version itself is looked at: its files, its networks, its serving, its training jobs, its scores against
+the limits. For Production it is also held against the champion, on the same jobs.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from calmlflow.hst.errors import CalmlflowError
+from calmlflow.hst.features import FEATURES
+from calmlflow.predictor.bundle import Bundle, Predictions, read_manifest
+from calmlflow.registry.artifacts import bundle_folder, check_serving, check_whole, download_version, onnx_difference
+from calmlflow.registry.history import Check
+from calmlflow.registry.judged_jobs import Jobs, judged_jobs
+from calmlflow.registry.limits import Limits
+from calmlflow.results.comparison import BinAnswers, Comparison, ValueAnswers, compare_bins, compare_values
+from calmlflow.results.scoring import PREDICTED, score_predictions
+from calmlflow.settings import TARGETS
+
+HELD_AGAINST_CHAMPION = {
+    "mem_bin": ("accuracy", "recall_2g", "recall_8g", "recall_16g", "recall_64g", "excess_cost"),
+    "memory": ("rmse", "mae"),
+    "wallclock": ("rmse", "mae", "kill_time_coverage"),
+}
+"""Target -> scores that must not be worse than the champion's."""
+
+LOWER_IS_BETTER = ("excess_cost", "rmse", "mae")
+
+FEWEST_JOBS = 5
+"""A score of fewer jobs, as the recall of a rare bin may be, has no interval that says anything: any job would do."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate found.
+
+    Attributes
+    ----------
+    checks : tuple of Check
+    metrics : dict of str to float
+        ``challenger_{target}_{score}``; with a champion also ``champion_...``, ``difference_...`` (challenger -
+        champion) and ``difference_low_...``, ``difference_high_...``, the bounds of its 95 % bootstrap interval.
+    """
+
+    checks: tuple[Check, ...]
+    metrics: dict[str, float]
+
+    @property
+    def failed(self) -> list[Check]:
+        """Checks that did not pass."""
+        return [check for check in self.checks if not check.passed]
+
+
+def judge(
+    client: MlflowClient,
+    challenger: ModelVersion,
+    champion: ModelVersion | None,
+    limits: Limits,
+    data: str | None,
+    on_step: Callable[[int, str], None],
+) -> Verdict:
+    """Make every check; a check that cannot be made is one that failed.
+
+    Parameters
+    ----------
+    client : MlflowClient
+    challenger, champion : ModelVersion
+        Without a champion nothing is compared.
+    limits : Limits
+    data : str, optional
+        Jobs to judge by that are newer than those of both trainings. Default: the challenger's held-out jobs.
+    on_step : callable
+        Told the number of steps done, and what comes next.
+
+    Raises
+    ------
+    InputError
+        ``data`` cannot be read, or holds too few newer jobs.
+    """
+    name = f"version {challenger.version} of {challenger.name}"
+    checks: list[Check] = []
+    metrics: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="calmlflow-gate-") as temporary:
+        on_step(0, "reading jobs")
+        jobs = judged_jobs(client, challenger, champion, data)
+        checks += _data_checks(jobs, limits)
+        on_step(1, "fetching the version")
+        whole, bundle, model_folder = _fetched(challenger, Path(temporary) / "challenger", name)
+        checks.append(whole)
+        networks = read_manifest(bundle)["networks"] if bundle else []
+        if bundle and model_folder and jobs.scored is not None:
+            features = jobs.scored[list(FEATURES)].to_numpy(dtype=float)
+            for step, network in enumerate(networks, start=2):
+                on_step(step, f"comparing {network} in ONNX and Keras")
+                checks.append(_onnx_check(bundle, network, features))
+            on_step(5, "serving")
+            checks.append(_guarded("serving", "works", lambda: check_serving(model_folder, bundle, networks)))
+            on_step(6, "scoring")
+            if whole.passed:
+                answers = Bundle.load(bundle).predict(features)
+                checks += _limit_checks(jobs.scored, answers, limits, metrics)
+                if champion:
+                    on_step(7, "holding it against the champion")
+                    checks += _champion_checks(champion, Path(temporary) / "champion", jobs.scored, answers, metrics)
+    return Verdict(tuple(checks), metrics)
+
+
+def _fetched(version: ModelVersion, folder: Path, name: str) -> tuple[Check, Path | None, Path | None]:
+    """The check of the files, and where bundle and model are."""
+    bundle = model_folder = None
+    try:
+        folder.mkdir()
+        model_folder = download_version(version.name, version.version, folder)
+        bundle = bundle_folder(model_folder, name)
+        read_manifest(bundle)
+        recorded = version.tags.get("bundle_sha256")
+        return Check("artifacts", True, check_whole(bundle, recorded), "complete, as registered"), bundle, model_folder
+    except CalmlflowError as error:
+        text = str(error).replace(str(bundle), "bundle") if bundle else str(error)
+        return Check("artifacts", False, text, "complete, as registered"), None, None
+
+
+def _onnx_check(bundle: Path, network: str, features: np.ndarray) -> Check:
+    return _guarded(
+        f"onnx.{network}", "as Keras answers", lambda: f"differs by {onnx_difference(bundle, network, features):.1g}"
+    )
+
+
+def _guarded(name: str, expected: str, check: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, check(), expected)
+    except (CalmlflowError, MlflowException) as error:
+        return Check(name, False, str(error).splitlines()[0], expected)
+
+
+def _data_checks(jobs: Jobs, limits: Limits) -> Iterator[Check]:
+    yield Check("data.schema", jobs.problem is None, jobs.problem or f"{jobs.trained_on:,} jobs", "valid job records")
+    if limits.min_jobs is not None:
+        yield Check("data.jobs", jobs.trained_on >= limits.min_jobs, f"{jobs.trained_on:,}", f">= {limits.min_jobs:,}")
+    if limits.max_age_days is not None:
+        days = (time.time() - jobs.newest) / 86_400
+        # A table without timestamps has 0 everywhere.
+        known = jobs.newest > 0
+        figure = f"newest job {days:,.0f} days old" if known else "no timestamps"
+        yield Check("data.age", known and days <= limits.max_age_days, figure, f"<= {limits.max_age_days:,g} days")
+
+
+def _limit_checks(
+    jobs: pd.DataFrame, answers: Predictions, limits: Limits, metrics: dict[str, float]
+) -> Iterator[Check]:
+    for target, prediction in PREDICTED.items():
+        if prediction not in answers:
+            continue
+        scores = score_predictions(target, jobs, answers)
+        metrics |= {f"challenger_{target}_{name}": value for name, value in scores.items()}
+        for name, (low, high) in limits.scores.get(target, {}).items():
+            # The recall of a bin that no job needs is undefined.
+            if name not in scores:
+                continue
+            value = scores[name]
+            expected = " and ".join(
+                text for text in (low is not None and f">= {low:g}", high is not None and f"<= {high:g}") if text
+            )
+            passed = (low is None or value >= low) and (high is None or value <= high)
+            yield Check(f"{target}.{name}", bool(passed), f"{value:.4g}", expected or "any")
+
+
+def _champion_checks(
+    champion: ModelVersion, folder: Path, jobs: pd.DataFrame, answers: Predictions, metrics: dict[str, float]
+) -> Iterator[Check]:
+    name = f"version {champion.version}"
+    try:
+        folder.mkdir()
+        bundle = bundle_folder(download_version(champion.name, champion.version, folder), name)
+        others = Bundle.load(bundle).predict(jobs[list(FEATURES)].to_numpy(dtype=float))
+    except CalmlflowError as error:
+        text = str(error).replace(str(folder), name)
+        yield Check("champion", False, text, f"{name} to compare with")
+        return
+    for target in TARGETS.values():
+        if PREDICTED[target] not in answers or PREDICTED[target] not in others:
+            continue
+        comparison = _compare(target, jobs, answers, others)
+        for score in HELD_AGAINST_CHAMPION[target]:
+            if score not in comparison.scores.index:
+                continue
+            row = comparison.scores.loc[score]
+            metrics[f"champion_{target}_{score}"] = row["other"]
+            metrics[f"difference_{target}_{score}"] = row["difference"]
+            if np.isfinite(row["low"]):
+                metrics[f"difference_low_{target}_{score}"] = row["low"]
+                metrics[f"difference_high_{target}_{score}"] = row["high"]
+            worse = row["low"] > 0 if score in LOWER_IS_BETTER else row["high"] < 0
+            few = row["jobs"] < FEWEST_JOBS
+            figure = (
+                f"{row['this']:.4g} against {row['other']:.4g}: {row['difference']:+.2g} "
+                f"({row['low']:+.2g} to {row['high']:+.2g})"
+            )
+            yield Check(
+                f"champion.{target}.{score}",
+                bool(few or not worse),
+                f"{figure}, of {row['jobs']:.0f} jobs only" if few else figure,
+                f"not worse than {name}",
+            )
+
+
+def _compare(target: str, jobs: pd.DataFrame, this: Predictions, other: Predictions) -> Comparison:
+    actual = pd.Series(jobs[target].to_numpy(), index=jobs["ipst"].to_numpy(), name=target)
+    if target == "mem_bin":
+        wallclock_s = jobs["wallclock"].to_numpy()
+        return compare_bins(
+            BinAnswers(actual, this["probabilities"], this["bin_pred"], wallclock_s),
+            BinAnswers(actual, other["probabilities"], other["bin_pred"], wallclock_s),
+        )
+    prediction = PREDICTED[target]
+    kill_times = (this.get("kill_time"), other.get("kill_time")) if target == "wallclock" else (None, None)
+    return compare_values(
+        ValueAnswers(actual, this[prediction], kill_times[0]), ValueAnswers(actual, other[prediction], kill_times[1])
+    )
