@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from calmlflow.console import counted, say
-from calmlflow.folds import FoldResult, hold_out, parse_networks, train_and_score
+from calmlflow.folds import FoldResult, hold_out, train_and_score
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.networks.config import read_config
 from calmlflow.networks.split import deal
@@ -23,7 +23,7 @@ from calmlflow.results.classification import classification_results
 from calmlflow.results.files import write_results
 from calmlflow.results.formats import write_file
 from calmlflow.results.regression import regression_results
-from calmlflow.settings import TARGETS
+from calmlflow.settings import TARGETS, parse_networks
 from calmlflow.tracking import environment_params, lineage, log_new_params, tracked_run
 from calmlflow.training_data import TrainingData, load_training_data
 from calmlflow.tree import new_tree

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from calmlflow.hst.errors import InputError
 from calmlflow.networks.architectures import TargetRange
 from calmlflow.networks.backend import tf
 from calmlflow.networks.distinct import distinct_rows
@@ -16,7 +15,7 @@ from calmlflow.predictor.decision import SeenRows, fit_decision
 from calmlflow.predictor.killtime import fit_kill_time
 from calmlflow.results.classification import cross_entropy
 from calmlflow.results.scoring import score_predictions
-from calmlflow.settings import NETWORKS, TARGETS
+from calmlflow.settings import TARGETS
 from calmlflow.training_data import TrainingData
 
 # Each training compiles its epochs anew, which TensorFlow takes for an oversight from the fifth on.
@@ -45,19 +44,6 @@ class FoldResult:
     train_scores: tuple[float, ...]
     history: dict[str, NDArray[np.float32]]
     fit_seconds: float
-
-
-def parse_networks(text: str) -> tuple[str, ...]:
-    """The networks named by ``all`` or by names with commas between, theirs or their targets', in order."""
-    of_target = {target: network for network, target in TARGETS.items()}
-    named = {of_target.get(name, name) for name in map(str.strip, text.split(","))}
-    if named == {"all"}:
-        return NETWORKS
-    if unknown := sorted(named - set(NETWORKS)):
-        raise InputError(
-            f"network {unknown[0]!r} does not exist; expected all, or some of {', '.join(NETWORKS)} with commas between"
-        )
-    return tuple(network for network in NETWORKS if network in named)
 
 
 def hold_out(data: TrainingData, pool: NDArray[np.int64], fold_of_job: NDArray[np.int64], fold: int) -> TrainingData:
@@ -120,4 +106,4 @@ def _decide(network: str, data: TrainingData, trained: Trained, output: NDArray[
     kill_time = None
     if network == "wall_reg":
         kill_time = fit_kill_time(trained.left_out[:, 0], jobs["wallclock"], seen.row_of_job)
-    return combine({network: output}, nearest, decision, kill_time)
+    return combine({network: output}, {network: nearest}, decision, kill_time)

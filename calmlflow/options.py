@@ -1,6 +1,6 @@
 """Options that several entry points share, with their help texts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import typer
@@ -12,7 +12,6 @@ TestSize = Annotated[float, typer.Option(help="Share of the jobs held out for sc
 Register = Annotated[Literal["true", "false"], typer.Option(help="Whether the models become registered versions.")]
 Stage = Annotated[str, typer.Option(help="Stage the new version is promoted to: None, Staging or Production.")]
 Config = Annotated[str, typer.Option(help="Hyper-parameters: 'default', or a JSON file of overrides per network.")]
-
 Risk = Annotated[
     float,
     typer.Option(
@@ -20,9 +19,17 @@ Risk = Annotated[
     ),
 ]
 
+Only = Annotated[
+    str,
+    typer.Option(
+        help="Networks to train: all, or some of mem_clf,mem_reg,wall_reg (or of their targets); the others come from "
+        "the version in Production."
+    ),
+]
 
-def training_command(networks: Sequence[str], summary: str) -> Callable[..., None]:
-    """The command line of an entry point that trains these networks."""
+
+def training_command(network: str, summary: str) -> Callable[..., None]:
+    """The command line of an entry point that trains one network alone."""
 
     def main(
         data: Data = "sample",
@@ -39,7 +46,7 @@ def training_command(networks: Sequence[str], summary: str) -> Callable[..., Non
         from calmlflow.summary import print_training
 
         request = TrainingRequest(data, output, seed, test_size, register == "true", stage, config, risk)
-        print_training(train(request, networks))
+        print_training(train(request, [network], bundle=False))
 
     main.__doc__ = summary
     return main

@@ -1,6 +1,8 @@
 """What a network is held against, on the same split: a random forest, and the version in Production."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,9 +10,10 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from calmlflow import settings
 from calmlflow.console import say
-from calmlflow.hst.errors import CalmlflowError
+from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.ladder import LADDER
 from calmlflow.networks.distinct import DistinctRows
+from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.stage import Cache, NoSuchVersionError, resolve_stage
 from calmlflow.results.scoring import PREDICTED, score_predictions
 from calmlflow.training_data import TrainingData
@@ -20,10 +23,25 @@ TREES = 100
 
 @dataclass(frozen=True)
 class Champion:
-    """The version of the bundle in Production, and its scores by target."""
+    """The version of the bundle in Production, with the folder of its files."""
 
     version: str
-    scores: dict[str, dict[str, float]]
+    folder: Path
+    bundle: Bundle
+
+    def scores(self, data: TrainingData) -> dict[str, dict[str, float]]:
+        """Its scores on the test jobs, by target.
+
+        It was trained on another split, perhaps of the same jobs: it may have seen some of these test jobs, and then
+        scores better here than on new ones.
+        """
+        rows, jobs = data.rows.row_of_job[data.test], data.jobs.iloc[data.test]
+        predictions = {name: column[rows] for name, column in self.bundle.predict(data.rows.features).items()}
+        return {
+            target: score_predictions(target, jobs, predictions)
+            for target, prediction in PREDICTED.items()
+            if prediction in predictions
+        }
 
 
 def random_forest(data: TrainingData, target: str, seed: int) -> dict[str, float]:
@@ -63,29 +81,35 @@ def random_forest(data: TrainingData, target: str, seed: int) -> dict[str, float
     return score_predictions(target, jobs, {PREDICTED[target]: found})
 
 
-def champion(data: TrainingData) -> Champion | None:
-    """Score the version of the bundle in Production on the test jobs; None where there is none, or it cannot be had.
+def champion(needed_for: Sequence[str] = ()) -> Champion | None:
+    """The version of the bundle in Production; None where there is none, or it cannot be had and no network needs it.
 
-    That version was trained on another split, perhaps of the same jobs: it may have seen some of these test jobs, and
-    then scores better here than on new ones.
+    Parameters
+    ----------
+    needed_for : sequence of str
+        Networks that are to be taken from it.
+
+    Raises
+    ------
+    CalmlflowError
+        It is needed and cannot be had.
     """
     registry_uri = settings.registry_uri()
+    cache = Cache(registry_uri)
     try:
         staged = resolve_stage("Production", registry_uri)
-        by_row = Cache(registry_uri).load(staged).predict(data.rows.features)
+        return Champion(staged.version, cache.path(staged), cache.load(staged))
     except NoSuchVersionError:
-        return None
+        if needed_for:
+            raise InputError(
+                f"{', '.join(needed_for)} cannot be taken from the version of {settings.BUNDLE_MODEL} in Production, "
+                "for there is none; expected one, or only=all"
+            ) from None
     except CalmlflowError as error:
+        if needed_for:
+            raise
         say(f"the version in Production is not scored: {error}")
-        return None
-    rows, jobs = data.rows.row_of_job[data.test], data.jobs.iloc[data.test]
-    predictions = {name: column[rows] for name, column in by_row.items()}
-    scores = {
-        target: score_predictions(target, jobs, predictions)
-        for target, prediction in PREDICTED.items()
-        if prediction in predictions
-    }
-    return Champion(staged.version, scores)
+    return None
 
 
 def _grow_classifier(rows: DistinctRows, row: NDArray[np.int64], bins: NDArray[np.int64], seed: int) -> NDArray:

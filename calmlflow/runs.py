@@ -19,9 +19,11 @@ from calmlflow.jobs.records import Checked
 from calmlflow.networks.architectures import HIDDEN
 from calmlflow.networks.config import read_config
 from calmlflow.networks.training import TrainingConfig
+from calmlflow.predictor.bundle import Predictions
 from calmlflow.predictor.decision import MAX_RISK
 from calmlflow.presentation import network_charts
 from calmlflow.references import champion, random_forest
+from calmlflow.registry.assemble import assemble, runs_of_version
 from calmlflow.registry.lineage import Lineage
 from calmlflow.registry.package import LoggedModel, log_model, register
 from calmlflow.registry.promote import promote
@@ -29,7 +31,7 @@ from calmlflow.results.charts import Chart
 from calmlflow.results.plots import write_pngs
 from calmlflow.results.plots_data import data_charts
 from calmlflow.results.report import ReportContent, write_report
-from calmlflow.results.table import training_table
+from calmlflow.results.table import PREDICTIONS, training_table
 from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS
 from calmlflow.tracking import environment_params, lineage, log_history, log_new_params, tracked_run
 from calmlflow.training_data import TrainingData, load_training_data
@@ -55,13 +57,16 @@ class Outcome:
     """What a training left behind; printed as its summary.
 
     ``scores`` holds, by target, those of the network (``test``) and what they are held against on the same jobs:
-    ``floor``, ``forest`` and, where there is one, ``champion``.
+    ``floor``, ``forest`` and, where there is one, ``champion``. A target whose network was taken over has only the
+    champion's, as they are one and the same. ``runs`` names, by network, the run that trained it.
     """
 
     run_id: str
     tree: Path = Path()
     scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     champion: str = ""
+    taken_over: tuple[str, ...] = ()
+    runs: dict[str, str] = field(default_factory=dict)
     charts: dict[str, dict[str, Chart]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
@@ -75,12 +80,21 @@ class Outcome:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
 
 
-def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS) -> Outcome:
-    """Train networks in one run (three networks: one parent and three child runs).
+def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS, bundle: bool = True) -> Outcome:
+    """Train networks in one run.
 
     The run's artifacts are the output tree, the logged models, and the quarantined records where there are any. With
-    ``register``, each network, and the bundle if all three were trained, becomes a registered version; with a
-    ``stage``, the bundle (or else the one network) is promoted.
+    ``register``, each network that was trained, and the bundle, becomes a registered version; with a ``stage``, the
+    bundle (or else the one network) is promoted.
+
+    Parameters
+    ----------
+    request : TrainingRequest
+    networks : sequence of str
+        Those to train.
+    bundle : bool
+        Make a bundle, with the networks that are not trained as the version in Production has them; each training is a
+        child run then. Otherwise ``networks`` is one, and stays alone.
 
     Raises
     ------
@@ -88,7 +102,7 @@ def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS) -> Outco
         The run is marked FAILED. Whatever fails before the tree is complete leaves no tree and registers nothing; a
         promotion that fails leaves tree and versions, which can be promoted later.
     """
-    bundle = set(networks) == set(NETWORKS)
+    taken = tuple(network for network in NETWORKS if bundle and network not in networks)
     name = "main" if bundle else TARGETS[networks[0]]
     with tracked_run(name) as run:
         stage = None if request.stage == "None" else settings.parse_stage(request.stage)
@@ -99,49 +113,64 @@ def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS) -> Outco
         if not 0 <= request.risk <= MAX_RISK:
             raise InputError(f"risk is {request.risk:g}; expected 0 to {MAX_RISK:g}")
         configs = read_config(request.config)
-        outcome = Outcome(run.info.run_id)
+        outcome = Outcome(run.info.run_id, taken_over=taken)
+        with outcome.timed("references"):
+            # Before a promotion of this very run could make it its own champion.
+            found = champion(needed_for=taken)
+        if found:
+            outcome.champion = found.version
+            mlflow.set_tag("champion_version", found.version)
+            outcome.runs = runs_of_version(found.version, taken)
         with outcome.timed("read"):
             data = load_training_data(request.data, request.seed, request.test_size)
-        log_new_params({**asdict(request), **data.sizes(), **environment_params()})
+        only = {"only": ",".join(networks) if taken else "all"} if bundle else {}
+        log_new_params({**asdict(request), **only, **data.sizes(), **environment_params()})
         inputs = {
             context: lineage(data.jobs.iloc[part], request.data, context)
             for context, part in (("training", data.train), ("testing", data.test))
         }
         _log_inputs(inputs)
-        with outcome.timed("references"):
-            # Before a promotion of this very run could make it its own champion.
-            found = champion(data)
         if found:
-            mlflow.set_tag("champion_version", found.version)
-            outcome.champion = found.version
-            outcome.scores = {target: {"champion": scores} for target, scores in found.scores.items()}
+            with outcome.timed("references"):
+                outcome.scores = {target: {"champion": scores} for target, scores in found.scores(data).items()}
         with new_tree(Path(request.output)) as tree:
             fitted: dict[str, FittedNetwork] = {}
             models: dict[str, LoggedModel] = {}
-            runs: dict[str, str] = {}
             for network in networks:
                 with tracked_run(TARGETS[network], nested=True) if bundle else nullcontext(run) as own:
-                    runs[network] = own.info.run_id
+                    outcome.runs[network] = own.info.run_id
                     if bundle:
                         _log_inputs(inputs)
                     models |= _train_one(network, request, configs[network], data, tree.partial, fitted, outcome)
+            predictions = {name: column for one in fitted.values() for name, column in one.predictions.items()}
+            if found and taken:
+                by_row = assemble(tree.partial / "models", found.folder).predict(data.rows.features)
+                predictions = {name: column[data.rows.row_of_job] for name, column in by_row.items()}
+            # A network that was taken over is the champion's, which was scored on these very jobs.
+            scores = {target: kinds.get("test") or kinds["champion"] for target, kinds in outcome.scores.items()}
+            origin = Lineage.of_training(
+                request.data,
+                data.jobs.iloc[data.train],
+                request.seed,
+                scores,
+                outcome.runs,
+                dict.fromkeys(taken, outcome.champion),
+            )
             with outcome.timed("log"):
-                table = _write_tables(data, fitted, tree.partial)
+                table = _write_tables(data, predictions, tree.partial)
                 outcome.charts["jobs"] = data_charts(data.jobs)
                 write_pngs(outcome.charts["jobs"], tree.partial / "plots" / "jobs")
                 write_report(tree.partial / "report.html", _report(name, request, outcome, data, table))
                 mlflow.log_artifacts(str(tree.partial))
                 if bundle:
-                    models[BUNDLE_MODEL] = log_model(
-                        tree.partial / "models", NETWORKS, BUNDLE_MODEL, _metadata(request)
-                    )
+                    mlflow.set_tags(origin.origins(NETWORKS))
+                    metadata = _metadata(request, origin.origins(NETWORKS))
+                    models[BUNDLE_MODEL] = log_model(tree.partial / "models", NETWORKS, BUNDLE_MODEL, metadata)
                     for target in TARGETS.values():
                         _log_scores(target, outcome)
         outcome.tree = tree.final
         if request.register:
             with outcome.timed("register"):
-                scores = {target: found["test"] for target, found in outcome.scores.items() if "test" in found}
-                origin = Lineage.of_training(request.data, data.jobs.iloc[data.train], request.seed, scores, runs)
                 outcome.versions = register(models, origin)
         if stage:
             model = BUNDLE_MODEL if bundle else NETWORK_MODELS[networks[0]]
@@ -182,7 +211,12 @@ def _train_one(
         write_pngs(outcome.charts[target], tree / "plots" / target)
         for part in ("results", "plots"):
             mlflow.log_artifacts(str(tree / part / target), f"{part}/{target}")
-        logged = log_model(tree / "models", [network], NETWORK_MODELS[network], _metadata(request))
+        logged = log_model(
+            tree / "models",
+            [network],
+            NETWORK_MODELS[network],
+            _metadata(request, {f"run.{network}": outcome.runs[network]}),
+        )
     return {NETWORK_MODELS[network]: logged}
 
 
@@ -196,8 +230,8 @@ def _log_scores(target: str, outcome: Outcome) -> None:
         mlflow.log_metrics({f"{kind}_{target}_{name}": value for name, value in scores.items()})
 
 
-def _metadata(request: TrainingRequest) -> dict[str, str | int]:
-    return {"data": request.data, "seed": request.seed}
+def _metadata(request: TrainingRequest, origins: Mapping[str, str]) -> dict[str, str | int]:
+    return {"data": request.data, "seed": request.seed, **origins}
 
 
 def _report(
@@ -217,17 +251,12 @@ def _report(
     )
 
 
-def _write_tables(data: TrainingData, fitted: dict[str, FittedNetwork], tree: Path) -> pd.DataFrame:
+def _write_tables(data: TrainingData, predictions: Predictions, tree: Path) -> pd.DataFrame:
     """Write the training set with its predictions, which is given back, and the records that were left out."""
-    predictions = {
-        name: column
-        for network in fitted.values()
-        for name, column in network.predictions.items()
-        if name in ("bin_pred", "mem_pred", "wall_pred")
-    }
     folder = tree / "data"
     folder.mkdir()
-    table = training_table(data.jobs, predictions, data.split)
+    predicted = {name: predictions[name] for name in PREDICTIONS if name in predictions}
+    table = training_table(data.jobs, predicted, data.split)
     table.to_csv(folder / "latest.csv", index=False)
     if len(data.quarantine):
         data.quarantine.to_csv(folder / "quarantine.csv", index=False)

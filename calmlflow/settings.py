@@ -19,6 +19,20 @@ NETWORK_MODELS = {"mem_clf": "calcloud-mem-bin", "mem_reg": "calcloud-memory", "
 BUNDLE_MODEL = "calcloud-predictor"
 """Registered model of the bundle: the unit that is promoted, served and pulled."""
 
+
+def parse_networks(text: str) -> tuple[str, ...]:
+    """The networks named by ``all`` or by names with commas between, theirs or their targets', in order."""
+    of_target = {target: network for network, target in TARGETS.items()}
+    named = {of_target.get(name, name) for name in map(str.strip, text.split(","))}
+    if named == {"all"}:
+        return NETWORKS
+    if unknown := sorted(named - set(NETWORKS)):
+        raise InputError(
+            f"network {unknown[0]!r} does not exist; expected all, or some of {', '.join(NETWORKS)} with commas between"
+        )
+    return tuple(network for network in NETWORKS if network in named)
+
+
 STAGES = ("None", "Staging", "Production", "Archived")
 
 
@@ -87,6 +101,16 @@ def stage() -> str:
 def timeout_s() -> float:
     """Seconds the predictor waits for the registry: ``CALMLFLOW_TIMEOUT``, default 2."""
     return _number("CALMLFLOW_TIMEOUT", 2.0)
+
+
+def notify_url() -> str:
+    """URL that is told of promotions and rollbacks: ``CALMLFLOW_NOTIFY_URL``, default none."""
+    return os.environ.get("CALMLFLOW_NOTIFY_URL", "")
+
+
+def notify_secret() -> str:
+    """What such messages are signed with: ``CALMLFLOW_NOTIFY_SECRET``."""
+    return os.environ.get("CALMLFLOW_NOTIFY_SECRET", "")
 
 
 def _number(variable: str, default: float) -> float:

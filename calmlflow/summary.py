@@ -40,6 +40,8 @@ def print_training(outcome: Outcome) -> None:
     console.print("floor: the best that any function of the nine features could score on these very jobs;")
     console.print("champion: the version in Production, which may have trained on some of them")
     console.print("seconds: " + ", ".join(f"{part} {seconds:.1f}" for part, seconds in outcome.seconds.items()))
+    if outcome.taken_over:
+        console.print(f"taken over: {', '.join(outcome.taken_over)}: from version {outcome.champion}")
     for model, version in outcome.versions.items():
         console.print(f"registered: {model} version {version}")
     if outcome.promoted:

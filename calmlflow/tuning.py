@@ -15,12 +15,13 @@ import optuna
 from optuna.trial import TrialState
 
 from calmlflow.console import counted, say
-from calmlflow.folds import hold_out, parse_networks, train_and_score
+from calmlflow.folds import hold_out, train_and_score
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.networks.config import read_config
 from calmlflow.networks.split import deal
 from calmlflow.networks.training import TrainingConfig
 from calmlflow.search_store import digest, ended_trials, open_storage, open_study, write_winners
+from calmlflow.settings import parse_networks
 from calmlflow.tracking import environment_params, lineage, log_new_params, tracked_run
 from calmlflow.training_data import TrainingData, load_training_data
 

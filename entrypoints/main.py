@@ -1,12 +1,30 @@
-"""Train the three networks, evaluate, register, and promote the new version if a stage is given."""
+"""Train the networks, evaluate, register, and promote the new version if a stage is given."""
 
 from calmlflow.console import script
-from calmlflow.options import training_command
-from calmlflow.settings import NETWORKS
+from calmlflow.options import Config, Data, Only, Output, Register, Risk, Seed, Stage, TestSize
+from calmlflow.settings import parse_networks
 
-main = training_command(
-    NETWORKS, "Train the three networks, evaluate, register, and promote the new version if a stage is given."
-)
+
+def main(
+    data: Data = "sample",
+    output: Output = "data",
+    seed: Seed = 0,
+    test_size: TestSize = 0.2,
+    register: Register = "true",
+    stage: Stage = "None",
+    config: Config = "default",
+    risk: Risk = 0.0,
+    only: Only = "all",
+) -> None:
+    """Train the networks, evaluate, register, and promote the new version if a stage is given."""
+    networks = parse_networks(only)
+    # Not before the options are understood: TensorFlow takes seconds to import.
+    from calmlflow.runs import TrainingRequest, train
+    from calmlflow.summary import print_training
+
+    request = TrainingRequest(data, output, seed, test_size, register == "true", stage, config, risk)
+    print_training(train(request, networks))
+
 
 if __name__ == "__main__":
     script(main)

@@ -156,8 +156,8 @@ def test_the_interval_is_students():
 
 
 def test_networks_are_named_or_refused():
-    from calmlflow.folds import parse_networks
     from calmlflow.hst.errors import InputError
+    from calmlflow.settings import parse_networks
 
     assert parse_networks("all") == ("mem_clf", "mem_reg", "wall_reg")
     assert parse_networks("wall_reg, mem_clf") == ("mem_clf", "wall_reg")

@@ -1,8 +1,11 @@
 """A bundle is what its manifest says, or it is refused; its answers are those of its files."""
 
 import hashlib
+import itertools
 import json
 import math
+import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -13,8 +16,9 @@ from predictor_samples import KILL_TIME, NETWORKS, SCALING, write_bundle, write_
 from scipy.stats import yeojohnson
 
 from calmlflow.hst.errors import InputError
+from calmlflow.hst.scaling import Scaling
 from calmlflow.predictor.bundle import Bundle, combine, write_manifest
-from calmlflow.predictor.decision import Decision
+from calmlflow.predictor.decision import Decision, SeenRows
 from calmlflow.predictor.killtime import KillTime
 from calmlflow.predictor.predictor import as_answers
 
@@ -102,7 +106,8 @@ def test_kill_times_follow_the_spread_of_a_jobs_row(folder):
 )
 def test_tables_of_another_training_are_refused(folder, rows, spread, ratio_lines, file):
     add_rows(folder, None if rows is None else FEATURES[:rows], spread, ratio_lines)
-    with pytest.raises(InputError, match=rf"^{file} and seen_rows\.json do not belong together; expected[^.]*$"):
+    words = rf"^bundle {re.escape(str(folder))}: {file} and seen_rows\.json do not belong together; expected[^.]*$"
+    with pytest.raises(InputError, match=words):
         Bundle.load(folder)
 
 
@@ -125,7 +130,7 @@ def test_predictions_are_made_of_what_networks_say():
     decision = Decision(np.array([[1.0, 1, 1, 1], [1, 1e3, 1e3, 1e3], [1, 1, 1, 1]]))
     kill_time = KillTime((), (4.0,), 0.9, (1,), (0.5, 1.0, 1.0))
     outputs = {"mem_clf": PROBABILITIES, "mem_reg": np.array([[1.5], [30], [2]]), "wall_reg": np.full((3, 1), 100.0)}
-    bare = combine(outputs, None, None, None)
+    bare = combine(outputs, {}, None, None)
     assert set(bare) == {"bin_pred", "probabilities", "mem_pred", "wall_pred"}
     assert bare["bin_pred"].tolist() == [0, 3, 0]
     assert bare["mem_pred"].tolist() == [1.5, 30, 2]
@@ -133,14 +138,14 @@ def test_predictions_are_made_of_what_networks_say():
     np.testing.assert_array_equal(bare["probabilities"], PROBABILITIES)
 
     nearest = np.array([0, -1, 1])
-    found = combine(outputs, nearest, decision, kill_time)
+    found = combine(outputs, dict.fromkeys(NETWORKS, nearest), decision, kill_time)
     assert found["unseen"].tolist() == [False, True, False]
     assert found["bin_pred"][1:].tolist() == [3, 1]
     np.testing.assert_array_equal(found["bin_pred"][[0, 2]], decision.choose(PROBABILITIES, nearest)[[0, 2]])
     assert found["kill_time"].tolist() == [200, 172_800, 400]
 
     # Where rows are not known, the lines for jobs unlike any seen serve all, and nobody is told to be one.
-    found = combine(outputs, None, decision, kill_time)
+    found = combine(outputs, {}, decision, kill_time)
     assert "unseen" not in found
     np.testing.assert_array_equal(found["bin_pred"], decision.choose(PROBABILITIES, np.full(3, -1)))
     assert found["kill_time"].tolist() == [400, 400, 400]
@@ -148,8 +153,21 @@ def test_predictions_are_made_of_what_networks_say():
 
 def test_a_job_unlike_any_seen_gets_a_rung_more_up_to_the_last():
     outputs = {"mem_clf": PROBABILITIES}
-    assert combine(outputs, np.full(3, -1), None, None)["bin_pred"].tolist() == [1, 3, 1]
-    assert combine(outputs, np.array([-1, 0, 0]), None, None)["bin_pred"].tolist() == [1, 3, 0]
+    for nearest, expected in ((np.full(3, -1), [1, 3, 1]), (np.array([-1, 0, 0]), [1, 3, 0])):
+        assert combine(outputs, {"mem_clf": nearest}, None, None)["bin_pred"].tolist() == expected
+
+
+@pytest.mark.parametrize("knowing", [{}, {"mem_clf"}, {"mem_reg"}, {"wall_reg"}, {"mem_reg", "wall_reg"}, {*NETWORKS}])
+@pytest.mark.parametrize("rows_of", [("mem_clf",), ("mem_reg",), ("wall_reg",), ("mem_clf", "wall_reg"), NETWORKS])
+def test_what_is_unseen_to_one_network_changes_what_that_network_says(rows_of, knowing):
+    outputs = {"mem_clf": PROBABILITIES[:1], "mem_reg": np.full((1, 1), 2.0), "wall_reg": np.full((1, 1), 100.0)}
+    nearest = {network: np.array([0 if network in knowing else -1]) for network in rows_of}
+    unsure = set(rows_of) - set(knowing)
+    found = combine(outputs, nearest, None, KillTime((), (4.0,), 0.9, (1,)))
+    assert found["bin_pred"].tolist() == [1 if "mem_clf" in unsure else 0]
+    assert found["kill_time"].tolist() == [172_800 if "wall_reg" in unsure else 400]
+    assert found["unseen"].tolist() == [bool(unsure)]
+    assert (found["mem_pred"].tolist(), found["wall_pred"].tolist()) == ([2], [100])
 
 
 @pytest.mark.parametrize(
@@ -162,8 +180,8 @@ def test_a_job_unlike_any_seen_gets_a_rung_more_up_to_the_last():
 )
 def test_what_no_network_says_is_not_made_up(network, output, names):
     kill_time = KillTime((), (2.0,), 0.9, (1,))
-    assert set(combine({network: output}, None, None, kill_time)) == names
-    assert set(combine({network: output}, np.zeros(3, dtype=int), None, kill_time)) == {*names, "unseen"}
+    assert set(combine({network: output}, {}, None, kill_time)) == names
+    assert set(combine({network: output}, {network: np.zeros(3, dtype=int)}, None, kill_time)) == {*names, "unseen"}
 
 
 def test_a_job_gets_the_same_answer_alone_and_among_others(folder):
@@ -255,7 +273,8 @@ def test_a_link_out_of_the_folder_is_refused(folder, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda manifest: manifest.update(format=2),
+        lambda manifest: manifest.update(format=3),
+        lambda manifest: manifest.update(format=[1]),
         lambda manifest: manifest.update(format="1"),
         lambda manifest: manifest.pop("format"),
         lambda manifest: manifest.pop("networks"),
@@ -269,7 +288,7 @@ def test_a_link_out_of_the_folder_is_refused(folder, tmp_path):
 )
 def test_a_manifest_of_another_shape_is_refused(folder, change):
     change_manifest(folder, change)
-    with pytest.raises(InputError, match=r"bundle\.json is damaged; expected format 1"):
+    with pytest.raises(InputError, match=r"bundle\.json is damaged; expected format 1 or 2, "):
         Bundle.load(folder)
 
 
@@ -319,3 +338,154 @@ def test_the_manifest_lists_every_file_and_the_networks_that_are_there(folder):
         "killtime.json", "tx_data.json", "mem_clf/mem_clf.onnx", "mem_reg/mem_reg.keras", "wall_reg/wall_reg.onnx",
     }  # fmt: skip
     assert set(Bundle.load(folder).predict(FEATURES)) >= {"bin_pred", "wall_pred"}
+
+
+# -- Networks of different trainings ----------------------------------------------------------------------------------
+
+OTHER_SCALING = Scaling((0.3, -0.2), (2.0, 1.0), (0.8, 1.1))
+
+
+@pytest.fixture
+def trainings(tmp_path):
+    """Two bundles that differ in everything: networks, scaling, seen rows, decision and kill times."""
+    folders = []
+    for seed, (scaling, rows) in enumerate([(SCALING, FEATURES[:60]), (OTHER_SCALING, FEATURES[40:140])]):
+        folder = write_bundle(tmp_path / f"training-{seed}", seed)
+        (folder / "tx_data.json").write_text(scaling.to_json())
+        ratios = np.random.default_rng(seed).uniform(0.5, 2, (len(rows) + 1, 4))
+        (folder / "decision.json").write_text(Decision(ratios).to_json())
+        add_rows(folder, rows, spread=np.linspace(0.5, 1.5, len(rows) + 1))
+        folders.append(folder)
+    return folders
+
+
+def mix(target, sources):
+    """A bundle of networks from these folders, each with tables of its own."""
+    for network, source in sources.items():
+        shutil.copytree(source / network, target / network)
+        for table in ("tx_data.json", "seen_rows.json"):
+            if (source / table).exists():
+                shutil.copy(source / table, target / network)
+    shutil.copy(sources["mem_clf"] / "decision.json", target)
+    shutil.copy(sources["wall_reg"] / "killtime.json", target)
+    write_manifest(target)
+    return target
+
+
+COLUMNS = {
+    "mem_clf": ("bin_pred", "probabilities"),
+    "mem_reg": ("mem_pred",),
+    "wall_reg": ("wall_pred", "kill_time"),
+}
+
+
+@pytest.mark.parametrize("choice", list(itertools.product((0, 1), repeat=3)))
+def test_each_network_answers_as_in_the_bundle_it_comes_from(trainings, tmp_path, choice):
+    sources = {network: trainings[number] for network, number in zip(NETWORKS, choice, strict=True)}
+    mixed = Bundle.load(mix(tmp_path / "mixed", sources)).predict(FEATURES)
+    origins = [Bundle.load(folder).predict(FEATURES) for folder in trainings]
+    for network, number in zip(NETWORKS, choice, strict=True):
+        for column in COLUMNS[network]:
+            np.testing.assert_array_equal(mixed[column], origins[number][column], strict=True)
+            assert not np.array_equal(origins[0][column], origins[1][column])
+    unseen = np.any([origins[number]["unseen"] for number in choice], axis=0)
+    assert 0 < origins[0]["unseen"].sum() < len(FEATURES)
+    np.testing.assert_array_equal(mixed["unseen"], unseen)
+
+
+def test_a_job_is_known_or_not_alone_as_among_others(trainings, tmp_path):
+    bundle = Bundle.load(mix(tmp_path / "mixed", dict(zip(NETWORKS, [*trainings, trainings[0]], strict=True))))
+    together = bundle.predict(FEATURES)
+    assert 0 < together["unseen"].sum() < len(FEATURES)
+    for column in ("unseen", "bin_pred", "kill_time"):
+        alone = np.concatenate([bundle.predict([row])[column] for row in FEATURES])
+        np.testing.assert_array_equal(alone, together[column])
+
+
+def test_tables_of_its_own_change_the_format_and_nothing_else_does(trainings, tmp_path):
+    def format_of(folder):
+        return json.loads((folder / "bundle.json").read_text())["format"]
+
+    whole, other = trainings
+    before = (whole / "bundle.json").read_bytes()
+    write_manifest(whole)
+    assert (whole / "bundle.json").read_bytes() == before
+    assert format_of(whole) == 1
+    for table in ("tx_data.json", "seen_rows.json"):
+        folder = shutil.copytree(whole, tmp_path / table)
+        shutil.copy(other / table, folder / "mem_reg")
+        write_manifest(folder)
+        assert format_of(folder) == 2
+
+
+def test_each_table_of_its_own_goes_before_the_one_at_the_top(trainings, tmp_path):
+    whole, other = trainings
+    (only_scaling, only_rows) = (shutil.copytree(whole, tmp_path / name) for name in ("scaling", "rows"))
+    shutil.copy(other / "tx_data.json", only_scaling / "mem_reg")
+    shutil.copy(other / "seen_rows.json", only_rows / "mem_reg")
+    for folder in (only_scaling, only_rows):
+        write_manifest(folder)
+    before, scaled_anew, known_anew = (
+        Bundle.load(folder).predict(FEATURES) for folder in (whole, only_scaling, only_rows)
+    )
+    assert not np.array_equal(before["mem_pred"], scaled_anew["mem_pred"])
+    assert not np.array_equal(before["unseen"], known_anew["unseen"])
+    np.testing.assert_array_equal(before["mem_pred"], known_anew["mem_pred"])
+    for column in ("bin_pred", "kill_time", "wall_pred"):
+        np.testing.assert_array_equal(before[column], scaled_anew[column])
+        np.testing.assert_array_equal(before[column], known_anew[column])
+
+
+@pytest.mark.parametrize(("network", "table"), [("mem_clf", "decision.json"), ("wall_reg", "killtime.json")])
+def test_lines_are_held_against_the_rows_of_their_own_network(trainings, tmp_path, network, table):
+    whole, other = trainings
+    sources = {**dict.fromkeys(NETWORKS, whole), network: other}
+    folder = mix(tmp_path / "mixed", sources)
+    Bundle.load(folder)
+    shutil.copy(whole / table, folder)
+    write_manifest(folder)
+    words = f"bundle {folder}: {table} and {network}/seen_rows.json do not belong together"
+    with pytest.raises(InputError, match=f"^{re.escape(words)}"):
+        Bundle.load(folder)
+    # Whoever loads the other networks needs neither.
+    rest = [name for name in NETWORKS if name != network]
+    assert Bundle.load(folder, rest).predict(FEATURES[:1])
+
+
+def test_a_network_without_seen_rows_knows_no_unseen_job(trainings, tmp_path):
+    whole = trainings[0]
+    plain = write_bundle(tmp_path / "plain", seed=3)
+    folder = mix(tmp_path / "mixed", {"mem_clf": whole, "mem_reg": plain, "wall_reg": plain})
+    found, of_whole, of_plain = (Bundle.load(path).predict(FEATURES) for path in (folder, whole, plain))
+    assert "unseen" not in of_plain
+    np.testing.assert_array_equal(found["unseen"], of_whole["unseen"])
+    np.testing.assert_array_equal(found["bin_pred"], of_whole["bin_pred"])
+    np.testing.assert_array_equal(found["kill_time"], of_plain["kill_time"])
+
+
+def test_what_networks_share_is_done_once(trainings, tmp_path, monkeypatch):
+    whole, other = trainings
+    calls = []
+    for owner, name in ((Scaling, "apply"), (SeenRows, "nearest")):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *words, real=real, name=name: calls.append(name) or real(*words))
+    for sources, times in (
+        (dict.fromkeys(NETWORKS, whole), 1),
+        ({"mem_clf": whole, "mem_reg": whole, "wall_reg": other}, 2),
+        ({"mem_clf": whole, "mem_reg": other, "wall_reg": whole}, 2),
+    ):
+        bundle = Bundle.load(mix(tmp_path / str(len(list(tmp_path.iterdir()))), sources))
+        calls.clear()
+        bundle.predict(FEATURES[:1])
+        assert sorted(calls) == ["apply"] * times + ["nearest"] * times
+        assert bundle.answer_keys == ("memBin", "probabilities", "unseen", "memVal", "clockTime", "killTime")
+
+
+@pytest.mark.parametrize("table", ["tx_data.json", "seen_rows.json"])
+def test_a_table_that_does_not_parse_is_named_with_its_network_and_bundle(trainings, tmp_path, table):
+    whole, other = trainings
+    folder = mix(tmp_path / "mixed", {"mem_clf": whole, "mem_reg": other, "wall_reg": whole})
+    (folder / "mem_reg" / table).write_text("{}")
+    write_manifest(folder)
+    with pytest.raises(InputError, match=rf"^bundle {re.escape(str(folder))}: mem_reg/{table} cannot be used \("):
+        Bundle.load(folder)

@@ -178,21 +178,22 @@ def register_bundle(client, folder):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_the_champion_is_the_version_in_production_scored_on_the_test_jobs(registry, tmp_path, data, capsys):
-    assert champion(data) is None
+    assert champion() is None
     version = register_bundle(registry, tmp_path / "bundle")
-    assert champion(data) is None
+    assert champion() is None
     assert capsys.readouterr().err == ""
     registry.transition_model_version_stage("calcloud-predictor", version, "Production")
-    found = champion(data)
+    found = champion()
     assert found.version == str(version)
-    assert list(found.scores) == list(PREDICTED)
+    scores = found.scores(data)
+    assert list(scores) == list(PREDICTED)
     jobs = data.jobs.iloc[data.test]
     given = np.array([0.25, 0.5, 0.125, 0.125])[jobs["mem_bin"]]
-    assert found.scores["mem_bin"]["accuracy"] == pytest.approx(np.mean(jobs["mem_bin"] == 1))
-    assert found.scores["mem_bin"]["log_loss"] == pytest.approx(-np.log(given).mean())
-    assert found.scores["memory"]["mae"] == pytest.approx(np.abs(jobs["memory"] - 1.5).mean())
-    assert found.scores["wallclock"]["mae"] == pytest.approx(np.abs(jobs["wallclock"] - 60).mean())
-    assert found.scores["wallclock"]["kill_time_coverage"] == pytest.approx(np.mean(jobs["wallclock"] <= 300))
+    assert scores["mem_bin"]["accuracy"] == pytest.approx(np.mean(jobs["mem_bin"] == 1))
+    assert scores["mem_bin"]["log_loss"] == pytest.approx(-np.log(given).mean())
+    assert scores["memory"]["mae"] == pytest.approx(np.abs(jobs["memory"] - 1.5).mean())
+    assert scores["wallclock"]["mae"] == pytest.approx(np.abs(jobs["wallclock"] - 60).mean())
+    assert scores["wallclock"]["kill_time_coverage"] == pytest.approx(np.mean(jobs["wallclock"] <= 300))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -201,7 +202,7 @@ def test_a_champion_that_is_damaged_is_said_and_left_out(registry, tmp_path, dat
     registry.transition_model_version_stage("calcloud-predictor", version, "Production")
     (found,) = (tmp_path / "mlruns").rglob("mem_reg.onnx")
     found.write_bytes(b"something else")
-    assert champion(data) is None
+    assert champion() is None
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("the version in Production is not scored: ")
     assert "mem_reg.onnx" in line
@@ -209,6 +210,6 @@ def test_a_champion_that_is_damaged_is_said_and_left_out(registry, tmp_path, dat
 
 def test_a_registry_that_does_not_answer_is_said_and_no_reason_to_stop(data, ports, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"http://127.0.0.1:{ports[0]}")
-    assert champion(data) is None
+    assert champion() is None
     (line,) = capsys.readouterr().err.splitlines()
     assert f"no MLflow server answers at http://127.0.0.1:{ports[0]}" in line

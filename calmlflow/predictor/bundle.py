@@ -1,11 +1,13 @@
-"""A bundle on disk: up to three networks, their scaling and the kill-time table, checked and run with onnxruntime."""
+"""A bundle on disk: up to three networks, their scaling and tables, checked and run with onnxruntime."""
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,8 +24,17 @@ from calmlflow.settings import KILL_TIME_MAX_S, NETWORKS
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
+T = TypeVar("T")
+
 MANIFEST = "bundle.json"
-FORMAT = 1
+FORMATS = (1, 2)
+"""2 where a network has tables of its own: a reader that does not know of them must refuse the bundle."""
+
+OWN_TABLES = ("tx_data.json", "seen_rows.json")
+"""What a network may have in its own folder; where it has none, the one at the top counts."""
+
+TABLE_OF_NETWORK = {"mem_clf": "decision.json", "wall_reg": "killtime.json"}
+"""Tables at the top that serve one network."""
 
 ANSWER_KEYS = {
     "mem_clf": ("memBin", "probabilities", "unseen"),
@@ -37,12 +48,13 @@ Predictions = dict[str, NDArray[Any]]
 """What a bundle says of n jobs, by the names of the job record's columns; a key is absent where the bundle lacks its
 network: bin_pred (n,) 0..3 (the rung decided on; the most probable one where the bundle has no decision.json),
 probabilities (n, 4), mem_pred (n,) GB, wall_pred (n,) seconds, kill_time (n,) seconds, and unseen (n,) bool: unlike any
-training job, and therefore given a rung more and the longest kill time."""
+job that one of the networks was trained on. Where that one is mem_clf, the job is given a rung more; where it is
+wall_reg, the longest kill time."""
 
 
 def combine(
     outputs: Mapping[str, NDArray],
-    nearest: NDArray[np.int64] | None,
+    nearest: Mapping[str, NDArray[np.int64]],
     decision: Decision | None,
     kill_time: KillTime | None,
 ) -> Predictions:
@@ -52,33 +64,43 @@ def combine(
     ----------
     outputs : mapping of str to ndarray, shape (n, 4) or (n, 1)
         By network.
-    nearest : ndarray of int, shape (n,), optional
-        See `SeenRows.nearest`; without it no job is told to be unseen.
+    nearest : mapping of str to ndarray of int, shape (n,)
+        By network, see `SeenRows.nearest`. To a network that is absent here no job is unseen.
     decision : Decision, optional
     kill_time : KillTime, optional
     """
     found: Predictions = {}
+    # What a network says of a job unlike any it has seen is a guess: a rung more, and all the time there is.
+    unseen = {network: rows < 0 for network, rows in nearest.items()}
     if "mem_clf" in outputs:
         probabilities = outputs["mem_clf"]
         found["probabilities"] = probabilities
         found["bin_pred"] = probabilities.argmax(axis=1)
         if decision:
-            of_row = np.full(len(probabilities), -1) if nearest is None else nearest
+            of_row = nearest["mem_clf"] if "mem_clf" in nearest else np.full(len(probabilities), -1)
             found["bin_pred"] = decision.choose(probabilities, of_row)
+        if "mem_clf" in unseen:
+            found["bin_pred"] = np.minimum(found["bin_pred"] + unseen["mem_clf"], len(LADDER) - 1)
     if "mem_reg" in outputs:
         found["mem_pred"] = outputs["mem_reg"][:, 0].astype(float)
     if "wall_reg" in outputs:
         found["wall_pred"] = outputs["wall_reg"][:, 0].astype(float)
         if kill_time:
-            found["kill_time"] = kill_time.apply(found["wall_pred"], nearest)
-    if nearest is not None:
-        found["unseen"] = unseen = nearest < 0
-        # What the networks say of such a job is a guess: a rung more, and all the time there is.
-        if "bin_pred" in found:
-            found["bin_pred"] = np.minimum(found["bin_pred"] + unseen, len(LADDER) - 1)
-        if "kill_time" in found:
-            found["kill_time"] = np.where(unseen, KILL_TIME_MAX_S, found["kill_time"])
+            found["kill_time"] = kill_time.apply(found["wall_pred"], nearest.get("wall_reg"))
+            if "wall_reg" in unseen:
+                found["kill_time"] = np.where(unseen["wall_reg"], KILL_TIME_MAX_S, found["kill_time"])
+    if unseen:
+        found["unseen"] = reduce(np.logical_or, unseen.values())
     return found
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Networks with the same tables: a job is scaled, and looked up, once for all of them."""
+
+    scaling: Scaling
+    seen: SeenRows | None
+    sessions: dict[str, onnxruntime.InferenceSession] = field(default_factory=dict)
 
 
 class Bundle:
@@ -86,31 +108,14 @@ class Bundle:
 
     Files: ``{network}/{network}.onnx``, ``tx_data.json``, ``killtime.json`` (with wall_reg), ``decision.json`` (with
     mem_clf, optional), ``seen_rows.json`` (optional) and ``bundle.json``, which lists the networks and the SHA-256 of
-    every file.
+    every file. A network of another training than the others has its own ``{network}/tx_data.json`` and
+    ``{network}/seen_rows.json``; each of them goes before the one at the top.
     """
 
-    def __init__(
-        self,
-        sessions: dict[str, onnxruntime.InferenceSession],
-        scaling: Scaling,
-        kill_time: KillTime | None,
-        decision: Decision | None,
-        seen: SeenRows | None,
-    ):
-        self._sessions = sessions
-        self._scaling = scaling
+    def __init__(self, groups: Sequence[_Group], kill_time: KillTime | None, decision: Decision | None):
+        self._groups = tuple(groups)
         self._kill_time = kill_time
         self._decision = decision
-        self._seen = seen
-        by_row = {
-            "decision.json": len(decision.wallclock_ratio) if decision else 0,
-            "killtime.json": len(kill_time.spread) if kill_time else 0,
-        }
-        for file, lines in by_row.items():
-            if lines and lines != (seen.count if seen else 0) + 1:
-                raise InputError(
-                    f"{file} and seen_rows.json do not belong together; expected one line more in the first"
-                )
 
     @classmethod
     def load(cls, folder: Path, networks: Sequence[str] | None = None) -> "Bundle":
@@ -125,30 +130,53 @@ class Bundle:
         Raises
         ------
         InputError
-            A file is missing, or not the one that the manifest lists.
+            A file is missing, not the one that the manifest lists, damaged, or of another training than the one it is
+            read with.
         """
         manifest = read_manifest(folder)
-        files = {name: _checked_bytes(folder, name, digest) for name, digest in manifest["sha256"].items()}
+        files = read_files(folder, manifest)
 
-        def content(name: str) -> bytes:
+        def parsed(name: str, parse: Callable[[bytes], T]) -> T:
             if name not in files:
                 raise InputError(f"bundle {folder}: {name} is not listed in {MANIFEST}; expected it for its networks")
-            return files[name]
+            try:
+                return parse(files[name])
+            except InputError as error:
+                raise InputError(f"bundle {folder}: {name} cannot be used ({error})") from None
 
-        networks = manifest["networks"] if networks is None else networks
-        scaling = Scaling.from_json(content("tx_data.json"))
-        return cls(
-            {network: _session(content(f"{network}/{network}.onnx"), folder, network) for network in networks},
-            scaling,
-            KillTime.from_json(content("killtime.json")) if "wall_reg" in networks else None,
-            Decision.from_json(files["decision.json"]) if "decision.json" in files else None,
-            SeenRows.read(files["seen_rows.json"], scaling) if "seen_rows.json" in files else None,
-        )
+        groups: dict[tuple[str, ...], _Group] = {}
+        group_of: dict[str, _Group] = {}
+        for network in manifest["networks"] if networks is None else networks:
+            names = [table_of(network, table, files) for table in OWN_TABLES]
+            same = tuple(manifest["sha256"].get(name, "") for name in names)
+            if same not in groups:
+                scaling = parsed(names[0], Scaling.from_json)
+                seen = parsed(names[1], partial(SeenRows.read, scaling=scaling)) if names[1] in files else None
+                groups[same] = _Group(scaling, seen)
+            group_of[network] = groups[same]
+            session = parsed(f"{network}/{network}.onnx", partial(_session, network=network))
+            groups[same].sessions[network] = session
+        kill_time = parsed("killtime.json", KillTime.from_json) if "wall_reg" in group_of else None
+        decision = None
+        if "mem_clf" in group_of and "decision.json" in files:
+            decision = parsed("decision.json", Decision.from_json)
+        for name, network, lines in (
+            ("decision.json", "mem_clf", len(decision.wallclock_ratio) if decision else 0),
+            ("killtime.json", "wall_reg", len(kill_time.spread) if kill_time else 0),
+        ):
+            seen = group_of[network].seen if lines else None
+            if lines and lines != (seen.count if seen else 0) + 1:
+                raise InputError(
+                    f"bundle {folder}: {name} and {table_of(network, 'seen_rows.json', files)} do not belong together; "
+                    "expected one line more in the first"
+                )
+        return cls(list(groups.values()), kill_time, decision)
 
     @property
     def answer_keys(self) -> tuple[str, ...]:
         """Keys of the answer that this bundle's networks give, in order."""
-        return tuple(key for network in NETWORKS if network in self._sessions for key in ANSWER_KEYS[network])
+        held = {network for group in self._groups for network in group.sessions}
+        return tuple(key for network in NETWORKS if network in held for key in ANSWER_KEYS[network])
 
     def predict(self, features: ArrayLike) -> Predictions:
         """Run every network of the bundle.
@@ -158,19 +186,30 @@ class Bundle:
         features : array_like, shape (n, 9)
             Raw features in the order of `calmlflow.hst.features.FEATURES`.
         """
-        scaled = self._scaling.apply(features)
-        outputs = {network: session.run(None, {"features": scaled})[0] for network, session in self._sessions.items()}
-        nearest = self._seen.nearest(scaled) if self._seen else None
+        outputs, nearest = {}, {}
+        for group in self._groups:
+            scaled = group.scaling.apply(features)
+            rows = group.seen.nearest(scaled) if group.seen else None
+            for network, session in group.sessions.items():
+                outputs[network] = session.run(None, {"features": scaled})[0]
+                if rows is not None:
+                    nearest[network] = rows
         return combine(outputs, nearest, self._decision, self._kill_time)
 
 
+def table_of(network: str, table: str, files: Container[str]) -> str:
+    """Which of a bundle's files is the table of a network: its own, or else the one at the top."""
+    own = f"{network}/{table}"
+    return own if own in files else table
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read ``bundle.json``: ``format`` (1), ``networks`` (list) and ``sha256`` (file -> hex digest)."""
+    """Read ``bundle.json``: ``format`` (1 or 2), ``networks`` (list) and ``sha256`` (file -> hex digest)."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
         known = (
-            manifest["format"] == FORMAT
+            manifest["format"] in FORMATS
             and set(manifest["networks"]) <= set(NETWORKS)
             and all(isinstance(digest, str) for digest in manifest["sha256"].values())
         )
@@ -181,7 +220,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         known = False
     if not known:
-        raise InputError(f"{path} is damaged; expected format {FORMAT}, networks and sha256")
+        raise InputError(f"{path} is damaged; expected format {' or '.join(map(str, FORMATS))}, networks and sha256")
     return manifest
 
 
@@ -190,8 +229,14 @@ def write_manifest(folder: Path) -> None:
     networks = [network for network in NETWORKS if (folder / network / f"{network}.onnx").is_file()]
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     digests = {path.relative_to(folder).as_posix(): _digest(path.read_bytes()) for path in files}
-    text = json.dumps({"format": FORMAT, "networks": networks, "sha256": digests}, indent=2)
-    (folder / MANIFEST).write_text(text)
+    of_their_own = any(f"{network}/{table}" in digests for network in networks for table in OWN_TABLES)
+    manifest = {"format": 2 if of_their_own else 1, "networks": networks, "sha256": digests}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
+
+
+def read_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, bytes]:
+    """Every file that a manifest lists; an InputError names one that is not what it was when it was listed."""
+    return {name: _checked_bytes(folder, name, digest) for name, digest in manifest["sha256"].items()}
 
 
 def _checked_bytes(folder: Path, name: str, digest: str) -> bytes:
@@ -213,7 +258,7 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _session(model: bytes, folder: Path, network: str) -> onnxruntime.InferenceSession:
+def _session(model: bytes, network: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     # The networks are so small that a second thread costs more than it gives.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -222,12 +267,12 @@ def _session(model: bytes, folder: Path, network: str) -> onnxruntime.InferenceS
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         # onnxruntime raises a family of its own without a common public base.
-        raise InputError(f"bundle {folder}: {network}.onnx is no ONNX network ({type(error).__name__})") from None
+        raise InputError(f"{network}.onnx is no ONNX network ({type(error).__name__})") from None
     shapes = (
         [inputs.shape[1:] for inputs in session.get_inputs()],
         [output.shape[1:] for output in session.get_outputs()],
     )
     expected = [[len(FEATURES)]], [[len(LADDER) if network == "mem_clf" else 1]]
     if shapes != expected or session.get_inputs()[0].name != "features":
-        raise InputError(f"bundle {folder}: {network}.onnx takes and gives {shapes}; expected {expected}")
+        raise InputError(f"{network}.onnx takes and gives {shapes}; expected {expected}")
     return session

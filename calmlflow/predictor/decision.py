@@ -137,7 +137,10 @@ class SeenRows:
         It is -1 where that row is further than `MAX_DISTANCE`, or there is none: the job is unlike any seen.
         """
         found = np.full(len(scaled), -1, dtype=np.int64)
-        keys, group = np.unique(_flags(scaled), axis=0, return_inverse=True)
+        flags = _flags(scaled)
+        # Sorting a single job would take longer than all that follows.
+        one = len(flags) == 1
+        keys, group = (flags, np.zeros(1)) if one else np.unique(flags, axis=0, return_inverse=True)
         for number, key in enumerate(keys):
             rows, sizes = self._groups.get(key.tobytes(), (None, None))
             if rows is None or sizes is None:

@@ -122,7 +122,7 @@ class Cache:
         CalmlflowError
             It can be had from neither, the folder cannot be written, or the version is no bundle.
         """
-        folder = self.folder / staged.folder
+        folder = self.path(staged)
         if folder.is_dir():
             try:
                 return Bundle.load(folder, settings.NETWORKS)
@@ -136,6 +136,10 @@ class Cache:
                 f"cache folder {self.folder} cannot be written ({error.strerror}); expected a folder of yours: "
                 "name one with CALMLFLOW_CACHE"
             ) from None
+
+    def path(self, staged: StagedVersion) -> Path:
+        """Folder of the files of a version that was loaded."""
+        return self.folder / staged.folder
 
     def remember(self, stage: str, staged: StagedVersion) -> None:
         """Note what a stage holds, for a time when the registry cannot be asked; a failure to is only logged."""

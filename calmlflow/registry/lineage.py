@@ -1,7 +1,7 @@
 """What a registered version says of itself, as tags: the jobs it saw, its scores, and the run of each part."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -31,7 +31,9 @@ class Lineage:
     scores : dict of dict of float
         Target -> score -> value, of its own held-out jobs; a target that was not scored is absent.
     runs : dict of str to str
-        Network -> id of the run that trained it.
+        Network -> id of the run that trained it; a network whose run is not known is absent.
+    taken_from : dict of str to str
+        Network -> version of the bundle that it was taken over from; a network of this very training is absent.
     """
 
     data: str
@@ -40,6 +42,7 @@ class Lineage:
     seed: int | None
     scores: Mapping[str, Mapping[str, float]]
     runs: Mapping[str, str]
+    taken_from: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_training(
@@ -49,21 +52,27 @@ class Lineage:
         seed: int,
         scores: Mapping[str, Mapping[str, float]],
         runs: Mapping[str, str],
+        taken_from: Mapping[str, str] | None = None,
     ) -> "Lineage":
         """Lineage of networks that were trained on these job records."""
-        return cls(data, len(trained_on), int(trained_on["timestamp"].max()), seed, scores, runs)
+        return cls(data, len(trained_on), int(trained_on["timestamp"].max()), seed, scores, runs, taken_from or {})
+
+    def origins(self, networks: Sequence[str]) -> dict[str, str]:
+        """Where these networks come from: ``run.{network}``, and ``part.{network}`` for those that were taken over."""
+        found = {f"run.{network}": self.runs[network] for network in networks if network in self.runs}
+        parts = {f"part.{name}": f"version {self.taken_from[name]}" for name in networks if name in self.taken_from}
+        return {**found, **parts}
 
     def tags(self, networks: Sequence[str]) -> dict[str, str]:
         """Tags of a version that holds these networks.
 
-        ``data``, ``jobs``, ``newest_job``, ``seed``, ``run.{network}`` and ``score.{target}.{score}``.
+        ``data``, ``jobs``, ``newest_job``, ``seed``, ``score.{target}.{score}``, and `origins`.
         """
         found = {"data": self.data, "jobs": str(self.jobs), "newest_job": str(self.newest_job)}
         if self.seed is not None:
             found["seed"] = str(self.seed)
+        found |= self.origins(networks)
         for network in networks:
-            if network in self.runs:
-                found[f"run.{network}"] = self.runs[network]
             target = TARGETS[network]
             scores = self.scores.get(target, {})
             found |= {f"score.{target}.{name}": f"{scores[name]:.6g}" for name in HEADLINES[target] if name in scores}

@@ -22,7 +22,7 @@ from mlflow.types.schema import Array
 import calmlflow
 from calmlflow.hst.errors import InputError
 from calmlflow.hst.features import OPTIONAL_KEYS
-from calmlflow.predictor.bundle import ANSWER_KEYS, MANIFEST, write_manifest
+from calmlflow.predictor.bundle import ANSWER_KEYS, MANIFEST, OWN_TABLES, TABLE_OF_NETWORK, write_manifest
 from calmlflow.registry.lineage import Lineage
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,9 @@ OUTPUTS: dict[str, DataType | Array] = {
     "clockTime": DataType.long,
     "killTime": DataType.long,
 }
+
+OPTIONAL_TABLES = ("decision.json", "seen_rows.json")
+"""What networks that were trained elsewhere do not have."""
 
 EXAMPLE = pd.DataFrame(
     [
@@ -80,22 +83,17 @@ class LoggedModel:
 
 def write_bundle(models: Path, networks: Sequence[str], folder: Path) -> Path:
     """Copy networks of a training's ``models`` folder into a bundle of their own and list its files."""
-    needed = [*networks, *(["killtime.json"] if "wall_reg" in networks else [])]
-    # Networks that were trained elsewhere know neither the rows they were trained on nor how wallclocks go with rungs.
-    tables = [*needed[len(networks) :], *(["decision.json"] if "mem_clf" in networks else [])]
-    for table in ("tx_data.json", "seen_rows.json"):
-        if not all((models / network / table).exists() for network in networks):
-            tables.append(table)
-            needed += [table] if table == "tx_data.json" else []
-    for part in needed:
-        if not (models / part).exists():
+    wanted = [table for network, table in TABLE_OF_NETWORK.items() if network in networks]
+    wanted += [table for table in OWN_TABLES if not all((models / name / table).exists() for name in networks)]
+    for part in (*networks, *wanted):
+        if not (models / part).exists() and part not in OPTIONAL_TABLES:
             raise InputError(
                 f"{models} holds no {part}; expected the models folder of a training of {', '.join(networks)}"
             )
     folder.mkdir(parents=True)
     for network in networks:
         shutil.copytree(models / network, folder / network)
-    for table in tables:
+    for table in wanted:
         if (models / table).exists():
             shutil.copy(models / table, folder)
     write_manifest(folder)

@@ -1,0 +1,76 @@
+"""Fresh networks and the champion's others become one bundle, each with the tables of its own training."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from calmlflow.predictor.bundle import (
+    OWN_TABLES,
+    TABLE_OF_NETWORK,
+    Bundle,
+    read_files,
+    read_manifest,
+    table_of,
+    write_manifest,
+)
+from calmlflow.settings import BUNDLE_MODEL, NETWORKS
+
+
+def assemble(models: Path, champion: Path) -> Bundle:
+    """Add the networks that a training lacks, from the bundle of the champion.
+
+    A table that is the same for all networks (scaling, seen rows) lies at the top. One that is not lies in the folder
+    of each, and none at the top, where somebody could take it for that of all.
+
+    Parameters
+    ----------
+    models : Path
+        ``models`` folder of the training; its networks stay what they are.
+    champion : Path
+        Folder of a bundle of all networks.
+
+    Returns
+    -------
+    Bundle
+        Of all networks, as ``models`` now holds it.
+
+    Raises
+    ------
+    InputError
+        The champion's files are not whole, or do not belong together; ``models`` is what it was.
+    """
+    fresh = {path.relative_to(models).as_posix(): path.read_bytes() for path in models.rglob("*") if path.is_file()}
+    others = read_files(champion, read_manifest(champion))
+    source = {network: fresh if f"{network}/{network}.onnx" in fresh else others for network in NETWORKS}
+    files: dict[str, bytes] = {}
+    for network, held in source.items():
+        files |= {name: content for name, content in held.items() if Path(name).parts[0] == network}
+        files |= {name: held[name] for name in held if name == TABLE_OF_NETWORK.get(network)}
+    for table in OWN_TABLES:
+        contents = {network: held.get(table_of(network, table, held)) for network, held in source.items()}
+        same = len(set(contents.values())) == 1
+        for network, content in contents.items():
+            files.pop(f"{network}/{table}", None)
+            if content is not None:
+                files[table if same else f"{network}/{table}"] = content
+
+    with tempfile.TemporaryDirectory(dir=models.parent, prefix=".assembled-") as temporary:
+        whole = Path(temporary) / models.name
+        for name, content in files.items():
+            path = whole / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        write_manifest(whole)
+        bundle = Bundle.load(whole, NETWORKS)
+        models.rename(Path(temporary) / "before")
+        whole.rename(models)
+    return bundle
+
+
+def runs_of_version(version: str, networks: Sequence[str]) -> dict[str, str]:
+    """Network -> id of the run that trained it, of a registered version of the bundle, where it is known."""
+    found = MlflowClient().get_model_version(BUNDLE_MODEL, version)
+    runs = {network: found.tags.get(f"run.{network}") or found.run_id for network in networks}
+    return {network: run for network, run in runs.items() if run}
