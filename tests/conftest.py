@@ -5,8 +5,10 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
+from commands import FAST, mlflow_run
 from hypothesis import settings
 
 # Timing decides no test.
@@ -49,6 +51,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
         yield embedded.start(port, s3_port, home)
     finally:
         embedded.stop(home)
+
+
+@pytest.fixture(scope="session")
+def trained(server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One training of all three networks, in Production as version 1; gives the tree it left on disk."""
+    output = tmp_path_factory.mktemp("trained")
+    done = mlflow_run(server, "main", data="sample:2000", output=output, config=FAST)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for stage in ("Staging", "Production"):
+        done = mlflow_run(server, "promote", stage=stage)
+        assert done.returncode == 0, done.stderr[-3000:]
+    (tree,) = output.iterdir()
+    return tree
 
 
 @pytest.fixture

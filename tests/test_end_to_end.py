@@ -9,9 +9,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from commands import FAST, ROOT, environment, mlflow_run, run
 
-ROOT = Path(__file__).parent.parent
-FAST = str(ROOT / "tests" / "fast.json")
 MODELS = ("calcloud-mem-bin", "calcloud-memory", "calcloud-wallclock", "calcloud-predictor")
 # Control files of every shape that the instruments give; the last ones have keys left out.
 CONTROLS = {
@@ -25,44 +24,6 @@ CONTROLS = {
 ANSWER_KEYS = ["memBin", "probabilities", "unseen", "memVal", "clockTime", "killTime", "version", "source"]
 
 
-def environment(server, **more: str) -> dict[str, str]:
-    """What a user's shell holds that has turned to the server; nothing of the test process's own MLflow."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "AWS_", "CALMLFLOW_"))}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
-    cache = str(server.home.parent / "cache")
-    return {
-        **kept,
-        **server.environment(),
-        "PATH": path,
-        "CALMLFLOW_CACHE": cache,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        **more,
-    }
-
-
-def run(server, *command: str, cwd: Path = ROOT, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=cwd, env=environment(server, **more), capture_output=True, text=True, timeout=300
-    )
-
-
-def mlflow_run(server, entry: str, **parameters: object) -> subprocess.CompletedProcess[str]:
-    given = [word for name, value in parameters.items() for word in ("-P", f"{name}={value}")]
-    return run(
-        server,
-        "mlflow",
-        "run",
-        str(ROOT),
-        "-e",
-        entry,
-        "--env-manager",
-        "local",
-        "--experiment-name",
-        "calcloud",
-        *given,
-    )
-
-
 def client(server):
     from mlflow import MlflowClient
 
@@ -74,19 +35,6 @@ def runs_named(server, name: str) -> list:
     api = client(server)
     experiment = api.get_experiment_by_name("calcloud")
     return api.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
-
-
-@pytest.fixture(scope="module")
-def trained(server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One training of all three networks, promoted to Production; gives the tree it left on disk."""
-    output = tmp_path_factory.mktemp("trained")
-    done = mlflow_run(server, "main", data="sample:2000", output=output, config=FAST)
-    assert done.returncode == 0, done.stderr[-3000:]
-    for stage in ("Staging", "Production"):
-        done = mlflow_run(server, "promote", stage=stage)
-        assert done.returncode == 0, done.stderr[-3000:]
-    (tree,) = output.iterdir()
-    return tree
 
 
 def test_main_is_one_parent_run_with_three_children(server, trained):
@@ -179,25 +127,6 @@ def test_registered_models_carry_signature_example_and_no_tensorflow(server, tra
         requirements = folder.read_text()
         assert "onnxruntime==" in requirements
         assert "tensorflow" not in requirements
-
-
-def test_a_promotion_archives_the_one_before_and_mirrors_the_stages(server, trained, tracking, tmp_path):
-    import mlflow
-
-    from calmlflow.registry.promote import promote
-
-    api = client(server)
-    source = api.get_model_version("calcloud-mem-bin", "1").source
-    older, newer = (mlflow.register_model(source, "stage-test").version for _ in range(2))
-    for version in (older, newer):
-        promote("Staging", int(version), "stage-test")
-        promote("Production", None, "stage-test")
-    stages = {found.version: found.current_stage for found in api.search_model_versions("name = 'stage-test'")}
-    assert stages == {older: "Archived", newer: "Production"}
-    assert {name: int(number) for name, number in api.get_registered_model("stage-test").aliases.items()} == {
-        "archived": int(older),
-        "production": int(newer),
-    }
 
 
 def predict(server, tmp_path: Path, dataset: str, text: str, **more: str) -> subprocess.CompletedProcess[str]:

@@ -22,7 +22,8 @@ from calmlflow.registry import package
 from calmlflow.registry import promote as promotion
 from calmlflow.registry.lineage import Lineage
 from calmlflow.registry.package import LoggedModel, log_model, register
-from calmlflow.registry.promote import promote, staged_versions
+from calmlflow.registry.promote import choose
+from calmlflow.registry.state import read_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 NUMBERS = itertools.count()
@@ -58,12 +59,6 @@ def stages(client, model) -> dict[int, str]:
     return {int(found.version): found.current_stage for found in client.search_model_versions(f"name = '{model}'")}
 
 
-def touched(client, model) -> dict[str, int]:
-    """When each version was last changed."""
-    found = client.search_model_versions(f"name = '{model}'")
-    return {version.version: version.last_updated_timestamp for version in found}
-
-
 def aliases(client, model) -> dict[str, int]:
     return {name: int(version) for name, version in client.get_registered_model(model).aliases.items()}
 
@@ -71,114 +66,83 @@ def aliases(client, model) -> dict[str, int]:
 # -- Promotion --------------------------------------------------------------------------------------------------------
 
 
+def promote(client, model, stage, version=None) -> int:
+    """Choose and move, as a promotion does between and after its gate."""
+    state = read_state(client, model)
+    chosen = int(choose(client, model, version, stage, state).version)
+    promotion.promote(client, model, chosen, stage, state)
+    return chosen
+
+
 def test_a_version_that_is_named_moves_and_the_one_before_it_is_archived(client, model):
     one, two = add(client, model, "Production", "None")
-    found = promote("production", two, model)
-    assert (int(found.version), found.current_stage) == (two, "Production")
+    promote(client, model, "Production", two)
     assert stages(client, model) == {one: "Archived", two: "Production"}
     assert aliases(client, model) == {"production": two, "archived": one}
-    # The way back is the same command.
-    promote("Production", one, model)
-    assert stages(client, model) == {one: "Production", two: "Archived"}
-    assert aliases(client, model) == {"production": one, "archived": two}
 
 
 def test_the_newest_without_a_stage_goes_to_staging(client, model):
     one, two, three = add(client, model, "None", "None", "Production")
-    assert int(promote("Staging", model=model).version) == two
+    assert promote(client, model, "Staging") == two
     assert stages(client, model) == {one: "None", two: "Staging", three: "Production"}
     assert aliases(client, model) == {"staging": two, "production": three}
 
 
 def test_the_one_in_staging_goes_to_production(client, model):
     one, two, three = add(client, model, "Staging", "Production", "None")
-    assert int(promote("Production", model=model).version) == one
+    assert promote(client, model, "Production") == one
     assert stages(client, model) == {one: "Production", two: "Archived", three: "None"}
     assert aliases(client, model) == {"production": one, "archived": two}
 
 
-def test_promoting_again_changes_nothing(client, model):
-    add(client, model, "None", "None")
-    for stage in ("Staging", "Production"):
-        promote(stage, model=model)
-        before = stages(client, model), aliases(client, model)
-        changed = touched(client, model)
-        promote(stage, model=model)
-        assert (stages(client, model), aliases(client, model)) == before
-        assert touched(client, model) == changed
-    assert sorted(stages(client, model).values()) == ["None", "Production"]
-
-
 def test_a_version_in_production_never_leaves_it_by_a_repeated_command(client, model):
     (one,) = add(client, model, "Production")
-    with pytest.raises(InputError, match=f"no version of {model} is in stage None or Staging"):
-        promote("Staging", model=model)
-    assert int(promote("Production", model=model).version) == one
-    (old, _) = add(client, model, "Archived", "Archived")
+    state = read_state(client, model)
+    with pytest.raises(InputError, match=f"in stage None or Staging; expected one: version {one} is in Production"):
+        choose(client, model, None, "Staging", state)
+    assert int(choose(client, model, None, "Production", state).version) == one
+    add(client, model, "Archived", "Archived")
     with pytest.raises(InputError, match="no version"):
-        promote("Staging", model=model)
-    assert stages(client, model)[one] == "Production"
-    assert stages(client, model)[old] == "Archived"
+        choose(client, model, None, "Staging", read_state(client, model))
 
 
 def test_only_what_was_staged_goes_to_production_by_itself(client, model):
     add(client, model, "None", "Archived")
-    with pytest.raises(InputError, match="is in stage Staging or Production"):
-        promote("Production", model=model)
-    assert aliases(client, model) == {}
+    with pytest.raises(InputError, match="is in stage Staging or Production; expected one: train one first"):
+        choose(client, model, None, "Production", read_state(client, model))
 
 
 def test_a_version_is_archived_by_its_number_only(client, model):
-    one, two = add(client, model, "Production", "Archived")
+    one, two = add(client, model, "Staging", "Archived")
     with pytest.raises(InputError, match="no version was named to archive"):
-        promote("Archived", model=model)
-    assert int(promote("Archived", one, model).version) == one
+        choose(client, model, None, "Archived", read_state(client, model))
+    promote(client, model, "Archived", one)
     # Both stay there: archiving one takes no place of another.
     assert stages(client, model) == {one: "Archived", two: "Archived"}
-    assert "production" not in aliases(client, model)
+    assert aliases(client, model) == {"archived": two}
 
 
-def test_aliases_are_mended_even_where_the_stage_is_right(client, model):
-    one, two = add(client, model, "Production", "None")
+def test_aliases_of_others_are_left_alone(client, model):
+    one, two = add(client, model, "None", "None")
     client.set_registered_model_alias(model, "production", two)
     client.set_registered_model_alias(model, "staging", two)
     client.set_registered_model_alias(model, "of-somebody-else", two)
-    promote("Production", one, model)
+    promote(client, model, "Production", one)
     assert aliases(client, model) == {"production": one, "of-somebody-else": two}
 
 
-@pytest.mark.parametrize(
-    ("stage", "version", "words"),
-    [
-        ("None", 1, "stage 'None' does not exist"),
-        ("Prod", 1, "stage 'Prod' does not exist; expected one of Staging, Production, Archived"),
-        ("Staging", 9, "version 9 of .* does not exist"),
-    ],
-)
-def test_what_does_not_exist_is_named(client, model, stage, version, words):
+def test_what_does_not_exist_is_named(client, model):
     add(client, model, "None")
-    with pytest.raises(InputError, match=words):
-        promote(stage, version, model)
-    assert stages(client, model) == {1: "None"}
+    with pytest.raises(InputError, match=r"version 9 of .* does not exist"):
+        choose(client, model, 9, "Staging", read_state(client, model))
+    with pytest.raises(InputError, match="registry-test-none does not exist in the registry"):
+        read_state(client, "registry-test-none")
 
 
-def test_a_model_that_does_not_exist_is_named(tracking):
-    for version in (None, 1):
-        with pytest.raises(InputError, match="registry-test-none does not exist in the registry"):
-            promote("Staging", version, "registry-test-none")
-
-
-def test_what_the_registry_refuses_is_one_sentence(tracking):
+def test_what_the_registry_refuses_is_one_sentence(client, model):
     with pytest.raises(CalmlflowError) as caught:
-        promote("Staging", -1, "registry-test-none")
+        choose(client, model, -1, "Staging", read_state(client, model))
     assert "\n" not in str(caught.value)
-
-
-def test_versions_by_stage(client, model, monkeypatch):
-    one, two, three = add(client, model, "Archived", "Production", "Archived")
-    monkeypatch.setattr(promotion, "BUNDLE_MODEL", model)
-    monkeypatch.setattr(promotion, "NETWORK_MODELS", {"mem_clf": "registry-test-none"})
-    assert staged_versions() == {model: {"Archived": [one, three], "Production": [two]}, "registry-test-none": {}}
 
 
 # -- Registration -----------------------------------------------------------------------------------------------------
@@ -308,7 +272,7 @@ def test_a_logged_bundle_is_registered_promoted_pulled_and_answers(client, model
     recorded = client.get_model_version(name, "1").tags["bundle_sha256"]
     assert recorded == logged.bundle_sha256 == hashlib.sha256(manifest.read_bytes()).hexdigest()
     for stage in ("Staging", "Production"):
-        promote(stage, model=name)
+        promote(client, name, stage)
     # The bundle's own name on this server belongs to other tests.
     monkeypatch.setattr(settings, "BUNDLE_MODEL", name)
     monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path / "cache"))

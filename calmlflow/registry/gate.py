@@ -111,7 +111,13 @@ def judge(
                 checks += _limit_checks(jobs.scored, answers, limits, metrics)
                 if champion:
                     on_step(7, "holding it against the champion")
-                    checks += _champion_checks(champion, Path(temporary) / "champion", jobs.scored, answers, metrics)
+                    try:
+                        others = _champion_answers(champion, Path(temporary) / "champion", features)
+                    except CalmlflowError as error:
+                        checks.append(Check("champion", False, str(error), "a champion to compare with"))
+                    else:
+                        champion_name = f"version {champion.version}"
+                        checks += champion_checks(champion_name, jobs.scored, answers, others, metrics)
     return Verdict(tuple(checks), metrics)
 
 
@@ -175,22 +181,35 @@ def _limit_checks(
             yield Check(f"{target}.{name}", bool(passed), f"{value:.4g}", expected or "any")
 
 
-def _champion_checks(
-    champion: ModelVersion, folder: Path, jobs: pd.DataFrame, answers: Predictions, metrics: dict[str, float]
-) -> Iterator[Check]:
+def _champion_answers(champion: ModelVersion, folder: Path, features: np.ndarray) -> Predictions:
     name = f"version {champion.version}"
     try:
         folder.mkdir()
         bundle = bundle_folder(download_version(champion.name, champion.version, folder), name)
-        others = Bundle.load(bundle).predict(jobs[list(FEATURES)].to_numpy(dtype=float))
+        return Bundle.load(bundle).predict(features)
     except CalmlflowError as error:
-        text = str(error).replace(str(folder), name)
-        yield Check("champion", False, text, f"{name} to compare with")
-        return
+        raise CalmlflowError(str(error).replace(str(folder), name)) from None
+
+
+def champion_checks(
+    name: str, jobs: pd.DataFrame, this: Predictions, other: Predictions, metrics: dict[str, float]
+) -> Iterator[Check]:
+    """Hold a challenger's answers against a champion's, for the same jobs.
+
+    Parameters
+    ----------
+    name : str
+        Of the champion.
+    jobs : DataFrame of n job records
+    this, other : Predictions
+        Of challenger and champion; a network that one of them lacks is not compared.
+    metrics : dict
+        Gets the champion's scores, the differences and their intervals; see `Verdict`.
+    """
     for target in TARGETS.values():
-        if PREDICTED[target] not in answers or PREDICTED[target] not in others:
+        if PREDICTED[target] not in this or PREDICTED[target] not in other:
             continue
-        comparison = _compare(target, jobs, answers, others)
+        comparison = _compare(target, jobs, this, other)
         for score in HELD_AGAINST_CHAMPION[target]:
             if score not in comparison.scores.index:
                 continue
