@@ -22,11 +22,11 @@ from calmlflow.networks.training import TrainingConfig
 from calmlflow.predictor.bundle import Predictions
 from calmlflow.predictor.decision import MAX_RISK
 from calmlflow.presentation import network_charts
+from calmlflow.promotion import PromotionRequest, promote_in_run
 from calmlflow.references import champion, random_forest
 from calmlflow.registry.assemble import assemble, runs_of_version
 from calmlflow.registry.lineage import Lineage
 from calmlflow.registry.package import LoggedModel, log_model, register
-from calmlflow.registry.promote import promote
 from calmlflow.results.charts import Chart
 from calmlflow.results.plots import write_pngs
 from calmlflow.results.plots_data import data_charts
@@ -100,7 +100,7 @@ def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS, bundle: 
     ------
     CalmlflowError
         The run is marked FAILED. Whatever fails before the tree is complete leaves no tree and registers nothing; a
-        promotion that fails leaves tree and versions, which can be promoted later.
+        promotion that fails, or that the gate refuses, leaves tree and versions, which can be promoted later.
     """
     taken = tuple(network for network in NETWORKS if bundle and network not in networks)
     name = "main" if bundle else TARGETS[networks[0]]
@@ -174,8 +174,7 @@ def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS, bundle: 
                 outcome.versions = register(models, origin)
         if stage:
             model = BUNDLE_MODEL if bundle else NETWORK_MODELS[networks[0]]
-            promote(stage, outcome.versions[model], model)
-            outcome.promoted = f"{model} version {outcome.versions[model]} is in {stage}"
+            outcome.promoted = promote_in_run(PromotionRequest(stage, outcome.versions[model], model), nested=True)
         mlflow.log_metrics({f"seconds_{part}": seconds for part, seconds in outcome.seconds.items()})
     return outcome
 
