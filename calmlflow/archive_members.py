@@ -1,6 +1,7 @@
 """What is in an archive, read one member at a time and never trusted."""
 
 import gzip
+import io
 import re
 import stat
 import tarfile
@@ -35,11 +36,29 @@ def read_members(archive: Path) -> Iterator[Member]:
         The name's ending is another; or, while members and chunks are drawn: the archive is damaged, or holds a link,
         a special file, an encrypted member, or a method of compression that no limit is known for.
     """
-    readers = {".tar.gz": _read_tar, ".tgz": _read_tar, ".zip": _read_zip}
+    readers = {".tar.gz": _read_tar, ".tgz": _read_tar, ".zip": read_zip}
     for suffix, read in readers.items():
         if archive.name.endswith(suffix):
             return read(archive)
     raise InputError(f"archive {archive} is of no known kind; expected a name in {', '.join(readers)}")
+
+
+def read_zip(archive: Path, content: bytes | None = None) -> Iterator[Member]:
+    """The same for a zip archive, whatever its name; with ``content``, ``archive`` only names it in errors."""
+    source = archive if content is None else io.BytesIO(content)
+    with _reading(archive), zipfile.ZipFile(source) as zipped:
+        for info in zipped.infolist():
+            name = info.filename if "\0" not in info.orig_filename else info.orig_filename
+            if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise InputError(
+                    f"archive {archive}: member {name!r} is a link or a special file; expected only files and folders"
+                )
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise InputError(
+                    f"archive {archive}: member {name!r} is compressed by no known method; expected deflate"
+                )
+            chunks = _chunks(archive, name, partial(zipped.open, info))
+            yield Member(name.removesuffix("/"), info.is_dir(), info.file_size, chunks)
 
 
 def is_safe(name: str) -> bool:
@@ -102,19 +121,3 @@ def _read_tar(archive: Path) -> Iterator[Member]:
             end, padding = source.last, source.read(CHUNK_BYTES)
             if len(end) != tarfile.BLOCKSIZE or any(end) or any(padding) or source.read(1):
                 raise tarfile.ReadError("no end of the archive")
-
-
-def _read_zip(archive: Path) -> Iterator[Member]:
-    with _reading(archive), zipfile.ZipFile(archive) as zipped:
-        for info in zipped.infolist():
-            name = info.filename if "\0" not in info.orig_filename else info.orig_filename
-            if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise InputError(
-                    f"archive {archive}: member {name!r} is a link or a special file; expected only files and folders"
-                )
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise InputError(
-                    f"archive {archive}: member {name!r} is compressed by no known method; expected deflate"
-                )
-            chunks = _chunks(archive, name, partial(zipped.open, info))
-            yield Member(name.removesuffix("/"), info.is_dir(), info.file_size, chunks)

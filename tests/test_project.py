@@ -22,7 +22,13 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 HEAVY = {"tensorflow", "keras", "mlflow", "pandas", "sklearn", "matplotlib"}
 # Arrows run from a later floor to an earlier one, and never along a floor.
-FLOORS = ({"__init__", "hst"}, {"settings"}, {"console"}, {"jobs", "networks", "results", "predictor"}, {"registry"})
+FLOORS = (
+    {"__init__", "hst"},
+    {"settings"},
+    {"console", "archive_members"},
+    {"jobs", "networks", "results", "predictor"},
+    {"registry"},
+)
 # Above them the modules of calmlflow itself (runs, cli and their steps), which may use one another; then entrypoints.
 STEPS = len(FLOORS)
 
