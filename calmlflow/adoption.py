@@ -84,8 +84,8 @@ def adopt(request: AdoptionRequest) -> Adoption:
     Raises
     ------
     CalmlflowError
-        The run is marked FAILED, no tree is left and nothing is registered; only a promotion that fails leaves tree and
-        versions.
+        The run is marked FAILED, no tree is left and nothing is registered. Only a promotion that fails, or that the
+        gate refuses, leaves tree and versions.
     """
     with tracked_run("adopt") as run:
         stage = None if request.stage == "None" else settings.parse_stage(request.stage)
