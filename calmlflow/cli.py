@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from calmlflow import __version__, settings
+from calmlflow import __version__, cli_registry, settings
 from calmlflow.console import new_app, run_guarded, say
 from calmlflow.hst.errors import CalmlflowError, InputError
 
@@ -139,24 +139,8 @@ def rollback(
     say(roll_back_to(to, reason, model, notify))
 
 
-@app.command()
-def stages(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show which version of each registered model holds which stage."""
-    from calmlflow.registry.promote import staged_versions
-    from calmlflow.tracking import connect
-
-    connect()
-    found = staged_versions()
-    if as_json:
-        print(json.dumps(found))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("model", *settings.STAGES)
-    for model, by_stage in found.items():
-        table.add_row(model, *(", ".join(map(str, by_stage.get(stage, []))) for stage in settings.STAGES))
-    Console().print(table)
+app.command()(cli_registry.stages)
+app.command()(cli_registry.diff)
 
 
 @app.callback()

@@ -1,5 +1,6 @@
 """Promote and roll back, as people and scripts do it: through the gate, written down as a run, told to who follows."""
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -129,7 +130,7 @@ def _judged(
     mlflow.log_metrics({name.replace("/", "_"): value for name, value in verdict.metrics.items()})
     mlflow.log_metrics({"checks": len(verdict.checks), "checks_failed": len(verdict.failed)})
     mlflow.set_tags({"champion_version": holder if holder is not None else "none", "gate": "refused"})
-    mlflow.log_dict([check._asdict() for check in verdict.checks], "gate.json")
+    mlflow.log_text(json.dumps([check._asdict() for check in verdict.checks], indent=2), "gate.json")
     mlflow.log_text(checks_table(verdict.checks), "gate.md")
     mlflow.set_tag("mlflow.note.content", f"Version {version} for {stage}\n\n{checks_table(verdict.checks)}")
     return verdict

@@ -213,7 +213,7 @@ def champion_checks(
         for score in HELD_AGAINST_CHAMPION[target]:
             if score not in comparison.scores.index:
                 continue
-            row = comparison.scores.loc[score]
+            row = {str(name): value for name, value in comparison.scores.loc[score].to_dict().items()}
             metrics[f"champion_{target}_{score}"] = row["other"]
             metrics[f"difference_{target}_{score}"] = row["difference"]
             if np.isfinite(row["low"]):

@@ -77,11 +77,12 @@ def _of_training(client: MlflowClient, version: ModelVersion) -> Jobs:
         problem = (
             f"{len(checked.quarantine):,} of {len(table):,} records break the schema: {next(iter(checked.reasons()))}"
         )
-    split = table.assign(ipst=table["ipst"].astype(str).str.strip().str.lower()).drop_duplicates("ipst")
-    split = checked.valid["ipst"].map(split.set_index("ipst")["split"])
+    names = table["ipst"].astype(str).str.strip().str.lower()
+    split_of_name = table.assign(ipst=names).drop_duplicates("ipst").set_index("ipst")["split"]
+    split = split_of_name.reindex(checked.valid["ipst"]).to_numpy()
     held_out = checked.valid[split == "test"].reset_index(drop=True)
     # A version that was trained elsewhere was only scored on the jobs that it came with.
-    trained_on = checked.valid[split == "train"] if (split == "train").any() else checked.valid
+    trained_on = checked.valid[split == "train"] if "train" in split else checked.valid
     if held_out.empty:
         return Jobs(len(trained_on), 0, f"{TABLE} of its run holds no test jobs; expected some to score on", None)
     return Jobs(len(trained_on), int(trained_on["timestamp"].max()), problem, held_out)
