@@ -1,6 +1,7 @@
 """The operator's commands that look at the registry."""
 
 import json
+import sys
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -28,9 +29,11 @@ def stages(
     """
     # Heavy, and not needed for --help.
     from mlflow import MlflowClient
+    from rich.console import Console
 
     from calmlflow.registry.overview import overview
     from calmlflow.tracking import connect
+    from calmlflow.versions_table import show_versions
 
     connect()
     client = MlflowClient()
@@ -43,7 +46,8 @@ def stages(
     if as_json:
         print(json.dumps(found))
         return
-    _show_versions(found, None if every else SHOWN)
+    # Lines that go elsewhere than to a terminal are long, so that a version stays on one.
+    show_versions(found, None if every else SHOWN, Console(highlight=False, width=None if sys.stdout.isatty() else 200))
     _warn_of_open(client, [name for name, by_stage in found.items() if by_stage])
 
 
@@ -112,53 +116,3 @@ def _warn_of_open(client: Any, models: list[str]) -> None:
                 f"warning: the {event.action} of version {event.version} of {model} to {event.stage} was cut short; "
                 "finish it with `calmlflow stages --repair`"
             )
-
-
-def _show_versions(found: dict[str, dict[str, list[dict[str, Any]]]], most: int | None) -> None:
-    import sys
-
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("model", "stage", "version")
-    formats = {
-        ("mem_bin", "accuracy"): ("accuracy", "{:.4f}"),
-        ("mem_bin", "excess_cost"): ("excess cost", "{:.2%}"),
-        ("memory", "rmse"): ("memory RMSE", "{:.3f} GB"),
-        ("wallclock", "rmse"): ("wallclock RMSE", "{:.0f} s"),
-        ("wallclock", "kill_time_coverage"): ("in time", "{:.2%}"),
-    }
-    for heading, _ in formats.values():
-        table.add_column(heading, justify="right")
-    for heading in ("trained on", "age", "gate", "served by"):
-        table.add_column(heading)
-    more = []
-    for model, by_stage in found.items():
-        if not by_stage:
-            table.add_row(model, "no versions yet")
-        for stage, versions in by_stage.items():
-            for version in versions[:most]:
-                scores = [
-                    text.format(version["scores"][target][name]) if name in version["scores"].get(target, {}) else ""
-                    for (target, name), (_, text) in formats.items()
-                ]
-                state = "" if version["status"] == "READY" else f" ({version['status']})"
-                jobs = f"{version['jobs']:,} jobs to {version['newest_job'] or '?'}" if version["jobs"] else ""
-                served = version["uri"].removeprefix("models:/") + "".join(f" @{name}" for name in version["aliases"])
-                table.add_row(
-                    model,
-                    stage,
-                    f"{version['version']}{state}",
-                    *scores,
-                    f"{version['data'] or ''} {jobs}".strip(),
-                    f"{version['age_days']:.0f} d",
-                    version["gate"] or "",
-                    served + (", cached here" if version["cached_here"] else ""),
-                )
-            if most is not None and len(versions) > most:
-                more.append(f"{len(versions) - most} more of {model} in {stage}")
-        table.add_section()
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    console.print(table)
-    if more:
-        console.print(f"and {', '.join(more)}: --all shows them")

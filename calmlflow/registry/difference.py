@@ -15,7 +15,9 @@ from mlflow.exceptions import MlflowException
 
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.predictor.bundle import MANIFEST, read_manifest
-from calmlflow.registry.state import explained, read_state
+from calmlflow.registry.lineage import HEADLINES
+from calmlflow.registry.overview import unreadable
+from calmlflow.registry.state import read_state
 from calmlflow.settings import NETWORKS, STAGES, parse_stage
 
 Pair = tuple[str | None, str | None]
@@ -92,10 +94,12 @@ def compare_versions(a: str, b: str, model: str) -> Difference:
         files[path] = "only in B" if digests[0] is None else "only in A" if digests[1] is None else "changed"
         if digests[0] == digests[1]:
             files[path] = "same"
+    params = _pairs(left.params, right.params, differing=True)
     return Difference(
         left,
         right,
-        params=_pairs(left.params, right.params, differing=True),
+        # What a network's run repeats of the run around it is said once.
+        params={name: pair for name, pair in params.items() if pair != params.get(name.partition(".")[2])},
         scores=_pairs(left.scores, right.scores),
         data=_pairs(left.data, right.data),
         gate=_pairs(left.gate, right.gate, differing=True),
@@ -121,7 +125,9 @@ def _find(client: MlflowClient, text: str, model: str) -> ModelVersion:
         if which.lower() not in {stage.lower() for stage in STAGES[1:]}:
             raise InputError(f"version {text!r} does not exist; expected {expected}")
         stage = parse_stage(which)
-        holder = read_state(client, name).held_by(stage)
+        state = read_state(client, name)
+        # A registry without stages has the aliases of the same names.
+        holder = state.held_by(stage) or state.aliases.get(stage.lower())
         if holder is None:
             raise InputError(f"no version of {name} is in {stage}; expected one to compare")
         return client.get_model_version(name, str(holder))
@@ -129,7 +135,7 @@ def _find(client: MlflowClient, text: str, model: str) -> ModelVersion:
         # MLflow says INVALID_PARAMETER_VALUE for an unknown alias.
         if error.error_code == "INVALID_PARAMETER_VALUE":
             raise InputError(f"version {which} of {name} does not exist in the registry; expected {expected}") from None
-        raise explained(error, f"version {which} of {name}") from None
+        raise unreadable(error, f"version {which} of {name}") from None
 
 
 def _side(client: MlflowClient, version: ModelVersion) -> Side:
@@ -155,7 +161,9 @@ def _side(client: MlflowClient, version: ModelVersion) -> Side:
                 digests[f"digest of {context} jobs"] = item.dataset.digest
     scores = {name.removeprefix("score."): value for name, value in tags.items() if name.startswith("score.")}
     if not scores:
-        scores = {name.removeprefix("test_"): f"{v:.6g}" for name, v in metrics.items() if name.startswith("test_")}
+        # A version from before there were tags.
+        of_run = {f"{target}.{name}": f"test_{target}_{name}" for target, names in HEADLINES.items() for name in names}
+        scores = {name: f"{metrics[metric]:.6g}" for name, metric in of_run.items() if metric in metrics}
     data = {name: tags[name] for name in ("data", "jobs") if name in tags} | digests
     newest = tags.get("newest_job", "")
     if newest.isdecimal() and 0 < int(newest) < 1e11:
@@ -171,7 +179,7 @@ def _side(client: MlflowClient, version: ModelVersion) -> Side:
         params,
         scores,
         data,
-        {name.removeprefix("gate."): value for name, value in tags.items() if name.startswith("gate.")},
+        {name.removeprefix("gate."): value for name, value in tags.items() if name.partition(".")[0] == "gate"},
         files,
         tuple(problems),
     )
@@ -211,4 +219,5 @@ def as_text(difference: Difference) -> str:
     counts = Counter(difference.files.values())
     lines += ["", "files of the bundle: " + (", ".join(f"{n} {kind}" for kind, n in counts.items()) or "not known")]
     lines += [f"  {kind:<11}{path}" for path, kind in difference.files.items() if kind != "same"]
-    return "\n".join(line.rstrip() for line in lines)
+    # Text from the registry may not speak to the terminal, nor end a line.
+    return "\n".join("".join(c if c.isprintable() else " " for c in line).rstrip() for line in lines)
