@@ -413,7 +413,7 @@ def test_a_bin_of_a_few_jobs_decides_nothing():
         check.name: check for check in champion_checks("v", table, answers, {**answers, "probabilities": right}, {})
     }
     assert checks["champion.mem_bin.recall_64g"].passed
-    assert "of 2 jobs only" in checks["champion.mem_bin.recall_64g"].figure
+    assert "too few jobs (2) to tell" in checks["champion.mem_bin.recall_64g"].figure
 
 
 # -- Jobs that are newer than both trainings ---------------------------------------------------------------------------
@@ -460,7 +460,7 @@ def test_a_refusal_is_written_down_and_changes_no_stage(client, model, tmp_path)
     add(client, model)
     path = strict(tmp_path, "memory", "mae", {"max": 0.001})
     with pytest.raises(
-        CalmlflowError, match=r"may not go to Staging: memory\.mae: 0\.\d+, expected <= 0\.001 \(run"
+        CalmlflowError, match=r"may not go to Staging: memory\.mae: 0\.\d+, expected at most 0\.001 \(run"
     ) as caught:
         promote_in_run(PromotionRequest("Staging", model=model, gate=str(path)))
     assert "\n" not in str(caught.value)

@@ -74,7 +74,7 @@ def _write(
     own = re.sub(f"{BEGIN}.*{END}", "", found.description or "", flags=re.DOTALL).strip()
     if len(text) + len(own) + 100 > MAX_DESCRIPTION:
         text = f"{head}\n\n{checks_table([check for check in checks if not check.passed])}"
-    description = f"{own}\n\n{BEGIN}\n{text}\n{END}".strip()
+    description = f"{own}\n\n{BEGIN}\n{text}\n\n{END}".strip()
     if description != found.description:
         client.update_model_version(model, str(version), description)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -87,53 +88,52 @@ def judge(
     InputError
         ``data`` cannot be read, or holds too few newer jobs.
     """
-    name = f"version {challenger.version} of {challenger.name}"
-    checks: list[Check] = []
     metrics: dict[str, float] = {}
+    on_step(0, "reading jobs")
+    jobs = judged_jobs(client, challenger, champion, data)
+    checks = list(_data_checks(jobs, limits))
     with tempfile.TemporaryDirectory(prefix="calmlflow-gate-") as temporary:
-        on_step(0, "reading jobs")
-        jobs = judged_jobs(client, challenger, champion, data)
-        checks += _data_checks(jobs, limits)
         on_step(1, "fetching the version")
-        whole, bundle, model_folder = _fetched(challenger, Path(temporary) / "challenger", name)
+        whole, files = _fetched(challenger, Path(temporary) / "challenger")
         checks.append(whole)
-        networks = read_manifest(bundle)["networks"] if bundle else []
-        if bundle and model_folder and jobs.scored is not None:
-            features = jobs.scored[list(FEATURES)].to_numpy(dtype=float)
-            for step, network in enumerate(networks, start=2):
-                on_step(step, f"comparing {network} in ONNX and Keras")
-                checks.append(_onnx_check(bundle, network, features))
-            on_step(5, "serving")
-            checks.append(_guarded("serving", "works", lambda: check_serving(model_folder, bundle, networks)))
-            on_step(6, "scoring")
-            if whole.passed:
-                answers = Bundle.load(bundle).predict(features)
-                checks += _limit_checks(jobs.scored, answers, limits, metrics)
-                if champion:
-                    on_step(7, "holding it against the champion")
-                    try:
-                        others = _champion_answers(champion, Path(temporary) / "champion", features)
-                    except CalmlflowError as error:
-                        checks.append(Check("champion", False, str(error), "a champion to compare with"))
-                    else:
-                        champion_name = f"version {champion.version}"
-                        checks += champion_checks(champion_name, jobs.scored, answers, others, metrics)
+        if files is None or jobs.scored is None:
+            return Verdict(tuple(checks), metrics)
+        features = jobs.scored[list(FEATURES)].to_numpy(dtype=float)
+        networks = read_manifest(files.bundle)["networks"]
+        for step, network in enumerate(networks, start=2):
+            on_step(step, f"comparing {network} in ONNX and Keras")
+            checks.append(_onnx_check(files.bundle, network, features))
+        on_step(5, "serving")
+        checks.append(_guarded("serving", "works", lambda: check_serving(files.model, files.bundle, networks)))
+        on_step(6, "scoring")
+        answers = Bundle.load(files.bundle).predict(features)
+        checks += _limit_checks(jobs.scored, answers, limits, metrics)
+        if champion:
+            on_step(7, "holding it against the champion")
+            checks += _against(champion, Path(temporary) / "champion", jobs.scored, answers, metrics)
     return Verdict(tuple(checks), metrics)
 
 
-def _fetched(version: ModelVersion, folder: Path, name: str) -> tuple[Check, Path | None, Path | None]:
-    """The check of the files, and where bundle and model are."""
-    bundle = model_folder = None
+class _Files(NamedTuple):
+    """Where a version's files were fetched to: the folder of the MLflow model, and of the bundle in there."""
+
+    model: Path
+    bundle: Path
+
+
+def _fetched(version: ModelVersion, folder: Path) -> tuple[Check, _Files | None]:
+    """The check of a version's files, and the files if it passed."""
+    expected = "complete, as registered"
+    bundle: Path | None = None
     try:
         folder.mkdir()
-        model_folder = download_version(version.name, version.version, folder)
-        bundle = bundle_folder(model_folder, name)
-        read_manifest(bundle)
-        recorded = version.tags.get("bundle_sha256")
-        return Check("artifacts", True, check_whole(bundle, recorded), "complete, as registered"), bundle, model_folder
+        model = download_version(version.name, version.version, folder)
+        bundle = bundle_folder(model, f"version {version.version} of {version.name}")
+        figure = check_whole(bundle, version.tags.get("bundle_sha256"))
     except CalmlflowError as error:
-        text = str(error).replace(str(bundle), "bundle") if bundle else str(error)
-        return Check("artifacts", False, text, "complete, as registered"), None, None
+        # The folder is gone when the user reads this.
+        return Check("artifacts", False, str(error).replace(str(bundle), "bundle"), expected), None
+    return Check("artifacts", True, figure, expected), _Files(model, bundle)
 
 
 def _onnx_check(bundle: Path, network: str, features: np.ndarray) -> Check:
@@ -152,13 +152,15 @@ def _guarded(name: str, expected: str, check: Callable[[], str]) -> Check:
 def _data_checks(jobs: Jobs, limits: Limits) -> Iterator[Check]:
     yield Check("data.schema", jobs.problem is None, jobs.problem or f"{jobs.trained_on:,} jobs", "valid job records")
     if limits.min_jobs is not None:
-        yield Check("data.jobs", jobs.trained_on >= limits.min_jobs, f"{jobs.trained_on:,}", f">= {limits.min_jobs:,}")
+        yield Check(
+            "data.jobs", jobs.trained_on >= limits.min_jobs, f"{jobs.trained_on:,}", f"at least {limits.min_jobs:,}"
+        )
     if limits.max_age_days is not None:
         days = (time.time() - jobs.newest) / 86_400
         # A table without timestamps has 0 everywhere.
         known = jobs.newest > 0
         figure = f"newest job {days:,.0f} days old" if known else "no timestamps"
-        yield Check("data.age", known and days <= limits.max_age_days, figure, f"<= {limits.max_age_days:,g} days")
+        yield Check("data.age", known and days <= limits.max_age_days, figure, f"at most {limits.max_age_days:,g} days")
 
 
 def _limit_checks(
@@ -174,21 +176,23 @@ def _limit_checks(
             if name not in scores:
                 continue
             value = scores[name]
-            expected = " and ".join(
-                text for text in (low is not None and f">= {low:g}", high is not None and f"<= {high:g}") if text
-            )
+            bounds = (low is not None and f"at least {low:g}", high is not None and f"at most {high:g}")
+            expected = ", ".join(text for text in bounds if text)
             passed = (low is None or value >= low) and (high is None or value <= high)
-            yield Check(f"{target}.{name}", bool(passed), f"{value:.4g}", expected or "any")
+            yield Check(f"{target}.{name}", bool(passed), f"{value:.4g}", expected or "any value")
 
 
-def _champion_answers(champion: ModelVersion, folder: Path, features: np.ndarray) -> Predictions:
+def _against(
+    champion: ModelVersion, folder: Path, jobs: pd.DataFrame, answers: Predictions, metrics: dict[str, float]
+) -> list[Check]:
     name = f"version {champion.version}"
     try:
         folder.mkdir()
         bundle = bundle_folder(download_version(champion.name, champion.version, folder), name)
-        return Bundle.load(bundle).predict(features)
+        others = Bundle.load(bundle).predict(jobs[list(FEATURES)].to_numpy(dtype=float))
     except CalmlflowError as error:
-        raise CalmlflowError(str(error).replace(str(folder), name)) from None
+        return [Check("champion", False, str(error).replace(str(folder), name), "a champion to compare with")]
+    return list(champion_checks(name, jobs, answers, others, metrics))
 
 
 def champion_checks(
@@ -228,7 +232,7 @@ def champion_checks(
             yield Check(
                 f"champion.{target}.{score}",
                 bool(few or not worse),
-                f"{figure}, of {row['jobs']:.0f} jobs only" if few else figure,
+                f"{figure}, too few jobs ({row['jobs']:.0f}) to tell" if few else figure,
                 f"not worse than {name}",
             )
 
