@@ -14,6 +14,9 @@ from commands import ROOT
 from conftest import free_ports
 from predictor_samples import NETWORKS, write_bundle
 
+# Minutes, as basic-auth hashes the password of each new client.
+pytestmark = pytest.mark.slow
+
 PASSWORDS = {
     "admin": "admin-keeps-this-secret",
     "ann": "ann-keeps-this-secret",

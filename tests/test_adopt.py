@@ -31,6 +31,7 @@ from calmlflow.results.scores import classification_scores, regression_scores
 from calmlflow.training_data import load_training_data
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     # spacekit's networks want their one input in a list; a tensor does as well.
     pytest.mark.filterwarnings("ignore:The structure of `inputs`"),

@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from commands import FAST, mlflow_run, run
 from conftest import free_ports
-from test_end_to_end import FAST, client, mlflow_run, run, runs_named
+from test_end_to_end import client, runs_named
 
 from calmlflow.hst.errors import InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.settings import NETWORKS
+
+pytestmark = pytest.mark.slow
 
 TAKEN = ("mem_clf", "mem_reg")
 
