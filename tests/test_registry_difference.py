@@ -235,6 +235,12 @@ def test_what_cannot_be_read_is_a_sentence_and_the_rest_is_told(client, model, m
     assert f"not known of A: {runs}" in as_text(found).splitlines()
 
 
+def test_a_run_of_both_a_network_and_its_version_is_missed_once(client, model):
+    add(client, model, run_id="0" * 32, tags={"run.mem_reg": "0" * 32})
+    problems = compare_versions("1", "1", model).a.problems
+    assert sum(problem.startswith("run ") for problem in problems) == 1
+
+
 def test_a_deleted_run_is_read_as_long_as_it_is_there(client, model):
     for seed in ("0", "1"):
         add(client, model, run_id=new_run({"seed": seed}))

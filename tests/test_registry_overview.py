@@ -152,6 +152,8 @@ def test_a_version_in_the_cache_of_this_machine_is_marked(client, bundle):
     add(client, bundle, 2)
     write_bundle(Cache(settings.registry_uri()).path(StagedVersion("2", SOURCE)))
     assert [entry["cached_here"] for entry in overview(client)[bundle]["None"]] == [True, False]
+    for width in (80, 200):
+        assert shown(client, width).count("cached here") == 1
 
 
 def test_a_model_that_may_not_be_read_is_one_sentence(client, bundle, monkeypatch):
@@ -252,7 +254,7 @@ def test_the_command_prints_the_overview(command, client, bundle):
     # Not to a terminal: a line for each version.
     status, out, err = command("stages")
     assert (status, err) == (0, "")
-    assert len([line for line in out.splitlines() if "of-each" in line]) == 5
+    assert len([line for line in out.splitlines() if bundle in line and "of-each" in line]) == 5
     assert command("stages", "--all")[1].count("of-each") == 7
 
 
