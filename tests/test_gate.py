@@ -17,9 +17,10 @@ from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.ladder import LADDER
 from calmlflow.predictor.bundle import MANIFEST, write_manifest
 from calmlflow.promotion import PromotionRequest, parse_version, promote_in_run, roll_back_to
+from calmlflow.registry import gate
 from calmlflow.registry.gate import champion_checks, judge
 from calmlflow.registry.history import read_history
-from calmlflow.registry.limits import DEFAULT, read_limits
+from calmlflow.registry.limits import COMPARED, DEFAULT, Limits, read_limits
 from calmlflow.registry.state import read_state
 
 NUMBERS = itertools.count()
@@ -30,6 +31,9 @@ WITHOUT_CHAMPION = {
     *("mem_bin.accuracy", "mem_bin.excess_cost", "memory.mae", "memory.log_mae"),
     *("wallclock.log_mae", "wallclock.kill_time_coverage", "wallclock.kill_time_reserved"),
 }
+STRICT = Limits({}, {}, None, None)
+"""No margins."""
+
 AGAINST_CHAMPION = {
     *(f"champion.mem_bin.{score}" for score in ("accuracy", "recall_2g", "recall_8g", "excess_cost")),
     *(f"champion.{target}.{score}" for target in ("memory", "wallclock") for score in ("rmse", "mae")),
@@ -69,6 +73,13 @@ def verdict(client, model, number=1, champion=None, limits="default", data=None)
     challenger = client.get_model_version(model, str(number))
     other = client.get_model_version(model, str(champion)) if champion else None
     return judge(client, challenger, other, read_limits(str(limits)), data, lambda done, note: None)
+
+
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    """Leave out the two checks that take seconds, where a test is not about them."""
+    monkeypatch.setattr(gate, "onnx_difference", lambda bundle, network, features: 0.0)
+    monkeypatch.setattr(gate, "check_serving", lambda model, bundle, networks: "left out")
 
 
 @pytest.fixture(scope="session")
@@ -119,7 +130,7 @@ def test_a_good_version_passes_every_check(client, model):
         assert value == pytest.approx(logged[name.replace("challenger_", "test_")], rel=1e-4), name
 
 
-def test_a_version_is_no_worse_than_itself(client, model):
+def test_a_version_is_no_worse_than_itself(quick, client, model):
     add(client, model), add(client, model)
     found = verdict(client, model, 2, champion=1)
     assert found.failed == []
@@ -246,7 +257,7 @@ def strict(tmp_path: Path, group: str, key: str, value) -> Path:
         ("data", "max_age_days", 1),
     ],
 )
-def test_each_limit_fails_alone(client, model, tmp_path, group, key, value):
+def test_each_limit_fails_alone(quick, client, model, tmp_path, group, key, value):
     found = verdict(client, model, add(client, model), limits=strict(tmp_path, group, key, value))
     names = {"min_jobs": "data.jobs", "max_age_days": "data.age"}
     (failed,) = found.failed
@@ -254,7 +265,7 @@ def test_each_limit_fails_alone(client, model, tmp_path, group, key, value):
     assert failed.expected
 
 
-def test_a_limit_that_is_taken_out_is_not_checked(client, model, tmp_path):
+def test_a_limit_that_is_taken_out_is_not_checked(quick, client, model, tmp_path):
     path = tmp_path / "gate.yaml"
     path.write_text("data: {min_jobs: 10}\n")
     names = {check.name for check in verdict(client, model, add(client, model), limits=path).checks}
@@ -282,7 +293,7 @@ def add_with_table(client, model, trained, tmp_path, change) -> int:
         (lambda t: t.assign(timestamp=0), "data.age", "no timestamps"),
     ],
 )
-def test_training_jobs_must_be_valid_and_of_known_age(client, model, trained, tmp_path, change, name, words):
+def test_training_jobs_must_be_valid_and_of_known_age(quick, client, model, trained, tmp_path, change, name, words):
     found = verdict(client, model, add_with_table(client, model, trained, tmp_path, change))
     failed = {check.name: check.figure for check in found.failed}
     assert words in failed[name]
@@ -290,7 +301,7 @@ def test_training_jobs_must_be_valid_and_of_known_age(client, model, trained, tm
     assert set(failed) <= {name, "data.jobs", "data.age"}
 
 
-def test_a_version_without_a_run_fails(client, model):
+def test_a_version_without_a_run_fails(quick, client, model):
     number = add(client, model, run_id="0" * 32)
     failed = {check.name: check.figure for check in verdict(client, model, number).failed}
     assert "data/latest.csv of run 0000" in failed["data.schema"]
@@ -374,19 +385,61 @@ WORSE = {
 def test_each_score_that_is_worse_fails_alone(name):
     table, answers = judged()
     checks = {
-        check.name: check for check in champion_checks("version 1", table, WORSE[name](answers, table), answers, {})
+        check.name: check
+        for check in champion_checks("version 1", table, WORSE[name](answers, table), answers, STRICT, {})
     }
     assert {check.name for check in checks.values() if not check.passed} == {name}
     assert checks[name].expected == "not worse than version 1"
     # The other way round it is better, and passes.
-    back = champion_checks("version 1", table, answers, WORSE[name](answers, table), {})
+    back = champion_checks("version 1", table, answers, WORSE[name](answers, table), STRICT, {})
     assert name not in {check.name for check in back if not check.passed}
+
+
+@pytest.mark.parametrize("name", WORSE)
+def test_within_its_margin_a_score_may_be_worse(name):
+    table, answers = judged()
+    _, target, score = name.split(".")
+    metrics = {}
+    list(champion_checks("v", table, WORSE[name](answers, table), answers, STRICT, metrics))
+    lost = abs(metrics[f"difference_{target}_{score}"])
+    share = metrics[f"champion_{target}_{score}"] if score in ("rmse", "mae") else 1.0
+    for margin, fails in ((lost / share * 1.001, False), (lost / share * 0.999, True)):
+        limits = Limits({}, {target: {score: margin}}, None, None)
+        checks = champion_checks("v", table, WORSE[name](answers, table), answers, limits, {})
+        assert [check.name for check in checks if not check.passed] == [name] * fails
+
+
+def test_every_score_that_is_compared_has_a_margin_by_default():
+    margins = read_limits("default").margins
+    assert {target: tuple(found) for target, found in margins.items()} == COMPARED
+    assert 0 < max(value for found in margins.values() for value in found.values()) <= 0.1
+
+
+def test_the_champion_is_not_judged_by_jobs_that_it_was_trained_on(quick, client, model, trained, tmp_path):
+    table = pd.read_csv(trained / "data" / "latest.csv", dtype={"ipst": str})
+    held_out = table.loc[table["split"] == "test", "ipst"]
+
+    def trained_on(names) -> int:
+        """A champion that was trained on some of the jobs that the challenger held out."""
+        return add_with_table(
+            client, model, trained, tmp_path,
+            lambda t: t.assign(split=np.where(t["ipst"].isin(set(names)), "train", "test")),
+        )  # fmt: skip
+
+    number = add(client, model)
+    few, most = trained_on(held_out[:100]), trained_on(held_out[:-10])
+    assert verdict(client, model, number, few).metrics["jobs_compared"] == len(held_out) - 100
+    # Ten jobs tell nothing.
+    assert verdict(client, model, number, most).metrics["jobs_compared"] == len(held_out)
+    assert verdict(client, model, number, number).metrics["jobs_compared"] == len(held_out)
 
 
 def test_a_worse_classifier_fails_by_its_accuracy():
     table, answers = judged()
     failed = {
-        check.name for check in champion_checks("v", table, all_worse(answers, table), answers, {}) if not check.passed
+        check.name
+        for check in champion_checks("v", table, all_worse(answers, table), answers, STRICT, {})
+        if not check.passed
     }
     assert "champion.mem_bin.accuracy" in failed
     assert "champion.memory.rmse" not in failed
@@ -398,7 +451,7 @@ def test_what_may_be_chance_passes():
     right = np.flatnonzero(probabilities.argmax(axis=1) == table["mem_bin"])[:2]
     probabilities[right] = np.roll(probabilities[right], 1, axis=1)
     metrics = {}
-    checks = list(champion_checks("v", table, {**answers, "probabilities": probabilities}, answers, metrics))
+    checks = list(champion_checks("v", table, {**answers, "probabilities": probabilities}, answers, STRICT, metrics))
     assert all(check.passed for check in checks)
     assert metrics["difference_mem_bin_accuracy"] == pytest.approx(-2 / 400)
     assert metrics["difference_low_mem_bin_accuracy"] < -2 / 400 < metrics["difference_high_mem_bin_accuracy"] + 1e-12
@@ -410,7 +463,8 @@ def test_a_bin_of_a_few_jobs_decides_nothing():
     right = answers["probabilities"].copy()
     right[[0, 1]] = np.eye(4)[3] * 0.96 + 0.01
     checks = {
-        check.name: check for check in champion_checks("v", table, answers, {**answers, "probabilities": right}, {})
+        check.name: check
+        for check in champion_checks("v", table, answers, {**answers, "probabilities": right}, STRICT, {})
     }
     assert checks["champion.mem_bin.recall_64g"].passed
     assert "too few jobs (2) to tell" in checks["champion.mem_bin.recall_64g"].figure
@@ -428,7 +482,7 @@ def newer_jobs(trained, tmp_path, newer: int) -> str:
     return str(tmp_path / "newer.csv")
 
 
-def test_newer_jobs_judge_instead_of_those_held_out(client, model, trained, tmp_path):
+def test_newer_jobs_judge_instead_of_those_held_out(quick, client, model, trained, tmp_path):
     add(client, model), add(client, model)
     found = verdict(client, model, 2, champion=1, data=newer_jobs(trained, tmp_path, 500))
     assert {check.name for check in found.checks} >= WITHOUT_CHAMPION
@@ -436,7 +490,7 @@ def test_newer_jobs_judge_instead_of_those_held_out(client, model, trained, tmp_
     assert found.metrics["challenger_memory_mae"] != held_out.metrics["challenger_memory_mae"]
 
 
-def test_jobs_that_one_of_the_two_was_trained_on_judge_nothing(client, model, trained, tmp_path):
+def test_jobs_that_one_of_the_two_was_trained_on_judge_nothing(quick, client, model, trained, tmp_path):
     newest = int(pd.read_csv(trained / "data" / "latest.csv")["timestamp"].max())
     add(client, model, newest_job=str(newest + 10_000))
     add(client, model)
@@ -456,7 +510,7 @@ def runs_of(client, model) -> list:
     return client.search_runs([experiment.experiment_id], f"tags.promoted_model = '{model}'")
 
 
-def test_a_refusal_is_written_down_and_changes_no_stage(client, model, tmp_path):
+def test_a_refusal_is_written_down_and_changes_no_stage(quick, client, model, tmp_path):
     add(client, model)
     path = strict(tmp_path, "memory", "mae", {"max": 0.001})
     with pytest.raises(
@@ -477,7 +531,7 @@ def test_a_refusal_is_written_down_and_changes_no_stage(client, model, tmp_path)
     assert "Refused for **Staging**: 1 of 15 checks failed." in version.description
 
 
-def test_force_goes_through_with_a_reason_and_is_seen(client, model, tmp_path):
+def test_force_goes_through_with_a_reason_and_is_seen(quick, client, model, tmp_path):
     add(client, model)
     path = strict(tmp_path, "memory", "mae", {"max": 0.001})
     with pytest.raises(InputError, match="no reason is given"):
@@ -513,13 +567,15 @@ def test_a_promotion_is_a_run_with_every_figure(client, model):
     ("text", "words"),
     [
         ("scores: [1]", "scores is .1.; expected keys and values"),
-        ("score: {}", "the file has the key 'score'; expected scores, data"),
+        ("score: {}", "the file has the key 'score'; expected scores, margins, data"),
         ("scores: {disk: {}}", "scores has the key 'disk'"),
         ("scores: {memory: {mea: {max: 1}}}", r"scores\.memory\.mea is no score; expected one of rmse, mae"),
         ("scores: {memory: {mae: 1}}", r"scores\.memory\.mae is 1; expected keys and values"),
         ("scores: {memory: {mae: {max: x}}}", r"scores\.memory\.mae\.max is 'x'; expected a number"),
         ("scores: {memory: {mae: {max: .inf}}}", "expected a number"),
         ("scores: {memory: {mae: {min: 2, max: 1}}}", "min 2 above max 1"),
+        ("margins: {memory: {log_mae: 1}}", "has the key 'log_mae'; expected rmse, mae"),
+        ("margins: {memory: {mae: -1}}", "is -1; expected 0 or more"),
         ("data: {max_age: 3}", "data has the key 'max_age'"),
         ("data: {min_jobs: true}", r"data\.min_jobs is True"),
         ("a: [", "is not YAML"),

@@ -22,20 +22,16 @@ from calmlflow.hst.features import FEATURES
 from calmlflow.predictor.bundle import Bundle, Predictions, read_manifest
 from calmlflow.registry.artifacts import bundle_folder, check_serving, check_whole, download_version, onnx_difference
 from calmlflow.registry.history import Check
-from calmlflow.registry.judged_jobs import Jobs, judged_jobs
-from calmlflow.registry.limits import Limits
+from calmlflow.registry.judged_jobs import Jobs, judged_jobs, new_to
+from calmlflow.registry.limits import COMPARED, Limits
 from calmlflow.results.comparison import BinAnswers, Comparison, ValueAnswers, compare_bins, compare_values
 from calmlflow.results.scoring import PREDICTED, score_predictions
 from calmlflow.settings import TARGETS
 
-HELD_AGAINST_CHAMPION = {
-    "mem_bin": ("accuracy", "recall_2g", "recall_8g", "recall_16g", "recall_64g", "excess_cost"),
-    "memory": ("rmse", "mae"),
-    "wallclock": ("rmse", "mae", "kill_time_coverage"),
-}
-"""Target -> scores that must not be worse than the champion's."""
-
 LOWER_IS_BETTER = ("excess_cost", "rmse", "mae")
+
+RELATIVE = ("rmse", "mae")
+"""Scores whose margin is a share of the champion's score."""
 
 FEWEST_JOBS = 5
 """A score of fewer jobs, as the recall of a rare bin may be, has no interval that says anything: any job would do."""
@@ -49,8 +45,9 @@ class Verdict:
     ----------
     checks : tuple of Check
     metrics : dict of str to float
-        ``challenger_{target}_{score}``; with a champion also ``champion_...``, ``difference_...`` (challenger -
-        champion) and ``difference_low_...``, ``difference_high_...``, the bounds of its 95 % bootstrap interval.
+        ``challenger_{target}_{score}`` of all jobs. With a champion also ``jobs_compared`` and, of these,
+        ``champion_...``, ``difference_...`` (challenger - champion) and ``difference_low_...``,
+        ``difference_high_...``, the bounds of its 95 % bootstrap interval.
     """
 
     checks: tuple[Check, ...]
@@ -110,7 +107,9 @@ def judge(
         checks += _limit_checks(jobs.scored, answers, limits, metrics)
         if champion:
             on_step(7, "holding it against the champion")
-            checks += _against(champion, Path(temporary) / "champion", jobs.scored, answers, metrics)
+            among = jobs.scored if data else new_to(client, champion, jobs.scored)
+            this = Bundle.load(files.bundle).predict(among[list(FEATURES)].to_numpy(dtype=float))
+            checks += _against(champion, Path(temporary) / "champion", among, this, limits, metrics)
     return Verdict(tuple(checks), metrics)
 
 
@@ -183,7 +182,12 @@ def _limit_checks(
 
 
 def _against(
-    champion: ModelVersion, folder: Path, jobs: pd.DataFrame, answers: Predictions, metrics: dict[str, float]
+    champion: ModelVersion,
+    folder: Path,
+    jobs: pd.DataFrame,
+    answers: Predictions,
+    limits: Limits,
+    metrics: dict[str, float],
 ) -> list[Check]:
     name = f"version {champion.version}"
     try:
@@ -192,13 +196,17 @@ def _against(
         others = Bundle.load(bundle).predict(jobs[list(FEATURES)].to_numpy(dtype=float))
     except CalmlflowError as error:
         return [Check("champion", False, str(error).replace(str(folder), name), "a champion to compare with")]
-    return list(champion_checks(name, jobs, answers, others, metrics))
+    metrics["jobs_compared"] = len(jobs)
+    return list(champion_checks(name, jobs, answers, others, limits, metrics))
 
 
 def champion_checks(
-    name: str, jobs: pd.DataFrame, this: Predictions, other: Predictions, metrics: dict[str, float]
+    name: str, jobs: pd.DataFrame, this: Predictions, other: Predictions, limits: Limits, metrics: dict[str, float]
 ) -> Iterator[Check]:
     """Hold a challenger's answers against a champion's, for the same jobs.
+
+    A score fails that is worse by more than chance (the whole interval of the paired difference is on the wrong side)
+    and by more than its margin.
 
     Parameters
     ----------
@@ -207,6 +215,8 @@ def champion_checks(
     jobs : DataFrame of n job records
     this, other : Predictions
         Of challenger and champion; a network that one of them lacks is not compared.
+    limits : Limits
+        Its margins.
     metrics : dict
         Gets the champion's scores, the differences and their intervals; see `Verdict`.
     """
@@ -214,7 +224,7 @@ def champion_checks(
         if PREDICTED[target] not in this or PREDICTED[target] not in other:
             continue
         comparison = _compare(target, jobs, this, other)
-        for score in HELD_AGAINST_CHAMPION[target]:
+        for score in COMPARED[target]:
             if score not in comparison.scores.index:
                 continue
             row = {str(name): value for name, value in comparison.scores.loc[score].to_dict().items()}
@@ -223,7 +233,11 @@ def champion_checks(
             if np.isfinite(row["low"]):
                 metrics[f"difference_low_{target}_{score}"] = row["low"]
                 metrics[f"difference_high_{target}_{score}"] = row["high"]
-            worse = row["low"] > 0 if score in LOWER_IS_BETTER else row["high"] < 0
+            lost = row["difference"] if score in LOWER_IS_BETTER else -row["difference"]
+            beyond_chance = row["low"] > 0 if score in LOWER_IS_BETTER else row["high"] < 0
+            margin = limits.margins.get(target, {}).get(score, 0.0)
+            allowed = margin * row["other"] if score in RELATIVE else margin
+            worse = beyond_chance and lost > allowed
             few = row["jobs"] < FEWEST_JOBS
             figure = (
                 f"{row['this']:.4g} against {row['other']:.4g}: {row['difference']:+.2g} "
@@ -233,7 +247,7 @@ def champion_checks(
                 f"champion.{target}.{score}",
                 bool(few or not worse),
                 f"{figure}, too few jobs ({row['jobs']:.0f}) to tell" if few else figure,
-                f"not worse than {name}",
+                f"not worse than {name}" + (f" by more than {allowed:.2g}" if margin else ""),
             )
 
 

@@ -64,6 +64,21 @@ def judged_jobs(
     return Jobs(jobs.trained_on, jobs.newest, jobs.problem, newer)
 
 
+def new_to(client: MlflowClient, champion: ModelVersion, jobs: pd.DataFrame) -> pd.DataFrame:
+    """Those of some jobs that a champion was not trained on, so that it has no advantage from knowing them.
+
+    All of them, if too few would be left, or if nobody knows what it was trained on: then it is the challenger that
+    has to be better than chance lets it be.
+    """
+    try:
+        table = _training_table(client, champion)
+        seen = table.loc[table["split"] == "train", "ipst"].astype(str).str.strip().str.lower()
+    except (CalmlflowError, KeyError):
+        return jobs
+    left = jobs[~jobs["ipst"].isin(set(seen))].reset_index(drop=True)
+    return left if len(left) >= FEWEST_JOBS else jobs
+
+
 def _of_training(client: MlflowClient, version: ModelVersion) -> Jobs:
     try:
         table = _training_table(client, version)

@@ -9,9 +9,16 @@ import pandas as pd
 import yaml
 
 from calmlflow.hst.errors import InputError
-from calmlflow.hst.ladder import LADDER
+from calmlflow.hst.ladder import BIN_NAMES, LADDER
 from calmlflow.results.scoring import PREDICTED, score_predictions
 from calmlflow.settings import TARGETS
+
+COMPARED = {
+    "mem_bin": ("accuracy", *(f"recall_{name}" for name in BIN_NAMES), "excess_cost"),
+    "memory": ("rmse", "mae"),
+    "wallclock": ("rmse", "mae", "kill_time_coverage"),
+}
+"""Target -> scores that must not be worse than the champion's."""
 
 DEFAULT = Path(__file__).with_name("gate.yaml")
 
@@ -24,6 +31,8 @@ class Limits:
     ----------
     scores : dict of dict of (float or None, float or None)
         Target -> score -> smallest and largest value allowed.
+    margins : dict of dict of float
+        Target -> score -> how much worse than the champion's it may be, also beyond chance; 0 where there is none.
     min_jobs : int or None
         Training jobs at least.
     max_age_days : float or None
@@ -31,6 +40,7 @@ class Limits:
     """
 
     scores: dict[str, dict[str, tuple[float | None, float | None]]]
+    margins: dict[str, dict[str, float]]
     min_jobs: int | None
     max_age_days: float | None
 
@@ -50,13 +60,15 @@ def read_limits(source: str) -> Limits:
         raise InputError(f"gate {path} cannot be read ({error.strerror}); expected a YAML file, or 'default'") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"gate {path} is not YAML ({reason}); expected scores and data") from None
-    content = _mapping(path, "the file", content, ("scores", "data"))
+        raise InputError(f"gate {path} is not YAML ({reason}); expected scores, margins and data") from None
+    content = _mapping(path, "the file", content, ("scores", "margins", "data"))
     scores = _mapping(path, "scores", content.get("scores"), tuple(TARGETS.values()))
+    margins = _mapping(path, "margins", content.get("margins"), tuple(TARGETS.values()))
     data = _mapping(path, "data", content.get("data"), ("min_jobs", "max_age_days"))
     min_jobs = _number(path, "data.min_jobs", data.get("min_jobs"))
     return Limits(
         {target: _bounds(path, target, found) for target, found in scores.items()},
+        {target: _margins(path, target, found) for target, found in margins.items()},
         None if min_jobs is None else int(min_jobs),
         _number(path, "data.max_age_days", data.get("max_age_days")),
     )
@@ -74,6 +86,16 @@ def _bounds(path: Path, target: str, scores: Any) -> dict[str, tuple[float | Non
         if low is not None and high is not None and low > high:
             raise InputError(f"gate {path}: {name} has min {low:g} above max {high:g}; expected a range")
         found[str(score)] = low, high
+    return found
+
+
+def _margins(path: Path, target: str, margins: Any) -> dict[str, float]:
+    found = {}
+    for score, value in _mapping(path, f"margins.{target}", margins, COMPARED[target]).items():
+        margin = _number(path, f"margins.{target}.{score}", value) or 0.0
+        if margin < 0:
+            raise InputError(f"gate {path}: margins.{target}.{score} is {margin:g}; expected 0 or more")
+        found[score] = margin
     return found
 
 
