@@ -157,6 +157,7 @@ SPOILED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", SPOILED)
 def test_artifacts_must_be_those_that_were_registered(client, model, add_spoiled, copy, words):
     SPOILED[words](copy / "artifacts" / "bundle")
@@ -173,6 +174,7 @@ def test_a_version_whose_files_are_gone_fails(client, model):
     assert (failed.name, "holds 0 files bundle.json" in failed.figure) == ("artifacts", True)
 
 
+@pytest.mark.slow
 def test_a_version_without_a_recorded_digest_fails(client, model):
     known = client.get_model_version("calcloud-predictor", "1")
     number = client.create_model_version(
@@ -182,6 +184,7 @@ def test_a_version_without_a_recorded_digest_fails(client, model):
     assert "no tag bundle_sha256" in failed.figure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["mem_clf", "wall_reg"])
 def test_onnx_must_answer_as_keras_does(client, model, add_spoiled, copy, network):
     from calmlflow.networks.architectures import TargetRange, build_classifier, build_regressor
@@ -225,6 +228,7 @@ UNSERVABLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", UNSERVABLE)
 def test_a_version_must_be_servable(client, model, add_spoiled, copy, words):
     UNSERVABLE[words](copy)
@@ -243,6 +247,7 @@ def strict(tmp_path: Path, group: str, key: str, value) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "key", "value"),
     [
@@ -265,6 +270,7 @@ def test_each_limit_fails_alone(quick, client, model, tmp_path, group, key, valu
     assert failed.expected
 
 
+@pytest.mark.slow
 def test_a_limit_that_is_taken_out_is_not_checked(quick, client, model, tmp_path):
     path = tmp_path / "gate.yaml"
     path.write_text("data: {min_jobs: 10}\n")
@@ -283,6 +289,7 @@ def add_with_table(client, model, trained, tmp_path, change) -> int:
     return add(client, model, run_id=active.info.run_id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "name", "words"),
     [
@@ -301,6 +308,7 @@ def test_training_jobs_must_be_valid_and_of_known_age(quick, client, model, trai
     assert set(failed) <= {name, "data.jobs", "data.age"}
 
 
+@pytest.mark.slow
 def test_a_version_without_a_run_fails(quick, client, model):
     number = add(client, model, run_id="0" * 32)
     failed = {check.name: check.figure for check in verdict(client, model, number).failed}
@@ -415,6 +423,7 @@ def test_every_score_that_is_compared_has_a_margin_by_default():
     assert 0 < max(value for found in margins.values() for value in found.values()) <= 0.1
 
 
+@pytest.mark.slow
 def test_the_champion_is_not_judged_by_jobs_that_it_was_trained_on(quick, client, model, trained, tmp_path):
     table = pd.read_csv(trained / "data" / "latest.csv", dtype={"ipst": str})
     held_out = table.loc[table["split"] == "test", "ipst"]
@@ -482,6 +491,7 @@ def newer_jobs(trained, tmp_path, newer: int) -> str:
     return str(tmp_path / "newer.csv")
 
 
+@pytest.mark.slow
 def test_newer_jobs_judge_instead_of_those_held_out(quick, client, model, trained, tmp_path):
     add(client, model), add(client, model)
     found = verdict(client, model, 2, champion=1, data=newer_jobs(trained, tmp_path, 500))
@@ -490,6 +500,7 @@ def test_newer_jobs_judge_instead_of_those_held_out(quick, client, model, traine
     assert found.metrics["challenger_memory_mae"] != held_out.metrics["challenger_memory_mae"]
 
 
+@pytest.mark.slow
 def test_jobs_that_one_of_the_two_was_trained_on_judge_nothing(quick, client, model, trained, tmp_path):
     newest = int(pd.read_csv(trained / "data" / "latest.csv")["timestamp"].max())
     add(client, model, newest_job=str(newest + 10_000))
