@@ -16,8 +16,7 @@ from mlflow.exceptions import MlflowException
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.predictor.bundle import MANIFEST, read_manifest
 from calmlflow.registry.lineage import HEADLINES
-from calmlflow.registry.overview import unreadable
-from calmlflow.registry.state import read_state
+from calmlflow.registry.state import explained, read_state
 from calmlflow.settings import NETWORKS, STAGES, parse_stage
 
 Pair = tuple[str | None, str | None]
@@ -135,7 +134,7 @@ def _find(client: MlflowClient, text: str, model: str) -> ModelVersion:
         # MLflow says INVALID_PARAMETER_VALUE for an unknown alias.
         if error.error_code == "INVALID_PARAMETER_VALUE":
             raise InputError(f"version {which} of {name} does not exist in the registry; expected {expected}") from None
-        raise unreadable(error, f"version {which} of {name}") from None
+        raise explained(error, f"version {which} of {name}") from None
 
 
 def _side(client: MlflowClient, version: ModelVersion) -> Side:

@@ -59,7 +59,7 @@ def move(client: MlflowClient, model: str, plan: Callable[[State], Event]) -> Ev
                         withdraw_event(client, model, event)
                 raise
     except MlflowException as error:
-        raise explained(error, f"a version of {model}") from None
+        raise explained(error, f"a version of {model}", "move", "MANAGE") from None
 
 
 def finish_open(client: MlflowClient, model: str) -> list[Event]:
@@ -76,7 +76,7 @@ def finish_open(client: MlflowClient, model: str) -> list[Event]:
         with claimed(client, model, who()):
             return _finish(client, model)
     except MlflowException as error:
-        raise explained(error, f"a version of {model}") from None
+        raise explained(error, f"a version of {model}", "move", "MANAGE") from None
 
 
 def repair(client: MlflowClient, model: str) -> list[str]:
@@ -102,7 +102,7 @@ def repair(client: MlflowClient, model: str) -> list[str]:
                 mended.append(f"aliases of {model} name the versions of their stages again: {', '.join(changed)}")
             return mended
     except MlflowException as error:
-        raise explained(error, f"a version of {model}") from None
+        raise explained(error, f"a version of {model}", "move", "MANAGE") from None
 
 
 def _mend_stage(client: MlflowClient, model: str, stage: str) -> list[str]:

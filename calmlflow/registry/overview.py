@@ -11,10 +11,9 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from calmlflow import settings
-from calmlflow.hst.errors import CalmlflowError
 from calmlflow.predictor.stage import Cache, StagedVersion
 from calmlflow.registry.lineage import HEADLINES
-from calmlflow.registry.state import EXCLUSIVE, all_versions, explained, who
+from calmlflow.registry.state import EXCLUSIVE, all_versions, explained
 
 
 def overview(client: MlflowClient) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -34,16 +33,6 @@ def overview(client: MlflowClient) -> dict[str, dict[str, list[dict[str, Any]]]]
     return {model: _by_stage(client, model) for model in (settings.BUNDLE_MODEL, *settings.NETWORK_MODELS.values())}
 
 
-def unreadable(error: MlflowException, what: str) -> CalmlflowError:
-    """One sentence for what the registry does not show."""
-    if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
-        return CalmlflowError(
-            f"the registry lets {who()} not read {what}; expected the permission READ on it "
-            "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD say who asks)"
-        )
-    return explained(error, what)
-
-
 def _by_stage(client: MlflowClient, model: str) -> dict[str, list[dict[str, Any]]]:
     try:
         aliases = client.get_registered_model(model).aliases
@@ -51,7 +40,7 @@ def _by_stage(client: MlflowClient, model: str) -> dict[str, list[dict[str, Any]
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return {}
-        raise unreadable(error, f"registered model {model}") from None
+        raise explained(error, f"registered model {model}") from None
     found: dict[str, list[dict[str, Any]]] = {}
     for version in versions:
         names = sorted(alias for alias, number in aliases.items() if str(number) == str(version.version))

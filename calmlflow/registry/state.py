@@ -79,13 +79,13 @@ def all_versions(client: MlflowClient, model: str) -> list[ModelVersion]:
             return found
 
 
-def explained(error: MlflowException, what: str) -> CalmlflowError:
-    """One sentence for what the registry refuses."""
+def explained(error: MlflowException, what: str, act: str = "read", permission: str = "READ") -> CalmlflowError:
+    """One sentence for what the registry refuses to do with a model or a version."""
     if error.error_code == "RESOURCE_DOES_NOT_EXIST":
         return InputError(f"{what} does not exist in the registry; expected a registered version")
     if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
         return CalmlflowError(
-            f"the registry lets {who()} not move {what}; expected the permission MANAGE on the registered model "
+            f"the registry lets {who()} not {act} {what}; expected the permission {permission} on the registered model "
             "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD say who asks)"
         )
-    return CalmlflowError(f"the registry cannot look up {what}: {error.message.splitlines()[0]}")
+    return CalmlflowError(f"the registry cannot {act} {what}: {error.message.splitlines()[0]}")
