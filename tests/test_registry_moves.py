@@ -159,6 +159,19 @@ def test_an_event_survives_its_tag(event):
     assert Event.from_json(event.to_json()) == event
 
 
+@pytest.mark.parametrize(("passed", "failed"), [(20, 0), (60, 3), (200, 3), (200, 40), (0, 400)])
+def test_an_event_fits_its_tag_and_tells_what_failed(passed, failed):
+    checks = [Check(f"good.{n}", True, "0.95 against 0.94", "not worse than version 12") for n in range(passed)]
+    checks += [Check(f"bad.{n}", False, "x" * 300, "y" * 100) for n in range(failed)]
+    event = replace(production("promotion", 2, 1), reason="ü" * 500, checks=tuple(checks))
+    text = event.to_json()
+    assert len(text) <= 5000
+    told = Event.from_json(text).checks
+    assert [check.name for check in told if not check.passed][:5] == [f"bad.{n}" for n in range(failed)][:5]
+    if passed == 20:
+        assert told == tuple(checks)
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"number": 1}', "x" * 9, '{"checks": [[1]]}'])
 def test_a_damaged_event_is_left_out_and_its_number_is_not_used_again(client, model, caplog, text):
     client.set_registered_model_tag(model, "calmlflow.history.000007", text)

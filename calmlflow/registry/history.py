@@ -17,7 +17,10 @@ log = logging.getLogger(__name__)
 
 PREFIX = "calmlflow.history."
 MAX_REASON = 500
-"""Characters. Registries of older MLflow keep 5000 in a tag, and an event holds the gate's figures, too."""
+"""Characters."""
+
+MAX_EVENT = 5000
+"""Characters that a registry's database keeps in a tag."""
 
 
 class Check(NamedTuple):
@@ -66,8 +69,16 @@ class Event:
     is_open: bool = True
 
     def to_json(self) -> str:
-        """The text of the tag."""
-        return json.dumps(asdict(self) | {"checks": [list(check) for check in self.checks]}, separators=(",", ":"))
+        """The text of the tag. Checks are told as fully as it has room for: those that failed before all others."""
+        failed = [check for check in self.checks if not check.passed]
+        brief = [check if not check.passed else check._replace(expected="") for check in self.checks]
+        cut = [check._replace(figure=check.figure[:100], expected=check.expected[:100]) for check in failed]
+        for checks in (self.checks, brief, failed, cut, cut[:5]):
+            fields = asdict(self) | {"checks": [list(check) for check in checks]}
+            text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
+            if len(text) <= MAX_EVENT:
+                break
+        return text
 
     @classmethod
     def from_json(cls, text: str) -> "Event":
