@@ -21,7 +21,9 @@ def stages(
     repair: Annotated[
         bool, typer.Option("--repair", help="Finish a move that was cut short, and mend stages and aliases, first.")
     ] = False,
-    model: Annotated[str, typer.Option(help="Registered model of --history.")] = settings.BUNDLE_MODEL,
+    model: Annotated[
+        str, typer.Option(help="Registered model of --history, and one more for --repair.")
+    ] = settings.BUNDLE_MODEL,
 ) -> None:
     """Show the versions of each registered model: stage, scores, jobs they saw, age, gate, where they are served.
 
@@ -38,7 +40,7 @@ def stages(
     connect()
     client = MlflowClient()
     if repair:
-        _repair(client)
+        _repair(client, model)
     if history:
         _show_history(client, model, as_json)
         return
@@ -68,12 +70,12 @@ def diff(
     print(json.dumps(difference.as_dict()) if as_json else as_text(difference))
 
 
-def _repair(client: Any) -> None:
+def _repair(client: Any, model: str) -> None:
     from calmlflow.hst.errors import InputError
     from calmlflow.registry.moves import repair
 
     mended = []
-    for name in (settings.BUNDLE_MODEL, *settings.NETWORK_MODELS.values()):
+    for name in dict.fromkeys((settings.BUNDLE_MODEL, *settings.NETWORK_MODELS.values(), model)):
         try:
             mended += repair(client, name)
         except InputError:

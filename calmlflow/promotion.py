@@ -87,6 +87,8 @@ def promote_in_run(request: PromotionRequest, nested: bool = False) -> str:
         client, model = MlflowClient(), request.model
         for event in finish_open(client, model):
             say(f"finished what was cut short: version {event.version} of {model} is in {event.stage}")
+            # Who was cut short has told nobody; who is told twice knows by the number.
+            _tell(notify_url, model, event)
         state = read_state(client, model)
         challenger = choose(client, model, request.version, stage, state)
         version = int(challenger.version)
@@ -100,8 +102,8 @@ def promote_in_run(request: PromotionRequest, nested: bool = False) -> str:
                 write_refusal(client, model, version, stage, verdict.checks, run.info.run_id)
                 raise CalmlflowError(_refusal(model, version, stage, verdict, run.info.run_id))
         forced = bool(verdict.failed)
-        event = promote(client, model, version, stage, state, reason, forced, run.info.run_id, verdict.checks)
         mlflow.set_tag("gate", "forced" if forced else "passed")
+        event = promote(client, model, version, stage, state, reason, forced, run.info.run_id, verdict.checks)
         told = _tell(notify_url, model, event)
         passed = f"; {len(verdict.checks) - len(verdict.failed)} of {len(verdict.checks)} checks passed"
         return f"{model} version {version} is in {stage}{passed if verdict.checks else ''}{told}"
@@ -113,7 +115,12 @@ def roll_back_to(to: int | None, reason: str, model: str = settings.BUNDLE_MODEL
     Needs the registry alone, no tracking server and no artifacts: it must work when much else does not.
     """
     reason = check_reason(reason, "a rollback")
-    notify_url = _checked_url(notify_url)
+    try:
+        notify_url = _checked_url(notify_url)
+    except InputError as error:
+        # The way back must not hang on who is told of it.
+        say(f"warning: nobody is told: {error}")
+        notify_url = ""
     event = roll_back(MlflowClient(), model, to, reason)
     told = _tell(notify_url, model, event)
     return f"{model} version {event.version} is back in Production, version {event.before} is archived{told}"

@@ -20,14 +20,13 @@ def main(
     gate: Annotated[str, typer.Option(help="Limits: 'default', or a YAML file.")] = "default",
     force: Annotated[Literal["true", "false"], typer.Option(help="Go through although a check fails.")] = "false",
     reason: Annotated[str, typer.Option(help="Why; written down, and needed with force.")] = "",
-    notify: Annotated[str, typer.Option(help="URL that is told; default CALMLFLOW_NOTIFY_URL.")] = "",
 ) -> None:
     """Judge a registered version and move it to a stage; the one before it is archived, and aliases follow."""
     from calmlflow.promotion import PromotionRequest, parse_version, promote_in_run
 
     number = parse_version(version)
     jobs = None if data == "held-out" else data
-    print(promote_in_run(PromotionRequest(stage, number, model, jobs, gate, force == "true", reason, notify)))
+    print(promote_in_run(PromotionRequest(stage, number, model, jobs, gate, force == "true", reason)))
 
 
 if __name__ == "__main__":

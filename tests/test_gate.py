@@ -18,6 +18,7 @@ from calmlflow.hst.ladder import LADDER
 from calmlflow.predictor.bundle import MANIFEST, write_manifest
 from calmlflow.promotion import PromotionRequest, parse_version, promote_in_run, roll_back_to
 from calmlflow.registry import gate
+from calmlflow.registry.artifacts import check_whole
 from calmlflow.registry.gate import champion_checks, judge
 from calmlflow.registry.history import read_history
 from calmlflow.registry.limits import COMPARED, DEFAULT, Limits, read_limits
@@ -200,6 +201,30 @@ def test_onnx_must_answer_as_keras_does(client, model, add_spoiled, copy, networ
     assert "ONNX and Keras answers differ" in failed.figure
 
 
+@pytest.mark.parametrize(
+    ("expected", "words"), [(["mem_clf"], "expected mem_clf"), (("mem_clf", "mem_reg", "wall_reg"), None), (None, None)]
+)
+def test_a_version_must_hold_the_networks_of_its_model(downloaded, expected, words):
+    bundle = downloaded / "artifacts" / "bundle"
+    if words is None:
+        assert "files match" in check_whole(bundle, digest_of(bundle / MANIFEST), expected)
+        return
+    with pytest.raises(InputError, match=f"it holds the networks mem_clf, mem_reg, wall_reg; {words}"):
+        check_whole(bundle, digest_of(bundle / MANIFEST), expected)
+
+
+def test_a_challenger_must_give_every_answer_that_the_champion_gives(quick, client, model):
+    known = client.get_model_version("calcloud-wallclock", "1")
+    client.create_model_version(
+        model, known.source, known.run_id, known.tags, await_creation_for=0,
+        model_id=known.source.removeprefix("models:/"),
+    )  # fmt: skip
+    add(client, model)
+    (failed,) = verdict(client, model, 1, champion=2).failed
+    assert (failed.name, failed.expected) == ("champion", "every answer that version 2 gives")
+    assert "it gives no bin_pred, mem_pred, probabilities" in failed.figure
+
+
 def digest_of(path: Path) -> str:
     import hashlib
 
@@ -298,6 +323,7 @@ def add_with_table(client, model, trained, tmp_path, change) -> int:
         (lambda t: t.drop(columns="split"), "data.schema", "has no column split"),
         (lambda t: t.assign(split="train"), "data.schema", "holds no test jobs"),
         (lambda t: t.assign(timestamp=0), "data.age", "no timestamps"),
+        (lambda t: t.assign(timestamp=4_000_000_000), "data.age", "newest job -"),
     ],
 )
 def test_training_jobs_must_be_valid_and_of_known_age(quick, client, model, trained, tmp_path, change, name, words):
@@ -382,6 +408,7 @@ WORSE = {
     "champion.memory.rmse": lambda answers, table: errors_times(answers, table, "mem_pred", 0.5, 1.2),
     "champion.wallclock.mae": lambda answers, table: errors_times(answers, table, "wall_pred", 1.5, 0.9),
     "champion.wallclock.rmse": lambda answers, table: errors_times(answers, table, "wall_pred", 0.5, 1.2),
+    "champion.wallclock.kill_time_reserved": lambda answers, table: {**answers, "kill_time": 2 * answers["kill_time"]},
     "champion.wallclock.kill_time_coverage": lambda answers, table: {
         **answers,
         "kill_time": answers["kill_time"] - 100,
@@ -410,7 +437,8 @@ def test_within_its_margin_a_score_may_be_worse(name):
     metrics = {}
     list(champion_checks("v", table, WORSE[name](answers, table), answers, STRICT, metrics))
     lost = abs(metrics[f"difference_{target}_{score}"])
-    share = metrics[f"champion_{target}_{score}"] if score in ("rmse", "mae") else 1.0
+    is_share = score in ("rmse", "mae", "kill_time_reserved")
+    share = metrics[f"champion_{target}_{score}"] if is_share else 1.0
     for margin, fails in ((lost / share * 1.001, False), (lost / share * 0.999, True)):
         limits = Limits({}, {target: {score: margin}}, None, None)
         checks = champion_checks("v", table, WORSE[name](answers, table), answers, limits, {})
@@ -420,7 +448,7 @@ def test_within_its_margin_a_score_may_be_worse(name):
 def test_every_score_that_is_compared_has_a_margin_by_default():
     margins = read_limits("default").margins
     assert {target: tuple(found) for target, found in margins.items()} == COMPARED
-    assert 0 < max(value for found in margins.values() for value in found.values()) <= 0.1
+    assert 0 < max(value for found in margins.values() for value in found.values()) < 0.2
 
 
 @pytest.mark.slow

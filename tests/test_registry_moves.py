@@ -145,7 +145,7 @@ def test_promotion_rollback_promotion_leave_one_version_and_a_complete_history(c
     assert all(event.who and event.at.endswith("+00:00") for event in events)
 
 
-names = st.text(min_size=1, max_size=30)
+names = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=30)
 events = st.builds(
     Event, st.integers(1, 999_999), st.sampled_from(["promotion", "rollback"]), st.integers(1, 10_000),
     st.sampled_from(["Staging", "Production", "Archived"]), st.none() | st.integers(1, 10_000), names, names, names,
@@ -190,6 +190,8 @@ def production(action: str, version: int, before: int | None = None) -> Event:
         ([], []),
         ([("promotion", 1, None)], [1]),
         ([("promotion", 2, 1)], [1, 2]),
+        ([("promotion", 1, None), ("promotion", 3, 2)], [1, 2, 3]),
+        ([("promotion", 1, None), ("promotion", 2, 1), ("repair", 1, None)], [2, 1]),
         ([("promotion", 1, None), ("promotion", 2, 1), ("promotion", 3, 2), ("rollback", 2, 3)], [1, 2]),
         ([("promotion", 1, None), ("promotion", 2, 1), ("promotion", 3, 2), ("rollback", 1, 3)], [1]),
         ([("promotion", 1, None), ("promotion", 2, 1), ("rollback", 1, 2), ("promotion", 3, 1)], [1, 3]),
@@ -397,13 +399,13 @@ def test_an_open_event_of_a_deleted_version_is_taken_back(client, model, caplog)
     assert "version 3" in caplog.text
 
 
-@pytest.mark.parametrize("step", ["delete_registered_model_alias", "set_model_version_tag"])
-def test_what_the_registry_refuses_at_the_first_step_leaves_nothing(client, model, step, monkeypatch):
+@pytest.mark.parametrize("step", ["delete_registered_model_alias", "transition_model_version_stage"])
+def test_what_the_registry_refuses_can_be_asked_for_again(client, model, step, monkeypatch):
     to(client, model, 1, "Production")
     to(client, model, 2, "Staging")
     before = read_state(client, model)
 
-    def refuse(*arguments):
+    def refuse(*arguments, **options):
         raise MlflowException("Permission denied", PERMISSION_DENIED)
 
     monkeypatch.setattr(client, step, refuse)
@@ -424,17 +426,66 @@ def test_what_the_registry_refuses_at_the_first_step_leaves_nothing(client, mode
 
 def test_whoever_overslept_its_lease_moves_nothing(client, model, monkeypatch):
     to(client, model, 1, "Production")
-    real = moves.write_evidence
+    real = moves._drop_aliases
 
-    def oversleep(client, model, event):
-        real(client, model, event)
-        # Meanwhile somebody else has finished the move, and made another one.
-        close_event(client, model, event)
+    def oversleep(client, model, stages):
+        real(client, model, stages)
+        # Meanwhile its claim was taken for dead, and somebody else has made another move.
+        for key in [key for key in tags_of_model(client, model) if key.startswith(claim.PREFIX)]:
+            client.delete_registered_model_tag(model, key)
         client.transition_model_version_stage(model, "3", "Production", archive_existing_versions=True)
 
-    monkeypatch.setattr(moves, "write_evidence", oversleep)
-    to(client, model, 2, "Production")
+    monkeypatch.setattr(moves, "_drop_aliases", oversleep)
+    with pytest.raises(ConflictError, match="was taken for dead meanwhile"):
+        to(client, model, 2, "Production")
     assert stages(client, model) == {1: "Archived", 3: "Production"}
+
+
+def test_a_rollback_does_not_finish_a_promotion_that_changed_nothing_yet(client, model):
+    for version in (1, 2):
+        to(client, model, version, "Production")
+    write_event(client, model, replace(open_event(3, number=3), before=2))
+    assert roll_back(client, model, None, "bad").version == 1
+    assert stages(client, model) == {1: "Production", 2: "Archived"}
+    assert [event.version for event in read_history(client, model)] == [1, 2, 1]
+
+
+def test_a_rollback_that_was_cut_short_is_one_step_when_asked_for_again(client, model):
+    for version in (1, 2, 3):
+        to(client, model, version, "Production")
+    event = replace(open_event(2, number=4), action="rollback", before=3)
+    write_event(client, model, event)
+    client.transition_model_version_stage(model, "2", "Production", archive_existing_versions=True)
+    assert roll_back(client, model, None, "bad").version == 2
+    assert stages(client, model) == {1: "Archived", 2: "Production", 3: "Archived"}
+    assert len(read_history(client, model)) == 4
+
+
+@pytest.mark.parametrize(("stage", "by_hand"), [("Production", "3"), ("Staging", "2")])
+def test_what_others_did_meanwhile_is_not_undone_by_an_old_move(client, model, stage, by_hand, caplog):
+    to(client, model, 1, "Production")
+    write_event(client, model, replace(open_event(2, stage, number=2), before=1 if stage == "Production" else None))
+    client.transition_model_version_stage(model, by_hand, "Production", archive_existing_versions=True)
+    assert finish_open(client, model) == []
+    assert stages(client, model) == {1: "Archived", int(by_hand): "Production"}
+    assert "is given up" in caplog.text
+    assert len(read_history(client, model)) == 1
+
+
+def test_what_was_archived_without_having_been_in_production_does_not_get_there_by_a_rollback(client, model):
+    to(client, model, 1, "Production")
+    to(client, model, 2, "Archived")
+    with pytest.raises(InputError, match=r"version 2 of .* was never in Production"):
+        roll_back(client, model, 2, "round the gate")
+
+
+def test_a_terminal_obeys_nothing_of_an_event(client, model):
+    to(client, model, 1, "Staging", reason=check_reason("a\x1b[2Jb"))
+    assert read_history(client, model)[0].reason == "a [2Jb"
+    client.set_registered_model_tag(
+        model, "calmlflow.history.000002", open_event(2).to_json().replace("me", "m\\u001be")
+    )
+    assert read_history(client, model)[1].who == "m e"
 
 
 def test_repair_makes_one_of_two(client, model):
@@ -445,11 +496,12 @@ def test_repair_makes_one_of_two(client, model):
     client.set_registered_model_alias(model, "staging", "4")
     assert repair(client, model) == [
         f"3 versions of {model} were in Production; only version 2 is there now",
-        f"aliases of {model} name the versions of their stages again: staging, production, archived",
     ]
     assert stages(client, model) == {1: "Archived", 2: "Production", 3: "Archived"}
     assert read_state(client, model).aliases == {"production": 2, "archived": 3}
     assert repair(client, model) == []
+    mended = read_history(client, model)[-1]
+    assert (mended.action, mended.version, mended.is_open) == ("repair", 2, False)
 
 
 def test_repair_brings_the_last_one_back_to_production(client, model):

@@ -45,8 +45,16 @@ def bundle_folder(model_folder: Path, name: str) -> Path:
     return manifests[0].parent
 
 
-def check_whole(bundle: Path, recorded_sha256: str | None) -> str:
+def check_whole(bundle: Path, recorded_sha256: str | None, expected: Sequence[str] | None) -> str:
     """See that a bundle is the one that was registered, and complete: every file that belongs to its networks.
+
+    Parameters
+    ----------
+    bundle : Path
+    recorded_sha256 : str, optional
+        Of its manifest; without one the check fails.
+    expected : sequence of str, optional
+        Networks that it must have; None: at least one.
 
     Raises
     ------
@@ -61,6 +69,11 @@ def check_whole(bundle: Path, recorded_sha256: str | None) -> str:
             f"{MANIFEST} has the SHA-256 {digest[:12]}...; expected {recorded_sha256[:12]}... as registered"
         )
     manifest = read_manifest(bundle)
+    found = manifest["networks"]
+    if not found or (expected is not None and set(found) != set(expected)):
+        raise InputError(
+            f"it holds the networks {', '.join(found) or 'none'}; expected {', '.join(expected or ['one'])}"
+        )
     files = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()} - {MANIFEST}
     if surplus := sorted(files - set(manifest["sha256"])):
         raise InputError(f"{surplus[0]} is not listed in {MANIFEST}; expected only files that are")

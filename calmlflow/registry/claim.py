@@ -15,7 +15,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ class Claim:
 
 
 @contextmanager
-def claimed(client: MlflowClient, model: str, who: str, take_over: bool = False) -> Iterator[None]:
+def claimed(client: MlflowClient, model: str, who: str, take_over: bool = False) -> Iterator[Callable[[], None]]:
     """Hold a registered model for the block; nobody else does at the same time.
 
     Parameters
@@ -76,6 +76,12 @@ def claimed(client: MlflowClient, model: str, who: str, take_over: bool = False)
     take_over : bool
         Also end claims of other machines that may still be alive.
 
+    Yields
+    ------
+    callable
+        To be called before what must not be done by two: raises a ConflictError if this process slept for so long that
+        its claim was taken for dead.
+
     Raises
     ------
     ConflictError
@@ -86,6 +92,13 @@ def claimed(client: MlflowClient, model: str, who: str, take_over: bool = False)
     def write(ticket: int | None) -> None:
         claim = Claim(ticket, who, _machine(), os.getpid(), time.time())
         client.set_registered_model_tag(model, me, json.dumps(asdict(claim)))
+
+    def still_held() -> None:
+        if me not in client.get_registered_model(model).tags:
+            raise ConflictError(
+                f"the claim on {model} was taken for dead meanwhile; expected to hold it: look at `calmlflow stages` "
+                "and try again"
+            )
 
     write(None)
     try:
@@ -105,7 +118,7 @@ def claimed(client: MlflowClient, model: str, who: str, take_over: bool = False)
             if not drawing:
                 break
             time.sleep(POLL_S)
-        yield
+        yield still_held
     finally:
         # Without a server the claim stays, and is dead as soon as this process is.
         with suppress(MlflowException):

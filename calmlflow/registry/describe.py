@@ -15,7 +15,7 @@ MAX_DESCRIPTION = 5000
 def write_evidence(client: MlflowClient, model: str, event: Event) -> None:
     """Put a move's tags and description on its version, and a note on the version that was rolled back from."""
     of = f"by {event.who} at {event.at}" + (f": {event.reason}" if event.reason else "")
-    kind = "restored" if event.action == "rollback" else "promoted"
+    kind = "promoted" if event.action == "promotion" else "restored"
     tags = {kind: f"to {event.stage} {of}"}
     if event.checks:
         tags["gate"] = "forced" if event.forced else "passed"
@@ -74,6 +74,7 @@ def _write(
     own = re.sub(f"{BEGIN}.*{END}", "", found.description or "", flags=re.DOTALL).strip()
     if len(text) + len(own) + 100 > MAX_DESCRIPTION:
         text = f"{head}\n\n{checks_table([check for check in checks if not check.passed])}"
+    text = text[: max(0, MAX_DESCRIPTION - len(own) - 100)]
     description = f"{own}\n\n{BEGIN}\n{text}\n\n{END}".strip()
     if description != found.description:
         client.update_model_version(model, str(version), description)

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from calmlflow.hst.errors import CalmlflowError
 from calmlflow.hst.features import FEATURES
@@ -26,11 +25,14 @@ from calmlflow.registry.judged_jobs import Jobs, judged_jobs, new_to
 from calmlflow.registry.limits import COMPARED, Limits
 from calmlflow.results.comparison import BinAnswers, Comparison, ValueAnswers, compare_bins, compare_values
 from calmlflow.results.scoring import PREDICTED, score_predictions
-from calmlflow.settings import TARGETS
+from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS
 
-LOWER_IS_BETTER = ("excess_cost", "rmse", "mae")
+NETWORKS_OF_MODEL = {BUNDLE_MODEL: NETWORKS} | {model: (network,) for network, model in NETWORK_MODELS.items()}
+"""What a version of each registered model must hold; of others, what their champion holds."""
 
-RELATIVE = ("rmse", "mae")
+LOWER_IS_BETTER = ("excess_cost", "rmse", "mae", "kill_time_reserved")
+
+RELATIVE = ("rmse", "mae", "kill_time_reserved")
 """Scores whose margin is a share of the champion's score."""
 
 FEWEST_JOBS = 5
@@ -104,6 +106,9 @@ def judge(
         checks.append(_guarded("serving", "works", lambda: check_serving(files.model, files.bundle, networks)))
         on_step(6, "scoring")
         answers = Bundle.load(files.bundle).predict(features)
+        if not all(np.isfinite(column).all() for column in answers.values()):
+            checks.append(Check("answers", False, "some are not finite", "numbers"))
+            return Verdict(tuple(checks), metrics)
         checks += _limit_checks(jobs.scored, answers, limits, metrics)
         if champion:
             on_step(7, "holding it against the champion")
@@ -128,7 +133,7 @@ def _fetched(version: ModelVersion, folder: Path) -> tuple[Check, _Files | None]
         folder.mkdir()
         model = download_version(version.name, version.version, folder)
         bundle = bundle_folder(model, f"version {version.version} of {version.name}")
-        figure = check_whole(bundle, version.tags.get("bundle_sha256"))
+        figure = check_whole(bundle, version.tags.get("bundle_sha256"), NETWORKS_OF_MODEL.get(version.name))
     except CalmlflowError as error:
         # The folder is gone when the user reads this.
         return Check("artifacts", False, str(error).replace(str(bundle), "bundle"), expected), None
@@ -144,8 +149,11 @@ def _onnx_check(bundle: Path, network: str, features: np.ndarray) -> Check:
 def _guarded(name: str, expected: str, check: Callable[[], str]) -> Check:
     try:
         return Check(name, True, check(), expected)
-    except (CalmlflowError, MlflowException) as error:
-        return Check(name, False, str(error).splitlines()[0], expected)
+    except CalmlflowError as error:
+        return Check(name, False, str(error), expected)
+    except Exception as error:
+        # A version that was tampered with may break whatever reads it, in any way.
+        return Check(name, False, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}", expected)
 
 
 def _data_checks(jobs: Jobs, limits: Limits) -> Iterator[Check]:
@@ -159,7 +167,10 @@ def _data_checks(jobs: Jobs, limits: Limits) -> Iterator[Check]:
         # A table without timestamps has 0 everywhere.
         known = jobs.newest > 0
         figure = f"newest job {days:,.0f} days old" if known else "no timestamps"
-        yield Check("data.age", known and days <= limits.max_age_days, figure, f"at most {limits.max_age_days:,g} days")
+        # A day for clocks that differ; a newest job of the future hides how old the others are.
+        yield Check(
+            "data.age", known and -1 <= days <= limits.max_age_days, figure, f"at most {limits.max_age_days:,g} days"
+        )
 
 
 def _limit_checks(
@@ -196,6 +207,8 @@ def _against(
         others = Bundle.load(bundle).predict(jobs[list(FEATURES)].to_numpy(dtype=float))
     except CalmlflowError as error:
         return [Check("champion", False, str(error).replace(str(folder), name), "a champion to compare with")]
+    if missing := sorted(set(others) - set(answers)):
+        return [Check("champion", False, f"it gives no {', '.join(missing)}", f"every answer that {name} gives")]
     metrics["jobs_compared"] = len(jobs)
     return list(champion_checks(name, jobs, answers, others, limits, metrics))
 

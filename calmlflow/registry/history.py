@@ -6,6 +6,7 @@ that was cut short: whoever comes next can finish it.
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
@@ -40,7 +41,7 @@ class Event:
     ----------
     number : int
         Counts from 1 for each registered model.
-    action : {"promotion", "rollback"}
+    action : {"promotion", "rollback", "repair"}
     version, before : int, int or None
         The version that moved, and the one that held the stage until then.
     stage : str
@@ -84,12 +85,21 @@ class Event:
     def from_json(cls, text: str) -> "Event":
         """Read the text of a tag; a ValueError or TypeError where it is none."""
         fields = dict(json.loads(text))
-        checks = tuple(Check(str(n), bool(p), str(f), str(e)) for n, p, f, e in fields.pop("checks"))
+        checks = tuple(
+            Check(printable(str(n)), bool(p), printable(str(f)), printable(str(e)))
+            for n, p, f, e in fields.pop("checks")
+        )
+        fields = {name: printable(value) if isinstance(value, str) else value for name, value in fields.items()}
         event = cls(**fields, checks=checks)
         numbers = (event.number, event.version, event.before or 0)
         if not all(isinstance(number, int) for number in numbers) or not isinstance(event.stage, str):
             raise ValueError("an event's numbers are whole and its stage is text")
         return event
+
+
+def printable(text: str) -> str:
+    """Text without what a terminal would obey: anybody who may edit the registry can write an event."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e]", " ", text)
 
 
 def events_of(model: RegisteredModel) -> list[Event]:
@@ -142,9 +152,9 @@ def way_back(events: Iterable[Event]) -> list[int]:
     for event in events:
         if event.stage != "Production":
             continue
-        if not stack and event.before is not None:
-            # It was there before there was a history.
-            stack.append(event.before)
+        if event.before is not None and event.before not in stack[-1:]:
+            # Somebody put it there without calmlflow, or before there was a history.
+            stack = [*(version for version in stack if version != event.before), event.before]
         if event.action == "rollback" and event.version in stack:
             del stack[stack.index(event.version) + 1 :]
         else:

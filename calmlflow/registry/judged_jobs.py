@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from calmlflow.console import say
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.jobs.records import check_records
 from calmlflow.jobs.sources import read_jobs
@@ -53,7 +54,8 @@ def judged_jobs(
     if data is None:
         return jobs
     newest = max(jobs.newest, _newest_of(champion))
-    found = read_jobs(data).valid
+    checked = read_jobs(data)
+    found = checked.valid
     newer = found[found["timestamp"] > newest].reset_index(drop=True)
     if len(newer) < FEWEST_JOBS:
         names = f"version {challenger.version}" + (f" or {champion.version}" if champion else "")
@@ -61,6 +63,7 @@ def judged_jobs(
             f"{data} holds {len(found):,} jobs, {len(newer)} of them newer than those that {names} was trained on "
             f"(timestamp above {newest}); expected {FEWEST_JOBS} at least to judge by"
         )
+    say(f"{data}: {len(checked.quarantine):,} records quarantined, {len(newer):,} of {len(found):,} jobs new to both")
     return Jobs(jobs.trained_on, jobs.newest, jobs.problem, newer)
 
 
@@ -70,18 +73,21 @@ def new_to(client: MlflowClient, champion: ModelVersion, jobs: pd.DataFrame) -> 
     All of them, if too few would be left, or if nobody knows what it was trained on: then it is the challenger that
     has to be better than chance lets it be.
     """
-    try:
-        table = _training_table(client, champion)
-        seen = table.loc[table["split"] == "train", "ipst"].astype(str).str.strip().str.lower()
-    except (CalmlflowError, KeyError):
-        return jobs
-    left = jobs[~jobs["ipst"].isin(set(seen))].reset_index(drop=True)
+    seen: set[str] = set()
+    # A bundle may hold networks of several trainings.
+    for run_id in {champion.run_id, *(run for name, run in champion.tags.items() if name.startswith("run."))}:
+        try:
+            table = _training_table(client, run_id)
+            seen |= set(table.loc[table["split"] == "train", "ipst"].astype(str).str.strip().str.lower())
+        except (CalmlflowError, KeyError):
+            continue
+    left = jobs[~jobs["ipst"].isin(seen)].reset_index(drop=True)
     return left if len(left) >= FEWEST_JOBS else jobs
 
 
 def _of_training(client: MlflowClient, version: ModelVersion) -> Jobs:
     try:
-        table = _training_table(client, version)
+        table = _training_table(client, version.run_id)
         checked = check_records(table, TABLE)
         if "split" not in table:
             raise InputError(f"{TABLE} of its run has no column split; expected train and test")
@@ -103,10 +109,10 @@ def _of_training(client: MlflowClient, version: ModelVersion) -> Jobs:
     return Jobs(len(trained_on), int(trained_on["timestamp"].max()), problem, held_out)
 
 
-def _training_table(client: MlflowClient, version: ModelVersion) -> pd.DataFrame:
-    """The training set that the version's run, or the run above it, left as an artifact."""
+def _training_table(client: MlflowClient, own_run: str | None) -> pd.DataFrame:
+    """The training set that a version's run, or the run above it, left as an artifact."""
     reason = "no run"
-    run_id, parent = version.run_id, None
+    run_id, parent = own_run, None
     while run_id:
         try:
             # The run of one network of three has no table of its own; its parent has.
@@ -116,8 +122,8 @@ def _training_table(client: MlflowClient, version: ModelVersion) -> pd.DataFrame
         except Exception as error:
             # Whatever stands between here and the artifact store (MLflow, requests, boto3, pandas) raises its own kind.
             reason = error.error_code if isinstance(error, MlflowException) else type(error).__name__
-            run_id = parent if run_id == version.run_id else None
-    raise CalmlflowError(f"{TABLE} of run {version.run_id or 'unknown'} cannot be read ({reason}); expected its jobs")
+            run_id = parent if run_id == own_run else None
+    raise CalmlflowError(f"{TABLE} of run {own_run or 'unknown'} cannot be read ({reason}); expected its jobs")
 
 
 def _newest_of(champion: ModelVersion | None) -> int:

@@ -15,8 +15,8 @@ from mlflow.exceptions import MlflowException
 
 from calmlflow.registry.claim import claimed
 from calmlflow.registry.describe import write_evidence
-from calmlflow.registry.history import Event, close_event, withdraw_event, write_event
-from calmlflow.registry.state import EXCLUSIVE, State, explained, read_state, who
+from calmlflow.registry.history import MAX_REASON, Event, close_event, way_back, withdraw_event, write_event
+from calmlflow.registry.state import EXCLUSIVE, State, explained, now_iso, read_state, who
 from calmlflow.settings import STAGES
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ warnings.filterwarnings("ignore", message=".*[Ss]tages? (is|are|has been) deprec
 warnings.filterwarnings("ignore", message=".*deprecated since 2.9.*", category=FutureWarning)
 
 
-def move(client: MlflowClient, model: str, plan: Callable[[State], Event]) -> Event:
+def move(client: MlflowClient, model: str, plan: Callable[[State], Event], is_rollback: bool = False) -> Event:
     """Claim a model, plan a move by what it looks like then, write the move down, and carry it out.
 
     Parameters
@@ -35,6 +35,8 @@ def move(client: MlflowClient, model: str, plan: Callable[[State], Event]) -> Ev
     model : str
     plan : callable
         From the model's state to the event; raises where there is nothing to be done.
+    is_rollback : bool
+        Whoever goes back does not first finish a promotion that was cut short before it changed Production.
 
     Raises
     ------
@@ -44,18 +46,23 @@ def move(client: MlflowClient, model: str, plan: Callable[[State], Event]) -> Ev
         The registry refuses; then nothing has moved.
     """
     try:
-        with claimed(client, model, who()):
-            _finish(client, model)
+        with claimed(client, model, who()) as still_held:
+            finished = _finish(client, model, still_held, abandon_promotions=is_rollback)
+            if is_rollback and finished and finished[-1].action == "rollback":
+                # Asked for again after it was cut short: one step back, not two.
+                return finished[-1]
             state = read_state(client, model)
             event = plan(state)
+            still_held()
             write_event(client, model, event)
             try:
-                return _carry_out(client, model, event)
+                return _carry_out(client, model, event, still_held)
             except MlflowException:
                 # What was refused at the first step is taken back; what failed later stays open, to be finished.
                 with suppress(MlflowException):
                     now = read_state(client, model)
-                    if (now.stages, now.aliases) == (state.stages, state.aliases):
+                    concerned = [state.stages.get(event.version), state.stages.get(event.before or 0), state.aliases]
+                    if concerned == [now.stages.get(event.version), now.stages.get(event.before or 0), now.aliases]:
                         withdraw_event(client, model, event)
                 raise
     except MlflowException as error:
@@ -73,8 +80,8 @@ def finish_open(client: MlflowClient, model: str) -> list[Event]:
     if not read_state(client, model).open_events():
         return []
     try:
-        with claimed(client, model, who()):
-            return _finish(client, model)
+        with claimed(client, model, who()) as still_held:
+            return _finish(client, model, still_held)
     except MlflowException as error:
         raise explained(error, f"a version of {model}", "move", "MANAGE") from None
 
@@ -91,12 +98,12 @@ def repair(client: MlflowClient, model: str) -> list[str]:
         What was mended, a sentence each.
     """
     try:
-        with claimed(client, model, who(), take_over=True):
+        with claimed(client, model, who(), take_over=True) as still_held:
             mended = [
                 f"finished the {event.action} of version {event.version} of {model} to {event.stage}"
-                for event in _finish(client, model)
+                for event in _finish(client, model, still_held)
             ]
-            mended += [sentence for stage in EXCLUSIVE for sentence in _mend_stage(client, model, stage)]
+            mended += [sentence for stage in EXCLUSIVE for sentence in _mend_stage(client, model, stage, still_held)]
             state = read_state(client, model)
             if changed := [*_drop_aliases(client, model, state.stages), *_set_aliases(client, model)]:
                 mended.append(f"aliases of {model} name the versions of their stages again: {', '.join(changed)}")
@@ -105,53 +112,66 @@ def repair(client: MlflowClient, model: str) -> list[str]:
         raise explained(error, f"a version of {model}", "move", "MANAGE") from None
 
 
-def _mend_stage(client: MlflowClient, model: str, stage: str) -> list[str]:
-    """One version in a stage that holds one; and the last one in Production where there is none."""
+def _mend_stage(client: MlflowClient, model: str, stage: str, still_held: Callable[[], None]) -> list[str]:
+    """One version in a stage that holds one; and in Production the last good one where there is none."""
     state = read_state(client, model)
     holders = sorted(version for version, found in state.stages.items() if found == stage)
-    moved = [event.version for event in state.events if event.stage == stage and event.version in state.stages]
+    moved = [event.version for event in state.events if event.stage == stage]
+    back = [version for version in way_back(state.events) if version in state.stages]
     if len(holders) > 1:
         keep = moved[-1] if moved and moved[-1] in holders else holders[-1]
-        client.transition_model_version_stage(model, str(keep), stage, archive_existing_versions=True)
-        return [f"{len(holders)} versions of {model} were in {stage}; only version {keep} is there now"]
-    if not holders and moved and stage == "Production":
-        client.transition_model_version_stage(model, str(moved[-1]), stage)
-        return [f"no version of {model} was in Production; version {moved[-1]}, the last one there, is back"]
-    return []
+        sentence = f"{len(holders)} versions of {model} were in {stage}; only version {keep} is there now"
+    elif not holders and back and stage == "Production":
+        keep = back[-1]
+        sentence = f"no version of {model} was in Production; version {keep}, the last one there, is back"
+    else:
+        return []
+    event = Event(state.next_number, "repair", keep, stage, None, who(), now_iso(), sentence[:MAX_REASON])
+    still_held()
+    write_event(client, model, event)
+    _carry_out(client, model, event, still_held)
+    return [sentence]
 
 
-def _finish(client: MlflowClient, model: str) -> list[Event]:
-    """Finish what is open, for a holder of the claim."""
-    state = read_state(client, model)
-    for event in state.open_events():
-        if event.version not in state.stages:
-            log.warning("version %d of %s was deleted before it was in %s", event.version, model, event.stage)
-            withdraw_event(client, model, event)
-        elif any(later.number > event.number and later.stage == event.stage for later in state.events):
+def _finish(
+    client: MlflowClient, model: str, still_held: Callable[[], None], abandon_promotions: bool = False
+) -> list[Event]:
+    """Finish what is open, for a holder of the claim; gives the moves that were finished."""
+    finished = []
+    for event in read_state(client, model).open_events():
+        state = read_state(client, model)
+        now, holder = state.stages.get(event.version), state.held_by(event.stage)
+        if any(later.number > event.number and later.stage == event.stage for later in state.events):
             # It is history already.
             close_event(client, model, event)
+        elif now != event.stage and (
+            now in (None, "Production")
+            or (event.stage in EXCLUSIVE and holder != event.before)
+            or (event.stage == "Production" and abandon_promotions)
+        ):
+            # The stages are not what they were when it was decided on; to go on could do harm.
+            log.warning("the move of version %d of %s to %s is given up", event.version, model, event.stage)
+            withdraw_event(client, model, event)
+            _set_aliases(client, model)
         else:
-            _carry_out(client, model, event)
-    return state.open_events()
+            finished.append(_carry_out(client, model, event, still_held))
+    return finished
 
 
-def _carry_out(client: MlflowClient, model: str, event: Event) -> Event:
+def _carry_out(client: MlflowClient, model: str, event: Event, still_held: Callable[[], None]) -> Event:
     """The steps of a move. Each may be repeated."""
     stages = read_state(client, model).stages
     after = {version: "Archived" if version == event.before else stage for version, stage in stages.items()}
     # First what needs the most permissions: if it is refused, nothing has changed yet.
     _drop_aliases(client, model, after | {event.version: event.stage})
-    write_evidence(client, model, event)
-    state = read_state(client, model)
-    if event.number not in {found.number for found in state.open_events()}:
-        # This process slept for so long that somebody else has finished its move.
-        return event
-    holders = [version for version, stage in state.stages.items() if stage == event.stage]
+    still_held()
+    holders = [version for version, stage in stages.items() if stage == event.stage]
     if event.version not in holders or (event.stage in EXCLUSIVE and len(holders) > 1):
         client.transition_model_version_stage(
             model, str(event.version), event.stage, archive_existing_versions=event.stage in EXCLUSIVE
         )
     _set_aliases(client, model)
+    write_evidence(client, model, event)
     return close_event(client, model, event)
 
 

@@ -1,7 +1,6 @@
 """Which version moves to which stage, and the way back."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
@@ -9,9 +8,9 @@ from mlflow.exceptions import MlflowException
 
 from calmlflow.hst.errors import InputError
 from calmlflow.registry.claim import ConflictError
-from calmlflow.registry.history import MAX_REASON, Check, Event, way_back
+from calmlflow.registry.history import MAX_REASON, Check, Event, printable, way_back
 from calmlflow.registry.moves import move
-from calmlflow.registry.state import EXCLUSIVE, State, explained, who
+from calmlflow.registry.state import EXCLUSIVE, State, explained, now_iso, who
 
 
 def choose(client: MlflowClient, model: str, version: int | None, stage: str, state: State) -> ModelVersion:
@@ -28,9 +27,12 @@ def choose(client: MlflowClient, model: str, version: int | None, stage: str, st
     version = _whose_turn(state, model, stage) if version is None else version
     _check_production_stays(state, model, version, stage)
     try:
-        return client.get_model_version(model, str(version))
+        chosen = client.get_model_version(model, str(version))
     except MlflowException as error:
         raise explained(error, f"version {version} of {model}") from None
+    if chosen.status != "READY":
+        raise InputError(f"version {version} of {model} is {chosen.status}; expected READY: register it anew")
+    return chosen
 
 
 def promote(
@@ -75,7 +77,17 @@ def promote(
         _check_production_stays(state, model, version, stage)
         before = state.held_by(stage) if stage in EXCLUSIVE else None
         return Event(
-            state.next_number, "promotion", version, stage, before, who(), _now(), reason, forced, run_id, tuple(checks)
+            state.next_number,
+            "promotion",
+            version,
+            stage,
+            before,
+            who(),
+            now_iso(),
+            reason,
+            forced,
+            run_id,
+            tuple(checks),
         )
 
     return move(client, model, plan)
@@ -110,22 +122,22 @@ def roll_back(client: MlflowClient, model: str, to: int | None, reason: str) -> 
             raise InputError(f"version {target} of {model} is in Production; expected an earlier one to go back to")
         if target not in state.stages:
             raise InputError(f"version {target} of {model} does not exist; expected a version that was in Production")
-        was_there = any(
-            target in (event.version, event.before) for event in state.events if event.stage == "Production"
-        )
-        if not was_there and state.stages[target] != "Archived":
+        in_production = [event for event in state.events if event.stage == "Production"]
+        was_there = any(target in (event.version, event.before) for event in in_production)
+        # Where nothing was ever written down, whoever names an archived version is believed.
+        if not was_there and (in_production or state.stages[target] != "Archived"):
             raise InputError(
                 f"version {target} of {model} was never in Production; expected one that was: a new version gets "
                 "there with `calmlflow promote`, through the gate"
             )
-        return Event(state.next_number, "rollback", target, "Production", present, who(), _now(), reason)
+        return Event(state.next_number, "rollback", target, "Production", present, who(), now_iso(), reason)
 
-    return move(client, model, plan)
+    return move(client, model, plan, is_rollback=True)
 
 
 def check_reason(reason: str, needed_for: str | None = None) -> str:
-    """Fold white space; an InputError where a reason is needed and missing, or too long."""
-    reason = " ".join(reason.split())
+    """Fold white space and what a terminal would obey; an InputError where a reason is missing, or too long."""
+    reason = " ".join(printable(reason).split())
     if needed_for and not reason:
         raise InputError(f"no reason is given; expected one to be written down with {needed_for}: --reason TEXT")
     if len(reason) > MAX_REASON:
@@ -180,7 +192,3 @@ def _what_changed(seen: State, now: State) -> str:
         version for version in {*seen.stages, *now.stages} if seen.stages.get(version) != now.stages.get(version)
     )
     return f"the stage of version {', '.join(map(str, changed))} changed"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

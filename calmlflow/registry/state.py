@@ -2,7 +2,9 @@
 
 import getpass
 import os
+import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
@@ -67,6 +69,11 @@ def who() -> str:
         return "unknown"
 
 
+def now_iso() -> str:
+    """The present as events are dated: ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def all_versions(client: MlflowClient, model: str) -> list[ModelVersion]:
     """Every version of a registered model, however many pages that takes."""
     found: list[ModelVersion] = []
@@ -88,4 +95,6 @@ def explained(error: MlflowException, what: str, act: str = "read", permission: 
             f"the registry lets {who()} not {act} {what}; expected the permission {permission} on the registered model "
             "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD say who asks)"
         )
-    return CalmlflowError(f"the registry cannot {act} {what}: {error.message.splitlines()[0]}")
+    # The text of other libraries may hold an address with its password.
+    reason = re.sub(r"//[^/\s]+@", "//", str(error.message).strip().partition("\n")[0])
+    return CalmlflowError(f"the registry cannot {act} {what}: {reason or type(error).__name__}")

@@ -141,8 +141,8 @@ def compare_values(this: ValueAnswers, other: ValueAnswers, seed: int = 0) -> Co
     Returns
     -------
     Comparison
-        rmse and mae (unit of the target) and log_mae; kill_time_coverage (share of jobs that end in time) where both
-        have kill times.
+        rmse and mae (unit of the target) and log_mae; kill_time_coverage (share of jobs that end in time) and
+        kill_time_reserved (seconds reserved over seconds used) where both have kill times.
 
     Raises
     ------
@@ -155,7 +155,7 @@ def compare_values(this: ValueAnswers, other: ValueAnswers, seed: int = 0) -> Co
     actual = positive_values(this.actual.iloc[pairs.this])
     names = ["rmse", "mae", "log_mae"]
     if this.kill_time_s is not None and other.kill_time_s is not None:
-        names.append("kill_time_coverage")
+        names += ["kill_time_coverage", "kill_time_reserved"]
 
     def terms(answers: ValueAnswers, jobs: NDArray[np.int64]) -> dict[str, NDArray]:
         predicted = answers.predicted[jobs]
@@ -163,9 +163,12 @@ def compare_values(this: ValueAnswers, other: ValueAnswers, seed: int = 0) -> Co
         found = {"rmse": (predicted - actual) ** 2, "mae": np.abs(predicted - actual), "log_mae": np.abs(logs)}
         if "kill_time_coverage" in names and answers.kill_time_s is not None:
             found["kill_time_coverage"] = actual <= answers.kill_time_s[jobs]
+            found["kill_time_reserved"] = answers.kill_time_s[jobs]
         return found
 
     at_stake = dict.fromkeys(names, np.ones(len(actual)))
+    if "kill_time_reserved" in names:
+        at_stake["kill_time_reserved"] = actual
     return _compare(pairs, terms(this, pairs.this), terms(other, pairs.other), at_stake, seed)
 
 
