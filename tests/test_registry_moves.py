@@ -72,12 +72,13 @@ def faults(server, *words: str) -> list[dict]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("action", "mend", "holder", "other"),
     [
         ("promotion", "again", 2, 1),
-        pytest.param("promotion", "repair", 2, 1, marks=pytest.mark.slow),
-        pytest.param("rollback", "again", 1, 2, marks=pytest.mark.slow),
+        ("promotion", "repair", 2, 1),
+        ("rollback", "again", 1, 2),
     ],
 )
 def test_a_move_that_is_killed_at_any_step_can_be_finished(server, action, mend, holder, other):
