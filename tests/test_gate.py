@@ -448,7 +448,7 @@ def test_within_its_margin_a_score_may_be_worse(name):
 def test_every_score_that_is_compared_has_a_margin_by_default():
     margins = read_limits("default").margins
     assert {target: tuple(found) for target, found in margins.items()} == COMPARED
-    assert 0 < max(value for found in margins.values() for value in found.values()) < 0.2
+    assert 0 < max(value for found in margins.values() for value in found.values()) <= 0.25
 
 
 @pytest.mark.slow
