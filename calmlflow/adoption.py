@@ -25,8 +25,9 @@ from calmlflow.networks.backend import keras
 from calmlflow.networks.distinct import distinct_rows
 from calmlflow.networks.foreign import parse_network
 from calmlflow.networks.onnx import export_onnx
-from calmlflow.predictor.bundle import Bundle, Predictions, write_manifest
+from calmlflow.predictor.bundle import Bundle, Predictions
 from calmlflow.predictor.killtime import COVERAGE, KillTime
+from calmlflow.predictor.manifest import write_manifest
 from calmlflow.predictor.registry_http import public_uri
 from calmlflow.promotion import PromotionRequest, promote_in_run
 from calmlflow.registry.lineage import Lineage

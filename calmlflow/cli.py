@@ -76,8 +76,9 @@ def predict(
 ) -> None:
     """Print memory bin, memory, wallclock and kill time of one job as one line of JSON."""
     from calmlflow.hst.dataset import parse_dataset
+    from calmlflow.predictor.answers import mosaic_policy
     from calmlflow.predictor.control import read_control_file, read_control_object
-    from calmlflow.predictor.predictor import Predictor, mosaic_policy
+    from calmlflow.predictor.predictor import Predictor
 
     if parse_dataset(dataset).is_hap:
         print(json.dumps(mosaic_policy()))

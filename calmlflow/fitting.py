@@ -13,9 +13,10 @@ from calmlflow.networks.architectures import TargetRange
 from calmlflow.networks.distinct import distinct_rows
 from calmlflow.networks.onnx import export_onnx
 from calmlflow.networks.training import Trained, TrainingConfig, train_network
-from calmlflow.predictor.bundle import Bundle, Predictions, write_manifest
+from calmlflow.predictor.bundle import Bundle, Predictions
 from calmlflow.predictor.decision import fit_decision
 from calmlflow.predictor.killtime import fit_kill_time
+from calmlflow.predictor.manifest import write_manifest
 from calmlflow.results.classification import ClassificationResults, classification_results, cross_entropy
 from calmlflow.results.files import write_results
 from calmlflow.results.floors import classification_floor, regression_floor

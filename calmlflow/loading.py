@@ -61,7 +61,7 @@ def load_results(source: str | Path) -> TrainingResults:
 def _from_server(source: str, find_run: Callable[["MlflowClient"], str | None]) -> TrainingResults:
     from mlflow import MlflowClient
 
-    from calmlflow.predictor.stage import public_uri
+    from calmlflow.predictor.registry_http import public_uri
     from calmlflow.tracking import connect
 
     connect()

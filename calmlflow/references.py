@@ -14,7 +14,8 @@ from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.ladder import LADDER
 from calmlflow.networks.distinct import DistinctRows
 from calmlflow.predictor.bundle import Bundle
-from calmlflow.predictor.stage import Cache, NoSuchVersionError, resolve_stage
+from calmlflow.predictor.cache import Cache
+from calmlflow.predictor.stage import NoSuchVersionError, resolve_stage
 from calmlflow.results.scoring import PREDICTED, score_predictions
 from calmlflow.training_data import TrainingData
 

@@ -1,6 +1,7 @@
 """Every name, address and environment variable of calmlflow, once. Standard library only: the predictor reads it."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -99,8 +100,35 @@ def stage() -> str:
 
 
 def timeout_s() -> float:
-    """Seconds the predictor waits for the registry: ``CALMLFLOW_TIMEOUT``, default 2."""
+    """Seconds the predictor waits for the registry or S3: ``CALMLFLOW_TIMEOUT``, default 2."""
     return _number("CALMLFLOW_TIMEOUT", 2.0)
+
+
+def policy_fallback() -> bool:
+    """Whether the Lambda handler answers by policy where no bundle can be had: ``CALMLFLOW_POLICY_FALLBACK``, true or
+    false (default).
+    """
+    value = os.environ.get("CALMLFLOW_POLICY_FALLBACK", "").strip().lower() or "false"
+    if value not in ("true", "false"):
+        raise InputError(f"environment variable CALMLFLOW_POLICY_FALLBACK is {value!r}; expected true or false")
+    return value == "true"
+
+
+def baked_bundle() -> Path | None:
+    """Folder of a bundle that was put into an image, see ``deploy/lambda``: ``CALMLFLOW_BUNDLE``, default none."""
+    value = os.environ.get("CALMLFLOW_BUNDLE")
+    return Path(value) if value else None
+
+
+def has_registry() -> bool:
+    """Whether the environment names a registry, or an embedded server of `home` does."""
+    named = os.environ.get("MLFLOW_REGISTRY_URI") or os.environ.get("MLFLOW_TRACKING_URI")
+    return bool(named) or (home() / "server.json").is_file()
+
+
+def emit_uri() -> str:
+    """Where every prediction is kept, a ``.jsonl`` file or ``s3://bucket/prefix``: ``CALMLFLOW_EMIT``, default none."""
+    return os.environ.get("CALMLFLOW_EMIT", "")
 
 
 def notify_url() -> str:
@@ -118,6 +146,9 @@ def _number(variable: str, default: float) -> float:
     if not value:
         return default
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
-        raise InputError(f"environment variable {variable} is {value!r}; expected a number") from None
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise InputError(f"environment variable {variable} is {value!r}; expected a number above 0")
+    return number

@@ -5,7 +5,7 @@ import functools
 import json
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,9 +16,10 @@ import numpy as np
 
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.scaling import Scaling
-from calmlflow.predictor.bundle import write_manifest
+from calmlflow.predictor.cache import Cache
 from calmlflow.predictor.killtime import KillTime
-from calmlflow.predictor.stage import Cache, StagedVersion
+from calmlflow.predictor.manifest import write_manifest
+from calmlflow.predictor.stage import StagedVersion
 
 NETWORKS = ("mem_clf", "mem_reg", "wall_reg")
 SCALING = Scaling((-0.4, 0.1), (1.2, 3.0), (0.3, 1.7))
@@ -30,6 +31,10 @@ ALIASES = "/api/2.0/mlflow/registered-models/alias"
 NO_PAGE = (404, b"<!doctype html><title>404 Not Found</title>")
 NO_ALIAS = (400, b'{"error_code": "INVALID_PARAMETER_VALUE", "message": "Registered model alias not found."}')
 NOTHING = (200, b"{}")
+
+FILES = "/model-versions/get-artifact"
+PLACE = "/api/2.0/mlflow/model-versions/get-download-uri"
+PROXIED = (200, b'{"artifact_uri": "mlflow-artifacts:/0/models/m-3/artifacts"}')
 
 
 def write_network(path: Path, outputs: int, seed: int) -> None:
@@ -94,12 +99,27 @@ def empty_database() -> bytes:
         return (Path(folder) / "registry.db").read_bytes()
 
 
+Answer = tuple[int, bytes] | None
+Query = dict[str, list[str]]
+
+
+def files_of(bundle: Path, place: str = "artifacts/bundle/") -> Callable[[Query], Answer]:
+    """How a tracking server hands out the files of a version, for `FILES`."""
+
+    def answer(query: Query) -> Answer:
+        path = bundle / query["path"][0].removeprefix(place)
+        there = query["path"][0].startswith(place) and path.is_file()
+        return (200, path.read_bytes()) if there else (404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}')
+
+    return answer
+
+
 @dataclass
 class HttpRegistry:
     """What an HTTP server answers for each path (None: too late), and what it was asked."""
 
     uri: str
-    answers: dict[str, tuple[int, bytes] | None]
+    answers: dict[str, Answer | Callable[[Query], Answer]]
     queries: list[tuple[str, dict[str, list[str]]]] = field(default_factory=list)
     authorizations: list[str] = field(default_factory=list)
 
@@ -109,7 +129,7 @@ class HttpRegistry:
 
 
 @contextmanager
-def http_registry(answers: Mapping[str, tuple[int, bytes] | None] | None = None) -> Iterator[HttpRegistry]:
+def http_registry(answers: Mapping[str, Answer | Callable[[Query], Answer]] | None = None) -> Iterator[HttpRegistry]:
     """A server on a free port; a path that is not among the answers gives 404 and an HTML page."""
     over = threading.Event()
 
@@ -119,6 +139,8 @@ def http_registry(answers: Mapping[str, tuple[int, bytes] | None] | None = None)
             registry.queries.append((path.path, parse_qs(path.query)))
             registry.authorizations.append(self.headers.get("Authorization", ""))
             answer = registry.answers.get(path.path, NO_PAGE)
+            if callable(answer):
+                answer = answer(parse_qs(path.query))
             if answer is None:
                 # In the end it does answer: a client with more patience than it was told to have gets that.
                 over.wait(5)

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.ladder import LADDER
-from calmlflow.predictor.bundle import MANIFEST, write_manifest
+from calmlflow.predictor.manifest import MANIFEST, write_manifest
 from calmlflow.promotion import PromotionRequest, parse_version, promote_in_run, roll_back_to
 from calmlflow.registry import gate
 from calmlflow.registry.artifacts import check_whole

@@ -17,10 +17,11 @@ from scipy.stats import yeojohnson
 
 from calmlflow.hst.errors import InputError
 from calmlflow.hst.scaling import Scaling
-from calmlflow.predictor.bundle import Bundle, combine, write_manifest
+from calmlflow.predictor.answers import as_answers
+from calmlflow.predictor.bundle import Bundle, combine
 from calmlflow.predictor.decision import Decision, SeenRows
 from calmlflow.predictor.killtime import KillTime
-from calmlflow.predictor.predictor import as_answers
+from calmlflow.predictor.manifest import write_manifest
 
 generator = np.random.default_rng(7)
 FEATURES = np.column_stack(

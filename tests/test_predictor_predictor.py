@@ -1,17 +1,21 @@
 """An answer every time: from the registry's version, or else from the last good one."""
 
 import shutil
+import time
 
 import pytest
 from predictor_samples import (
     ALIASES,
     CONTROL,
+    FILES,
     NO_ALIAS,
     NOTHING,
     STAGES,
     empty_database,
+    files_of,
     http_registry,
     keep_in_cache,
+    source,
     staged,
     write_bundle,
 )
@@ -20,8 +24,9 @@ from calmlflow import settings
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.features import job_features
 from calmlflow.predictor import Bundle, Predictor
+from calmlflow.predictor.cache import Cache
 from calmlflow.predictor.registry_http import AccessDeniedError, RegistryUnavailableError
-from calmlflow.predictor.stage import Cache, NoSuchVersionError, StagedVersion
+from calmlflow.predictor.stage import NoSuchVersionError, StagedVersion
 
 JOB = "jabc03020"
 
@@ -88,14 +93,21 @@ def test_the_remembered_version_is_that_of_the_stage(server):
         Predictor("Staging")
 
 
-@pytest.mark.parametrize(
-    ("answer", "error"),
-    [((401, b""), AccessDeniedError), ((403, b""), AccessDeniedError), (NOTHING, NoSuchVersionError)],
-)
-def test_what_the_registry_says_clearly_is_not_papered_over(server, answer, error):
+@pytest.mark.parametrize("status", [401, 403])
+def test_credentials_that_ran_out_cost_a_warning_and_not_the_answer(server, caplog, status):
     Predictor()
-    server.answers[STAGES] = answer
-    with pytest.raises(error):
+    server.answers[STAGES] = status, b""
+    assert Predictor().source == "cache"
+    assert f"refused the request with status {status}" in caplog.text
+    shutil.rmtree(server.folder)
+    with pytest.raises(AccessDeniedError):
+        Predictor()
+
+
+def test_a_stage_that_was_emptied_is_not_papered_over(server):
+    Predictor()
+    server.answers[STAGES] = NOTHING
+    with pytest.raises(NoSuchVersionError):
         Predictor()
 
 
@@ -178,3 +190,165 @@ def test_a_mosaic_needs_no_control_file(server, name):
 def test_a_job_that_breaks_a_rule_is_named(server, name, keys, words):
     with pytest.raises(InputError, match=words):
         Predictor().predict(name, keys)
+
+
+# -- A predictor that goes on -----------------------------------------------------------------------------------------
+
+
+def wait_until(condition, seconds=20):
+    """Wait for what another thread does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+def publish(server, tmp_path, version, seed):
+    """Put another version in the stage, with its files on the server; gives the clock time that it answers."""
+    bundle = write_bundle(tmp_path / version, seed)
+    server.answers[FILES] = files_of(bundle)
+    server.answers[STAGES] = staged(version)
+    return int(Bundle.load(bundle).predict([job_features(JOB, CONTROL)])["wall_pred"][0])
+
+
+def test_a_new_version_takes_over_in_the_background(server, tmp_path):
+    predictor = Predictor(refresh=0)
+    first = predictor.predict(JOB, CONTROL)["clockTime"]
+    second = publish(server, tmp_path, "4", seed=4)
+    answers = []
+    wait_until(lambda: answers.append(predictor.predict(JOB, CONTROL)) or answers[-1]["version"] == "4")
+    assert {(answer["version"], answer["clockTime"], answer["source"]) for answer in answers} <= {
+        ("3", first, "registry"),
+        ("4", second, "registry"),
+    }
+    assert first != second
+
+
+def test_the_registry_is_asked_no_more_often_than_it_should_be(server):
+    predictor = Predictor(refresh=3600)
+    server.queries.clear()
+    for _ in range(20):
+        predictor.predict(JOB, CONTROL)
+    assert server.queries == []
+
+
+def test_the_same_version_is_not_read_again(server):
+    predictor = Predictor(refresh=0)
+    bundle = predictor.bundle
+    shutil.rmtree(server.folder)
+    asked = len(server.queries)
+    wait_until(lambda: predictor.predict(JOB, CONTROL) and len(server.queries) > asked + 1)
+    assert predictor.bundle is bundle
+
+
+@pytest.mark.parametrize("answer", [(500, b"oops"), (401, b""), NOTHING, staged("latest"), staged("9")])
+def test_a_running_predictor_goes_on_with_what_it_has_and_comes_back(server, caplog, answer):
+    predictor = Predictor(refresh=0)
+    expected = predictor.predict(JOB, CONTROL)
+    server.answers[STAGES] = answer
+    wait_until(lambda: predictor.predict(JOB, CONTROL)["source"] == "cache")
+    assert predictor.predict(JOB, CONTROL) == {**expected, "source": "cache"}
+    assert "answering with" in caplog.text
+    server.answers[STAGES] = staged("3")
+    wait_until(lambda: predictor.predict(JOB, CONTROL)["source"] == "registry")
+
+
+def test_a_bug_in_the_background_costs_no_answer(server, monkeypatch, caplog):
+    predictor = Predictor(refresh=0)
+    monkeypatch.setattr("calmlflow.predictor.predictor.resolve_stage", lambda *words: 1 / 0)
+    wait_until(lambda: predictor.predict(JOB, CONTROL) and "ZeroDivisionError" in caplog.text)
+    assert predictor.predict(JOB, CONTROL)["version"] == "3"
+
+
+def test_the_version_before_answers_where_the_last_one_is_damaged(server, tmp_path, caplog):
+    expected = Predictor().predict(JOB, CONTROL)
+    publish(server, tmp_path, "4", seed=4)
+    assert Predictor().version == "4"
+    (server.folder.parent / StagedVersion("4", source("4")).folder / "tx_data.json").write_text("{}")
+    server.answers[STAGES] = 500, b"oops"
+    assert Predictor().predict(JOB, CONTROL) == {**expected, "source": "cache"}
+    assert "tx_data.json does not match" in caplog.text
+
+
+@pytest.mark.parametrize("refresh", [-1, float("nan")])
+def test_a_refresh_that_is_none_is_refused(server, refresh):
+    with pytest.raises(InputError, match=r"refresh is .*; expected seconds"):
+        Predictor(refresh=refresh)
+
+
+# -- No bundle at all, and one that an image brings -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", [(500, b"oops"), NOTHING])
+def test_the_policy_answers_where_it_may_and_is_marked(server, tmp_path, caplog, answer):
+    shutil.rmtree(server.folder)
+    server.answers[STAGES] = answer
+    predictor = Predictor(policy_fallback=True, refresh=0)
+    answer = predictor.predict(JOB, CONTROL)
+    assert (answer["memBin"], answer["clockTime"], answer["killTime"]) == (1, 20 * 60, 20 * 60 * 6)
+    assert (answer["source"], answer["version"], answer["fallback"]) == ("policy", None, True)
+    assert "answering by policy" in caplog.text
+    # Who asks for nonsense is told, policy or not.
+    with pytest.raises(InputError, match="n_files is missing"):
+        predictor.predict(JOB, {})
+    publish(server, tmp_path, "4", seed=4)
+    wait_until(lambda: predictor.predict(JOB, CONTROL)["version"] == "4")
+    assert "fallback" not in predictor.predict(JOB, CONTROL)
+
+
+@pytest.fixture
+def baked(server, tmp_path, monkeypatch):
+    folder = write_bundle(tmp_path / "baked", seed=7)
+    (folder / "version.json").write_text('{"version": "7"}')
+    monkeypatch.setenv("CALMLFLOW_BUNDLE", str(folder))
+    shutil.rmtree(server.folder)
+    return folder
+
+
+def test_a_bundle_of_the_image_answers_without_a_registry(baked, server, monkeypatch, tmp_path, caplog):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("CALMLFLOW_HOME", str(tmp_path / "none"))
+    answer = Predictor(refresh=0).predict(JOB, CONTROL)
+    assert (answer["version"], answer["source"]) == ("7", "cache")
+    assert server.queries == []
+    assert caplog.text == ""
+
+
+def test_a_bundle_of_the_image_is_the_last_to_fall_back_on(baked, server, tmp_path):
+    server.answers[STAGES] = 500, b"oops"
+    assert Predictor().version == "7"
+    publish(server, tmp_path, "4", seed=4)
+    assert Predictor().version == "4"
+    server.answers[STAGES] = 500, b"oops"
+    assert Predictor().version == "4"
+
+
+@pytest.mark.parametrize("content", [None, "{}", "[", "[]"])
+def test_an_image_without_a_version_is_told(baked, server, content):
+    server.answers[STAGES] = 500, b"oops"
+    (baked / "version.json").unlink()
+    if content is not None:
+        (baked / "version.json").write_text(content)
+    with pytest.raises(InputError, match=r"version\.json cannot be used; expected the version"):
+        Predictor()
+
+
+# -- What is kept of an answer ----------------------------------------------------------------------------------------
+
+
+def test_every_prediction_is_given_on(server):
+    kept = []
+    answer = Predictor(emit=kept.append).predict(JOB, CONTROL)
+    (record,) = kept
+    assert record["ipst"] == JOB
+    assert (record["n_files"], record["total_mb"], record["instr"]) == (17, 10, 0)
+    assert (record["bin_pred"], record["kill_time"]) == (answer["memBin"], answer["killTime"])
+    assert record["version"] == "3"
+
+
+def test_what_cannot_be_kept_costs_no_answer(server, caplog):
+    def refuse(record):
+        raise OSError("no room")
+
+    assert Predictor(emit=refuse).predict(JOB, CONTROL)["version"] == "3"
+    assert f"the prediction of {JOB} was not kept (no room)" in caplog.text

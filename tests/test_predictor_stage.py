@@ -1,9 +1,7 @@
 """Which version a stage holds, whatever the registry answers; and its files on disk."""
 
 import json
-import shutil
 
-import numpy as np
 import pytest
 from predictor_samples import (
     ALIASES,
@@ -21,9 +19,8 @@ from predictor_samples import (
 
 from calmlflow import settings
 from calmlflow.hst.errors import CalmlflowError
-from calmlflow.predictor.bundle import write_manifest
 from calmlflow.predictor.registry_http import AccessDeniedError, RegistryUnavailableError
-from calmlflow.predictor.stage import Cache, NoSuchVersionError, StagedVersion, resolve_stage
+from calmlflow.predictor.stage import NoSuchVersionError, StagedVersion, resolve_stage
 
 JOB = [[17, 10, 1, 0, 0, 0, 0, 1, 0]]
 
@@ -124,7 +121,7 @@ def test_no_error_tells_the_password(server, monkeypatch, answer):
     assert "us" + "%40er" not in str(caught.value)
 
 
-# -- A registry that is no HTTP server, and the cache -----------------------------------------------------------------
+# -- A registry that is no HTTP server ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -174,118 +171,3 @@ def test_a_database_that_is_none_cannot_be_asked(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(RegistryUnavailableError, match=r"registry.db cannot be asked \(DatabaseError\)"):
         resolve_stage("Production", uri)
-
-
-def test_a_version_is_fetched_once_and_answers_from_disk_after(registry, tmp_path):
-    version = publish(registry, tmp_path / "model")
-    cache = Cache(registry)
-    first = wallclock(cache.load(version))
-    shutil.rmtree(tmp_path / "model")
-    assert wallclock(Cache(registry).load(version)) == first
-    # Nothing but the version is left of the download.
-    assert [path.name for path in cache.folder.iterdir()] == [version.folder]
-
-
-@pytest.mark.parametrize("file", ["bundle.json", "tx_data.json", "mem_reg/mem_reg.onnx"])
-@pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_damaged_copy_is_fetched_again(registry, tmp_path, file, damage):
-    version = publish(registry, tmp_path / "model")
-    cache = Cache(registry)
-    expected = wallclock(cache.load(version))
-    path = cache.folder / version.folder / file
-    content = path.read_bytes()
-    if damage == "cut":
-        path.write_bytes(content[:-1])
-    else:
-        path.unlink()
-    assert wallclock(cache.load(version)) == expected
-    assert path.read_bytes() == content
-
-
-def test_a_bundle_that_lacks_a_network_is_refused(registry, tmp_path):
-    version = publish(registry, tmp_path / "model")
-    bundle = tmp_path / "model" / "artifacts" / "bundle"
-    shutil.rmtree(bundle / "mem_reg")
-    write_manifest(bundle)
-    with pytest.raises(CalmlflowError, match="mem_reg"):
-        Cache(registry).load(version)
-    assert list(Cache(registry).folder.iterdir()) == []
-
-
-def test_a_version_that_is_not_there_is_told(registry):
-    with pytest.raises(RegistryUnavailableError, match="version 9 of calcloud-predictor cannot be downloaded"):
-        Cache(registry).load(StagedVersion("9", "somewhere"))
-
-
-def test_a_version_of_a_registry_that_was_set_up_anew_is_another(registry, tmp_path):
-    old = write_bundle(Cache(registry).folder / StagedVersion("1", "elsewhere").folder, seed=5)
-    version = publish(registry, tmp_path / "model")
-    assert version.version == "1"
-    assert wallclock(Cache(registry).load(version)) != wallclock(Cache(registry).load(StagedVersion("1", "elsewhere")))
-    assert old.is_dir()
-
-
-def test_another_process_that_was_first_is_no_fault(registry, tmp_path, monkeypatch):
-    version = publish(registry, tmp_path / "model")
-    cache = Cache(registry)
-    from calmlflow.predictor import stage
-
-    download = stage._download
-
-    def overtaken(*arguments):
-        found = download(*arguments)
-        write_bundle(cache.folder / version.folder)
-        return found
-
-    monkeypatch.setattr(stage, "_download", overtaken)
-    assert np.isfinite(wallclock(cache.load(version)))
-
-
-def test_a_cache_that_cannot_be_written_is_named(registry, tmp_path):
-    version = publish(registry, tmp_path / "model")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CalmlflowError, match=r"cache folder .* cannot be written .*CALMLFLOW_CACHE"):
-        Cache(registry, tmp_path / "file" / "cache").load(version)
-
-
-def test_what_a_stage_held_is_remembered(tmp_path):
-    cache = Cache("http://one", tmp_path)
-    cache.folder.mkdir()
-    assert cache.recall("Production") is None
-    for version in ("1", "2"):
-        cache.remember("Production", StagedVersion(version, "s"))
-    cache.remember("Staging", StagedVersion("3", "t"))
-    assert Cache("http://one", tmp_path).recall("Production") == StagedVersion("2", "s")
-    assert cache.recall("Staging") == StagedVersion("3", "t")
-    assert cache.recall("Archived") is None
-    assert sorted(path.name for path in cache.folder.iterdir()) == ["Production.json", "Staging.json"]
-
-
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"null", b'{"version": "1"}', b"\xff\xfe"])
-def test_a_damaged_note_is_none_and_is_written_anew(tmp_path, content):
-    cache = Cache("http://one", tmp_path)
-    cache.folder.mkdir()
-    (cache.folder / "Production.json").write_bytes(content)
-    assert cache.recall("Production") is None
-    cache.remember("Production", StagedVersion("2", "s"))
-    assert cache.recall("Production") == StagedVersion("2", "s")
-
-
-def test_a_note_that_cannot_be_written_stops_nobody(tmp_path, caplog):
-    Cache("http://one", tmp_path / "none").remember("Production", StagedVersion("2", "s"))
-    assert "Production.json cannot be written" in caplog.text
-
-
-def test_two_registries_do_not_share(tmp_path):
-    one, other = Cache("http://one", tmp_path), Cache("http://other", tmp_path)
-    one.folder.mkdir()
-    one.remember("Production", StagedVersion("2", "s"))
-    assert other.recall("Production") is None
-    assert one.folder != other.folder
-    # A password that was changed is no other registry.
-    assert Cache("http://user:new@one", tmp_path).folder == one.folder
-
-
-def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path))
-    assert Cache("http://one").folder.parent == tmp_path

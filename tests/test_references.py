@@ -10,8 +10,8 @@ from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import needed_bin
 from calmlflow.hst.scaling import Scaling
 from calmlflow.networks.distinct import distinct_rows
-from calmlflow.predictor.bundle import write_manifest
 from calmlflow.predictor.killtime import KillTime
+from calmlflow.predictor.manifest import write_manifest
 from calmlflow.references import _grow_classifier, _grow_regressor, champion, random_forest
 from calmlflow.results.scores import classification_scores, regression_scores
 from calmlflow.results.scoring import PREDICTED, score_predictions

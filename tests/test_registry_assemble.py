@@ -13,8 +13,9 @@ from predictor_samples import KILL_TIME, NETWORKS, SCALING, write_bundle
 
 from calmlflow.hst.errors import InputError
 from calmlflow.hst.scaling import Scaling
-from calmlflow.predictor.bundle import Bundle, write_manifest
+from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.decision import Decision
+from calmlflow.predictor.manifest import write_manifest
 from calmlflow.registry import assemble as assembling
 from calmlflow.registry.assemble import assemble, runs_of_version
 from calmlflow.registry.package import write_bundle as write_part

@@ -1,9 +1,7 @@
 """A bundle on disk: up to three networks, their scaling and tables, checked and run with onnxruntime."""
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from pathlib import Path
@@ -18,6 +16,7 @@ from calmlflow.hst.ladder import LADDER
 from calmlflow.hst.scaling import Scaling
 from calmlflow.predictor.decision import Decision, SeenRows
 from calmlflow.predictor.killtime import KillTime
+from calmlflow.predictor.manifest import MANIFEST, OWN_TABLES, read_files, read_manifest, table_of
 from calmlflow.settings import KILL_TIME_MAX_S, NETWORKS
 
 # onnxruntime keeps a device id in the home folder and reports its use, unless told not to before it is imported.
@@ -25,13 +24,6 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
 T = TypeVar("T")
-
-MANIFEST = "bundle.json"
-FORMATS = (1, 2)
-"""2 where a network has tables of its own: a reader that does not know of them must refuse the bundle."""
-
-OWN_TABLES = ("tx_data.json", "seen_rows.json")
-"""What a network may have in its own folder; where it has none, the one at the top counts."""
 
 TABLE_OF_NETWORK = {"mem_clf": "decision.json", "wall_reg": "killtime.json"}
 """Tables at the top that serve one network."""
@@ -134,15 +126,37 @@ class Bundle:
             read with.
         """
         manifest = read_manifest(folder)
-        files = read_files(folder, manifest)
+        return cls.read(manifest, read_files(folder, manifest), str(folder), networks)
+
+    @classmethod
+    def read(
+        cls,
+        manifest: Mapping[str, Any],
+        files: Mapping[str, bytes],
+        bundle: str,
+        networks: Sequence[str] | None = None,
+    ) -> "Bundle":
+        """The same from memory.
+
+        Parameters
+        ----------
+        manifest : mapping
+            See `calmlflow.predictor.manifest.parse_manifest`.
+        files : mapping of str to bytes
+            Those that the manifest lists, checked.
+        bundle : str
+            What errors call it.
+        networks : sequence of str, optional
+            Default: all that the bundle has.
+        """
 
         def parsed(name: str, parse: Callable[[bytes], T]) -> T:
             if name not in files:
-                raise InputError(f"bundle {folder}: {name} is not listed in {MANIFEST}; expected it for its networks")
+                raise InputError(f"bundle {bundle}: {name} is not listed in {MANIFEST}; expected it for its networks")
             try:
                 return parse(files[name])
             except InputError as error:
-                raise InputError(f"bundle {folder}: {name} cannot be used ({error})") from None
+                raise InputError(f"bundle {bundle}: {name} cannot be used ({error})") from None
 
         groups: dict[tuple[str, ...], _Group] = {}
         group_of: dict[str, _Group] = {}
@@ -167,7 +181,7 @@ class Bundle:
             seen = group_of[network].seen if lines else None
             if lines and lines != (seen.count if seen else 0) + 1:
                 raise InputError(
-                    f"bundle {folder}: {name} and {table_of(network, 'seen_rows.json', files)} do not belong together; "
+                    f"bundle {bundle}: {name} and {table_of(network, 'seen_rows.json', files)} do not belong together; "
                     "expected one line more in the first"
                 )
         return cls(list(groups.values()), kill_time, decision)
@@ -195,67 +209,6 @@ class Bundle:
                 if rows is not None:
                     nearest[network] = rows
         return combine(outputs, nearest, self._decision, self._kill_time)
-
-
-def table_of(network: str, table: str, files: Container[str]) -> str:
-    """Which of a bundle's files is the table of a network: its own, or else the one at the top."""
-    own = f"{network}/{table}"
-    return own if own in files else table
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read ``bundle.json``: ``format`` (1 or 2), ``networks`` (list) and ``sha256`` (file -> hex digest)."""
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-        known = (
-            manifest["format"] in FORMATS
-            and set(manifest["networks"]) <= set(NETWORKS)
-            and all(isinstance(digest, str) for digest in manifest["sha256"].values())
-        )
-    except OSError as error:
-        raise InputError(
-            f"bundle {folder}: {MANIFEST} cannot be read ({error.strerror}); expected a bundle's folder"
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        known = False
-    if not known:
-        raise InputError(f"{path} is damaged; expected format {' or '.join(map(str, FORMATS))}, networks and sha256")
-    return manifest
-
-
-def write_manifest(folder: Path) -> None:
-    """Complete a bundle: list its networks and the SHA-256 of every file in ``folder``."""
-    networks = [network for network in NETWORKS if (folder / network / f"{network}.onnx").is_file()]
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    digests = {path.relative_to(folder).as_posix(): _digest(path.read_bytes()) for path in files}
-    of_their_own = any(f"{network}/{table}" in digests for network in networks for table in OWN_TABLES)
-    manifest = {"format": 2 if of_their_own else 1, "networks": networks, "sha256": digests}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
-
-
-def read_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, bytes]:
-    """Every file that a manifest lists; an InputError names one that is not what it was when it was listed."""
-    return {name: _checked_bytes(folder, name, digest) for name, digest in manifest["sha256"].items()}
-
-
-def _checked_bytes(folder: Path, name: str, digest: str) -> bytes:
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise InputError(f"bundle {folder}: {MANIFEST} lists {name!r}, which lies outside the bundle")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"bundle {folder}: {name} cannot be read ({error.strerror}); expected it as listed in {MANIFEST}"
-        ) from None
-    if _digest(content) != digest:
-        raise InputError(f"bundle {folder}: {name} does not match its SHA-256 in {MANIFEST}; expected {digest[:12]}...")
-    return content
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _session(model: bytes, network: str) -> onnxruntime.InferenceSession:

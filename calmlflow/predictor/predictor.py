@@ -1,37 +1,52 @@
-"""The answer to one job."""
+"""The answer to one job, from the version that a stage holds; every time."""
 
+import json
 import logging
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from calmlflow import settings
 from calmlflow.hst.dataset import parse_dataset
-from calmlflow.hst.errors import CalmlflowError
-from calmlflow.hst.features import job_features
-from calmlflow.hst.ladder import LADDER
-from calmlflow.predictor.bundle import Bundle, Predictions
-from calmlflow.predictor.registry_http import AccessDeniedError
-from calmlflow.predictor.stage import Cache, NoSuchVersionError, resolve_stage
+from calmlflow.hst.errors import CalmlflowError, InputError
+from calmlflow.hst.features import Features, job_features
+from calmlflow.predictor.answers import as_answers, fallback_policy, mosaic_policy
+from calmlflow.predictor.bundle import Bundle
+from calmlflow.predictor.cache import Cache
+from calmlflow.predictor.emit import prediction_record
+from calmlflow.predictor.observed import log_answer
+from calmlflow.predictor.stage import NoSuchVersionError, StagedVersion, resolve_stage
 
 log = logging.getLogger(__name__)
 
+RETRY_S = 10.0
+"""Seconds after which a predictor without a bundle asks again, where ``refresh`` is longer."""
 
-def mosaic_policy() -> dict[str, Any]:
-    """The answer for a mosaic, which no network covers: the 8g rung and three days."""
-    return {
-        "memBin": 1,
-        "memVal": round(LADDER[1].limit_gb, 2),
-        "clockTime": 43_200,
-        "killTime": 259_200,
-        "probabilities": [0.0, 1.0, 0.0, 0.0],
-        "unseen": False,
-        "version": None,
-        "source": "policy",
-    }
+
+@dataclass(frozen=True)
+class Serving:
+    """What answers at one moment.
+
+    Attributes
+    ----------
+    bundle : Bundle or None
+        None where none can be had and the policy answers.
+    version : str or None
+        Of the bundle.
+    source : str
+        ``registry``; ``cache`` where the registry could not be asked, or what it holds could not be had; ``policy``.
+    """
+
+    bundle: Bundle | None
+    version: str | None
+    source: str
 
 
 class Predictor:
-    """Answers from the version of the bundle that a stage holds.
+    """Answers from the version of the bundle that a stage holds. Safe to share between threads.
 
     Parameters
     ----------
@@ -39,32 +54,69 @@ class Predictor:
         Staging, Production or Archived.
     registry_uri : str, optional
         Default: `calmlflow.settings.registry_uri`.
+    refresh : float
+        Seconds, 0 or more, after which an answer has the registry asked again, in the background; infinity: never.
+        Until a new version is loaded the one before it goes on answering.
+    policy_fallback : bool
+        Where no bundle can be had, answer by `fallback_policy` instead of failing.
+    emit : callable, optional
+        Called with the record of every prediction, see `calmlflow.predictor.emit`; its failures are logged.
 
     Raises
     ------
     CalmlflowError
-        No bundle can be had: the stage holds none, or the registry cannot be asked and none is cached.
+        No bundle can be had, and ``policy_fallback`` is false: the stage holds none, or the registry cannot be asked
+        and none is cached.
+
+    Examples
+    --------
+    >>> Predictor("Production").predict("j8c601020", {"n_files": 17, "total_mb": 9.6})  # doctest: +SKIP
+    {'memBin': 0, ...}
     """
 
-    def __init__(self, stage: str = "Production", registry_uri: str | None = None):
-        stage = settings.parse_stage(stage)
-        registry_uri = registry_uri or settings.registry_uri()
-        cache = Cache(registry_uri)
-        self.source = "registry"
+    def __init__(
+        self,
+        stage: str = "Production",
+        registry_uri: str | None = None,
+        *,
+        refresh: float = 300.0,
+        policy_fallback: bool = False,
+        emit: Callable[[dict[str, Any]], None] | None = None,
+    ):
+        if not refresh >= 0:
+            raise InputError(f"refresh is {refresh!r}; expected seconds, 0 or more")
+        self._stage = settings.parse_stage(stage)
+        self._registry_uri = registry_uri or settings.registry_uri()
+        self._asks = registry_uri is not None or settings.baked_bundle() is None or settings.has_registry()
+        self._cache = Cache(self._registry_uri)
+        self._refresh_s = refresh
+        self._policy_fallback = policy_fallback
+        self._emit = emit
+        self._staged: StagedVersion | None = None
+        self.serving = Serving(None, None, "policy")
+        self._checking = threading.Lock()
         try:
-            staged = resolve_stage(stage, registry_uri)
-            self.bundle: Bundle = cache.load(staged)
-            cache.remember(stage, staged)
-        except (NoSuchVersionError, AccessDeniedError):
-            raise
+            self.serving = self._pull()
         except CalmlflowError as error:
-            # Out of reach, or a version that is no bundle: the last good one is better than no answer.
-            remembered = cache.recall(stage)
-            if remembered is None:
+            if not policy_fallback:
                 raise
-            log.warning("%s; answering with version %s from the cache", error, remembered.version)
-            self.bundle, staged, self.source = cache.load(remembered), remembered, "cache"
-        self.version = staged.version
+            log.warning("%s; answering by policy", error)
+        self._plan_check()
+
+    @property
+    def bundle(self) -> Bundle | None:
+        """See `Serving`."""
+        return self.serving.bundle
+
+    @property
+    def version(self) -> str | None:
+        """See `Serving`."""
+        return self.serving.version
+
+    @property
+    def source(self) -> str:
+        """See `Serving`."""
+        return self.serving.source
 
     def predict(self, dataset: str, keys: Mapping[str, object]) -> dict[str, Any]:
         """Answer one job.
@@ -81,24 +133,110 @@ class Predictor:
         dict
             ``memBin``, ``memVal`` (GB), ``clockTime`` (s), ``killTime`` (s), ``probabilities`` of the four bins,
             ``unseen`` (true for a job unlike any in training), ``version`` of the bundle, and ``source``: registry,
-            cache or policy.
+            cache or policy (with ``fallback``: true where it stands in for a bundle).
+
+        Raises
+        ------
+        InputError
+            Name or keys break a rule; names dataset, key and value.
         """
-        if parse_dataset(dataset).is_hap:
-            return mosaic_policy()
-        found = self.bundle.predict([job_features(dataset, keys)])
-        return {**as_answers(found)[0], "version": self.version, "source": self.source}
+        began = time.perf_counter()
+        self.refresh_if_due()
+        serving = self.serving
+        job = parse_dataset(dataset)
+        features: Features | None = None
+        if job.is_hap:
+            answer = mosaic_policy()
+        else:
+            features = job_features(job.name, keys)
+            if serving.bundle is None:
+                answer = fallback_policy()
+            else:
+                (answer,) = as_answers(serving.bundle.predict([features]))
+                answer |= {"version": serving.version, "source": serving.source}
+        self._tell(job.name, features, answer, 1000 * (time.perf_counter() - began))
+        return answer
+
+    def _tell(self, dataset: str, features: Features | None, answer: dict[str, Any], elapsed_ms: float) -> None:
+        """Log the answer, and keep it where it is wanted; neither may cost it."""
+        log_answer(dataset, features, answer, elapsed_ms)
+        if self._emit is not None:
+            try:
+                self._emit(prediction_record(dataset, features, answer, time.time()))
+            except Exception as error:
+                log.warning("the prediction of %s was not kept (%s)", dataset, error)
+
+    # -- Which version answers ----------------------------------------------------------------------------------------
+
+    def refresh_if_due(self) -> None:
+        """Have the registry asked in the background, if the last time was ``refresh`` seconds ago and nobody asks."""
+        if time.monotonic() >= self._next_check and self._checking.acquire(blocking=False):
+            threading.Thread(target=self._check, name="calmlflow-refresh", daemon=True).start()
+
+    def _check(self) -> None:
+        try:
+            self.serving = self._pull()
+        except CalmlflowError as error:
+            # What has answered so far goes on: better than none.
+            if self.serving.bundle is not None:
+                self.serving = Serving(self.serving.bundle, self.serving.version, "cache")
+            log.warning("%s; answering with %s as before", error, self.serving.version or "the policy")
+        except Exception:
+            log.exception("looking for a new version failed; answering with %s as before", self.serving.version)
+        finally:
+            self._plan_check()
+            self._checking.release()
+
+    def _plan_check(self) -> None:
+        wait_s = self._refresh_s if self.serving.bundle else min(self._refresh_s, RETRY_S)
+        self._next_check = time.monotonic() + wait_s
+
+    def _pull(self) -> Serving:
+        """What the registry's stage holds, or else the last good bundle."""
+        try:
+            if not self._asks:
+                raise CalmlflowError("no registry is named; expected one in MLFLOW_TRACKING_URI")
+            if not self._cache.recall(self._stage):
+                # Many processes may start on an empty cache at once: one asks and fetches, the others find it done.
+                with self._cache.alone(self._stage):
+                    if not self._cache.recall(self._stage):
+                        return self._pull_from_registry()
+            return self._pull_from_registry()
+        except NoSuchVersionError:
+            raise
+        except CalmlflowError as error:
+            serving = self._last_good()
+            if serving is None:
+                raise
+            if self._asks:
+                log.warning("%s; answering with version %s from the cache", error, serving.version)
+            return serving
+
+    def _pull_from_registry(self) -> Serving:
+        staged = resolve_stage(self._stage, self._registry_uri)
+        bundle = self.serving.bundle if staged == self._staged else None
+        bundle = bundle or self._cache.load(staged)
+        self._cache.remember(self._stage, staged)
+        self._staged = staged
+        return Serving(bundle, staged.version, "registry")
+
+    def _last_good(self) -> Serving | None:
+        """What the stage held when it was last asked, or before that, or what was put into the image; None: nothing."""
+        for staged in self._cache.recall(self._stage):
+            bundle = self._cache.load_kept(staged)
+            if bundle:
+                self._staged = staged
+                return Serving(bundle, staged.version, "cache")
+        folder = settings.baked_bundle()
+        return _load_baked(folder) if folder else None
 
 
-def as_answers(found: Predictions) -> list[dict[str, Any]]:
-    """Predictions of n jobs in the words of the answer; a key is left out where the bundle lacks its network."""
-    columns: dict[str, list[Any]] = {}
-    if "bin_pred" in found:
-        columns["memBin"] = found["bin_pred"].tolist()
-        columns["probabilities"] = [[round(p, 6) for p in row] for row in found["probabilities"].tolist()]
-        columns["unseen"] = found["unseen"].tolist() if "unseen" in found else [False] * len(columns["memBin"])
-    if "mem_pred" in found:
-        columns["memVal"] = [round(value, 2) for value in found["mem_pred"].tolist()]
-    if "wall_pred" in found:
-        columns["clockTime"] = [int(value) for value in found["wall_pred"].tolist()]
-        columns["killTime"] = found["kill_time"].tolist()
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+def _load_baked(folder: Path) -> Serving:
+    """The bundle of a folder whose ``version.json`` tells its version."""
+    try:
+        version = str(json.loads((folder / "version.json").read_bytes())["version"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(
+            f"{folder}/version.json cannot be used; expected the version of the bundle there: bake the image anew"
+        ) from None
+    return Serving(Bundle.load(folder, settings.NETWORKS), version, "cache")

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.features import job_features
 from calmlflow.hst.scaling import Scaling
-from calmlflow.predictor.bundle import ANSWER_KEYS, MANIFEST, Bundle, read_manifest
-from calmlflow.predictor.predictor import as_answers
+from calmlflow.predictor.answers import as_answers
+from calmlflow.predictor.bundle import ANSWER_KEYS, Bundle
+from calmlflow.predictor.manifest import MANIFEST, read_manifest
 from calmlflow.registry import serving_check
 from calmlflow.registry.package import EXAMPLE, INPUTS, OUTPUTS
 

@@ -6,15 +6,8 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from calmlflow.predictor.bundle import (
-    OWN_TABLES,
-    TABLE_OF_NETWORK,
-    Bundle,
-    read_files,
-    read_manifest,
-    table_of,
-    write_manifest,
-)
+from calmlflow.predictor.bundle import TABLE_OF_NETWORK, Bundle
+from calmlflow.predictor.manifest import OWN_TABLES, read_files, read_manifest, table_of, write_manifest
 from calmlflow.settings import BUNDLE_MODEL, NETWORKS
 
 

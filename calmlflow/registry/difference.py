@@ -14,7 +14,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from calmlflow.hst.errors import CalmlflowError, InputError
-from calmlflow.predictor.bundle import MANIFEST, read_manifest
+from calmlflow.predictor.manifest import MANIFEST, read_manifest
 from calmlflow.registry.lineage import HEADLINES
 from calmlflow.registry.state import explained, read_state
 from calmlflow.settings import NETWORKS, STAGES, parse_stage

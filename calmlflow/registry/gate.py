@@ -18,7 +18,8 @@ from mlflow.entities.model_registry import ModelVersion
 
 from calmlflow.hst.errors import CalmlflowError
 from calmlflow.hst.features import FEATURES
-from calmlflow.predictor.bundle import Bundle, Predictions, read_manifest
+from calmlflow.predictor.bundle import Bundle, Predictions
+from calmlflow.predictor.manifest import read_manifest
 from calmlflow.registry.artifacts import bundle_folder, check_serving, check_whole, download_version, onnx_difference
 from calmlflow.registry.history import Check
 from calmlflow.registry.judged_jobs import Jobs, judged_jobs, new_to

@@ -11,7 +11,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from calmlflow import settings
-from calmlflow.predictor.stage import Cache, StagedVersion
+from calmlflow.predictor.cache import Cache
+from calmlflow.predictor.stage import StagedVersion
 from calmlflow.registry.lineage import HEADLINES
 from calmlflow.registry.state import EXCLUSIVE, all_versions, explained
 

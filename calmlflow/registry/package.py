@@ -22,7 +22,8 @@ from mlflow.types.schema import Array
 import calmlflow
 from calmlflow.hst.errors import InputError
 from calmlflow.hst.features import OPTIONAL_KEYS
-from calmlflow.predictor.bundle import ANSWER_KEYS, MANIFEST, OWN_TABLES, TABLE_OF_NETWORK, write_manifest
+from calmlflow.predictor.bundle import ANSWER_KEYS, TABLE_OF_NETWORK
+from calmlflow.predictor.manifest import MANIFEST, OWN_TABLES, write_manifest
 from calmlflow.registry.lineage import Lineage
 
 log = logging.getLogger(__name__)

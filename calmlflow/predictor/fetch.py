@@ -1,0 +1,105 @@
+"""The files of a version, from the registry into memory."""
+
+import os
+import tempfile
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+from calmlflow import settings
+from calmlflow.hst.errors import CalmlflowError, InputError
+from calmlflow.predictor.manifest import MANIFEST, MAX_BYTES, parse_manifest, read_files, read_listed, read_manifest
+from calmlflow.predictor.registry_http import (
+    DOWNLOAD_PATIENCE,
+    RegistryUnavailableError,
+    get_bytes,
+    get_json,
+    public_uri,
+    within,
+)
+from calmlflow.predictor.stage import StagedVersion
+
+PLACES = ("artifacts/bundle/", "")
+"""Where a version's bundle lies: among the artifacts of a logged model, or the version is a bundle as such."""
+
+# To fetch a version with MLflow means to import it first, which takes seconds where two cores have other work.
+_IMPORT_S = 30.0
+
+
+def fetch(staged: StagedVersion, registry_uri: str) -> dict[str, bytes]:
+    """Fetch the files of a version's bundle, ``bundle.json`` among them, checked against the SHA-256 it lists.
+
+    A tracking server hands them out by HTTP, whatever store they are in; MLflow is imported only where it does not.
+
+    Raises
+    ------
+    RegistryUnavailableError
+        They cannot be had, or not in time.
+    InputError
+        The version holds no bundle, or a damaged one.
+    """
+    name = f"version {staged.version} of {settings.BUNDLE_MODEL}"
+    if registry_uri.startswith(("http://", "https://")):
+        for place in PLACES:
+            content = _get(staged, registry_uri, place + MANIFEST)
+            if content is not None:
+
+                def read(file: str, place: str = place) -> bytes:
+                    found = _get(staged, registry_uri, place + file)
+                    if found is None:
+                        raise _not_there(name, registry_uri, file)
+                    return found
+
+                return {MANIFEST: content, **read_listed(parse_manifest(content, name), name, read)}
+        if _is_proxied(staged, registry_uri):
+            # MLflow would ask the same server.
+            raise _not_there(name, registry_uri, MANIFEST)
+    try:
+        return within(
+            _IMPORT_S + DOWNLOAD_PATIENCE * settings.timeout_s(), lambda: _download(staged, registry_uri, name)
+        )
+    except TimeoutError:
+        raise _not_there(name, registry_uri, "no answer in time") from None
+
+
+def _get(staged: StagedVersion, registry_uri: str, file: str) -> bytes | None:
+    query = urlencode({"path": file, "name": settings.BUNDLE_MODEL, "version": staged.version}, quote_via=quote)
+    return get_bytes(registry_uri, f"/model-versions/get-artifact?{query}", MAX_BYTES)
+
+
+def _is_proxied(staged: StagedVersion, registry_uri: str) -> bool:
+    """Whether nobody but the server enters the store that the version lies in."""
+    query = urlencode({"name": settings.BUNDLE_MODEL, "version": staged.version})
+    answer = get_json(registry_uri, f"/api/2.0/mlflow/model-versions/get-download-uri?{query}") or {}
+    return str(answer.get("artifact_uri")).startswith("mlflow-artifacts:")
+
+
+def _not_there(name: str, registry_uri: str, what: str) -> RegistryUnavailableError:
+    return RegistryUnavailableError(
+        f"{name} cannot be downloaded from {public_uri(registry_uri)} ({what}); expected its artifacts"
+    )
+
+
+def _download(staged: StagedVersion, registry_uri: str, name: str) -> dict[str, bytes]:
+    """The same with MLflow, which knows every kind of registry and of artifact store."""
+    # As quick to give up as the rest of the predictor; a user's own setting counts.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    # Bars of MLflow's own would be drawn where nobody looks.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    try:
+        import mlflow
+
+        # Where a version's artifacts lie is known to the tracking server, whatever the registry.
+        mlflow.set_tracking_uri(settings.tracking_uri())
+        with tempfile.TemporaryDirectory(prefix="calmlflow-") as target:
+            uri = f"models:/{settings.BUNDLE_MODEL}/{staged.version}"
+            mlflow.artifacts.download_artifacts(uri, dst_path=target, registry_uri=registry_uri)
+            manifests = sorted(Path(target).rglob(MANIFEST))
+            if not manifests:
+                raise InputError(f"{name} holds no {MANIFEST}; expected a bundle")
+            folder = manifests[0].parent
+            return {MANIFEST: manifests[0].read_bytes(), **read_files(folder, read_manifest(folder))}
+    except CalmlflowError:
+        raise
+    except Exception as error:
+        # Whatever stands between here and the artifact store (MLflow, requests, boto3) raises its own kind.
+        raise _not_there(name, registry_uri, type(error).__name__) from None

@@ -1,0 +1,116 @@
+"""``bundle.json``: what a bundle is made of, with the SHA-256 of every file."""
+
+import hashlib
+import json
+from collections.abc import Callable, Container, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from calmlflow.hst.errors import InputError
+from calmlflow.settings import NETWORKS
+
+MANIFEST = "bundle.json"
+FORMATS = (1, 2)
+"""2 where a network has tables of its own: a reader that does not know of them must refuse the bundle."""
+
+OWN_TABLES = ("tx_data.json", "seen_rows.json")
+"""What a network may have in its own folder; where it has none, the one at the top counts."""
+
+MAX_FILES = 100
+MAX_BYTES = 268_435_456
+"""Of all files of a bundle. One of ours has about a megabyte."""
+
+
+def table_of(network: str, table: str, files: Container[str]) -> str:
+    """Which of a bundle's files is the table of a network: its own, or else the one at the top."""
+    own = f"{network}/{table}"
+    return own if own in files else table
+
+
+def parse_manifest(content: bytes, bundle: str) -> dict[str, Any]:
+    """Read ``bundle.json``: ``format`` (1 or 2), ``networks`` (list) and ``sha256`` (file -> hex digest).
+
+    Raises
+    ------
+    InputError
+        It is none, or lists a file that lies outside the bundle; names ``bundle``.
+    """
+    try:
+        manifest = json.loads(content)
+        known = (
+            manifest["format"] in FORMATS
+            and set(manifest["networks"]) <= set(NETWORKS)
+            and len(manifest["sha256"]) <= MAX_FILES
+            and all(isinstance(digest, str) for digest in manifest["sha256"].values())
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        known = False
+    if not known:
+        raise InputError(
+            f"{bundle}/{MANIFEST} is damaged; expected format {' or '.join(map(str, FORMATS))}, networks and sha256"
+        )
+    for name in manifest["sha256"]:
+        parts = PurePosixPath(name).parts
+        if not parts or name != "/".join(parts) or {"..", "."} & set(parts) or "\\" in name or "\0" in name:
+            raise InputError(f"bundle {bundle}: {MANIFEST} lists {name[:60]!r}, which lies outside the bundle")
+    return manifest
+
+
+def read_listed(manifest: Mapping[str, Any], bundle: str, read: Callable[[str], bytes]) -> dict[str, bytes]:
+    """Every file that a manifest lists; an InputError names one that is not what it was when it was listed.
+
+    Parameters
+    ----------
+    manifest : mapping
+    bundle : str
+        Where it comes from, for errors.
+    read : callable
+        From a file's name to its content.
+    """
+    files: dict[str, bytes] = {}
+    for name, digest in manifest["sha256"].items():
+        files[name] = read(name)
+        if _digest(files[name]) != digest:
+            raise InputError(
+                f"bundle {bundle}: {name} does not match its SHA-256 in {MANIFEST}; expected {digest[:12]}..."
+            )
+        if sum(map(len, files.values())) > MAX_BYTES:
+            raise InputError(f"bundle {bundle} has more than {MAX_BYTES:,} bytes; expected three small networks")
+    return files
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read ``bundle.json`` of a folder, see `parse_manifest`."""
+    return parse_manifest(_bytes_of(folder, MANIFEST, "expected a bundle's folder"), str(folder))
+
+
+def read_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, bytes]:
+    """Every file of a folder that a manifest lists, see `read_listed`."""
+
+    def read(name: str) -> bytes:
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"bundle {folder}: {MANIFEST} lists {name!r}, which lies outside the bundle")
+        return _bytes_of(folder, name, f"expected it as listed in {MANIFEST}")
+
+    return read_listed(manifest, str(folder), read)
+
+
+def write_manifest(folder: Path) -> None:
+    """Complete a bundle: list its networks and the SHA-256 of every file in ``folder``."""
+    networks = [network for network in NETWORKS if (folder / network / f"{network}.onnx").is_file()]
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    digests = {path.relative_to(folder).as_posix(): _digest(path.read_bytes()) for path in files}
+    of_their_own = any(f"{network}/{table}" in digests for network in networks for table in OWN_TABLES)
+    manifest = {"format": 2 if of_their_own else 1, "networks": networks, "sha256": digests}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
+
+
+def _bytes_of(folder: Path, name: str, expected: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise InputError(f"bundle {folder}: {name} cannot be read ({error.strerror}); {expected}") from None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
