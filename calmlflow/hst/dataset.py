@@ -76,7 +76,11 @@ def parse_dataset(name: object) -> Dataset:
         return Dataset(folded, "single-visit")
     if _MULTI_VISIT.fullmatch(folded):
         return Dataset(folded, "multi-visit")
-    shown = repr(name) if len(repr(name)) <= 60 else repr(name)[:57] + "..."
+    try:
+        shown = repr(name[:60] if isinstance(name, str) else name)
+    except (ValueError, RecursionError):  # A number of thousands of digits, or lists within lists.
+        shown = f"a {type(name).__name__}"
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
     raise InputError(
         f"{shown} is no dataset name; expected nine characters such as j8c601020, "
         "or a mosaic such as acs_8ph_01 or skycell-p0797x14y06"

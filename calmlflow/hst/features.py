@@ -114,6 +114,8 @@ def _plain(value: object) -> str:
         return str(value).strip()
     except ValueError:  # Python refuses to print a whole number of more than 4300 digits.
         return "a number of thousands of digits"
+    except RecursionError:
+        return "lists within lists"
 
 
 def check_features(dataset: Dataset, features: Sequence[float]) -> None:
