@@ -73,23 +73,43 @@ def predict(
         str | None, typer.Option(help="Its key; default control/IPPPSSOOT/IPPPSSOOT_MemModelFeatures.txt.")
     ] = None,
     stage: Annotated[str, typer.Option(help="Stage that answers.")] = "Production",
+    policy_fallback: Annotated[
+        bool,
+        typer.Option("--policy-fallback", help="Without a bundle answer bin 1, 20 minutes, kill time 2 hours; marked."),
+    ] = False,
+    emit: Annotated[
+        str, typer.Option(metavar="URI", help="Keep the prediction: file.jsonl, or s3://bucket/prefix.")
+    ] = "",
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Log the answer and its milliseconds to standard error, as JSON.")
+    ] = False,
 ) -> None:
-    """Print memory bin, memory, wallclock and kill time of one job as one line of JSON."""
-    from calmlflow.hst.dataset import parse_dataset
-    from calmlflow.predictor.answers import mosaic_policy
-    from calmlflow.predictor.control import read_control_file, read_control_object
-    from calmlflow.predictor.predictor import Predictor
+    """Print memory bin, memory, wallclock and kill time of one job as one line of JSON.
 
-    if parse_dataset(dataset).is_hap:
-        print(json.dumps(mosaic_policy()))
+    When the registry cannot be asked, the last good version answers, "source" says "cache", and a warning why.
+    """
+    from calmlflow.hst.dataset import parse_dataset
+    from calmlflow.predictor.control import read_control_file, read_control_object
+    from calmlflow.predictor.emit import open_emitter
+    from calmlflow.predictor.observed import use_json_logs
+    from calmlflow.predictor.predictor import Predictor, answer_mosaic
+
+    if log_json:
+        use_json_logs()
+    where = emit or settings.emit_uri()
+    emitter = open_emitter(where) if where else None
+    job = parse_dataset(dataset)
+    if job.is_hap:
+        print(json.dumps(answer_mosaic(job, emitter)))
         return
     if (control is None) == (bucket is None):
         given = "neither" if control is None else "both"
         raise InputError(
             f"{given} of --control FILE and --bucket BUCKET are given; expected one: where the control file is"
         )
-    keys = read_control_file(control) if control else read_control_object(dataset, str(bucket), key)
-    print(json.dumps(Predictor(stage).predict(dataset, keys)))
+    keys = read_control_file(control) if control else read_control_object(job.name, str(bucket), key)
+    predictor = Predictor(stage, policy_fallback=policy_fallback, emit=emitter)
+    print(json.dumps(predictor.predict(job.name, keys)))
 
 
 @app.command()

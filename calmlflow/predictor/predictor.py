@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from calmlflow import settings
-from calmlflow.hst.dataset import parse_dataset
+from calmlflow.hst.dataset import Dataset, parse_dataset
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.features import Features, job_features
 from calmlflow.predictor.answers import as_answers, fallback_policy, mosaic_policy
@@ -21,6 +21,8 @@ from calmlflow.predictor.observed import log_answer
 from calmlflow.predictor.stage import NoSuchVersionError, StagedVersion, resolve_stage
 
 log = logging.getLogger(__name__)
+
+Emitter = Callable[[dict[str, Any]], None]
 
 RETRY_S = 10.0
 """Seconds after which a predictor without a bundle asks again, where ``refresh`` is longer."""
@@ -43,6 +45,24 @@ class Serving:
     bundle: Bundle | None
     version: str | None
     source: str
+
+
+def answer_mosaic(job: Dataset, emit: Emitter | None = None) -> dict[str, Any]:
+    """Answer a mosaic by policy, for which no bundle, and so no `Predictor`, is needed."""
+    began = time.perf_counter()
+    answer = mosaic_policy()
+    _tell(job.name, None, answer, began, emit)
+    return answer
+
+
+def _tell(dataset: str, features: Features | None, answer: dict[str, Any], began: float, emit: Emitter | None) -> None:
+    """Log an answer, and keep it where it is wanted; neither may cost it."""
+    log_answer(dataset, features, answer, 1000 * (time.perf_counter() - began))
+    if emit is not None:
+        try:
+            emit(prediction_record(dataset, features, answer, time.time()))
+        except Exception as error:
+            log.warning("the prediction of %s was not kept (%s)", dataset, error)
 
 
 class Predictor:
@@ -81,7 +101,7 @@ class Predictor:
         *,
         refresh: float = 300.0,
         policy_fallback: bool = False,
-        emit: Callable[[dict[str, Any]], None] | None = None,
+        emit: Emitter | None = None,
     ):
         if not refresh >= 0:
             raise InputError(f"refresh is {refresh!r}; expected seconds, 0 or more")
@@ -140,31 +160,20 @@ class Predictor:
         InputError
             Name or keys break a rule; names dataset, key and value.
         """
+        job = parse_dataset(dataset)
+        if job.is_hap:
+            return answer_mosaic(job, self._emit)
         began = time.perf_counter()
         self.refresh_if_due()
         serving = self.serving
-        job = parse_dataset(dataset)
-        features: Features | None = None
-        if job.is_hap:
-            answer = mosaic_policy()
+        features = job_features(job.name, keys)
+        if serving.bundle is None:
+            answer = fallback_policy()
         else:
-            features = job_features(job.name, keys)
-            if serving.bundle is None:
-                answer = fallback_policy()
-            else:
-                (answer,) = as_answers(serving.bundle.predict([features]))
-                answer |= {"version": serving.version, "source": serving.source}
-        self._tell(job.name, features, answer, 1000 * (time.perf_counter() - began))
+            (answer,) = as_answers(serving.bundle.predict([features]))
+            answer |= {"version": serving.version, "source": serving.source}
+        _tell(job.name, features, answer, began, self._emit)
         return answer
-
-    def _tell(self, dataset: str, features: Features | None, answer: dict[str, Any], elapsed_ms: float) -> None:
-        """Log the answer, and keep it where it is wanted; neither may cost it."""
-        log_answer(dataset, features, answer, elapsed_ms)
-        if self._emit is not None:
-            try:
-                self._emit(prediction_record(dataset, features, answer, time.time()))
-            except Exception as error:
-                log.warning("the prediction of %s was not kept (%s)", dataset, error)
 
     # -- Which version answers ----------------------------------------------------------------------------------------
 
