@@ -1,17 +1,14 @@
 """The operator's command."""
 
-import json
 import shlex
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from calmlflow import __version__, cli_registry, settings
-from calmlflow.console import new_app, run_guarded, say
-from calmlflow.hst.errors import CalmlflowError, InputError
-
-# Whatever is heavy is imported inside its command, so that `calmlflow predict` pays for nothing but its answer.
+from calmlflow import __version__, cli_predict, cli_registry, settings
+from calmlflow.cli_predict import SUMMARY
+from calmlflow.console import new_app, say
+from calmlflow.hst.errors import CalmlflowError
 
 app = new_app(no_args_is_help=True, invoke_without_command=True)
 server_app = new_app(help="The embedded server: S3 store and MLflow tracking server, on this machine only.")
@@ -64,52 +61,14 @@ def server_env() -> None:
         print(f"export {name}={shlex.quote(value)}")
 
 
-@app.command()
-def predict(
-    dataset: Annotated[str, typer.Argument(metavar="IPPPSSOOT", help="Dataset, for example j8c601020.")],
-    control: Annotated[Path | None, typer.Option(help="Control file on disk.")] = None,
-    bucket: Annotated[str | None, typer.Option(help="S3 bucket that holds the control file.")] = None,
-    key: Annotated[
-        str | None, typer.Option(help="Its key; default control/IPPPSSOOT/IPPPSSOOT_MemModelFeatures.txt.")
-    ] = None,
-    stage: Annotated[str, typer.Option(help="Stage that answers.")] = "Production",
-    policy_fallback: Annotated[
-        bool,
-        typer.Option("--policy-fallback", help="Without a bundle answer bin 1, 20 minutes, kill time 2 hours; marked."),
-    ] = False,
-    emit: Annotated[
-        str, typer.Option(metavar="URI", help="Keep the prediction: file.jsonl, or s3://bucket/prefix.")
-    ] = "",
-    log_json: Annotated[
-        bool, typer.Option("--log-json", help="Log the answer and its milliseconds to standard error, as JSON.")
-    ] = False,
-) -> None:
-    """Print memory bin, memory, wallclock and kill time of one job as one line of JSON.
-
-    When the registry cannot be asked, the last good version answers, "source" says "cache", and a warning why.
-    """
-    from calmlflow.hst.dataset import parse_dataset
-    from calmlflow.predictor.control import read_control_file, read_control_object
-    from calmlflow.predictor.emit import open_emitter
-    from calmlflow.predictor.observed import use_json_logs
-    from calmlflow.predictor.predictor import Predictor, answer_mosaic
-
-    if log_json:
-        use_json_logs()
-    where = emit or settings.emit_uri()
-    emitter = open_emitter(where) if where else None
-    job = parse_dataset(dataset)
-    if job.is_hap:
-        print(json.dumps(answer_mosaic(job, emitter)))
-        return
-    if (control is None) == (bucket is None):
-        given = "neither" if control is None else "both"
-        raise InputError(
-            f"{given} of --control FILE and --bucket BUCKET are given; expected one: where the control file is"
-        )
-    keys = read_control_file(control) if control else read_control_object(job.name, str(bucket), key)
-    predictor = Predictor(stage, policy_fallback=policy_fallback, emit=emitter)
-    print(json.dumps(predictor.predict(job.name, keys)))
+@app.command(
+    help=SUMMARY,
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+def predict(context: typer.Context) -> None:
+    """Listed here with the other commands; what it takes is told by `calmlflow.cli_predict`."""
+    cli_predict.predict(context.args)
 
 
 @app.command()
@@ -170,8 +129,3 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
     if show:
         print(__version__)
         raise typer.Exit
-
-
-def main() -> None:
-    """Entry of the console script."""
-    run_guarded(lambda: app(standalone_mode=False))

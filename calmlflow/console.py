@@ -6,12 +6,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
-
-import typer
-from typer.exceptions import TyperException
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from calmlflow.hst.errors import CalmlflowError
+
+if TYPE_CHECKING:
+    import typer
 
 
 def say(text: str) -> None:
@@ -47,7 +47,14 @@ def counted(description: str, total: int) -> Iterator[Callable[[int, str], None]
 
 
 @contextmanager
-def _bar(description: str) -> Iterator[Callable[[int, int, str], None]]:
+def row_progress(description: str) -> Iterator[Callable[[int, int | None], None]]:
+    """The same for rows: yields a callable that takes rows done and, where they are known, rows in all."""
+    with _bar(description) as update:
+        yield lambda done, total: update(done, total, f"{done:,} of {total:,} rows" if total else f"{done:,} rows")
+
+
+@contextmanager
+def _bar(description: str) -> Iterator[Callable[[int, int | None, str], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -70,22 +77,25 @@ def run_guarded(command: Callable[[], Any]) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     try:
         command()
-    except TyperException as error:
-        # The bare command explains itself.
+    except CalmlflowError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted", status=130)
+    except Exception as error:
+        # Typer and MLflow are heavy and often not loaded here; their exceptions are told by the module they come from.
+        library = type(error).__module__.partition(".")[0]
+        if library == "mlflow":
+            fail(str(error).strip().partition("\n")[0] or type(error).__name__)
+        if library != "typer":
+            raise
+        if not hasattr(error, "format_message"):
+            fail("interrupted", status=130)
         text = error.format_message()
+        # The bare command explains itself.
         if text.startswith("Usage:"):
             say(text)
             sys.exit(2)
         fail(text, status=2)
-    except CalmlflowError as error:
-        fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        fail("interrupted", status=130)
-    except Exception as error:
-        # MLflow is heavy and often not loaded here; its exceptions are told by the module they come from.
-        if type(error).__module__.partition(".")[0] == "mlflow":
-            fail(str(error).strip().partition("\n")[0] or type(error).__name__)
-        raise
 
 
 def fail(text: str, status: int = 1) -> NoReturn:
@@ -95,8 +105,10 @@ def fail(text: str, status: int = 1) -> NoReturn:
     sys.exit(status)
 
 
-def new_app(**settings: Any) -> typer.Typer:
+def new_app(**settings: Any) -> "typer.Typer":
     """A command line in plain text: help without boxes, errors left to `run_guarded`."""
+    import typer
+
     return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **settings)
 
 

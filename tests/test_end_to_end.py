@@ -162,7 +162,7 @@ print(*{"tensorflow", "keras", "mlflow", "pandas", "sklearn", "matplotlib"} & se
 
 
 def test_the_last_bundle_answers_when_the_registry_does_not(server, trained, tmp_path):
-    from calmlflow.predictor.stage import Cache
+    from calmlflow.predictor.cache import Cache
 
     dataset, text = list(CONTROLS.items())[2]
     known = json.loads(predict(server, tmp_path, dataset, text).stdout)

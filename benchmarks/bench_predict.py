@@ -1,0 +1,229 @@
+"""`make bench-predict`: how long an answer takes, cold, warm, by the million and over HTTP; ratios within one run."""
+
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from calmlflow import server as embedded
+from calmlflow import settings
+from calmlflow.console import say, script
+from calmlflow.files import replacing
+from calmlflow.hst.features import job_features
+from calmlflow.predictor import Predictor
+
+ROOT = Path(__file__).parent.parent
+JOB = "j8c601020"
+CONTROL_FILE = ROOT / "examples" / "j8c601020_MemModelFeatures.txt"
+PORTS = 5617, 8737
+
+COLD_ROUNDS = 9
+WARM_ANSWERS = 20_000
+KERAS_ROUNDS = 30
+THREADS = 64
+CHANGES = 50
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured figure, and what it has to reach: at most the limit, or at least it."""
+
+    name: str
+    value: float
+    sign: str
+    limit: float
+
+    @property
+    def reached(self) -> bool:
+        return self.value <= self.limit if self.sign == "<=" else self.value >= self.limit
+
+
+def timed(command: list[str]) -> float:
+    """Seconds that a new process takes."""
+    began = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def measure_cold() -> list[Figure]:
+    """A new `calmlflow predict` with the version on disk, and `import tensorflow` alone, in turns."""
+    predict = [str(Path(sys.executable).parent / "calmlflow"), "predict", JOB, "--control", str(CONTROL_FILE)]
+    tensorflow = [sys.executable, "-c", "import tensorflow"]
+    for command in (predict, tensorflow):
+        timed(command)
+    rounds = [(timed(predict), timed(tensorflow)) for _ in range(COLD_ROUNDS)]
+    ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
+    return [
+        Figure("cold answer, s", ours, "<=", 0.4),
+        Figure("cold answer / import tensorflow", ours / theirs, "<=", 1 / 12),
+    ]
+
+
+def measure_warm(jobs: pd.DataFrame) -> list[Figure]:
+    """One answer in a running process, and three Keras `predict` calls on the same version's networks."""
+    from mlflow.artifacts import download_artifacts
+
+    predictor = Predictor()
+    keys = [{"n_files": n_files, "total_mb": mb} for n_files, mb in zip(jobs.n_files, jobs.total_mb, strict=True)]
+    asked = [(name, keys[number]) for number, name in enumerate(jobs.ipst)]
+    milliseconds = []
+    for number in range(WARM_ANSWERS + 200):
+        name, job = asked[number % len(asked)]
+        began = time.perf_counter()
+        predictor.predict(name, job)
+        milliseconds.append(1000 * (time.perf_counter() - began))
+    ours, slowest = np.quantile(milliseconds[200:], [0.5, 0.99])
+
+    with tempfile.TemporaryDirectory() as folder:
+        download_artifacts(f"models:/{settings.BUNDLE_MODEL}/{predictor.version}", dst_path=folder)
+        import keras
+
+        networks = [keras.saving.load_model(path, compile=False) for path in sorted(Path(folder).rglob("*.keras"))]
+    row = np.asarray([job_features(*asked[0])], dtype=np.float32)
+    seconds = []
+    for _ in range(KERAS_ROUNDS + 1):
+        began = time.perf_counter()
+        for network in networks:
+            network.predict(row, verbose=0)
+        seconds.append(time.perf_counter() - began)
+    theirs = 1000 * statistics.median(seconds[1:])
+    return [
+        Figure("warm answer, ms, median", ours, "<=", 0.25),
+        Figure("warm answer, ms, 99th percentile", slowest, "<=", 1.0),
+        Figure(f"{len(networks)} Keras predict calls / warm answer", theirs / ours, ">=", 300),
+    ]
+
+
+def measure_changes(jobs: pd.DataFrame) -> list[Figure]:
+    """Threads on one Predictor while the version in Production changes: errors, and answers that no version gives."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    versions = sorted(client.search_model_versions(f"name='{settings.BUNDLE_MODEL}'"), key=lambda one: int(one.version))
+    numbers = [one.version for one in versions[-2:]]
+    keys = {"n_files": 17, "total_mb": 9.6}
+    expected = {}
+    for number in numbers:
+        client.transition_model_version_stage(settings.BUNDLE_MODEL, number, "Production", True)
+        expected[number] = {**Predictor().predict(JOB, keys), "source": None}
+    predictor = Predictor(refresh=0)
+    over = threading.Event()
+    wrong, answers = [0], [0]
+
+    def ask() -> None:
+        while not over.is_set():
+            try:
+                answer = predictor.predict(JOB, keys)
+                if {**answer, "source": None} != expected[answer["version"]]:
+                    wrong[0] += 1
+            except Exception:
+                wrong[0] += 1
+            answers[0] += 1
+
+    threads = [threading.Thread(target=ask) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for change in range(CHANGES):
+        client.transition_model_version_stage(settings.BUNDLE_MODEL, numbers[change % 2], "Production", True)
+    over.set()
+    for thread in threads:
+        thread.join()
+    say(f"{answers[0]:,} answers of {THREADS} threads while the version changed {CHANGES} times")
+    return [Figure("errors and mixed answers", wrong[0], "<=", 0)]
+
+
+@contextmanager
+def published() -> Iterator[Path]:
+    """An embedded server of its own with two trainings of the sample, the first in Production; gives a folder."""
+    with tempfile.TemporaryDirectory() as name, _environment():
+        folder = Path(name)
+        server = embedded.start(*PORTS, folder / "home")
+        try:
+            os.environ.update(server.environment())
+            os.environ.update(CALMLFLOW_CACHE=str(folder / "cache"), MLFLOW_DISABLE_TELEMETRY="true")
+            bin_folder = Path(sys.executable).parent
+            path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
+            for seed in (0, 1):
+                say(f"training, seed {seed}")
+                parameters = ("data=sample:5000", f"seed={seed}", f"output={folder / 'data'}")
+                command = [str(bin_folder / "mlflow"), "run", str(ROOT), "--env-manager", "local"]
+                command += [word for parameter in parameters for word in ("-P", parameter)]
+                done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path})
+                if done.returncode:
+                    raise SystemExit(done.stderr[-2000:])
+            from mlflow import MlflowClient
+
+            MlflowClient().transition_model_version_stage(settings.BUNDLE_MODEL, "1", "Production")
+            yield folder
+        finally:
+            embedded.stop(folder / "home")
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def main(output: str = "out/bench-predict.json") -> None:
+    """Measure the predictor; print what was to reach and what was, and write it as JSON."""
+    from benchmarks.many_jobs import measure_many
+    from benchmarks.serving import measure_serving
+    from calmlflow.jobs.sources import read_table
+
+    load = [os.getloadavg()[0]]
+    with published() as folder:
+        jobs = read_table("sample:1000")
+        say("a new process")
+        figures = measure_cold()
+        say("a running process")
+        figures += measure_warm(jobs)
+        say("a million jobs")
+        many = measure_many(folder)
+        figures += [
+            Figure("1,000,000 jobs, Parquet to Parquet, s", many["seconds"], "<=", 10),
+            Figure("1,000,000 jobs, peak memory, MB", many["peak_mb"], "<=", 1000),
+        ]
+        say("mlflow models serve")
+        serving = measure_serving(settings.tracking_uri())
+        figures.append(Figure("requests/s over those of a constant", serving["ratio"], ">=", 0.9))
+        say("changing versions")
+        figures += measure_changes(jobs)
+        shutil.rmtree(folder / "data")
+    load.append(os.getloadavg()[0])
+    table = Table(title="Reach", title_justify="left")
+    for heading, justify in (("figure", "left"), ("value", "right"), ("to reach", "right"), ("", "left")):
+        table.add_column(heading, justify=justify, no_wrap=True)
+    for figure in figures:
+        verdict = "pass" if figure.reached else "miss"
+        table.add_row(figure.name, f"{figure.value:.4g}", f"{figure.sign} {figure.limit:.4g}", verdict)
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+    console.print(f"{os.cpu_count()} CPUs, load {load[0]:.1f} to {load[1]:.1f}, Python {platform.python_version()}")
+    console.print(table)
+    written = {"load": load, "figures": [asdict(one) for one in figures], "many": many, "serving": serving}
+    with replacing(Path(output)) as file:
+        file.write(json.dumps(written, indent=2) + "\n")
+    say(f"written: {output}")
+
+
+if __name__ == "__main__":
+    script(main)

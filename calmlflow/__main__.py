@@ -1,0 +1,22 @@
+"""The operator's command."""
+
+import sys
+
+from calmlflow.console import run_guarded
+
+
+def main() -> None:
+    """Entry of the console script."""
+    if sys.argv[1:2] == ["predict"]:
+        # Not by way of the other commands, whose library takes longer to import than the answer takes.
+        from calmlflow.cli_predict import predict
+
+        run_guarded(lambda: predict(sys.argv[2:]))
+    else:
+        from calmlflow.cli import app
+
+        run_guarded(lambda: app(standalone_mode=False))
+
+
+if __name__ == "__main__":
+    main()

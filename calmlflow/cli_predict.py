@@ -1,0 +1,82 @@
+"""`calmlflow predict`: the one command that somebody waits for, so it loads nothing but what its answer needs."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from calmlflow import settings
+from calmlflow.console import fail
+from calmlflow.hst.dataset import parse_dataset
+from calmlflow.hst.errors import InputError
+from calmlflow.predictor.control import read_control_file, read_control_object
+from calmlflow.predictor.emit import open_emitter
+from calmlflow.predictor.observed import use_json_logs
+from calmlflow.predictor.predictor import Predictor, answer_mosaic
+
+SUMMARY = "Print memory bin, memory, wallclock and kill time of one job as one line of JSON."
+
+DETAILS = """\
+When the registry cannot be asked, the last good version answers, "source" says "cache", and a warning says why.
+
+example:
+  calmlflow predict j8c601020 --control examples/j8c601020_MemModelFeatures.txt
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, which the other commands' library takes ten times as long as to import; errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message}; see `{self.prog} --help`", status=2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        "calmlflow predict",
+        description=SUMMARY,
+        epilog=DETAILS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("dataset", metavar="IPPPSSOOT", help="dataset, for example j8c601020, or a mosaic")
+    parser.add_argument("--control", type=Path, metavar="FILE", help="control file on disk")
+    parser.add_argument("--bucket", help="S3 bucket that holds the control file")
+    parser.add_argument("--key", help="its key; default control/IPPPSSOOT/IPPPSSOOT_MemModelFeatures.txt")
+    parser.add_argument("--stage", default="Production", help="stage that answers; default Production")
+    parser.add_argument(
+        "--policy-fallback",
+        action="store_true",
+        help="where no bundle can be had answer bin 1, 20 minutes, kill time 2 hours; marked",
+    )
+    parser.add_argument(
+        "--emit",
+        metavar="URI",
+        default=settings.emit_uri(),
+        help="keep the prediction in file.jsonl or s3://bucket/prefix; default CALMLFLOW_EMIT",
+    )
+    parser.add_argument(
+        "--log-json", action="store_true", help="log the answer and its milliseconds to standard error as JSON"
+    )
+    return parser
+
+
+def predict(words: Sequence[str]) -> None:
+    """Run the command with these words after its name."""
+    given = _parser().parse_args(words)
+    if given.log_json:
+        use_json_logs()
+    emitter = open_emitter(given.emit) if given.emit else None
+    job = parse_dataset(given.dataset)
+    if job.is_hap:
+        print(json.dumps(answer_mosaic(job, emitter)))
+        return
+    if (given.control is None) == (given.bucket is None):
+        count = "neither" if given.control is None else "both"
+        raise InputError(
+            f"{count} of --control FILE and --bucket BUCKET are given; expected one: where the control file is"
+        )
+    keys = read_control_file(given.control) if given.control else read_control_object(job.name, given.bucket, given.key)
+    predictor = Predictor(given.stage, policy_fallback=given.policy_fallback, emit=emitter)
+    print(json.dumps(predictor.predict(job.name, keys)))
