@@ -1,0 +1,109 @@
+"""Bake the Lambda image's content into build/image: the version that a stage holds, and the code that answers with it.
+
+Run again at any time: what was baked before stays until the new one is whole.
+"""
+
+import fcntl
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import calmlflow
+from calmlflow import settings
+from calmlflow.console import say, script
+from calmlflow.hst.errors import CalmlflowError
+from calmlflow.predictor.bundle import Bundle
+from calmlflow.predictor.fetch import fetch
+from calmlflow.predictor.registry_http import public_uri
+from calmlflow.predictor.stage import resolve_stage
+
+HERE = Path(__file__).parent
+PACKAGE = Path(calmlflow.__file__).parent
+HANDLER = "calmlflow.predictor.aws_lambda"
+NEEDED = ("boto3", "numpy", "onnxruntime")
+"""Packages of the image, at the versions of pyproject.toml."""
+
+
+def main(
+    stage: Annotated[str, typer.Option(help="Stage whose version is baked.")] = "Production",
+    output: Annotated[Path, typer.Option(help="Folder of the baked image.")] = HERE / "build",
+) -> None:
+    """Bake the version that a stage of the registry (MLFLOW_TRACKING_URI) holds."""
+    stage = settings.parse_stage(stage)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with (output / ".lock").open("w") as lock:
+            # Let go of by the kernel, however the process ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            bake(stage, output)
+    except BlockingIOError:
+        raise CalmlflowError(f"{output} is being baked by another process; expected one at a time") from None
+    except OSError as error:
+        raise CalmlflowError(
+            f"{error.filename or output} cannot be written ({error.strerror}); expected a folder of yours, with room"
+        ) from None
+
+
+def bake(stage: str, output: Path) -> None:
+    """Write ``output/image``; nobody else may write there meanwhile."""
+    for left_behind in output.glob(".new-*"):
+        shutil.rmtree(left_behind)
+    registry_uri = settings.registry_uri()
+    staged = resolve_stage(stage, registry_uri)
+    pins = requirements()
+    with tempfile.TemporaryDirectory(dir=output, prefix=".new-") as temporary:
+        new, old = Path(temporary) / "image", Path(temporary) / "old"
+        # Fetched anew, not from a cache, and checked against the SHA-256 in the bundle.
+        for name, content in fetch(staged, registry_uri).items():
+            put(new / "bundle" / name, content)
+        Bundle.load(new / "bundle", settings.NETWORKS)
+        put(new / "bundle" / "version.json", json.dumps({"version": staged.version, "stage": stage}).encode())
+        for path in sources():
+            put(new / "calmlflow" / path.relative_to(PACKAGE), path.read_bytes())
+        put(new / "requirements.txt", "\n".join([*pins, ""]).encode())
+        for path in (new, *new.rglob("*")):
+            # Lambda runs the image as a user of its own.
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        if (output / "image").exists():
+            (output / "image").rename(old)
+        new.rename(output / "image")
+    image = output / "image"
+    say(f"version {staged.version} of {settings.BUNDLE_MODEL}, in {stage} on {public_uri(registry_uri)}")
+    say(f"{image}: bundle {megabytes(image / 'bundle')}, code {megabytes(image / 'calmlflow')}")
+    say(f"packages that the Dockerfile adds: {', '.join(pins)}")
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def sources() -> list[Path]:
+    """The files of calmlflow that the handler loads, told by a process that loads nothing else."""
+    told = "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'calmlflow'), sep='\\n')"
+    code = f"import sys, {HANDLER}; {told}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return [Path(line) for line in sorted(done.stdout.splitlines())]
+
+
+def requirements() -> list[str]:
+    """Pins of the packages that the handler needs."""
+    pins = tomllib.loads((HERE.parent.parent / "pyproject.toml").read_text())["project"]["dependencies"]
+    return [pin for pin in pins if pin.partition("==")[0] in NEEDED]
+
+
+def megabytes(folder: Path) -> str:
+    """Size of all files in a folder, in words."""
+    return f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.2f} MB"
+
+
+if __name__ == "__main__":
+    script(main)
