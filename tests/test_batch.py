@@ -1,5 +1,7 @@
 """Many jobs from a table: the same answers as one by one, in order, and every row accounted for."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -103,8 +105,8 @@ def test_rungs_and_kill_times_are_whole_numbers_whatever_is_in_the_table(tmp_pat
     ("name", "value", "words"),
     [
         ("n_files", 0, "n_files is 0"), ("n_files", 2.5, "n_files is 2.5"), ("n_files", 2_000_000, "n_files is 2e+06"),
-        ("n_files", "many", "n_files is nan"), ("total_mb", -1, "total_mb is -1"),
-        ("total_mb", np.inf, "total_mb is inf"), ("total_mb", np.nan, "total_mb is nan"),
+        ("n_files", "many", "n_files is 'many'; expected a number"), ("total_mb", -1, "total_mb is -1"),
+        ("total_mb", np.inf, "total_mb is inf"), ("total_mb", np.nan, "total_mb is missing"),
         ("drizcorr", 2, "drizcorr is 2"), ("crsplit", 3, "crsplit is 3"),
         ("dtype", 0, "dtype is 0; expected 1"), ("instr", 3, "instr is 3; expected 0"), ("ipst", "zabc03020", "'z'"),
         ("ipst", "j", "is no dataset name"),
@@ -118,9 +120,10 @@ def test_features_out_of_range_are_refused_with_the_reason(tmp_path, name, value
     outcome, found = predict(jobs, tmp_path)
     assert (outcome.answered, outcome.failed, len(found)) == (2, 1, 2)
     errors = pd.read_csv(outcome.errors)
-    assert outcome.errors == tmp_path / "out.errors.csv"
+    assert outcome.errors == str(tmp_path / "out.errors.csv")
     # The row as it was, so that it can be mended and sent again.
-    assert errors["note"].tolist() == ["b"]
+    assert list(errors) == ["row", "reason", *jobs.columns]
+    assert (errors["row"].tolist(), errors["note"].tolist()) == ([2], ["b"])
     assert words in errors["reason"][0]
     assert f"; 1 rows could not be answered: {outcome.errors}" in str(outcome)
 
@@ -141,7 +144,7 @@ def test_control_keys_out_of_range_are_refused_with_the_reason(tmp_path, name, v
 def test_errors_of_an_earlier_call_do_not_stay(tmp_path):
     rows = [dict(row) for row in CONTROL_ROWS]
     rows[0]["n_files"] = -1
-    assert predict(pd.DataFrame(rows), tmp_path)[0].errors.exists()
+    assert Path(predict(pd.DataFrame(rows), tmp_path)[0].errors).exists()
     outcome, _ = predict(pd.DataFrame(CONTROL_ROWS), tmp_path)
     assert outcome.errors is None
     assert not (tmp_path / "out.errors.csv").exists()
@@ -152,7 +155,7 @@ def test_files_are_for_others_too(tmp_path):
     outcome, _ = predict(pd.DataFrame(rows), tmp_path)
     (tmp_path / "plain").touch()
     for path in (outcome.output, outcome.errors):
-        assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+        assert Path(path).stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize(
@@ -171,8 +174,7 @@ def test_a_table_that_cannot_be_answered_is_named_and_nothing_is_written(tmp_pat
     with pytest.raises(InputError, match=words) as caught:
         predict(table, tmp_path)
     assert "in.csv" in str(caught.value)
-    assert not (tmp_path / "out.csv").exists()
-    assert not (tmp_path / "out.errors.csv").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name not in ("in.csv", "cache")] == []
 
 
 def test_an_output_that_cannot_be_written_is_named(tmp_path):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import calmlflow
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.predictor.many_answers import KnownRows, answer_table, fingerprint
-from calmlflow.predictor.many_features import form_of, read_jobs
+from calmlflow.predictor.many_features import cells_at, form_of, read_jobs
 from calmlflow.predictor.many_outputs import Target, Writer, target_of
 from calmlflow.predictor.many_parts import Parts, claimed
 from calmlflow.predictor.many_s3 import open_s3
@@ -155,9 +155,9 @@ def _add_part(parts: Parts, piece: Piece, source: Source, known: KnownRows | Non
         # Of two columns of one name the first one.
         names = list(dict.fromkeys(piece.batch.schema.names))
         positions = [piece.batch.schema.names.index(name) for name in names]
-        wrong = pa.array(sorted(jobs.reasons))
-        cells = [_cells(piece.batch.column(position).take(wrong)) for position in positions]
-        for position, row in zip(wrong.to_pylist(), zip(*cells, strict=True), strict=True):
+        wrong = sorted(jobs.reasons)
+        cells = [cells_at(piece.batch.column(position), wrong) for position in positions]
+        for position, row in zip(wrong, zip(*cells, strict=True), strict=True):
             failed.append((int(piece.numbers[position]), jobs.reasons[position], dict(zip(names, row, strict=True))))
         failed.sort(key=lambda row: row[0])
     text = io.StringIO()
@@ -170,14 +170,6 @@ def _add_part(parts: Parts, piece: Piece, source: Source, known: KnownRows | Non
 def _passed_on(source: Source) -> list[str]:
     """Columns of the input that the errors have; those that an earlier call added are made anew."""
     return [name for name in dict.fromkeys(source.columns) if name not in _ADDED]
-
-
-def _cells(column: pa.Array) -> list[Any]:
-    try:
-        return column.to_pylist()
-    except (ValueError, OverflowError):
-        # Python knows no such day, or none as fine as that.
-        return column.cast(pa.string()).to_pylist()
 
 
 def _deliver(parts: Parts, source: Source, target: Target) -> None:

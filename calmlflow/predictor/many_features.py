@@ -4,7 +4,7 @@ A row that does not look right at once goes through the strict rules for one job
 or say what is wrong with it, in the same words as everywhere.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -137,15 +137,24 @@ def read_jobs(batch: pa.RecordBatch, form: Form) -> Jobs:
     features[is_right] = np.rint(values[is_right])
     doubtful = np.flatnonzero(~is_right & ~names.is_mosaic)
     doubtful = doubtful[~np.isin(doubtful, list(reasons))]
-    rows = batch.select([form.name, *form.keys]).take(pa.array(doubtful)).to_pylist() if len(doubtful) else []
-    for position, row in zip(doubtful.tolist(), rows, strict=True):
+    cells = [cells_at(batch.column(name), doubtful) for name in (form.name, *form.keys)]
+    for position, row in zip(doubtful.tolist(), zip(*cells, strict=True), strict=True):
         try:
-            features[position] = row_features(form, row) or 0
+            features[position] = row_features(form, dict(zip((form.name, *form.keys), row, strict=True))) or 0
         except InputError as error:
             reasons[position] = str(error)
     good = np.ones(batch.num_rows, dtype=bool)
     good[list(reasons)] = False
     return Jobs(names.names.filter(pa.array(good)), features[good], names.is_mosaic[good], reasons)
+
+
+def cells_at(column: pa.Array, positions: Sequence[int] | NDArray[np.int64]) -> list[Any]:
+    """Some cells of a column as Python has them, or as text where Python has no such thing."""
+    try:
+        return [column[int(position)].as_py() for position in positions]
+    except (ValueError, OverflowError):
+        # A day that Python does not know, or one that is finer than that.
+        return cells_at(column.cast(pa.string()), positions)
 
 
 class _Names(NamedTuple):
@@ -177,7 +186,7 @@ def _read_names(column: pa.Array) -> _Names:
     # Mosaics, names with blanks around them, and what is no name.
     others = np.flatnonzero(~plain)
     spelled: list[str | None] = []
-    for position, name in zip(others.tolist(), column.take(pa.array(others)).to_pylist(), strict=True):
+    for position, name in zip(others.tolist(), cells_at(column, others), strict=True):
         try:
             dataset = parse_dataset(name)
         except InputError as error:
