@@ -26,6 +26,7 @@ from calmlflow.predictor.answers import mosaic_policy
 
 DEPLOY = ROOT / "deploy" / "lambda"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
+RUNTIME_CLIENT = "awslambdaric==4.2.2"
 OWN = ("CALMLFLOW_", "MLFLOW_", "AWS_")
 
 
@@ -196,7 +197,7 @@ def install(python: str, target: Path, image: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--only-binary", ":all:", "--compile-bytecode"),
-            *("--python", python, "--target", str(target), "-r", str(image / "requirements.txt"), "awslambdaric"),
+            *("--python", python, "--target", str(target), "-r", str(image / "requirements.txt"), RUNTIME_CLIENT),
         ],
         capture_output=True,
         text=True,

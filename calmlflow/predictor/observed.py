@@ -34,7 +34,7 @@ _SECRETS = (
     # A value whose name says what it is: password=..., "aws_secret_access_key": "...", X-Amz-Signature=...
     (
         re.compile(
-            r"([\w.-]*(?:passw(?:or)?d|secret|token|credential|signature|api[_-]?key|access[_-]?key)[\w.-]*"
+            r"((?:passw(?:or)?d|secret|token|credential|signature|api[_-]?key|access[_-]?key)[\w.-]*"
             r"""["']?\s*[:=]\s*)("[^"]*"?|'[^']*'?|[^\s,;&"'})\]]+)""",
             re.IGNORECASE,
         ),
