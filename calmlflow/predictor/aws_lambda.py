@@ -4,18 +4,16 @@ import functools
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 from calmlflow import settings
 from calmlflow.hst.errors import CalmlflowError, InputError
-from calmlflow.predictor.answers import mosaic_policy
 from calmlflow.predictor.control import ControlObject, read_control_object
-from calmlflow.predictor.emit import Emitter, open_emitter, prediction_record
+from calmlflow.predictor.emit import Emitter, open_emitter
 from calmlflow.predictor.events import is_notification, read_job, read_notification
-from calmlflow.predictor.observed import log_answer, place_of, use_json_logs
-from calmlflow.predictor.predictor import Predictor
+from calmlflow.predictor.observed import place_of, use_json_logs
+from calmlflow.predictor.predictor import Predictor, answer_mosaic
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +86,7 @@ def _answer(job: ControlObject) -> dict[str, Any]:
     name = job.dataset.name
     if job.dataset.is_hap:
         # Needs neither registry nor S3, so it is answered while they are out of reach.
-        began = time.perf_counter()
-        answer = mosaic_policy()
-        log_answer(name, None, answer, 1000 * (time.perf_counter() - began))
-        _keep_mosaic(name, answer)
-        return answer
+        return answer_mosaic(job.dataset, _emitter(settings.emit_uri()))
     return _predictor().predict(name, read_control_object(name, job.bucket, job.key))
 
 
@@ -139,13 +133,3 @@ def _emitter(uri: str) -> Emitter | None:
         # Answers come first.
         log.error("predictions are not kept: %s", error)
         return None
-
-
-def _keep_mosaic(name: str, answer: dict[str, Any]) -> None:
-    emit = _emitter(settings.emit_uri())
-    if emit:
-        try:
-            emit(prediction_record(name, None, answer, time.time()))
-        except Exception as error:
-            # Answers come first, whatever a store of somebody else's raises.
-            log.warning("the prediction of %s was not kept (%s)", name, error)

@@ -4,10 +4,10 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from calmlflow import settings
 from calmlflow.hst.dataset import Dataset, parse_dataset
@@ -16,13 +16,14 @@ from calmlflow.hst.features import Features, job_features
 from calmlflow.predictor.answers import as_answers, fallback_policy, mosaic_policy
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.cache import Cache
-from calmlflow.predictor.emit import prediction_record
+from calmlflow.predictor.emit import Emitter, prediction_record
 from calmlflow.predictor.observed import log_answer
 from calmlflow.predictor.stage import NoSuchVersionError, StagedVersion, resolve_stage
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from calmlflow.predictor.many import BatchOutcome
 
-Emitter = Callable[[dict[str, Any]], None]
+log = logging.getLogger(__name__)
 
 RETRY_S = 10.0
 """Seconds after which a predictor without a bundle asks again, where ``refresh`` is longer."""
@@ -174,6 +175,14 @@ class Predictor:
             answer |= {"version": serving.version, "source": serving.source}
         _tell(job.name, features, answer, began, self._emit)
         return answer
+
+    def predict_many(self, data: Any, output: Any, **options: Any) -> "BatchOutcome":
+        """Answer many jobs, from CSV, Parquet or S3 to CSV or Parquet; see `calmlflow.predictor.many.predict_many`."""
+        # Arrow is for many jobs only.
+        from calmlflow.predictor.many import predict_many
+
+        self.refresh_if_due()
+        return predict_many(self, data, output, **options)
 
     # -- Which version answers ----------------------------------------------------------------------------------------
 
