@@ -19,7 +19,7 @@ def predict_in_run(data: str, output: str, stage: str) -> str:
     """Predict a table as an MLflow run, so that it is written down which version answered."""
     with tracked_run("predict"):
         log_new_params({"data": data, "output": output, "stage": stage})
-        outcome = predict_table(data, Path(output), stage)
+        outcome = predict_table(data, output, stage)
         mlflow.set_tag("predicted_by_version", outcome.version)
         mlflow.log_metrics({"jobs_answered": outcome.answered, "jobs_failed": outcome.failed})
         return str(outcome)

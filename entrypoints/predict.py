@@ -9,9 +9,15 @@ from calmlflow.console import script
 
 def main(
     data: Annotated[
-        str, typer.Option(help="CSV with ipst or ipppssoot, and features or control-file keys; or sample:N.")
+        str,
+        typer.Option(
+            help="CSV or Parquet file (here or s3://), folder of Parquet files or of a training, s3://bucket/prefix of "
+            "control files, or sample:N; rows name ipst or ipppssoot and hold features or control-file keys."
+        ),
     ] = "sample:100",
-    output: Annotated[str, typer.Option(help="CSV file to write.")] = "out/predictions.csv",
+    output: Annotated[
+        str, typer.Option(help="CSV or Parquet file to write, here or s3://; rows without answer go to *.errors.csv.")
+    ] = "out/predictions.csv",
     stage: Annotated[str, typer.Option(help="Stage that answers.")] = "Production",
 ) -> None:
     """Predict many jobs with the version that a stage holds."""

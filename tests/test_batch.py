@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from batch_samples import COLUMNS, CONTROL_ROWS, MOSAICS
 from predictor_samples import ALIASES, NO_ALIAS, STAGES, http_registry, keep_in_cache, staged
 
 from calmlflow.batch import predict_table
@@ -12,19 +13,6 @@ from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.features import FEATURES, job_features
 from calmlflow.jobs.sample import draw_sample
 from calmlflow.predictor import Predictor
-
-COLUMNS = ["ipst", "bin_pred", "mem_pred", "wall_pred", "kill_time", "prob_2g", "prob_8g", "prob_16g", "prob_64g"]
-# By control keys: jobs of every instrument, one of them twice, mosaics among them.
-CONTROL_ROWS = [
-    {"ipst": "jabc03020", "n_files": 17, "total_mb": 9.6, "DETECTOR": "SBC", "DRIZCORR": "PERFORM", "CRSPLIT": "2"},
-    {"ipst": "skycell-p0797x14y06", "n_files": None, "total_mb": None},
-    {"ipst": "oabc06090", "n_files": 7, "total_mb": 11.1, "DETECTOR": "NUV-MAMA", "SUBARRAY": "T"},
-    {"ipst": "IABC01XYQ", "n_files": 2, "total_mb": 404.1, "DETECTOR": "UVIS", "PCTECORR": "PERFORM", "CRSPLIT": "1"},
-    {"ipst": "acs_8ph_01", "n_files": 3, "total_mb": 5.0},
-    {"ipst": "labc05010", "n_files": 3, "total_mb": 2.3},
-    {"ipst": "jxyz03020", "n_files": 17, "total_mb": 9.6, "DETECTOR": "SBC", "DRIZCORR": "PERFORM", "CRSPLIT": "2"},
-]
-MOSAICS = [1, 4]
 
 
 @pytest.fixture(autouse=True)
@@ -189,3 +177,35 @@ def test_the_version_that_answers_is_that_of_the_stage(tmp_path, registry):
     assert registry.queries[-1][1]["stages"] == ["Staging"]
     with pytest.raises(InputError, match="stage 'Prod' does not exist"):
         predict_table(str(tmp_path / "in.csv"), tmp_path / "out.csv", "Prod")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_sample_is_predicted_by_its_name(tmp_path, suffix):
+    outcome = predict_table("sample:50", tmp_path / f"out{suffix}", "Production")
+    assert (outcome.answered, outcome.failed) == (50, 0)
+    found = pd.read_csv(outcome.output) if suffix == ".csv" else pd.read_parquet(outcome.output)
+    assert found["ipst"].tolist() == draw_sample(50)["ipst"].tolist()
+
+
+def test_a_training_is_predicted_by_its_folder(tmp_path):
+    jobs = draw_sample(20)
+    (tmp_path / "2021-11-04-1636048291" / "data").mkdir(parents=True)
+    jobs.to_csv(tmp_path / "2021-11-04-1636048291" / "data" / "latest.csv", index=False)
+    outcome = predict_table(str(tmp_path / "2021-11-04-1636048291"), tmp_path / "out.csv", "Production")
+    assert pd.read_csv(outcome.output)["ipst"].tolist() == jobs["ipst"].tolist()
+
+
+def test_parquet_files_of_a_folder_are_predicted(tmp_path):
+    jobs = draw_sample(20)
+    (tmp_path / "jobs").mkdir()
+    jobs.to_parquet(tmp_path / "jobs" / "part-0.parquet")
+    outcome = predict_table(str(tmp_path / "jobs"), tmp_path / "out.csv", "Production")
+    assert pd.read_csv(outcome.output)["ipst"].tolist() == jobs["ipst"].tolist()
+
+
+@pytest.mark.parametrize("data", ["ftp://host/jobs.csv", "sample:none", "nothing-there"])
+def test_what_cannot_be_read_is_named(tmp_path, data, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=data.partition(":")[0]):
+        predict_table(data, tmp_path / "out.csv", "Production")
+    assert not (tmp_path / "out.csv").exists()

@@ -196,3 +196,30 @@ def test_which_columns_count():
         "total_mb",
         "CRSPLIT",
     )
+
+
+ODD_CELLS = [
+    *((pa.string(), word) for word in WORDS),
+    *((pa.float64(), number) for number in (-0.5, -0.0, 0.5, 1.5, 2.5, 1e6, 1e6 + 0.5, 1e9, 1e9 + 0.4, np.nan, np.inf)),
+    *((pa.int64(), number) for number in (-1, 0, 2, 3, 10**6 + 1, 10**9, 10**9 + 1, 2**63 - 1)),
+    *((pa.bool_(), flag) for flag in (True, False)),
+    *((pa.decimal128(20, 3), Decimal(number)) for number in ("1", "2.5", "-1", "1000000000.4")),
+    *((pa.binary(), content) for content in (b"1", b"T", b"1_0")),
+    (pa.null(), None),
+    (pa.timestamp("ns"), 1),
+]
+
+
+@pytest.mark.parametrize("keys", [KEYS, FEATURES])
+def test_every_odd_cell_alone_in_its_row(keys):
+    usual = dict.fromkeys(keys, 1) | {"total_mb": 9.6, "instr": 0, "dtype": 1}
+    for key in keys:
+        for kind, cell in ODD_CELLS:
+            # The second row is right as a rule, and the odd cell stands in the first one.
+            cells = {name: pa.array([usual[name], usual[name]]) for name in keys}
+            cells[key] = pa.array([cell, None], kind)
+            batch = pa.record_batch({"ipst": ["jabc03020", "jabc03020"], **cells})
+            form = form_of(batch.schema.names, "the table")
+            agree(batch, lambda row, form=form: row_features(form, row))
+            if keys == KEYS:
+                agree(batch, lambda row: job_features(row["ipst"], row))

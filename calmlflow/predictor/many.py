@@ -17,8 +17,9 @@ from calmlflow.predictor.many_answers import KnownRows, answer_table, fingerprin
 from calmlflow.predictor.many_features import cells_at, form_of, read_jobs
 from calmlflow.predictor.many_outputs import Target, Writer, target_of
 from calmlflow.predictor.many_parts import Parts, claimed
+from calmlflow.predictor.many_pieces import Piece, Source
 from calmlflow.predictor.many_s3 import open_s3
-from calmlflow.predictor.many_sources import Piece, Source, open_batches, open_local
+from calmlflow.predictor.many_sources import open_batches, open_local
 
 if TYPE_CHECKING:
     from calmlflow.predictor.predictor import Predictor

@@ -108,9 +108,8 @@ class Parts:
         header = {"format": FORMAT, **header}
         self.done = self._kept(header)
         if not self.done:
-            for path in folder.glob("*"):
-                if path.suffix in (".arrow", ".csv"):
-                    path.unlink()
+            for path in folder.glob("[0-9]*.*"):
+                path.unlink()
         lines = [json.dumps(header), *(json.dumps(asdict(part)) for part in self.done)]
         fresh = folder / f"{_JOURNAL}.new"
         fresh.write_text("".join(f"{line}\n" for line in lines))

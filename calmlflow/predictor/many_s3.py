@@ -19,7 +19,8 @@ from calmlflow.hst.dataset import parse_dataset
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, OPTIONAL_KEYS, parse_control
 from calmlflow.predictor.control import check_bucket, s3_reason
-from calmlflow.predictor.many_sources import Piece, Refused, Source, open_local
+from calmlflow.predictor.many_pieces import Piece, Refused, Source
+from calmlflow.predictor.many_sources import open_local
 
 THREADS = 16
 _PIECE_OBJECTS = 1_000
@@ -109,7 +110,7 @@ def _open_object(client: Any, target: S3Object, work: Path) -> Source:
         with asking(target, "read", expected), partial_copy.open("wb") as file:
             client.download_fileobj(target.bucket, target.key, file)
         partial_copy.replace(copy)
-    return replace(open_local(copy), name=str(target), identity=identity)
+    return replace(open_local(copy, str(target)), name=str(target), identity=identity)
 
 
 def put_file(path: Path, target: S3Object, client: Any) -> None:
