@@ -17,7 +17,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 export MPLCONFIGDIR ?= $(CURDIR)/.calmlflow/matplotlib
 export KERAS_HOME ?= $(CURDIR)/.calmlflow/keras
 
-.PHONY: run test test-slow bench lint format ui server stop clean
+.PHONY: run test test-slow bench bench-predict lint format ui server stop clean
 
 run: .venv/installed server
 	@mkdir -p $(CALMLFLOW_HOME)/tmp
@@ -44,6 +44,11 @@ test-slow: .venv/installed-test
 
 bench: .venv/installed
 	python -m benchmarks.bench --data "$(DATA)" --output out/bench.json
+
+bench-predict: .venv/installed-test
+	@# Edited since they were installed: a module without compiled bytecode takes three times as long.
+	python -m compileall -q calmlflow
+	python -m benchmarks.bench_predict
 
 lint: .venv/installed-test
 	ruff check .
