@@ -1,4 +1,4 @@
-"""A million jobs: seconds and peak memory of `predict_many`, in a process of its own."""
+"""A million jobs: seconds and peak memory of `Predictor.predict_many`, in a process of its own."""
 
 import json
 import subprocess
@@ -67,9 +67,7 @@ def _predict(data: str, output: str) -> None:
 
     predictor = Predictor()
     began = time.perf_counter()
-    from calmlflow.predictor.many import predict_many
-
-    outcome = predict_many(predictor, data, output)
+    outcome = predictor.predict_many(data, output)
     seconds = time.perf_counter() - began
     # Not getrusage, whose peak begins with that of the process that started this one.
     status = Path("/proc/self/status").read_text()

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 import calmlflow
 from calmlflow.hst.errors import CalmlflowError, InputError
+from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.many_answers import KnownRows, answer_table, fingerprint
 from calmlflow.predictor.many_features import cells_at, form_of, read_jobs
 from calmlflow.predictor.many_outputs import Target, Writer, target_of
@@ -21,15 +22,25 @@ from calmlflow.predictor.many_pieces import Piece, Source
 from calmlflow.predictor.many_s3 import open_s3
 from calmlflow.predictor.many_sources import open_batches, open_local
 
-if TYPE_CHECKING:
-    from calmlflow.predictor.predictor import Predictor
-
 CHUNK_ROWS = 65_536
 
 OnProgress = Callable[[int, int | None], None]
 """Called with rows done, and rows in all where they are known."""
 
 _ADDED = ("row", "reason")
+
+
+class _Serving(Protocol):
+    @property
+    def bundle(self) -> Bundle | None: ...
+
+    @property
+    def version(self) -> str | None: ...
+
+
+class _Predictor(Protocol):
+    @property
+    def serving(self) -> _Serving: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ class BatchOutcome:
 
 
 def predict_many(
-    predictor: "Predictor",
+    predictor: _Predictor,
     data: str | Path | Iterable[pa.RecordBatch],
     output: str | Path | Writer,
     *,
@@ -84,6 +95,7 @@ def predict_many(
     Parameters
     ----------
     predictor : Predictor
+        Or what else has such a ``serving``.
     data : str, Path or iterable of RecordBatch
         A CSV file, a Parquet file, a folder of Parquet files; ``s3://bucket/key.csv`` or ``.parquet``, or
         ``s3://bucket/prefix`` with the control files below it; or batches of one schema.
