@@ -8,7 +8,7 @@ import pyarrow as pa
 from calmlflow.console import row_progress
 from calmlflow.jobs.sources import read_table
 from calmlflow.predictor.many import BatchOutcome
-from calmlflow.predictor.many_sources import parquet_files
+from calmlflow.predictor.many.sources import parquet_files
 from calmlflow.predictor.predictor import Predictor
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from calmlflow.hst.dataset import parse_dataset
 from calmlflow.hst.errors import InputError
 from calmlflow.hst.features import FEATURES, OPTIONAL_KEYS, check_features, job_features
-from calmlflow.predictor import many_features
-from calmlflow.predictor.many_features import form_of, read_jobs, row_features
+from calmlflow.predictor.many import features as many_features
+from calmlflow.predictor.many.features import form_of, read_jobs, row_features
 
 KEYS = ("n_files", "total_mb", *OPTIONAL_KEYS)
 WORDS = [

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.jobs.sample import draw_sample
-from calmlflow.predictor import many_answers, many_csv
 from calmlflow.predictor.bundle import Bundle
+from calmlflow.predictor.many import answers as many_answers
+from calmlflow.predictor.many import csv_source as many_csv
 from calmlflow.predictor.many import predict_many
-from calmlflow.predictor.many_sources import open_local
+from calmlflow.predictor.many.sources import open_local
 from calmlflow.predictor.predictor import Serving
 
 TABLE = pd.DataFrame(CONTROL_ROWS)

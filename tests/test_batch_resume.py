@@ -44,7 +44,7 @@ def data(tmp_path, request):
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-    from calmlflow.predictor import many_csv
+    from calmlflow.predictor.many import csv_source as many_csv
 
     monkeypatch.setattr(many_csv, "_BLOCK_BYTES", 6_000)
 

@@ -12,8 +12,8 @@ from batch_samples import CONTROL_ROWS, answering, answers_one_by_one, assert_sa
 from calmlflow.batch import predict_table
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.jobs.sample import draw_sample
-from calmlflow.predictor import many_s3
 from calmlflow.predictor.many import predict_many
+from calmlflow.predictor.many import s3 as many_s3
 
 TABLE = pd.DataFrame(CONTROL_ROWS)
 

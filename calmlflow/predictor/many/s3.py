@@ -19,8 +19,8 @@ from calmlflow.hst.dataset import parse_dataset
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, OPTIONAL_KEYS, parse_control
 from calmlflow.predictor.control import check_bucket, s3_reason
-from calmlflow.predictor.many_pieces import Piece, Refused, Source
-from calmlflow.predictor.many_sources import open_local
+from calmlflow.predictor.many.pieces import Piece, Refused, Source
+from calmlflow.predictor.many.sources import open_local
 
 THREADS = 16
 _PIECE_OBJECTS = 1_000

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from calmlflow.hst.errors import InputError
-from calmlflow.predictor.many_csv import open_csv
-from calmlflow.predictor.many_pieces import Piece, Source, check_unchanged, reading, skipping, stamp
+from calmlflow.predictor.many.csv_source import open_csv
+from calmlflow.predictor.many.pieces import Piece, Source, check_unchanged, reading, skipping, stamp
 
 
 def open_local(path: Path, shown: str = "") -> Source:

@@ -12,7 +12,7 @@ from calmlflow.hst.features import FEATURES, MAX_FILES, MAX_TOTAL_MB
 from calmlflow.hst.ladder import BIN_NAMES
 from calmlflow.predictor.answers import fallback_policy, mosaic_policy
 from calmlflow.predictor.bundle import Bundle, Predictions
-from calmlflow.predictor.many_features import Jobs
+from calmlflow.predictor.many.features import Jobs
 
 _PROBABILITIES = tuple(f"prob_{name}" for name in BIN_NAMES)
 

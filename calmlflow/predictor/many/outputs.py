@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 
 from calmlflow import settings
 from calmlflow.hst.errors import InputError
-from calmlflow.predictor.many_answers import SCHEMA
-from calmlflow.predictor.many_s3 import S3Object, asking, new_client, parse_s3, put_file
+from calmlflow.predictor.many.answers import SCHEMA
+from calmlflow.predictor.many.s3 import S3Object, asking, new_client, parse_s3, put_file
 
 SUFFIXES = (".csv", ".parquet")
 ERRORS = ".errors.csv"
 
 
 class Writer(Protocol):
-    """What takes answers, in the columns of `calmlflow.predictor.many_answers.SCHEMA`."""
+    """What takes answers, in the columns of `calmlflow.predictor.many.answers.SCHEMA`."""
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Take some; nobody sees them yet."""

@@ -14,13 +14,13 @@ import pyarrow as pa
 import calmlflow
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.predictor.bundle import Bundle
-from calmlflow.predictor.many_answers import KnownRows, answer_table, fingerprint
-from calmlflow.predictor.many_features import cells_at, form_of, read_jobs
-from calmlflow.predictor.many_outputs import Target, Writer, target_of
-from calmlflow.predictor.many_parts import Parts, claimed
-from calmlflow.predictor.many_pieces import Piece, Source
-from calmlflow.predictor.many_s3 import open_s3
-from calmlflow.predictor.many_sources import open_batches, open_local
+from calmlflow.predictor.many.answers import KnownRows, answer_table, fingerprint
+from calmlflow.predictor.many.features import cells_at, form_of, read_jobs
+from calmlflow.predictor.many.outputs import Target, Writer, target_of
+from calmlflow.predictor.many.parts import Parts, claimed
+from calmlflow.predictor.many.pieces import Piece, Source
+from calmlflow.predictor.many.s3 import open_s3
+from calmlflow.predictor.many.sources import open_batches, open_local
 
 CHUNK_ROWS = 65_536
 
@@ -101,7 +101,7 @@ def predict_many(
         ``s3://bucket/prefix`` with the control files below it; or batches of one schema.
     output : str, Path or Writer
         A path or ``s3://bucket/key`` that ends in .csv or .parquet, with the columns of
-        `calmlflow.predictor.many_answers.SCHEMA`; or what takes batches.
+        `calmlflow.predictor.many.answers.SCHEMA`; or what takes batches.
     errors : str or Path, optional
         CSV file for the rows that cannot be answered. Default, except with a Writer: ``{stem}.errors.csv`` beside the
         output.

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from calmlflow.hst.errors import InputError
-from calmlflow.predictor.many_features import CELLS
-from calmlflow.predictor.many_pieces import Piece, Refused, Source, check_unchanged, reading, skipping, stamp
+from calmlflow.predictor.many.features import CELLS
+from calmlflow.predictor.many.pieces import Piece, Refused, Source, check_unchanged, reading, skipping, stamp
 
 _BLOCK_BYTES = 4 << 20
 _LINE_BYTES = 1 << 20
