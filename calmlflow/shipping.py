@@ -14,12 +14,12 @@ from typing import Any, BinaryIO
 from botocore.exceptions import BotoCoreError, ClientError
 
 from calmlflow.hst.errors import CalmlflowError, InputError
+from calmlflow.s3 import new_client
 from calmlflow.shipping_parts import (
     Target,
     asking,
     hash_file,
     head_object,
-    new_client,
     parse_uri,
     refusal,
     send,

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from calmlflow.hst.errors import CalmlflowError, InputError
@@ -100,17 +98,6 @@ def _base64(digest: bytes) -> str:
 
 
 # -- S3 -------------------------------------------------------------------------------------------------------------
-
-
-def new_client() -> Any:
-    """A client of S3 by boto3's own settings, with boto3's standard retries."""
-    try:
-        return boto3.session.Session().client("s3", config=Config(retries={"mode": "standard"}))
-    except (BotoCoreError, ValueError) as error:
-        # The text may quote an address with a password in it.
-        raise CalmlflowError(
-            f"boto3 cannot make a client for S3 ({type(error).__name__}); expected AWS_* variables that fit together"
-        ) from None
 
 
 @contextmanager

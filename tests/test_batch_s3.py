@@ -84,7 +84,7 @@ def test_control_files_are_read_and_the_bad_ones_told(s3, bucket, predictor, mon
         errors = read(s3, bucket, "answers.errors.csv")
         assert list(errors)[:4] == ["row", "reason", "ipst", "n_files"]
         assert errors["ipst"].tolist() == ["jbad00010", "jbad00020", "jbad00030"]
-        found = zip(errors["reason"], ("is not key=value", "n_files is '0'", "65537 bytes"), strict=True)
+        found = zip(errors["reason"], ("is not key=value", "n_files is '0'", "has 70000 bytes"), strict=True)
         assert all(words in reason for reason, words in found)
     outcome = predict_many(predictor, f"s3://{bucket}/control/o", f"s3://{bucket}/some.csv")
     assert read(s3, bucket, "some.csv")["ipst"].tolist() == ["oabc06090"]

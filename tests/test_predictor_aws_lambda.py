@@ -21,8 +21,9 @@ from predictor_samples import (
     write_bundle,
 )
 
+import calmlflow.s3
 from calmlflow.hst.errors import CalmlflowError, InputError
-from calmlflow.predictor import Predictor, aws_lambda, control
+from calmlflow.predictor import Predictor, aws_lambda
 from calmlflow.predictor.answers import fallback_policy, mosaic_policy
 from calmlflow.predictor.registry_http import RegistryUnavailableError
 
@@ -37,7 +38,7 @@ def cold(monkeypatch):
     """Each test begins with a new Lambda instance."""
     for name in ("STAGE", "BUNDLE", "POLICY_FALLBACK", "EMIT"):
         monkeypatch.delenv(f"CALMLFLOW_{name}", raising=False)
-    kept = (aws_lambda._kept_predictor, aws_lambda._emitter, control._client)
+    kept = (aws_lambda._kept_predictor, aws_lambda._emitter, calmlflow.s3._kept_client)
     for cache in kept:
         cache.cache_clear()
     yield

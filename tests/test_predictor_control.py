@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import calmlflow.s3
 from calmlflow.hst.errors import CalmlflowError, InputError
-from calmlflow.predictor import control
-from calmlflow.predictor.control import control_object, read_control_file, read_control_object, s3_client
+from calmlflow.predictor.control import control_object, read_control_file, read_control_object
+from calmlflow.s3 import s3_client
 
 TEXT = "n_files=17\ntotal_mb=9.6\nDETECTOR=SBC\n"
 KEYS = {"n_files": "17", "total_mb": "9.6", "DETECTOR": "SBC"}
@@ -25,9 +26,9 @@ USUAL = f"{FOLDER}{JOB}_MemModelFeatures.txt"
 
 @pytest.fixture(autouse=True)
 def _no_client_of_another_test():
-    control._client.cache_clear()
+    calmlflow.s3._kept_client.cache_clear()
     yield
-    control._client.cache_clear()
+    calmlflow.s3._kept_client.cache_clear()
 
 
 def test_a_file_is_read(tmp_path):

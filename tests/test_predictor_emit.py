@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import calmlflow.s3
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.features import FEATURES, Features
-from calmlflow.predictor import control, emit
+from calmlflow.predictor import emit
 from calmlflow.predictor.emit import open_emitter, prediction_record
 
 FEATURES_OF_JOB = Features(17, 10, 1, 0, 2, 0, 0, 1, 0)
@@ -136,9 +137,9 @@ def test_what_is_in_the_way_of_the_file_is_told(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _no_client_of_another_test():
-    control._client.cache_clear()
+    calmlflow.s3._kept_client.cache_clear()
     yield
-    control._client.cache_clear()
+    calmlflow.s3._kept_client.cache_clear()
 
 
 @pytest.mark.parametrize(("prefix", "folder"), [("/kept/here", "kept/here/"), ("/kept/", "kept/"), ("", "")])

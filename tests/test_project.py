@@ -25,6 +25,7 @@ HEAVY = {"tensorflow", "keras", "mlflow", "pandas", "sklearn", "matplotlib"}
 FLOORS = (
     {"__init__", "hst"},
     {"settings"},
+    {"s3"},
     {"console", "archive_members"},
     {"jobs", "networks", "results", "predictor"},
     {"registry"},

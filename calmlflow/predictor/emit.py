@@ -16,8 +16,8 @@ from calmlflow.hst.dataset import parse_dataset
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import LADDER
-from calmlflow.predictor.control import check_bucket, s3_client, s3_reason
 from calmlflow.predictor.observed import to_json, without_secrets
+from calmlflow.s3 import S3Object, asking, parse_s3, s3_client
 
 Emitter = Callable[[Mapping[str, Any]], None]
 
@@ -124,23 +124,18 @@ def _append(path: Path, line: bytes) -> None:
 
 
 def _open_objects(uri: str) -> Emitter:
-    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    bucket, prefix = parse_s3(uri)
     prefix = prefix.strip("/")
-    check_bucket(bucket)
     if not prefix.isprintable() or ".." in prefix.split("/") or len(prefix.encode()) > 900:
         raise InputError(f"predictions cannot be kept under {prefix[:120]!r} of a bucket; expected a plain prefix")
 
     def emit(record: Mapping[str, Any]) -> None:
         name = f"{time.time_ns()}-{secrets.token_hex(4)}.json"
-        key = "/".join(filter(None, [prefix, record["ipst"], name]))
+        target = S3Object(bucket, "/".join(filter(None, [prefix, record["ipst"], name])))
+        body = to_json(record).encode()
         client = s3_client()
-        try:
-            client.put_object(Bucket=bucket, Key=key, Body=to_json(record).encode(), ContentType="application/json")
-        except Exception as error:
-            # boto3, and what it stands on, raise families of their own, whose texts may quote an address.
-            raise CalmlflowError(
-                f"s3://{bucket}/{key[:120]} cannot be written ({s3_reason(error)}); expected a bucket of yours"
-            ) from None
+        with asking(target, "written", "a bucket of yours"):
+            client.put_object(Bucket=target.bucket, Key=target.key, Body=body, ContentType="application/json")
 
     return emit
 

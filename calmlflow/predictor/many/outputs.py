@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from calmlflow import settings
 from calmlflow.hst.errors import InputError
 from calmlflow.predictor.many.answers import SCHEMA
-from calmlflow.predictor.many.s3 import S3Object, asking, new_client, parse_s3, put_file
+from calmlflow.predictor.many.s3 import put_file
+from calmlflow.s3 import S3Object, asking, new_client, parse_s3
 
 SUFFIXES = (".csv", ".parquet")
 ERRORS = ".errors.csv"

@@ -2,84 +2,28 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from calmlflow.hst.dataset import parse_dataset
-from calmlflow.hst.errors import CalmlflowError, InputError
+from calmlflow.hst.errors import InputError
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, OPTIONAL_KEYS, parse_control
-from calmlflow.predictor.control import check_bucket, s3_reason
 from calmlflow.predictor.many.pieces import Piece, Refused, Source
 from calmlflow.predictor.many.sources import open_local
+from calmlflow.s3 import S3Object, asking, new_client, parse_s3, read_object
 
 THREADS = 16
 _PIECE_OBJECTS = 1_000
 _COLUMNS = ("ipst", "n_files", "total_mb", *OPTIONAL_KEYS)
 _CONTROL_KEY = re.compile(r"control/([^/]+)/\1_MemModelFeatures\.txt")
-_MISSING = ("NoSuchKey", "NoSuchBucket", "InvalidBucketName", "404")
-
-
-class S3Object(NamedTuple):
-    """An object, or a prefix of several."""
-
-    bucket: str
-    key: str
-
-    def __str__(self) -> str:
-        return f"s3://{self.bucket}/{self.key[:120]}"
-
-
-def parse_s3(uri: str) -> S3Object:
-    """Read ``s3://bucket/key``; the key may be empty."""
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    check_bucket(bucket)
-    return S3Object(bucket, key)
-
-
-def new_client() -> Any:
-    """A client with more patience than that for one answer; see `calmlflow.predictor.control.s3_client`."""
-    import boto3
-    from botocore.config import Config
-
-    own = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    endpoint = None if own else os.environ.get("MLFLOW_S3_ENDPOINT_URL") or None
-    retries: dict[str, Any] = {"mode": "standard"}
-    if "AWS_MAX_ATTEMPTS" not in os.environ:
-        retries["total_max_attempts"] = 5
-    config = Config(connect_timeout=10, read_timeout=30, retries=retries, max_pool_connections=THREADS)
-    try:
-        return boto3.session.Session().client("s3", config=config, endpoint_url=endpoint)
-    except Exception as error:
-        # boto3's own kinds and ValueError. Their texts may quote an address with a password in it.
-        raise CalmlflowError(
-            f"boto3 cannot make a client for S3 ({type(error).__name__}); expected AWS_* variables that fit together"
-        ) from None
-
-
-@contextmanager
-def asking(target: S3Object, act: str, expected: str) -> Iterator[None]:
-    """Turn what boto3 raises in the block into a sentence; an InputError where there is no such bucket or key."""
-    try:
-        yield
-    except (CalmlflowError, MemoryError):
-        raise
-    except Exception as error:
-        # boto3, and what it stands on, raise families of their own. A full disk is none of them.
-        if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
-            raise
-        reason = s3_reason(error)
-        kind = InputError if reason in _MISSING else CalmlflowError
-        raise kind(f"{target} cannot be {act} ({reason}); expected {expected}") from None
 
 
 def open_s3(uri: str, work: Path) -> Source:
@@ -92,7 +36,7 @@ def open_s3(uri: str, work: Path) -> Source:
         Folder for a copy of the object, or for the list of keys.
     """
     target = parse_s3(uri)
-    client = new_client()
+    client = new_client(connections=THREADS)
     if Path(target.key).suffix.lower() in (".csv", ".parquet"):
         return _open_object(client, target, work)
     return _open_control_files(client, target, work)
@@ -178,13 +122,7 @@ def _read_control_file(client: Any, bucket: str, key: str) -> dict[str, str] | s
     try:
         if parse_dataset(name).is_hap:
             return {"ipst": name}
-        with asking(target, "read", "a control file"):
-            response = client.get_object(Bucket=bucket, Key=key)
-            size = response["ContentLength"]
-            with response["Body"] as body:
-                content = body.read(MAX_CONTROL_FILE_BYTES + 1)
-            if len(content) < min(size, MAX_CONTROL_FILE_BYTES + 1):
-                raise CalmlflowError(f"{target} cannot be read ({len(content)} of {size} bytes); expected all of it")
+        content = read_object(client, target, MAX_CONTROL_FILE_BYTES, "a control file")
         return {**parse_control(content), "ipst": name}
     except InputError as error:
         return str(error)
