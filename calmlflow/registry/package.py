@@ -46,6 +46,10 @@ OUTPUTS: dict[str, DataType | Array] = {
     "killTime": DataType.long,
 }
 
+NEEDS = ("mlflow-skinny", "numpy", "onnxruntime", "pandas")
+"""Packages of the environment that MLflow builds for a model. The first has MLflow's scoring server and all that this
+server needs, and leaves out what only a tracking server does: scikit-learn, SQLAlchemy, Flask, pyarrow and others."""
+
 OPTIONAL_TABLES = ("decision.json", "seen_rows.json")
 """What networks that were trained elsewhere do not have."""
 
@@ -127,9 +131,7 @@ def log_model(models: Path, networks: Sequence[str], name: str, metadata: Mappin
             code_paths=[_source_copy(Path(temporary))],
             signature=ModelSignature(INPUTS, Schema(outputs)),
             input_example=EXAMPLE,
-            pip_requirements=[
-                f"{package}=={version(package)}" for package in ("mlflow", "numpy", "onnxruntime", "pandas")
-            ],
+            pip_requirements=[f"{package}=={version(package)}" for package in NEEDS],
             metadata=dict(metadata),
         )
         return LoggedModel(
