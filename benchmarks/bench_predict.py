@@ -10,9 +10,11 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -80,14 +82,11 @@ def measure_warm(jobs: pd.DataFrame) -> list[Figure]:
 
     predictor = Predictor()
     keys = [{"n_files": n_files, "total_mb": mb} for n_files, mb in zip(jobs.n_files, jobs.total_mb, strict=True)]
-    asked = [(name, keys[number]) for number, name in enumerate(jobs.ipst)]
-    milliseconds = []
-    for number in range(WARM_ANSWERS + 200):
-        name, job = asked[number % len(asked)]
-        began = time.perf_counter()
-        predictor.predict(name, job)
-        milliseconds.append(1000 * (time.perf_counter() - began))
-    ours, slowest = np.quantile(milliseconds[200:], [0.5, 0.99])
+    asked = list(zip(jobs.ipst, keys, strict=True))
+    # Equal features get the answer that was given before; here every job has features of its own.
+    different = [(JOB, {"n_files": 17, "total_mb": number}) for number in range(WARM_ANSWERS)]
+    usual, first = (_milliseconds(predictor, list(islice(cycle(some), WARM_ANSWERS))) for some in (asked, different))
+    ours, slowest = np.quantile(first, [0.5, 0.99])
 
     with tempfile.TemporaryDirectory() as folder:
         download_artifacts(f"models:/{settings.BUNDLE_MODEL}/{predictor.version}", dst_path=folder)
@@ -103,10 +102,21 @@ def measure_warm(jobs: pd.DataFrame) -> list[Figure]:
         seconds.append(time.perf_counter() - began)
     theirs = 1000 * statistics.median(seconds[1:])
     return [
-        Figure("warm answer, ms, median", ours, "<=", 0.25),
-        Figure("warm answer, ms, 99th percentile", slowest, "<=", 1.0),
-        Figure(f"{len(networks)} Keras predict calls / warm answer", theirs / ours, ">=", 300),
+        Figure("answer, new features, ms, median", ours, "<=", 0.25),
+        Figure("answer, new features, ms, 99th percentile", slowest, "<=", 1.0),
+        Figure("answer, the sample's jobs, ms, median", float(np.median(usual)), "<=", 0.25),
+        Figure(f"{len(networks)} Keras predict calls / answer, new features", theirs / ours, ">=", 300),
     ]
+
+
+def _milliseconds(predictor: Predictor, jobs: list[tuple[str, dict]]) -> list[float]:
+    """Of each answer, but for the first ones."""
+    found = []
+    for name, keys in jobs:
+        began = time.perf_counter()
+        predictor.predict(name, keys)
+        found.append(1000 * (time.perf_counter() - began))
+    return found[200:]
 
 
 def measure_changes(jobs: pd.DataFrame) -> list[Figure]:
@@ -156,6 +166,8 @@ def published() -> Iterator[Path]:
         try:
             os.environ.update(server.environment())
             os.environ.update(CALMLFLOW_CACHE=str(folder / "cache"), MLFLOW_DISABLE_TELEMETRY="true")
+            os.environ.update(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false", PYTHONWARNINGS="ignore")
+            warnings.simplefilter("ignore", FutureWarning)
             bin_folder = Path(sys.executable).parent
             path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
             for seed in (0, 1):

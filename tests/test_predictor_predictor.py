@@ -333,6 +333,27 @@ def test_an_image_without_a_version_is_told(baked, server, content):
         Predictor()
 
 
+def test_an_answer_that_was_given_before_is_the_callers_own(server, monkeypatch):
+    predictor = Predictor()
+    first = predictor.predict(JOB, CONTROL)
+    expected = {**first, "probabilities": [*first["probabilities"]]}
+    first["memBin"] = 99
+    first["probabilities"].clear()
+    monkeypatch.setattr(Bundle, "predict", lambda *words: 1 / 0)
+    assert predictor.predict(JOB, CONTROL) == expected
+    # Other features, another answer.
+    with pytest.raises(ZeroDivisionError):
+        predictor.predict(JOB, {**CONTROL, "n_files": "18"})
+
+
+def test_no_more_answers_are_kept_than_fit(server, monkeypatch):
+    monkeypatch.setattr("calmlflow.predictor.predictor.MAX_KNOWN", 3)
+    predictor = Predictor()
+    for n_files in range(1, 9):
+        predictor.predict(JOB, {**CONTROL, "n_files": n_files})
+    assert len(predictor.serving.known) == 3
+
+
 # -- What is kept of an answer ----------------------------------------------------------------------------------------
 
 
