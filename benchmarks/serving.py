@@ -4,6 +4,7 @@ import http.client
 import itertools
 import json
 import os
+import select
 import signal
 import socket
 import statistics
@@ -24,7 +25,6 @@ from calmlflow.console import script
 from calmlflow.hst.errors import CalmlflowError
 from calmlflow.jobs.sample import draw_sample
 from calmlflow.server_parts import wait_until
-from calmlflow.server_ports import is_free
 
 CONCURRENCY = 8
 JOBS = 20_000
@@ -62,7 +62,13 @@ def running(command: Sequence[str], port: int, environment: Mapping[str, str], f
     path = folder / f"serve-{port}.log"
     with path.open("w") as log:
         process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         wait_until(lambda: process.poll() is not None or _answers(port), START_TIMEOUT_S)
@@ -70,16 +76,21 @@ def running(command: Sequence[str], port: int, environment: Mapping[str, str], f
             raise CalmlflowError(f"{' '.join(command)} does not answer; expected 200 from /ping: {path.read_text()}")
         yield
     finally:
-        _end(process, port)
+        _end(process)
 
 
-def _end(process: subprocess.Popen[bytes], port: int) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
+    # The command goes before the server that it started. All of them hold the other end of this pipe, and to have
+    # nobody there is an error, which poll tells unasked.
+    everybody = select.poll()
+    everybody.register(process.stdin, 0)
     for number in (signal.SIGTERM, signal.SIGKILL):
-        # The group outlives its leader, the command, for as long as a worker of it does.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-        if wait_until(lambda: process.poll() is not None and is_free(port), STOP_TIMEOUT_S):
-            return
+        if everybody.poll(1000 * STOP_TIMEOUT_S):
+            break
+    process.wait()
+    process.stdin.close()
 
 
 def _answers(port: int) -> bool:
@@ -175,6 +186,8 @@ def measure_serving(tracking_uri: str, seconds: float = 20.0) -> dict[str, float
     """
     import mlflow
 
+    from calmlflow.registry.package import EXAMPLE
+
     mlflow.set_tracking_uri(tracking_uri)
     model = f"models:/{settings.BUNDLE_MODEL}/Production"
     drawn = draw_sample(2 * JOBS)
@@ -188,6 +201,7 @@ def measure_serving(tracking_uri: str, seconds: float = 20.0) -> dict[str, float
             path=str(folder / "constant"),
             python_model=str(Path(__file__).with_name("constant_model.py")),
             signature=mlflow.models.get_model_info(model).signature,
+            input_example=EXAMPLE,
             pip_requirements=["mlflow"],
         )
         ports = _free_ports()
