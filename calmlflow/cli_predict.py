@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from calmlflow import settings
 from calmlflow.console import fail
@@ -44,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--control", type=Path, metavar="FILE", help="control file on disk")
     parser.add_argument("--bucket", help="S3 bucket that holds the control file")
     parser.add_argument("--key", help="its key; default control/IPPPSSOOT/IPPPSSOOT_MemModelFeatures.txt")
-    parser.add_argument("--stage", default="Production", help="stage that answers; default Production")
+    parser.add_argument("--stage", type=_stage, default="Production", help="stage that answers; default Production")
     parser.add_argument(
         "--policy-fallback",
         action="store_true",
@@ -64,19 +66,39 @@ def _parser() -> argparse.ArgumentParser:
 
 def predict(words: Sequence[str]) -> None:
     """Run the command with these words after its name."""
-    given = _parser().parse_args(words)
+    parser = _parser()
+    given = parser.parse_args(words)
     if given.log_json:
         use_json_logs()
     emitter = open_emitter(given.emit) if given.emit else None
     job = parse_dataset(given.dataset)
     if job.is_hap:
-        print(json.dumps(answer_mosaic(job, emitter)))
+        _print(answer_mosaic(job, emitter))
         return
     if (given.control is None) == (given.bucket is None):
         count = "neither" if given.control is None else "both"
-        raise InputError(
+        parser.error(
             f"{count} of --control FILE and --bucket BUCKET are given; expected one: where the control file is"
         )
+    if given.key and not given.bucket:
+        parser.error("--key is given without --bucket; expected both, or --control FILE alone")
     keys = read_control_file(given.control) if given.control else read_control_object(job.name, given.bucket, given.key)
     predictor = Predictor(given.stage, policy_fallback=given.policy_fallback, emit=emitter)
-    print(json.dumps(predictor.predict(job.name, keys)))
+    _print(predictor.predict(job.name, keys))
+
+
+def _stage(text: str) -> str:
+    """`calmlflow.settings.parse_stage` in the terms of argparse."""
+    try:
+        return settings.parse_stage(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _print(answer: dict[str, Any]) -> None:
+    try:
+        print(json.dumps(answer), flush=True)
+    except OSError as error:
+        # Python would try again at the end, and fail with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        fail(f"the answer cannot be written to standard output ({error.strerror}); expected a reader, and room")

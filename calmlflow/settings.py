@@ -63,6 +63,9 @@ KILL_TIME_MIN_S = 60
 KILL_TIME_MAX_S = 172_800
 
 
+MAX_SECONDS = 3600
+"""Of a setting: nobody waits longer, and the system's timers end some centuries on."""
+
 # -- Environment ----------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +152,8 @@ def _number(variable: str, default: float) -> float:
         number = float(value)
     except ValueError:
         number = math.nan
-    if not 0 < number < math.inf:
-        raise InputError(f"environment variable {variable} is {value!r}; expected a number above 0")
+    if not 0 < number <= MAX_SECONDS:
+        raise InputError(
+            f"environment variable {variable} is {value!r}; expected seconds above 0, {MAX_SECONDS} at most"
+        )
     return number

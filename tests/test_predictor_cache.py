@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import threading
 import time
 
@@ -11,7 +12,7 @@ import pytest
 from predictor_samples import FILES, PLACE, PROXIED, files_of, http_registry, source, write_bundle
 
 from calmlflow.hst.errors import CalmlflowError, InputError
-from calmlflow.predictor.cache import LEFT_BEHIND_S, Cache
+from calmlflow.predictor.cache import LEFT_BEHIND_S, RETRY_S, Cache
 from calmlflow.predictor.manifest import write_manifest
 from calmlflow.predictor.registry_http import RegistryUnavailableError
 from calmlflow.predictor.stage import StagedVersion
@@ -38,8 +39,9 @@ def server(published, monkeypatch, tmp_path):
 
 
 def kept(cache) -> list[str]:
-    """What lies in a cache beside its locks."""
-    return sorted(path.name for path in cache.folder.iterdir() if not path.name.endswith(".lock"))
+    """What lies in a cache beside its locks, and notes of what failed."""
+    names = [path.name for path in cache.folder.iterdir()]
+    return sorted(name for name in names if not name.endswith(".lock") and not name.startswith(".failed-"))
 
 
 def test_a_version_is_fetched_once_and_answers_from_disk_after(server, published):
@@ -188,6 +190,73 @@ def test_a_store_that_the_server_does_not_enter_is_entered_with_mlflow(server, p
     mlflow.set_tracking_uri(None)
 
 
+def test_who_is_in_a_hurry_does_not_try_again_what_has_just_failed(server, published):
+    cache = Cache(server.uri)
+    server.answers[FILES] = 404, b""
+    with pytest.raises(RegistryUnavailableError, match="cannot be downloaded"):
+        cache.load(VERSION, hurried=True)
+    server.answers[FILES] = files_of(published)
+    with pytest.raises(RegistryUnavailableError, match="could not be had a moment ago"):
+        cache.load(VERSION, hurried=True)
+    long_ago = time.time() - RETRY_S - 1
+    (failed,) = cache.folder.glob(".failed-*")
+    os.utime(failed, (long_ago, long_ago))
+    assert wallclock(cache.load(VERSION, hurried=True)) > 0
+
+
+def test_a_download_that_trickles_is_given_up_in_time(server, published, monkeypatch):
+    # Each file comes, but all of them together take too long.
+    whole = files_of(published)
+
+    def slowly(query):
+        time.sleep(0.25)
+        return whole(query)
+
+    server.answers[FILES] = slowly
+    monkeypatch.setenv("CALMLFLOW_TIMEOUT", "0.3")
+    with pytest.raises(RegistryUnavailableError, match="no answer in time"):
+        Cache(server.uri).load(VERSION, hurried=True)
+
+
+def test_a_fetch_leaves_mlflow_as_it_was(server, published, tmp_path, monkeypatch):
+    import mlflow
+
+    uri = f"sqlite:///{tmp_path}/mine.db"
+    mlflow.set_tracking_uri(uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    server.answers[FILES] = server.answers[PLACE] = 404, b""
+    with pytest.raises(RegistryUnavailableError):
+        Cache(server.uri).load(VERSION)
+    assert mlflow.get_tracking_uri() == uri
+    mlflow.set_tracking_uri(None)
+
+
+def test_a_copy_that_may_not_be_read_is_as_good_as_none(server, monkeypatch, caplog):
+    cache = Cache(server.uri)
+    cache.load(VERSION)
+
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied")
+
+    # Root may read everything, so the system's refusal is made here.
+    monkeypatch.setattr("pathlib.Path.is_dir", forbidden)
+    assert cache.load_kept(VERSION) is None
+    assert "cannot be read (Permission denied)" in caplog.text
+
+
+def test_a_child_that_was_forked_meanwhile_holds_no_lock(server):
+    cache = Cache(server.uri)
+    with cache.alone("fetch", 1):
+        child = subprocess.Popen(["sleep", "60"], close_fds=False)
+    try:
+        began = time.monotonic()
+        with cache.alone("fetch", 30):
+            assert time.monotonic() - began < 20
+    finally:
+        child.kill()
+        child.wait()
+
+
 def test_a_version_of_a_registry_that_was_set_up_anew_is_another(server):
     elsewhere = StagedVersion("3", "elsewhere")
     old = write_bundle(Cache(server.uri).path(elsewhere), seed=5)
@@ -213,7 +282,7 @@ def test_many_at_once_fetch_once(server):
 
 def test_who_waits_too_long_for_another_goes_on_alone(server, monkeypatch):
     cache = Cache(server.uri)
-    with cache.alone("fetch"):
+    with cache.alone("fetch", 1):
         monkeypatch.setenv("CALMLFLOW_TIMEOUT", "0.1")
         assert wallclock(Cache(server.uri).load(VERSION)) > 0
 
@@ -253,6 +322,26 @@ def test_what_a_stage_held_is_remembered_and_what_it_held_before(cache, tmp_path
     cache.remember("Production", version(2))
     assert cache.recall("Production") == [version(2), version(3)]
     assert kept(cache) == ["Production.json", "Staging.json"]
+
+
+def test_a_note_is_for_everybody_who_may_read_the_versions(cache):
+    cache.remember("Production", version(1))
+    assert (cache.folder / "Production.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_nothing_goes_where_a_note_cannot_be_read(cache):
+    write_bundle(cache.path(version(7)))
+    (cache.folder / "Staging.json").write_text("{")
+    cache.remember("Production", version(1))
+    assert cache.path(version(7)).is_dir()
+
+
+def test_a_cache_stays_where_it_was_when_the_process_moves(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CALMLFLOW_CACHE", "cache")
+    found = Cache("http://one")
+    monkeypatch.chdir("/")
+    assert found.folder.parent == tmp_path / "cache"
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,21 @@ def test_credentials_that_ran_out_cost_a_warning_and_not_the_answer(server, capl
         Predictor()
 
 
+def test_a_bug_at_the_start_leaves_the_last_good_version(server, monkeypatch, caplog):
+    Predictor()
+    monkeypatch.setattr("calmlflow.predictor.predictor.resolve_stage", lambda *words: 1 / 0)
+    assert Predictor().predict(JOB, CONTROL)["source"] == "cache"
+    assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("value", ["abc", "0", "-1", "nan", "1e10"])
+def test_a_timeout_that_is_none_is_no_registry_that_is_away(server, monkeypatch, value):
+    Predictor()
+    monkeypatch.setenv("CALMLFLOW_TIMEOUT", value)
+    with pytest.raises(InputError, match="CALMLFLOW_TIMEOUT is"):
+        Predictor(policy_fallback=True)
+
+
 def test_a_stage_that_was_emptied_is_not_papered_over(server):
     Predictor()
     server.answers[STAGES] = NOTHING
@@ -253,6 +268,44 @@ def test_a_running_predictor_goes_on_with_what_it_has_and_comes_back(server, cap
     wait_until(lambda: predictor.predict(JOB, CONTROL)["source"] == "registry")
 
 
+def test_what_is_in_memory_goes_before_what_is_on_disk(server, tmp_path):
+    Predictor()
+    publish(server, tmp_path, "4", seed=4)
+    predictor = Predictor(refresh=0)
+    expected = predictor.predict(JOB, CONTROL)
+    assert expected["version"] == "4"
+    (server.folder.parent / StagedVersion("4", source("4")).folder / "tx_data.json").write_text("{}")
+    server.answers[STAGES] = 500, b"oops"
+    wait_until(lambda: predictor.predict(JOB, CONTROL)["source"] == "cache")
+    assert predictor.predict(JOB, CONTROL) == {**expected, "source": "cache"}
+
+
+def test_a_thread_that_cannot_be_started_costs_no_answer(server, monkeypatch, caplog):
+    predictor = Predictor(refresh=0)
+    expected = predictor.predict(JOB, CONTROL)
+    wait_until(lambda: not predictor._checking.locked())
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("threading.Thread.start", refuse)
+        assert predictor.predict(JOB, CONTROL) == expected
+    assert "must wait (can't start new thread)" in caplog.text
+    server.answers[STAGES] = 500, b"oops"
+    wait_until(lambda: predictor.predict(JOB, CONTROL)["source"] == "cache")
+
+
+def test_a_child_that_was_forked_during_a_check_looks_for_itself(server):
+    predictor = Predictor(refresh=0)
+    wait_until(lambda: not predictor._checking.locked())
+    # As a fork in the middle of a check leaves it: locked, by a thread that is not there.
+    predictor._checking.acquire()
+    predictor._process += 1
+    server.answers[STAGES] = 500, b"oops"
+    wait_until(lambda: predictor.predict(JOB, CONTROL)["source"] == "cache")
+
+
 def test_a_bug_in_the_background_costs_no_answer(server, monkeypatch, caplog):
     predictor = Predictor(refresh=0)
     monkeypatch.setattr("calmlflow.predictor.predictor.resolve_stage", lambda *words: 1 / 0)
@@ -321,6 +374,20 @@ def test_a_bundle_of_the_image_is_the_last_to_fall_back_on(baked, server, tmp_pa
     assert Predictor().version == "4"
     server.answers[STAGES] = 500, b"oops"
     assert Predictor().version == "4"
+
+
+def test_the_image_never_answers_for_the_registrys_version(baked, server, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    # A full disk: what is fetched is in memory only.
+    monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path / "file" / "cache"))
+    publish(server, tmp_path, "4", seed=4)
+    predictor = Predictor(refresh=0)
+    expected = predictor.predict(JOB, CONTROL)
+    server.answers[STAGES] = 500, b"oops"
+    wait_until(lambda: predictor.predict(JOB, CONTROL)["source"] == "cache")
+    server.answers[STAGES] = staged("4")
+    wait_until(lambda: predictor.predict(JOB, CONTROL)["source"] == "registry")
+    assert predictor.predict(JOB, CONTROL) == expected
 
 
 @pytest.mark.parametrize("content", [None, "{}", "[", "[]"])

@@ -1,6 +1,8 @@
 """One plain HTTP request to the registry, and everything that can be wrong with its answer."""
 
 import base64
+import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from predictor_samples import http_registry
 from calmlflow.hst.errors import CalmlflowError
 from calmlflow.predictor.registry_http import (
     AccessDeniedError,
+    NoEndpointError,
     RegistryUnavailableError,
     check_reachable,
     get_json,
@@ -34,28 +37,32 @@ def server():
 
 def ask(server, status: int, body: bytes):
     server.answers["/path"] = status, body
-    return get_json(server.uri, "/path")
+    return get_json(server.uri, "/path", ("a",))
 
 
 def test_an_answer_is_read(server):
     assert ask(server, 200, b'{"a": [1]}') == {"a": [1]}
 
 
-@pytest.mark.parametrize(
-    ("status", "body"),
-    [
-        (404, b"<html>"), (405, b""), (501, b"nothing"), (404, MISSING),
-        (400, b'{"error_code": "INVALID_PARAMETER_VALUE"}'),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("status", "body"), [(404, MISSING), (400, b'{"error_code": "INVALID_PARAMETER_VALUE"}')])
 def test_what_the_registry_does_not_have_is_none(server, status, body):
     assert ask(server, status, body) is None
 
 
 @pytest.mark.parametrize(
     ("status", "body"),
+    [(404, b"<html>"), (405, b""), (501, b"nothing"), (404, b'{"message": "no route"}'), (404, b"{}")],
+)
+def test_what_has_no_such_endpoint_is_told_from_what_holds_nothing(server, status, body):
+    with pytest.raises(NoEndpointError, match=f"status {status}"):
+        ask(server, status, body)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
     [
-        (200, b"<html>"), (200, b""), (200, b"[]"), (200, b"\xff"), (200, b"[" * 100_000), (500, b"oops"), (500, b"{}"),
+        (200, b"<html>"), (200, b""), (200, b"[]"), (200, b'{"b": 1}'),
+        (200, b"\xff"), (200, b"[" * 100_000), (500, b"oops"), (500, b"{}"),
         (400, b'{"error_code": "BAD_REQUEST"}'), (302, b"{}"), (429, b'{"error_code": "REQUEST_LIMIT_EXCEEDED"}'),
     ],
 )  # fmt: skip
@@ -76,29 +83,29 @@ def test_a_refusal_is_an_error_of_its_own(server, status):
 )
 def test_an_address_that_is_none_is_told(uri):
     with pytest.raises(RegistryUnavailableError, match="no MLflow server answers at"):
-        get_json(uri, "/path")
+        get_json(uri, "/path", ())
 
 
 def test_nobody_listens(ports):
     with pytest.raises(RegistryUnavailableError, match=rf"{ports[0]} \(ConnectionRefusedError\).*MLFLOW_TRACKING_URI"):
-        get_json(f"http://127.0.0.1:{ports[0]}", "/path")
+        get_json(f"http://127.0.0.1:{ports[0]}", "/path", ())
 
 
 def test_a_server_that_takes_its_time_is_told(server, monkeypatch):
     monkeypatch.setenv("CALMLFLOW_TIMEOUT", "0.1")
     server.answers["/slow"] = None
     with pytest.raises(RegistryUnavailableError, match="no answer in time"):
-        get_json(server.uri, "/slow")
+        get_json(server.uri, "/slow", ())
 
 
 def test_https_is_not_answered_by_plain_http(server):
     with pytest.raises(RegistryUnavailableError, match="SSLError"):
-        get_json(server.uri.replace("http:", "https:"), "/path")
+        get_json(server.uri.replace("http:", "https:"), "/path", ())
 
 
 def test_a_path_before_the_api_is_kept(server):
     server.answers["/behind/proxy/path"] = 200, b'{"a": 1}'
-    assert get_json(f"{server.uri}/behind/proxy/", "/path") == {"a": 1}
+    assert get_json(f"{server.uri}/behind/proxy/", "/path", ("a",)) == {"a": 1}
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1), st.text(st.characters(codec="utf-8"), min_size=1))
@@ -109,7 +116,7 @@ def test_credentials_of_the_uri_are_sent_as_they_are_meant(server, username, pas
     server.answers["/path"] = 500, b"oops"
     uri = server.uri.replace("//", f"//{quote(username, safe='')}:{quote(password, safe='')}@")
     with pytest.raises(RegistryUnavailableError) as caught:
-        get_json(uri, "/path")
+        get_json(uri, "/path", ())
     assert server.passwords() == {f"{username}:{password}"}
     assert str(caught.value).startswith(f"{server.uri} answered with status 500")
 
@@ -123,7 +130,7 @@ def test_no_error_tells_the_password(server, monkeypatch, answer):
     server.answers["/path"] = answer
     server.authorizations.clear()
     with pytest.raises(CalmlflowError) as caught:
-        get_json(server.uri.replace("http://", SECRET), "/path")
+        get_json(server.uri.replace("http://", SECRET), "/path", ())
     assert server.passwords() == {"us@er:p/ss:w0rd"}
     assert server.uri.removeprefix("http://") in str(caught.value)
     for part in ("us%40er", "us@er", "w0rd"):
@@ -133,7 +140,7 @@ def test_no_error_tells_the_password(server, monkeypatch, answer):
 @pytest.mark.parametrize("authority", ["127.0.0.1:notaport", "[::1", "127.0.0.1:9"])
 def test_no_error_on_an_address_tells_the_password(authority):
     with pytest.raises(RegistryUnavailableError) as caught:
-        get_json(SECRET + authority, "/path")
+        get_json(SECRET + authority, "/path", ())
     assert "w0rd" not in str(caught.value)
 
 
@@ -143,23 +150,25 @@ def test_the_environment_comes_before_the_uri(server, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "token")
     server.authorizations.clear()
     server.answers["/path"] = 200, b"{}"
-    get_json(server.uri.replace("//", "//other:one@"), "/path")
+    get_json(server.uri.replace("//", "//other:one@"), "/path", ())
     assert server.authorizations == ["Basic " + base64.b64encode(b"operator:secret").decode()]
 
 
 def test_a_token_is_sent_where_there_is_no_password(server, monkeypatch):
     server.answers["/path"] = 200, b"{}"
     server.authorizations.clear()
-    get_json(server.uri, "/path")
+    get_json(server.uri, "/path", ("a",))
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "token")
-    get_json(server.uri, "/path")
+    get_json(server.uri, "/path", ("a",))
     assert server.authorizations == ["", "Bearer token"]
 
 
 @pytest.mark.parametrize(
     ("uri", "shown"),
     [
-        ("http://host:5000/path?x=1", "http://host:5000/path?x=1"),
+        ("http://host:5000/path?token=x", "http://host:5000/path"),
+        ("postgresql://h/db?user=u&password=p", "postgresql://h/db"),
+        ("mysql+pymysql://u:p/w@h/db", "mysql+pymysql://h/db"),
         ("http://user:pass@host:5000/path", "http://host:5000/path"),
         ("http://user@host", "http://host"),
         ("http://:pass@host", "http://host"),
@@ -178,3 +187,27 @@ def test_whether_a_server_answers(server, ports):
     check_reachable("sqlite:///nothing.db")
     with pytest.raises(RegistryUnavailableError, match=str(ports[0])):
         check_reachable(f"http://127.0.0.1:{ports[0]}")
+
+
+def test_no_thread_is_told_as_no_answer(server, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", refuse)
+    with pytest.raises(RegistryUnavailableError, match="RuntimeError"):
+        get_json(server.uri, "/path", ())
+
+
+def test_a_request_that_was_given_up_leaves_no_thread(server, monkeypatch):
+    monkeypatch.setenv("CALMLFLOW_TIMEOUT", "0.1")
+    server.answers["/slow"] = None
+    before = threading.active_count()
+    for _ in range(5):
+        with pytest.raises(RegistryUnavailableError):
+            get_json(server.uri, "/slow", ())
+    deadline = time.monotonic() + 20
+    # The server's own threads go on until it has answered.
+    while [thread.name for thread in threading.enumerate() if thread.daemon and "run" in thread.name]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert threading.active_count() <= before + 5

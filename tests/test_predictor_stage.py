@@ -58,13 +58,27 @@ def test_the_alias_says_where_the_stage_does_not(server, stages):
     assert server.queries[-1] == (ALIASES, {"name": ["calcloud-predictor"], "alias": ["staging"]})
 
 
-@pytest.mark.parametrize("stages", [NOTHING, NO_PAGE, (404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}')])
-@pytest.mark.parametrize("alias", [NO_ALIAS, NO_PAGE, (404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}')])
+UNKNOWN = (404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}')
+
+
+@pytest.mark.parametrize(
+    ("stages", "alias"),
+    [
+        *((stages, alias) for stages in (NOTHING, UNKNOWN) for alias in (NO_ALIAS, UNKNOWN, NO_PAGE)),
+        (NO_PAGE, NO_ALIAS),
+    ],
+)
 def test_neither_says(server, stages, alias):
     with pytest.raises(NoSuchVersionError, match=r"no version of calcloud-predictor is in stage Production") as caught:
         resolve(server, stages, alias)
     assert server.uri in str(caught.value)
     assert "calmlflow promote --stage Production" in str(caught.value)
+
+
+@pytest.mark.parametrize("stages", [NO_PAGE, (404, b'{"message": "no route"}'), (200, b'{"status": "maintenance"}')])
+def test_what_is_no_registry_is_no_empty_stage(server, stages):
+    with pytest.raises(RegistryUnavailableError):
+        resolve(server, stages, NO_PAGE)
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -97,7 +111,7 @@ def test_nobody_listens(ports):
 @pytest.mark.parametrize(
     "answer",
     [
-        staged("latest"), staged(""), staged("../1"), staged("1.5"), staged("-1"),
+        staged("latest"), staged(""), staged("../1"), staged("1.5"), staged("-1"), staged("9" * 300), staged("\u0661"),
         *((200, json.dumps({"model_versions": found}).encode()) for found in (
             "1", {"version": "1"}, ["1"], [None], [{"version": "1"}], [{"source": "s"}],
             [{"version": None, "source": 1}],
@@ -171,3 +185,11 @@ def test_a_database_that_is_none_cannot_be_asked(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(RegistryUnavailableError, match=r"registry.db cannot be asked \(DatabaseError\)"):
         resolve_stage("Production", uri)
+
+
+def test_a_database_that_is_gone_is_not_made_anew(tmp_path, monkeypatch):
+    uri = f"sqlite:///{tmp_path}/gone.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(RegistryUnavailableError, match=r"gone\.db does not exist"):
+        resolve_stage("Production", uri)
+    assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import re
 import shutil
 import tempfile
@@ -17,20 +18,24 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from calmlflow import settings
-from calmlflow.hst.errors import InputError
+from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.fetch import fetch
 from calmlflow.predictor.manifest import MANIFEST, parse_manifest
-from calmlflow.predictor.registry_http import public_uri
-from calmlflow.predictor.stage import StagedVersion
+from calmlflow.predictor.registry_http import RegistryUnavailableError, public_uri
+from calmlflow.predictor.stage import IMPORT_S, StagedVersion
 
 log = logging.getLogger(__name__)
 
 LEFT_BEHIND_S = 3600
 """Age after which what a killed process left behind is removed."""
 
-# Waiting for a process that fetches costs less than fetching beside it, but that process may hang.
-_PATIENCE = 10
+PATIENCE, HURRIED = 10, 3
+"""How many times `calmlflow.settings.timeout_s` a version may take, without and with another one to go on with."""
+
+RETRY_S = 60.0
+"""Seconds after which a version that could not be had is tried again, where there is another one."""
+
 _POLL_S = 0.02
 _VERSION_FOLDER = re.compile(r"\d+-[0-9a-f]{12}")
 
@@ -49,14 +54,22 @@ class Cache:
         self._registry_uri = registry_uri
         # Two registries must not share versions.
         name = hashlib.sha256(public_uri(registry_uri).encode()).hexdigest()[:12]
-        self.folder = (root or settings.cache_dir()) / name
+        # Absolute: a process that goes to another folder later keeps its cache.
+        self.folder = (root or settings.cache_dir()).absolute() / name
 
     def path(self, staged: StagedVersion) -> Path:
         """Folder of the files of a version."""
         return self.folder / staged.folder
 
-    def load(self, staged: StagedVersion) -> Bundle:
+    def load(self, staged: StagedVersion, hurried: bool = False) -> Bundle:
         """Load a version, from disk if it is there and whole, else from the registry.
+
+        Parameters
+        ----------
+        staged : StagedVersion
+        hurried : bool
+            Somebody waits who has another version to go on with: some seconds must do, and what could not be fetched a
+            moment ago is not tried again.
 
         Raises
         ------
@@ -68,14 +81,25 @@ class Cache:
         bundle = self.load_kept(staged)
         if bundle:
             return bundle
-        with self.alone("fetch"):
+        failed = self.folder / f".failed-{staged.folder}"
+        if hurried and _age_s(failed) < RETRY_S:
+            raise RegistryUnavailableError(
+                f"version {staged.version} could not be had a moment ago; expected it {RETRY_S:.0f} s after that"
+            )
+        patience_s = (HURRIED if hurried else PATIENCE) * settings.timeout_s()
+        with self.alone("fetch", patience_s):
             bundle = self.load_kept(staged)
             if bundle:
                 # Another process was first.
                 return bundle
-            files = fetch(staged, self._registry_uri)
-            name = f"version {staged.version}"
-            bundle = Bundle.read(parse_manifest(files[MANIFEST], name), files, name, settings.NETWORKS)
+            try:
+                files = fetch(staged, self._registry_uri, patience_s + (0 if hurried else IMPORT_S))
+                name = f"version {staged.version}"
+                bundle = Bundle.read(parse_manifest(files[MANIFEST], name), files, name, settings.NETWORKS)
+            except CalmlflowError:
+                with contextlib.suppress(OSError):
+                    failed.touch()
+                raise
             self._keep(staged, files)
         return bundle
 
@@ -86,7 +110,9 @@ class Cache:
             return Bundle.load(folder, settings.NETWORKS) if folder.is_dir() else None
         except InputError as error:
             log.warning("%s", error)
-            return None
+        except OSError as error:
+            log.warning("cache folder %s cannot be read (%s); expected one of yours", folder, error.strerror)
+        return None
 
     def recall(self, stage: str) -> list[StagedVersion]:
         """What a stage held when the registry was last asked, and before that; none where nobody knows."""
@@ -111,6 +137,8 @@ class Cache:
             with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=".note-", delete=False) as file:
                 note = Path(file.name)
                 file.write(text)
+            # Whoever may read the versions must know which of them was the last.
+            note.chmod(0o644)
             note.replace(self.folder / f"{stage}.json")
         except OSError as error:
             if note is not None:
@@ -120,19 +148,20 @@ class Cache:
         self._prune()
 
     @contextlib.contextmanager
-    def alone(self, work: str) -> Iterator[None]:
+    def alone(self, work: str, patience_s: float) -> Iterator[None]:
         """Keep other processes from the same work.
 
-        After some seconds of waiting, or where there can be no lock, go on without: the work is safe to do twice.
+        After so many seconds of waiting, or where there can be no lock, go on without: the work is safe to do twice.
         """
-        deadline = time.monotonic() + _PATIENCE * settings.timeout_s()
+        deadline = time.monotonic() + patience_s
         with contextlib.ExitStack() as stack:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 file = stack.enter_context((self.folder / f".{work}.lock").open("a"))
+                # Also by closing the file, however the process ends; but not while a child that it forked has it too.
+                stack.callback(fcntl.flock, file, fcntl.LOCK_UN)
                 while time.monotonic() < deadline:
                     try:
-                        # Let go of by the kernel, however the process ends.
                         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                         break
                     except BlockingIOError:
@@ -175,10 +204,14 @@ class Cache:
     def _prune(self) -> None:
         """Remove the versions that no stage holds or held before, and what killed processes left behind."""
         try:
-            wanted = {one.folder for note in self.folder.glob("*.json") for one in self.recall(note.stem)}
+            noted = [self.recall(note.stem) for note in self.folder.glob("*.json")]
+            if [] in noted:
+                # Nobody knows what that stage needs.
+                return
+            wanted = {one.folder for versions in noted for one in versions}
             for path in self.folder.iterdir():
                 old = _VERSION_FOLDER.fullmatch(path.name) and path.name not in wanted
-                left = path.name.startswith((".fetch-", ".old-", ".note-"))
+                left = path.name.startswith((".fetch-", ".old-", ".note-", ".failed-"))
                 if old:
                     self._remove(path)
                 elif left and time.time() - path.stat().st_mtime > LEFT_BEHIND_S:
@@ -186,3 +219,12 @@ class Cache:
         except OSError as error:
             # Another process may remove the same; what stays is tried again with the next version.
             log.debug("cache folder %s was not pruned (%s)", self.folder, error.strerror)
+
+
+def _age_s(path: Path) -> float:
+    """Seconds since a file was written; infinity where there is none, or one from the future."""
+    try:
+        age_s = time.time() - path.stat().st_mtime
+    except OSError:
+        return math.inf
+    return age_s if age_s >= 0 else math.inf

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -9,10 +10,11 @@ from calmlflow import settings
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.predictor.manifest import MANIFEST, MAX_BYTES, parse_manifest, read_files, read_listed, read_manifest
 from calmlflow.predictor.registry_http import (
-    DOWNLOAD_PATIENCE,
+    NoEndpointError,
     RegistryUnavailableError,
     get_bytes,
     get_json,
+    is_http,
     public_uri,
     within,
 )
@@ -21,14 +23,18 @@ from calmlflow.predictor.stage import StagedVersion
 PLACES = ("artifacts/bundle/", "")
 """Where a version's bundle lies: among the artifacts of a logged model, or the version is a bundle as such."""
 
-# To fetch a version with MLflow means to import it first, which takes seconds where two cores have other work.
-_IMPORT_S = 30.0
 
-
-def fetch(staged: StagedVersion, registry_uri: str) -> dict[str, bytes]:
+def fetch(staged: StagedVersion, registry_uri: str, patience_s: float) -> dict[str, bytes]:
     """Fetch the files of a version's bundle, ``bundle.json`` among them, checked against the SHA-256 it lists.
 
     A tracking server hands them out by HTTP, whatever store they are in; MLflow is imported only where it does not.
+
+    Parameters
+    ----------
+    staged : StagedVersion
+    registry_uri : str
+    patience_s : float
+        Seconds that all of it may take.
 
     Raises
     ------
@@ -38,13 +44,14 @@ def fetch(staged: StagedVersion, registry_uri: str) -> dict[str, bytes]:
         The version holds no bundle, or a damaged one.
     """
     name = f"version {staged.version} of {settings.BUNDLE_MODEL}"
-    if registry_uri.startswith(("http://", "https://")):
+    deadline = time.monotonic() + patience_s
+    if is_http(registry_uri):
         for place in PLACES:
-            content = _get(staged, registry_uri, place + MANIFEST)
+            content = _get(staged, registry_uri, place + MANIFEST, deadline)
             if content is not None:
 
                 def read(file: str, place: str = place) -> bytes:
-                    found = _get(staged, registry_uri, place + file)
+                    found = _get(staged, registry_uri, place + file, deadline)
                     if found is None:
                         raise _not_there(name, registry_uri, file)
                     return found
@@ -54,22 +61,24 @@ def fetch(staged: StagedVersion, registry_uri: str) -> dict[str, bytes]:
             # MLflow would ask the same server.
             raise _not_there(name, registry_uri, MANIFEST)
     try:
-        return within(
-            _IMPORT_S + DOWNLOAD_PATIENCE * settings.timeout_s(), lambda: _download(staged, registry_uri, name)
-        )
+        return within(max(deadline - time.monotonic(), 0.0), lambda: _download(staged, registry_uri, name))
     except TimeoutError:
         raise _not_there(name, registry_uri, "no answer in time") from None
 
 
-def _get(staged: StagedVersion, registry_uri: str, file: str) -> bytes | None:
+def _get(staged: StagedVersion, registry_uri: str, file: str, deadline: float) -> bytes | None:
     query = urlencode({"path": file, "name": settings.BUNDLE_MODEL, "version": staged.version}, quote_via=quote)
-    return get_bytes(registry_uri, f"/model-versions/get-artifact?{query}", MAX_BYTES)
+    return get_bytes(registry_uri, f"/model-versions/get-artifact?{query}", MAX_BYTES, deadline)
 
 
 def _is_proxied(staged: StagedVersion, registry_uri: str) -> bool:
     """Whether nobody but the server enters the store that the version lies in."""
     query = urlencode({"name": settings.BUNDLE_MODEL, "version": staged.version})
-    answer = get_json(registry_uri, f"/api/2.0/mlflow/model-versions/get-download-uri?{query}") or {}
+    try:
+        path = f"/api/2.0/mlflow/model-versions/get-download-uri?{query}"
+        answer = get_json(registry_uri, path, ("artifact_uri",)) or {}
+    except NoEndpointError:
+        return False
     return str(answer.get("artifact_uri")).startswith("mlflow-artifacts:")
 
 
@@ -86,13 +95,13 @@ def _download(staged: StagedVersion, registry_uri: str, name: str) -> dict[str, 
     # Bars of MLflow's own would be drawn where nobody looks.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
-        import mlflow
+        from mlflow.artifacts import download_artifacts
 
-        # Where a version's artifacts lie is known to the tracking server, whatever the registry.
-        mlflow.set_tracking_uri(settings.tracking_uri())
         with tempfile.TemporaryDirectory(prefix="calmlflow-") as target:
             uri = f"models:/{settings.BUNDLE_MODEL}/{staged.version}"
-            mlflow.artifacts.download_artifacts(uri, dst_path=target, registry_uri=registry_uri)
+            # Where a version's artifacts lie is known to the tracking server, whatever the registry.
+            places = {"tracking_uri": settings.tracking_uri(), "registry_uri": registry_uri}
+            download_artifacts(uri, dst_path=target, **places)
             manifests = sorted(Path(target).rglob(MANIFEST))
             if not manifests:
                 raise InputError(f"{name} holds no {MANIFEST}; expected a bundle")

@@ -51,7 +51,7 @@ def parse_manifest(content: bytes, bundle: str) -> dict[str, Any]:
         )
     for name in manifest["sha256"]:
         parts = PurePosixPath(name).parts
-        if not parts or name != "/".join(parts) or {"..", "."} & set(parts) or "\\" in name or "\0" in name:
+        if not parts or name != "/".join(parts) or {"..", "."} & set(parts) or "\\" in name or not name.isprintable():
             raise InputError(f"bundle {bundle}: {MANIFEST} lists {name[:60]!r}, which lies outside the bundle")
     return manifest
 
@@ -107,7 +107,8 @@ def write_manifest(folder: Path) -> None:
 
 def _bytes_of(folder: Path, name: str, expected: str) -> bytes:
     try:
-        return (folder / name).read_bytes()
+        with (folder / name).open("rb") as file:
+            return file.read(MAX_BYTES + 1)
     except OSError as error:
         raise InputError(f"bundle {folder}: {name} cannot be read ({error.strerror}); {expected}") from None
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -44,6 +45,8 @@ class Serving:
         Of the bundle.
     source : str
         ``registry``; ``cache`` where the registry could not be asked, or what it holds could not be had; ``policy``.
+    staged : StagedVersion, optional
+        What the bundle is; None for one that an image brings.
     known : dict
         Answers so far.
     """
@@ -51,6 +54,7 @@ class Serving:
     bundle: Bundle | None
     version: str | None
     source: str
+    staged: StagedVersion | None = None
     known: dict[Features, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
 
     def answer(self, features: Features) -> dict[str, Any]:
@@ -131,11 +135,12 @@ class Predictor:
         self._refresh_s = refresh
         self._policy_fallback = policy_fallback
         self._emit = emit
-        self._staged: StagedVersion | None = None
+        # A setting that cannot be read is its owner's fault, and no registry that is away.
+        settings.timeout_s()
         self.serving = Serving(None, None, "policy")
-        self._checking = threading.Lock()
+        self._checking, self._process = threading.Lock(), os.getpid()
         try:
-            self.serving = self._pull()
+            self.serving = self._begin()
         except CalmlflowError as error:
             if not policy_fallback:
                 raise
@@ -201,17 +206,27 @@ class Predictor:
 
     def refresh_if_due(self) -> None:
         """Have the registry asked in the background, if the last time was ``refresh`` seconds ago and nobody asks."""
-        if time.monotonic() >= self._next_check and self._checking.acquire(blocking=False):
-            threading.Thread(target=self._check, name="calmlflow-refresh", daemon=True).start()
+        if time.monotonic() < self._next_check or not self._asks:
+            return
+        if self._process != os.getpid():
+            # A fork during a check: the thread that would end it is the parent's.
+            self._checking, self._process = threading.Lock(), os.getpid()
+        if self._checking.acquire(blocking=False):
+            try:
+                threading.Thread(target=self._check, name="calmlflow-refresh", daemon=True).start()
+            except RuntimeError as error:
+                self._plan_check()
+                self._checking.release()
+                log.warning("looking for a new version must wait (%s)", error)
 
     def _check(self) -> None:
         try:
-            self.serving = self._pull()
+            self.serving = self._pull() if self.serving.bundle else self._begin()
         except CalmlflowError as error:
-            # What has answered so far goes on: better than none.
-            if self.serving.bundle is not None:
-                self.serving = replace(self.serving, source="cache")
             log.warning("%s; answering with %s as before", error, self.serving.version or "the policy")
+            # What has answered so far goes on: better than none, and than an older one on disk.
+            if self.serving.bundle:
+                self.serving = replace(self.serving, source="cache")
         except Exception:
             log.exception("looking for a new version failed; answering with %s as before", self.serving.version)
         finally:
@@ -222,45 +237,45 @@ class Predictor:
         wait_s = self._refresh_s if self.serving.bundle else min(self._refresh_s, RETRY_S)
         self._next_check = time.monotonic() + wait_s
 
-    def _pull(self) -> Serving:
+    def _begin(self) -> Serving:
         """What the registry's stage holds, or else the last good bundle."""
+        baked = settings.baked_bundle()
+        if baked and not self._asks:
+            return _load_baked(baked)
         try:
-            if not self._asks:
-                raise CalmlflowError("no registry is named; expected one in MLFLOW_TRACKING_URI")
-            if not self._cache.recall(self._stage):
-                # Many processes may start on an empty cache at once: one asks and fetches, the others find it done.
-                with self._cache.alone(self._stage):
-                    if not self._cache.recall(self._stage):
-                        return self._pull_from_registry()
-            return self._pull_from_registry()
+            return self._pull()
         except NoSuchVersionError:
+            # An answer, and a clear one: the stage was emptied.
             raise
         except CalmlflowError as error:
-            serving = self._last_good()
-            if serving is None:
-                raise
-            if self._asks:
-                log.warning("%s; answering with version %s from the cache", error, serving.version)
-            return serving
+            return self._last_good(error)
+        except Exception as error:
+            log.exception("asking the registry failed")
+            return self._last_good(error)
 
-    def _pull_from_registry(self) -> Serving:
+    def _pull(self) -> Serving:
+        """What the registry's stage holds."""
         staged = resolve_stage(self._stage, self._registry_uri)
-        if staged == self._staged:
+        if staged == self.serving.staged:
             return replace(self.serving, source="registry")
-        bundle = self._cache.load(staged)
+        hurried = bool(self.serving.bundle or self._cache.recall(self._stage) or settings.baked_bundle())
+        bundle = self._cache.load(staged, hurried)
         self._cache.remember(self._stage, staged)
-        self._staged = staged
-        return Serving(bundle, staged.version, "registry")
+        return Serving(bundle, staged.version, "registry", staged)
 
-    def _last_good(self) -> Serving | None:
-        """What the stage held when it was last asked, or before that, or what was put into the image; None: nothing."""
+    def _last_good(self, error: Exception) -> Serving:
+        """What the stage held when it was last asked, or before that, or what an image brings; else raise the error."""
         for staged in self._cache.recall(self._stage):
             bundle = self._cache.load_kept(staged)
             if bundle:
-                self._staged = staged
-                return Serving(bundle, staged.version, "cache")
+                log.warning("%s; answering with version %s from the cache", error, staged.version)
+                return Serving(bundle, staged.version, "cache", staged)
         folder = settings.baked_bundle()
-        return _load_baked(folder) if folder else None
+        if not folder:
+            raise error
+        baked = _load_baked(folder)
+        log.warning("%s; answering with version %s of the image", error, baked.version)
+        return baked
 
 
 def _load_baked(folder: Path) -> Serving:

@@ -4,13 +4,25 @@ MLflow is imported only for a registry that is no HTTP server.
 """
 
 import hashlib
+import re
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote
 
 from calmlflow import settings
 from calmlflow.hst.errors import CalmlflowError
-from calmlflow.predictor.registry_http import RegistryUnavailableError, get_json, public_uri
+from calmlflow.predictor.registry_http import (
+    NoEndpointError,
+    RegistryUnavailableError,
+    get_json,
+    is_http,
+    public_uri,
+    within,
+)
+
+IMPORT_S = 20.0
+"""What MLflow may take to be imported, where two cores have other work."""
 
 
 class NoSuchVersionError(CalmlflowError):
@@ -36,15 +48,11 @@ def resolve_stage(stage: str, registry_uri: str) -> StagedVersion:
     Raises
     ------
     RegistryUnavailableError
-        No usable answer within `calmlflow.settings.timeout_s`.
+        No usable answer within `calmlflow.settings.timeout_s` (and `IMPORT_S` where MLflow is needed to ask).
     NoSuchVersionError
         Neither stage nor alias holds a version.
     """
-    found = (
-        _ask_http(stage, registry_uri)
-        if registry_uri.startswith(("http://", "https://"))
-        else _ask_mlflow(stage, registry_uri)
-    )
+    found = _ask_http(stage, registry_uri) if is_http(registry_uri) else _ask_mlflow(stage, registry_uri)
     if found is None:
         raise NoSuchVersionError(
             f"no version of {settings.BUNDLE_MODEL} is in stage {stage} on {public_uri(registry_uri)}; expected one: "
@@ -55,27 +63,48 @@ def resolve_stage(stage: str, registry_uri: str) -> StagedVersion:
 
 def _ask_http(stage: str, registry_uri: str) -> StagedVersion | None:
     model = quote(settings.BUNDLE_MODEL)
-    answer = get_json(
-        registry_uri, f"/api/2.0/mlflow/registered-models/get-latest-versions?name={model}&stages={quote(stage)}"
-    )
-    versions = answer.get("model_versions") if answer else None
+    query = f"get-latest-versions?name={model}&stages={quote(stage)}"
+    versions = None
+    try:
+        answer = get_json(registry_uri, f"/api/2.0/mlflow/registered-models/{query}", ("model_versions",)) or {}
+        versions = answer.get("model_versions", [])
+    except NoEndpointError:
+        # A server without stages, as MLflow announces it; if it has no aliases either, it is no registry.
+        pass
     if not versions:
-        answer = get_json(
-            registry_uri, f"/api/2.0/mlflow/registered-models/alias?name={model}&alias={quote(stage.lower())}"
-        )
-        versions = [answer.get("model_version")] if answer else []
+        query = f"alias?name={model}&alias={quote(stage.lower())}"
+        try:
+            named = get_json(registry_uri, f"/api/2.0/mlflow/registered-models/{query}", ("model_version",))
+            versions = [named.get("model_version")] if named else []
+        except NoEndpointError:
+            if versions is None:
+                raise
     try:
         found = StagedVersion(str(versions[0]["version"]), str(versions[0]["source"])) if versions else None
     except (TypeError, KeyError, IndexError):
         found = StagedVersion("", "")
-    if found and not found.version.isdecimal():
+    if found and not (re.fullmatch("[0-9]{1,18}", found.version) and found.source.isprintable()):
         raise RegistryUnavailableError(
-            f"{public_uri(registry_uri)} named the version {found.version!r}; expected a number, as MLflow gives"
+            f"{public_uri(registry_uri)} named the version {found.version[:60]!r}; expected a number, as MLflow gives"
         )
     return found
 
 
 def _ask_mlflow(stage: str, registry_uri: str) -> StagedVersion | None:
+    path = registry_uri.removeprefix("sqlite:///").partition("?")[0]
+    if path not in (registry_uri, "", ":memory:") and not Path(path).exists():
+        # MLflow would make an empty one, in which nobody would look for what was lost.
+        raise RegistryUnavailableError(f"the registry {public_uri(registry_uri)} does not exist; expected a database")
+    try:
+        # MLflow tries a database that does not answer for minutes.
+        return within(IMPORT_S + settings.timeout_s(), lambda: _ask_client(stage, registry_uri))
+    except TimeoutError:
+        raise RegistryUnavailableError(
+            f"{public_uri(registry_uri)} cannot be asked (no answer in time); expected a model registry"
+        ) from None
+
+
+def _ask_client(stage: str, registry_uri: str) -> StagedVersion | None:
     from mlflow import MlflowClient
 
     try:
