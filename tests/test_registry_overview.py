@@ -18,7 +18,8 @@ from rich.console import Console
 
 from calmlflow import settings
 from calmlflow.hst.errors import CalmlflowError
-from calmlflow.predictor.stage import Cache, StagedVersion
+from calmlflow.predictor.cache import Cache
+from calmlflow.predictor.stage import StagedVersion
 from calmlflow.registry.lineage import Lineage
 from calmlflow.registry.overview import overview
 from calmlflow.registry.promote import promote
