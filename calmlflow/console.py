@@ -76,7 +76,10 @@ def run_guarded(command: Callable[[], Any]) -> None:
     # Ended by a scheduler: leave as after an exception, so that runs are marked and temporary files removed.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     try:
-        command()
+        status = command()
+        # What Typer makes of Ctrl-C is an exit that it gives back like a result.
+        if status == 130:
+            fail("interrupted", status=130)
     except CalmlflowError as error:
         fail(str(error))
     except KeyboardInterrupt:

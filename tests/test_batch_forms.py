@@ -356,3 +356,18 @@ def test_a_writer_that_fails_is_told_to_leave_no_trace_and_can_be_tried_again(tm
 def test_a_writer_needs_a_place_for_errors(tmp_path, predictor):
     with pytest.raises(InputError, match="errors is missing"):
         predict_many(predictor, as_csv(tmp_path), Kept())
+
+
+def test_a_table_in_memory_is_taken(predictor, tmp_path):
+    rows = pd.DataFrame([{"ipst": "j8c601020", "n_files": 17, "total_mb": 9.6}])
+    for number, data in enumerate((rows, pa.Table.from_pandas(rows), pa.RecordBatch.from_pandas(rows))):
+        predict_many(predictor, data, tmp_path / f"{number}.csv")
+    first, *others = [(tmp_path / f"{number}.csv").read_text() for number in range(3)]
+    assert first.startswith("ipst,bin_pred")
+    assert others == [first, first]
+
+
+@pytest.mark.parametrize("data", [[{"ipst": "j8c601020"}], 5, {"ipst": ["j8c601020"]}, []])
+def test_what_is_no_table_is_told(predictor, tmp_path, data):
+    with pytest.raises(InputError, match=r"cannot be read from|has no rows"):
+        predict_many(predictor, data, tmp_path / "out.csv")

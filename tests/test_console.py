@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated
 
 import pytest
 import typer
+from commands import ROOT
 
 from calmlflow.console import fail, new_app, progress, run_guarded, say
 from calmlflow.hst.errors import CalmlflowError, InputError
@@ -135,3 +137,19 @@ run_guarded(command)
         _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (143, "")
     assert list((tmp_path / "output").iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["calmlflow", "stages"], [sys.executable, "-m", "entrypoints.promote"]])
+def test_ctrl_c_is_no_success(tmp_path, command):
+    # A server that takes the question and never answers.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        shell = {**os.environ, "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{listener.getsockname()[1]}"}
+        shell["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{shell['PATH']}"
+        process = subprocess.Popen(command, cwd=ROOT, env=shell, stderr=subprocess.PIPE, text=True)
+        listener.settimeout(120)
+        connection, _ = listener.accept()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        connection.close()
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "error: interrupted"

@@ -124,7 +124,8 @@ def check_features(dataset: Dataset, features: Sequence[float]) -> None:
     lowest = Features(1, 0, 0, 0, 0, 0, 0, int(dataset.is_association), dataset.instrument_code)
     for name, value, low, high in zip(FEATURES, features, lowest, highest, strict=True):
         if not low <= value <= high or (name != "total_mb" and value != int(value)):
-            expected = f"a whole number from {low} to {high}" if low < high else f"{low}, as the name says"
+            kind = "number" if name == "total_mb" else "whole number"
+            expected = f"a {kind} from {low} to {high}" if low < high else f"{low}, as the name says"
             raise InputError(f"{dataset.name}: {name} is {value:g}; expected {expected}")
 
 

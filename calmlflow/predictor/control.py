@@ -28,6 +28,7 @@ def control_object(dataset: object, bucket: object, key: object = None) -> Contr
     key : str, optional
         Default, also for an empty text and calcloud's ``control``: the one of `Dataset.control_key`. Another one must
         lie in the dataset's own folder, ``control/{dataset}/``: the file of another dataset would give a wrong answer.
+        Not looked at for a mosaic.
 
     Raises
     ------
@@ -36,7 +37,8 @@ def control_object(dataset: object, bucket: object, key: object = None) -> Contr
     """
     job = parse_dataset(dataset)
     check_bucket(bucket)
-    if key in (None, "", "control"):
+    # Of a mosaic no control file is read, whatever the key.
+    if job.is_hap or key in (None, "", "control"):
         return ControlObject(job, str(bucket), job.control_key)
     folder = f"control/{job.name}/"
     expected = f"expected a key of one file in {folder}, or none for the usual one"

@@ -187,6 +187,8 @@ class Predictor:
         job = parse_dataset(dataset)
         if job.is_hap:
             return answer_mosaic(job, self._emit)
+        if not isinstance(keys, Mapping):
+            raise InputError(f"{job.name}: the keys are a {type(keys).__name__}; expected a mapping of key to value")
         began = time.perf_counter()
         self.refresh_if_due()
         features = job_features(job.name, keys)
@@ -195,7 +197,15 @@ class Predictor:
         return answer
 
     def predict_many(self, data: Any, output: Any, **options: Any) -> "BatchOutcome":
-        """Answer many jobs, from CSV, Parquet or S3 to CSV or Parquet; see `calmlflow.predictor.many.predict_many`."""
+        """Answer many jobs, see `calmlflow.predictor.many.predict_many`, which takes the same and some options more.
+
+        Parameters
+        ----------
+        data : str, Path, DataFrame, or Arrow Table or iterable of RecordBatch
+            A CSV or Parquet file, a folder of Parquet files, or ``s3://`` of a file or of control files.
+        output : str or Path
+            CSV or Parquet by its ending, here or in S3. Rows that break a rule go to ``*.errors.csv`` beside it.
+        """
         # Arrow is for many jobs only.
         from calmlflow.predictor.many import predict_many
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
@@ -21,6 +21,9 @@ from calmlflow.predictor.many.parts import Parts, claimed
 from calmlflow.predictor.many.pieces import Piece, Source
 from calmlflow.predictor.many.s3 import open_s3
 from calmlflow.predictor.many.sources import open_batches, open_local
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CHUNK_ROWS = 65_536
 
@@ -77,7 +80,7 @@ class BatchOutcome:
 
 def predict_many(
     predictor: _Predictor,
-    data: str | Path | Iterable[pa.RecordBatch],
+    data: "str | Path | pd.DataFrame | pa.Table | Iterable[pa.RecordBatch]",
     output: str | Path | Writer,
     *,
     errors: str | Path | None = None,
@@ -96,7 +99,7 @@ def predict_many(
     ----------
     predictor : Predictor
         Or what else has such a ``serving``.
-    data : str, Path or iterable of RecordBatch
+    data : str, Path, DataFrame, Table or iterable of RecordBatch
         A CSV file, a Parquet file, a folder of Parquet files; ``s3://bucket/key.csv`` or ``.parquet``, or
         ``s3://bucket/prefix`` with the control files below it; or batches of one schema.
     output : str, Path or Writer
@@ -145,7 +148,7 @@ def predict_many(
     )
 
 
-def _open(data: str | Path | Iterable[pa.RecordBatch], target: Target, identity: Any) -> Source:
+def _open(data: object, target: Target, identity: Any) -> Source:
     if not isinstance(data, str | Path):
         return open_batches(data, identity)
     if str(data).startswith("s3://"):

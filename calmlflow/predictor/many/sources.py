@@ -43,12 +43,19 @@ def open_local(path: Path, shown: str = "") -> Source:
         return _open_parquet(path, {path: shown}) if is_parquet else open_csv(path, shown)
 
 
-def open_batches(batches: Iterable[pa.RecordBatch], identity: Any = None) -> Source:
-    """Take record batches of one schema as they come."""
-    iterator = iter(batches)
+def open_batches(data: object, identity: Any = None) -> Source:
+    """Take an Arrow table, a DataFrame, or record batches of one schema as they come."""
+    table = pa.Table.from_pandas(data, preserve_index=False) if hasattr(data, "to_parquet") else data
+    batches = table.to_batches() if isinstance(table, pa.Table) else table
+    iterator = iter(batches) if isinstance(batches, Iterable) else iter([batches])
     first = next(iterator, None)
     if first is None:
-        raise InputError("the table has no rows; expected batches with some")
+        raise InputError("the table has no rows; expected some")
+    if not isinstance(first, pa.RecordBatch):
+        raise InputError(
+            f"many jobs cannot be read from {type(data).__name__} of {type(first).__name__}; expected the name of a "
+            "file or of a place in S3, a DataFrame, an Arrow table or record batches"
+        )
 
     def read(after: int, good: int) -> Iterator[Piece]:
         return skipping(_cut(chain([first], iterator), good), after)
