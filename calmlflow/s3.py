@@ -29,7 +29,7 @@ class S3Object(NamedTuple):
     key: str
 
     def __str__(self) -> str:
-        return f"s3://{self.bucket}/{self.key[:120]}"
+        return f"s3://{self.bucket}/{self.key}"
 
 
 def parse_s3(uri: str) -> S3Object:

@@ -77,6 +77,7 @@ def publish(server, folder: Path) -> Published:
         for variable, value in server.environment().items():
             patch.setenv(variable, value)
         mlflow.set_tracking_uri(server.tracking_uri)
+        mlflow.set_registry_uri(server.tracking_uri)
         try:
             mlflow.set_experiment("serving-test")
             with mlflow.start_run():
@@ -85,6 +86,7 @@ def publish(server, folder: Path) -> Published:
             mlflow.MlflowClient().transition_model_version_stage(name, "1", "Production")
         finally:
             mlflow.set_tracking_uri(None)
+            mlflow.set_registry_uri(None)
     return Published(f"models:/{name}/Production", Bundle.load(write_bundle(models, NETWORKS, folder / "bundle")))
 
 

@@ -87,6 +87,8 @@ def agree(batch, by_row):
     found = read_jobs(batch, form_of(batch.schema.names, "the table"))
     position = 0
     for number, row in enumerate(batch.to_pylist()):
+        # Text that is kept as bytes is text.
+        row = {key: cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell for key, cell in row.items()}
         try:
             expected = by_row(row)
         except InputError as error:

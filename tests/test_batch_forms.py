@@ -371,3 +371,66 @@ def test_a_table_in_memory_is_taken(predictor, tmp_path):
 def test_what_is_no_table_is_told(predictor, tmp_path, data):
     with pytest.raises(InputError, match=r"cannot be read from|has no rows"):
         predict_many(predictor, data, tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+@pytest.mark.parametrize("marked", [[3], [3, 700], [3, 4, 900]])
+def test_a_mark_that_is_never_closed_costs_no_other_row(predictor, tmp_path, where, marked):
+    lines = ["ipst,n_files,total_mb,DETECTOR"]
+    for number in range(1, 1001):
+        cells = [f"jabc{number:04d}0", "2", "5", "WFC"]
+        if number in marked:
+            place = {"first": 0, "middle": 1, "last": 3}[where]
+            cells[place] = '"' + cells[place]
+        lines.append(",".join(cells))
+    (tmp_path / "in.csv").write_text("\n".join(lines) + "\n")
+    outcome = predict_many(predictor, tmp_path / "in.csv", tmp_path / "out.csv")
+    assert (outcome.answered, outcome.failed) == (1000 - len(marked), len(marked))
+    errors = pd.read_csv(tmp_path / "out.errors.csv")
+    assert errors["row"].tolist() == marked
+    assert errors["reason"].str.contains("quotation marks do not fit together").all()
+
+
+def test_cells_with_marks_and_line_breaks_are_read(predictor, tmp_path):
+    text = 'ipst,n_files,total_mb,note\n"jabc00010","2","5","a ""b"",\nc"\njabc00020,2,5,\n'
+    (tmp_path / "in.csv").write_text(text)
+    assert predict_many(predictor, tmp_path / "in.csv", tmp_path / "out.csv").answered == 2
+    assert not (tmp_path / "out.errors.csv").exists()
+
+
+def test_text_that_is_kept_as_bytes_is_text(predictor, tmp_path):
+    names = ["jabc00010", "jabc00020", "jabc00030", "jabc\xff"]
+    table = pa.table(
+        {
+            "ipst": pa.array([name.encode("latin-1") for name in names], pa.binary()),
+            "n_files": [2] * 4,
+            "total_mb": [5.0] * 4,
+            "DRIZCORR": pa.array([b"PERFORM", b"OMIT", b"\xff", None], pa.binary()),
+        }
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    outcome = predict_many(predictor, tmp_path / "in.parquet", tmp_path / "out.csv")
+    assert (outcome.answered, outcome.failed) == (3, 1)
+    text = table.slice(0, 3).to_pandas().assign(ipst=names[:3], DRIZCORR=["PERFORM", "OMIT", None])
+    predict_many(predictor, text, tmp_path / "text.csv")
+    assert (tmp_path / "out.csv").read_text() == (tmp_path / "text.csv").read_text()
+
+
+def test_text_that_is_no_utf_8_is_refused_and_costs_no_other_row(predictor, tmp_path):
+    offsets = pa.py_buffer(np.array([0, 9, 18], dtype=np.int32).tobytes())
+    names = pa.StringArray.from_buffers(2, offsets, pa.py_buffer(b"jabc00010jabc\xff\xfe\xfd10"))
+    batch = pa.RecordBatch.from_arrays([names, pa.array([2, 2]), pa.array([5.0, 5.0])], ["ipst", "n_files", "total_mb"])
+    outcome = predict_many(predictor, batch, tmp_path / "out.csv")
+    assert (outcome.answered, outcome.failed) == (1, 1)
+
+
+@pytest.mark.parametrize("chunk_rows", [0, -1])
+def test_pieces_of_nothing_are_refused(predictor, tmp_path, chunk_rows):
+    with pytest.raises(InputError, match="chunk_rows is"):
+        predict_many(predictor, TABLE, tmp_path / "out.csv", chunk_rows=chunk_rows)
+
+
+@pytest.mark.parametrize("errors", ["out.csv", "elsewhere/errors.csv"])
+def test_errors_go_to_a_file_of_their_own_beside_the_output(predictor, tmp_path, errors):
+    with pytest.raises(InputError, match=r"expected (two files|a file beside)"):
+        predict_many(predictor, TABLE, tmp_path / "out.csv", errors=tmp_path / errors)

@@ -45,6 +45,7 @@ def own(tmp_path_factory) -> Iterator:
         for name, value in server.environment().items():
             patch.setenv(name, value)
         mlflow.set_tracking_uri(server.tracking_uri)
+        mlflow.set_registry_uri(server.tracking_uri)
         answers = {}
         for seed in (1, 2, 3):
             models = write_bundle(folder / f"models{seed}", seed)
@@ -55,6 +56,7 @@ def own(tmp_path_factory) -> Iterator:
             (answer,) = as_answers(Bundle.load(models).predict([job_features(JOB, keys)]))
             answers[str(found.version)] = answer
         mlflow.set_tracking_uri(None)
+        mlflow.set_registry_uri(None)
     try:
         yield server, answers
     finally:

@@ -59,6 +59,8 @@ def _answer_event(event: Any) -> dict[str, Any]:
             return {"answers": _answer_records(read_notification(event))}
         return _answer(read_job(event))
     except InputError as error:
+        # Of an event of S3's nobody reads the answer.
+        log.warning("an event was refused: %s", error)
         return _told(error)
 
 
@@ -73,7 +75,9 @@ def _answer_records(jobs: list[ControlObject | InputError]) -> list[dict[str, An
             answers.append({"dataset": name, **_guarded(functools.partial(_answer, job))})
         except CalmlflowError as error:
             answers.append({"dataset": name, **_told(error)})
-            if not isinstance(error, InputError):
+            if isinstance(error, InputError):
+                log.warning("a record of a notification was refused: %s", error)
+            else:
                 faults.append(error)
     if faults and all("errorType" in answer for answer in answers):
         raise faults[0] from None

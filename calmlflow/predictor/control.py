@@ -3,10 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from calmlflow import settings
 from calmlflow.hst.dataset import Dataset, parse_dataset
-from calmlflow.hst.errors import InputError
+from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, parse_control
+from calmlflow.predictor.registry_http import within
 from calmlflow.s3 import MAX_KEY_BYTES, S3Object, check_bucket, read_object, s3_client
+
+PATIENCE = 4
+"""How many times `calmlflow.settings.timeout_s` a control file may take, with a second try."""
 
 
 @dataclass(frozen=True)
@@ -89,4 +94,10 @@ def read_control_object(dataset: str, bucket: str, key: str | None = None) -> di
     if wanted.dataset.is_hap:
         return {}
     target = S3Object(wanted.bucket, wanted.key)
-    return parse_control(read_object(s3_client(), target, MAX_CONTROL_FILE_BYTES, "a control file"))
+    client, patience_s = s3_client(), PATIENCE * settings.timeout_s()
+    try:
+        # A store that sends a byte now and then would keep the caller for ever.
+        content = within(patience_s, lambda: read_object(client, target, MAX_CONTROL_FILE_BYTES, "a control file"))
+    except TimeoutError:
+        raise CalmlflowError(f"{target} cannot be read (no answer in time); expected a control file") from None
+    return parse_control(content)

@@ -12,11 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from calmlflow import settings
 from calmlflow.hst.dataset import parse_dataset
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import LADDER
+from calmlflow.predictor.control import PATIENCE
 from calmlflow.predictor.observed import to_json, without_secrets
+from calmlflow.predictor.registry_http import within
 from calmlflow.s3 import S3Object, asking, parse_s3, s3_client
 
 Emitter = Callable[[Mapping[str, Any]], None]
@@ -106,7 +109,7 @@ def _append(path: Path, line: bytes) -> None:
     # Opened each time: a log rotation may move the file, and a lock of one opening does not keep its own threads apart.
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _lock(file)
         size = os.fstat(file).st_size
         if size and os.pread(file, 1, size - 1) != b"\n":
             # The end of somebody who was killed while writing: it must not spoil this line.
@@ -123,6 +126,20 @@ def _append(path: Path, line: bytes) -> None:
         os.close(file)
 
 
+def _lock(file: int) -> None:
+    """Wait for who writes just now, but not for ever: answers wait behind this."""
+    deadline = time.monotonic() + settings.timeout_s()
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.001)
+        else:
+            return
+
+
 def _open_objects(uri: str) -> Emitter:
     bucket, prefix = parse_s3(uri)
     prefix = prefix.strip("/")
@@ -134,8 +151,13 @@ def _open_objects(uri: str) -> Emitter:
         target = S3Object(bucket, "/".join(filter(None, [prefix, record["ipst"], name])))
         body = to_json(record).encode()
         client = s3_client()
-        with asking(target, "written", "a bucket of yours"):
-            client.put_object(Bucket=target.bucket, Key=target.key, Body=body, ContentType="application/json")
+        kind = "application/json"
+
+        def put() -> None:
+            with asking(target, "written", "a bucket of yours"):
+                client.put_object(Bucket=target.bucket, Key=target.key, Body=body, ContentType=kind)
+
+        within(PATIENCE * settings.timeout_s(), put)
 
     return emit
 

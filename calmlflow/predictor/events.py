@@ -10,7 +10,7 @@ from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES
 from calmlflow.predictor.control import ControlObject, control_object
 
 MAX_RECORDS = 1000
-"""S3 sends one record, by its documentation perhaps more; a queue in between sends 10,000 at most."""
+"""S3 sends one record, by its documentation perhaps more."""
 
 EXPECTED = 'expected {"Bucket": ..., "Key": ..., "Ipppssoot": ...} or a notification of S3'
 

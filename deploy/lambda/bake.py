@@ -26,6 +26,7 @@ from calmlflow.predictor.stage import resolve_stage
 
 HERE = Path(__file__).parent
 PACKAGE = Path(calmlflow.__file__).parent
+PATIENCE_S = 120.0
 HANDLER = "calmlflow.predictor.aws_lambda"
 NEEDED = ("boto3", "numpy", "onnxruntime")
 """Packages of the image, at the versions of pyproject.toml."""
@@ -54,6 +55,9 @@ def main(
 def bake(stage: str, output: Path) -> None:
     """Write ``output/image``; nobody else may write there meanwhile."""
     for left_behind in output.glob(".new-*"):
+        if (left_behind / "old").exists() and not (output / "image").exists():
+            # Killed between the two renames below.
+            (left_behind / "old").rename(output / "image")
         shutil.rmtree(left_behind)
     registry_uri = settings.registry_uri()
     staged = resolve_stage(stage, registry_uri)
@@ -61,7 +65,7 @@ def bake(stage: str, output: Path) -> None:
     with tempfile.TemporaryDirectory(dir=output, prefix=".new-") as temporary:
         new, old = Path(temporary) / "image", Path(temporary) / "old"
         # Fetched anew, not from a cache, and checked against the SHA-256 in the bundle.
-        for name, content in fetch(staged, registry_uri).items():
+        for name, content in fetch(staged, registry_uri, PATIENCE_S).items():
             put(new / "bundle" / name, content)
         Bundle.load(new / "bundle", settings.NETWORKS)
         put(new / "bundle" / "version.json", json.dumps({"version": staged.version, "stage": stage}).encode())

@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +18,7 @@ from calmlflow.predictor.many.pieces import Piece, Refused, Source, check_unchan
 
 _BLOCK_BYTES = 4 << 20
 _LINE_BYTES = 1 << 20
+_SHOWN = 1_000
 _EXPECTED = "expected a header line and comma-separated records"
 # How tables that do not come from Python write that there is nothing.
 _NOTHING = pa.array(["NA", "N/A", "n/a", "#N/A", "NULL", "null"])
@@ -36,10 +38,7 @@ def open_csv(path: Path, shown: str) -> Source:
         with reading(shown, _EXPECTED), path.open("rb") as file:
             _header(file, shown)
             while block := _block(file, shown):
-                try:
-                    piece = _parse_block(block.decode("utf-8", "replace"), columns, number)
-                except csv.Error as error:
-                    raise InputError(f"{shown} cannot be read past row {number} ({error}); {_EXPECTED}") from None
+                piece = _parse_block(block.decode("utf-8", "replace"), columns, number)
                 number = max(piece.last + 1, number)
                 yield piece
         check_unchanged(path, before)
@@ -54,7 +53,10 @@ def open_csv(path: Path, shown: str) -> Source:
 def _header(file: BinaryIO, shown: str) -> tuple[str, ...]:
     """Read the header line; blank ones before it do not count."""
     for line in iter(lambda: file.readline(_LINE_BYTES), b""):
-        cells = next(csv.reader([line.decode("utf-8-sig", "replace").rstrip("\r\n")]), [])
+        try:
+            cells = next(csv.reader([line.decode("utf-8-sig", "replace").rstrip("\r\n")]), [])
+        except csv.Error as error:
+            raise InputError(f"{shown} has no header that can be read ({error}); {_EXPECTED}") from None
         if any(map(str.strip, cells)):
             return tuple(cell.strip() for cell in cells)
     raise InputError(f"{shown} is empty; {_EXPECTED}")
@@ -82,6 +84,9 @@ def _block(file: BinaryIO, shown: str) -> bytes:
 
 
 def _parse_block(text: str, columns: tuple[str, ...], number: int) -> Piece:
+    if '"' in text:
+        # Arrow takes all up to the next mark for one cell, also where the first one stands for inches.
+        return _parse_rows(_quoted_rows(text), columns, number)
     is_whole = True
 
     def note(row: Any) -> str:
@@ -94,7 +99,7 @@ def _parse_block(text: str, columns: tuple[str, ...], number: int) -> Piece:
         table = pyarrow.csv.read_csv(
             io.BytesIO(text.encode()),
             pyarrow.csv.ReadOptions(column_names=names, block_size=4 * len(text) + 1),
-            pyarrow.csv.ParseOptions(newlines_in_values='"' in text, invalid_row_handler=note),
+            pyarrow.csv.ParseOptions(invalid_row_handler=note),
             pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
         )
     except pa.ArrowException:
@@ -102,22 +107,47 @@ def _parse_block(text: str, columns: tuple[str, ...], number: int) -> Piece:
     if is_whole:
         cells = [column.combine_chunks() for column in table.columns]
         return Piece(_batch_of_text(cells, columns), number + np.arange(table.num_rows))
-    return _parse_ragged(text, columns, number)
+    return _parse_rows((line.split(",") for line in _lines(text)), columns, number)
 
 
-def _parse_ragged(text: str, columns: tuple[str, ...], number: int) -> Piece:
-    """The same for a block in which not every line has as many cells as the header."""
+def _lines(text: str) -> list[str]:
+    """Those with something in them; not `str.splitlines`, which also breaks at characters that a cell may hold."""
+    return [line for line in re.split("\r\n|\r|\n", text) if line]
+
+
+def _quoted_rows(text: str) -> list[list[str] | str]:
+    """Rows of a block with quotation marks, a line of text where they do not fit together.
+
+    A mark that is never closed, or closed in the middle of another row's cell, must not swallow the rows in between.
+    """
+    try:
+        return list(filter(None, csv.reader(io.StringIO(text, newline=""), strict=True)))
+    except csv.Error:
+        return [_row_of_line(line) for line in _lines(text)]
+
+
+def _row_of_line(line: str) -> list[str] | str:
+    try:
+        return next(csv.reader([line], strict=True))
+    except csv.Error:
+        return line
+
+
+def _parse_rows(rows: Iterable[list[str] | str], columns: tuple[str, ...], number: int) -> Piece:
+    """The same for rows of which not every one has as many cells as the header."""
     right: list[list[str]] = []
     numbers: list[int] = []
     refused: list[Refused] = []
-    for row in filter(None, csv.reader(io.StringIO(text, newline=""))):
-        if len(row) == len(columns):
+    for place, row in enumerate(rows, start=number):
+        if len(row) == len(columns) and not isinstance(row, str):
             right.append(row)
-            numbers.append(number)
-        else:
-            reason = f"the line has {len(row)} cells; expected {len(columns)}, as the header has"
-            refused.append(Refused(number, reason, dict(zip(columns, row, strict=False))))
-        number += 1
+            numbers.append(place)
+            continue
+        reason = f"the line has {len(row)} cells; expected {len(columns)}, as the header has"
+        if isinstance(row, str):
+            reason = "the line's quotation marks do not fit together; expected them around whole cells"
+            row = row[:_SHOWN].split(",")
+        refused.append(Refused(place, reason, dict(zip(columns, row, strict=False))))
     cells = [pa.array(column, pa.string()) for column in zip(*right, strict=True)] or [pa.nulls(0, pa.string())] * len(
         columns
     )

@@ -137,7 +137,7 @@ def read_jobs(batch: pa.RecordBatch, form: Form) -> Jobs:
     features[is_right] = np.rint(values[is_right])
     doubtful = np.flatnonzero(~is_right & ~names.is_mosaic)
     doubtful = doubtful[~np.isin(doubtful, list(reasons))]
-    cells = [cells_at(batch.column(name), doubtful) for name in (form.name, *form.keys)]
+    cells = [cells_at(_decoded(batch.column(name)), doubtful) for name in (form.name, *form.keys)]
     for position, row in zip(doubtful.tolist(), zip(*cells, strict=True), strict=True):
         try:
             features[position] = row_features(form, dict(zip((form.name, *form.keys), row, strict=True))) or 0
@@ -152,9 +152,13 @@ def cells_at(column: pa.Array, positions: Sequence[int] | NDArray[np.int64]) -> 
     """Some cells of a column as Python has them, or as text where Python has no such thing."""
     try:
         return [column[int(position)].as_py() for position in positions]
+    except UnicodeDecodeError:
+        text = cells_as_text(column)
+        return [text[int(position)] for position in positions]
     except (ValueError, OverflowError):
         # A day that Python does not know, or one that is finer than that.
-        return cells_at(column.cast(pa.string()), positions)
+        text = column.cast(pa.string())
+        return [text[int(position)].as_py() for position in positions]
 
 
 class _Names(NamedTuple):
@@ -243,7 +247,21 @@ def _decoded(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(kind):
         column = column.dictionary_decode()
         kind = column.type
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        # As older writers of Parquet keep text.
+        column = pa.array(cells_as_text(column), pa.large_string())
+    elif _is_text(kind):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid:
+            column = pa.array(cells_as_text(column), pa.large_string())
     return column.cast(pa.large_string()) if kind == pa.string_view() else column
+
+
+def cells_as_text(column: pa.Array) -> list[str | None]:
+    """Bytes as text; what is no UTF-8 in them becomes a sign that no name and no number holds."""
+    raw = column.cast(pa.large_binary()).to_pylist()
+    return [None if cell is None else cell.decode("utf-8", "replace") for cell in raw]
 
 
 def _is_text(kind: pa.DataType) -> bool:

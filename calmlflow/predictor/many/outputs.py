@@ -1,6 +1,7 @@
 """Where many answers go: a CSV or Parquet file, here or in S3, or what the caller has that takes batches."""
 
 import hashlib
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from calmlflow import settings
 from calmlflow.hst.errors import InputError
 from calmlflow.predictor.many.answers import SCHEMA
 from calmlflow.predictor.many.s3 import put_file
-from calmlflow.s3 import S3Object, asking, new_client, parse_s3
+from calmlflow.s3 import S3Object, asking, new_client, parse_s3, s3_reason
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".csv", ".parquet")
 ERRORS = ".errors.csv"
@@ -88,8 +91,14 @@ def target_of(output: str | Path | Writer, errors: str | Path | None = None) -> 
     if suffix not in SUFFIXES:
         raise InputError(f"output {name!r} ends in {suffix!r}; expected {' or '.join(SUFFIXES)}")
     if name.startswith("s3://"):
+        if errors is not None:
+            raise InputError("errors cannot be named for an output in S3; expected none: they go beside it")
         return _in_s3(parse_s3(name), suffix)
     path = Path(name)
+    if errors is not None and Path(errors).resolve().parent != path.resolve().parent:
+        raise InputError(f"errors would go to {errors}; expected a file beside the output {name}")
+    if errors is not None and Path(errors).resolve() == path.resolve():
+        raise InputError(f"errors and output are both {name}; expected two files")
     if path.is_dir():
         raise InputError(f"output {name} is a folder; expected a file")
     beside = path.with_suffix(ERRORS) if errors is None else Path(errors)
@@ -119,8 +128,13 @@ def _in_s3(target: S3Object, suffix: str) -> Target:
     """What is not finished is kept in the cache: S3 has no place for it."""
     client = new_client()
     # Before the work, not after it.
-    with asking(target, "written", "a bucket that is there, and credentials that allow it"):
+    try:
         client.head_bucket(Bucket=target.bucket)
+    except Exception as error:
+        # Who may write need not be allowed to look.
+        if s3_reason(error) != "403":
+            with asking(target, "written", "a bucket that is there, and credentials that allow it"):
+                raise
     beside = target._replace(key=target.key[: -len(suffix)] + ERRORS)
     work = settings.cache_dir() / "many" / hashlib.sha256(str(target).encode()).hexdigest()[:16]
 
@@ -128,8 +142,11 @@ def _in_s3(target: S3Object, suffix: str) -> Target:
         if finished is not None:
             put_file(finished, beside, client)
             return
-        with asking(beside, "removed", "credentials that allow it"):
+        try:
             client.delete_object(Bucket=beside.bucket, Key=beside.key)
+        except Exception as error:
+            # Of an earlier run perhaps; no reason to keep the answers back.
+            log.warning("%s cannot be removed (%s); if it is there, it is an earlier run's", beside, s3_reason(error))
 
     def open_writer() -> Writer:
         return FileWriter(work, suffix, lambda finished: put_file(finished, target, client))

@@ -49,7 +49,8 @@ def claimed(folder: Path, output: str) -> Iterator[None]:
                 try:
                     yield
                 finally:
-                    if not any(folder.glob("*.arrow")):
+                    # Once the parts are gone, another process may have made the folder anew.
+                    if _is_same(handle, folder) and not any(folder.glob("*.arrow")):
                         # Nothing to go on with.
                         shutil.rmtree(folder, ignore_errors=True)
                 return

@@ -111,7 +111,7 @@ def predict_many(
     identity : JSON value, optional
         Of ``data`` that are batches: equal for equal input. Without it an interrupted call begins anew.
     chunk_rows : int
-        Rows in memory at a time.
+        Rows in memory at a time, 1 or more; of a CSV file it is always some megabytes.
     on_progress : callable, optional
 
     Raises
@@ -121,6 +121,8 @@ def predict_many(
     CalmlflowError
         Output that cannot be written or that another process is writing, or S3 out of reach.
     """
+    if chunk_rows < 1:
+        raise InputError(f"chunk_rows is {chunk_rows}; expected 1 or more")
     serving = predictor.serving
     target = target_of(output, errors)
     with _writing(target), claimed(target.work, target.name):

@@ -23,7 +23,7 @@ from calmlflow.s3 import S3Object, asking, new_client, parse_s3, read_object
 THREADS = 16
 _PIECE_OBJECTS = 1_000
 _COLUMNS = ("ipst", "n_files", "total_mb", *OPTIONAL_KEYS)
-_CONTROL_KEY = re.compile(r"control/([^/]+)/\1_MemModelFeatures\.txt")
+_CONTROL_KEY = re.compile(r"control/([^/\s]+)/\1_MemModelFeatures\.txt")
 
 
 def open_s3(uri: str, work: Path) -> Source:
