@@ -1,3 +1,4 @@
+import contextlib
 import http.server
 import os
 import subprocess
@@ -194,8 +195,13 @@ def store(answer):
         def do_GET(self) -> None:
             if answer is None:
                 over.wait(20)
-            else:
+            elif isinstance(answer, bytes):
                 self.wfile.write(answer)
+            else:
+                with contextlib.suppress(OSError):
+                    for part in answer:
+                        self.wfile.write(part)
+                        over.wait(0.1)
             self.close_connection = True
 
         def log_message(self, *words: object) -> None:
@@ -210,6 +216,15 @@ def store(answer):
             over.set()
             server.shutdown()
             thread.join()
+
+
+def test_a_store_that_sends_a_byte_now_and_then_is_given_up(monkeypatch):
+    monkeypatch.setenv("CALMLFLOW_TIMEOUT", "0.3")
+    trickle = [b"HTTP/1.1 200 OK\r\nContent-Length: 600\r\n\r\n", *[b"#"] * 600]
+    with store(trickle) as uri:
+        point_s3_at(monkeypatch, uri)
+        with pytest.raises(CalmlflowError, match=r"cannot be read \(no answer in time\)"):
+            read_control_object(JOB, BUCKET)
 
 
 @pytest.mark.parametrize(
