@@ -139,13 +139,22 @@ run_guarded(command)
     assert list((tmp_path / "output").iterdir()) == []
 
 
+WITH_CTRL_C = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
 @pytest.mark.parametrize("command", [["calmlflow", "stages"], [sys.executable, "-m", "entrypoints.promote"]])
 def test_ctrl_c_is_no_success(tmp_path, command):
     # A server that takes the question and never answers.
     with socket.create_server(("127.0.0.1", 0)) as listener:
         shell = {**os.environ, "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{listener.getsockname()[1]}"}
         shell["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{shell['PATH']}"
-        process = subprocess.Popen(command, cwd=ROOT, env=shell, stderr=subprocess.PIPE, text=True)
+        # What runs in the background of a shell has Ctrl-C switched off, and hands that on.
+        wrapped = ["python", "-c", WITH_CTRL_C, *command]
+        process = subprocess.Popen(wrapped, cwd=ROOT, env=shell, stderr=subprocess.PIPE, text=True)
         listener.settimeout(120)
         connection, _ = listener.accept()
         process.send_signal(signal.SIGINT)
