@@ -176,20 +176,14 @@ def test_two_hundred_processes_on_an_empty_cache(own, tmp_path):
     server, answers = own
     stage(server, "2")
     command = [CALMLFLOW, "predict", JOB, "--control", str(CONTROL_FILE)]
-    shell = environment(server, CALMLFLOW_CACHE=str(tmp_path / "cache"))
+    # Two cores are busy with two hundred processes: what is to be seen here is not how long the server takes.
+    shell = environment(server, CALMLFLOW_CACHE=str(tmp_path / "cache"), CALMLFLOW_TIMEOUT="60")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     started = [subprocess.Popen(command, env=shell, text=True, **pipes) for _ in range(200)]
-    found = [process.communicate(timeout=300) for process in started]
+    found = [process.communicate(timeout=500) for process in started]
     for process, (out, err) in zip(started, found, strict=True):
-        if process.returncode:
-            # Two cores may be too busy for the server to answer in time; that is told, and nothing else happens.
-            assert err.count("\n") == 1, err
-            assert "expected" in err
-        else:
-            answer = json.loads(out)
-            assert answer.pop("source") in ("registry", "cache")
-            assert answer == {**answers["2"], "version": "2"}
-    assert sum(process.returncode == 0 for process in started) >= 150
+        assert (process.returncode, err) == (0, "")
+        assert json.loads(out) == {**answers["2"], "version": "2", "source": "registry"}
     (registry,) = (tmp_path / "cache").iterdir()
     names = [path.name for path in registry.iterdir()]
     assert not any(name.startswith((".fetch-", ".old-", ".note-")) for name in names)

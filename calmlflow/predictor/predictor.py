@@ -16,7 +16,7 @@ from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.features import Features, job_features
 from calmlflow.predictor.answers import as_answers, fallback_policy, mosaic_policy
 from calmlflow.predictor.bundle import Bundle
-from calmlflow.predictor.cache import Cache
+from calmlflow.predictor.cache import HURRIED, PATIENCE, Cache
 from calmlflow.predictor.emit import Emitter, prediction_record
 from calmlflow.predictor.observed import log_answer
 from calmlflow.predictor.stage import NoSuchVersionError, StagedVersion, resolve_stage
@@ -253,7 +253,7 @@ class Predictor:
         if baked and not self._asks:
             return _load_baked(baked)
         try:
-            return self._pull()
+            return self._pull_first()
         except NoSuchVersionError:
             # An answer, and a clear one: the stage was emptied.
             raise
@@ -262,6 +262,19 @@ class Predictor:
         except Exception as error:
             log.exception("asking the registry failed")
             return self._last_good(error)
+
+    def _pull_first(self) -> Serving:
+        """As `_pull`; where nothing is known yet, one of the processes that start together asks for all of them."""
+        if self._cache.recall(self._stage) or settings.baked_bundle():
+            return self._pull()
+        patience = HURRIED if self._policy_fallback else PATIENCE
+        with self._cache.alone("ask", patience * settings.timeout_s()):
+            # Noted while this one waited, so no older than an answer of its own.
+            for staged in self._cache.recall(self._stage)[:1]:
+                bundle = self._cache.load_kept(staged)
+                if bundle:
+                    return Serving(bundle, staged.version, "registry", staged)
+            return self._pull()
 
     def _pull(self) -> Serving:
         """What the registry's stage holds."""
