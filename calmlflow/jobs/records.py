@@ -1,5 +1,6 @@
 """Job records: what a table of finished jobs must look like, and what happens to rows that do not."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,9 @@ from calmlflow.hst.ladder import LADDER, needed_bin
 
 COLUMNS = ("ipst", "timestamp", *FEATURES, "wallclock", "memory", "mem_bin")
 """Columns of every table of job records, in order."""
+
+SUPERSEDED = "ipst is superseded by another record of the same name"
+"""Reason of a record that is valid and not the newest of its dataset."""
 
 OPTIONAL_COLUMNS = ("timestamp", "mem_bin")
 """Columns that a table may leave out."""
@@ -105,6 +109,22 @@ class Checked:
 
 
 def check_records(frame: pd.DataFrame, source: str) -> Checked:
+    """`sort_records`, for who needs at least one valid record.
+
+    Raises
+    ------
+    InputError
+        Also where no record is valid.
+    """
+    checked = sort_records(frame, source)
+    if checked.valid.empty:
+        found = "; ".join(f"{count} x {reason}" for reason, count in list(checked.reasons().items())[:3])
+        held = f"{len(frame)} records, all quarantined: {found}" if len(frame) else "no records at all"
+        raise InputError(f"{source} holds {held}; expected at least one valid job record")
+    return checked
+
+
+def sort_records(frame: pd.DataFrame, source: str, carry: Sequence[str] = ()) -> Checked:
     """Tell valid job records from those that break the schema or cannot be true.
 
     Every row comes out once, as valid or in the quarantine. Cells may be numbers or text. Names are folded to lower
@@ -118,14 +138,16 @@ def check_records(frame: pd.DataFrame, source: str) -> Checked:
         bin that ``memory`` needs; other columns (predictions of an earlier training, say) are left out.
     source : str
         Where the records came from; used in errors.
+    carry : sequence of str
+        Other columns that valid records keep, unchecked.
 
     Raises
     ------
     InputError
-        A column is missing or there twice, or no record is valid.
+        A column is missing or there twice.
     """
     _check_columns(frame, source)
-    cells = _cells(frame)
+    cells = record_cells(frame)
     reasons = pd.Series("", index=cells.index, dtype=object)
     try:
         RECORDS.validate(cells, lazy=True)
@@ -141,17 +163,13 @@ def check_records(frame: pd.DataFrame, source: str) -> Checked:
         reasons.loc[sound.index[disagrees]] += f"; {reason}"
     valid = cells[reasons == ""]
     older = valid.sort_values("timestamp", kind="stable").duplicated("ipst", keep="last")
-    reasons.loc[older.index[older]] += "; ipst is superseded by another record of the same name"
+    reasons.loc[older.index[older]] += f"; {SUPERSEDED}"
 
     bad = (reasons != "").to_numpy()
     quarantine = frame[bad].assign(reason=reasons[bad].str.removeprefix("; ").to_numpy())
     valid = cells[~bad].reset_index(drop=True).astype({c: "int64" for c in COLUMNS if c not in ("ipst", *_FLOATS)})
-    checked = Checked(valid.assign(total_mb=valid["total_mb"].round()), quarantine)
-    if valid.empty:
-        found = "; ".join(f"{count} x {reason}" for reason, count in list(checked.reasons().items())[:3])
-        held = f"{len(frame)} records, all quarantined: {found}" if len(frame) else "no records at all"
-        raise InputError(f"{source} holds {held}; expected at least one valid job record")
-    return checked
+    kept = {name: frame[name].to_numpy()[~bad] for name in carry}
+    return Checked(valid.assign(total_mb=valid["total_mb"].round(), **kept), quarantine)
 
 
 def _check_columns(frame: pd.DataFrame, source: str) -> None:
@@ -164,7 +182,7 @@ def _check_columns(frame: pd.DataFrame, source: str) -> None:
         raise InputError(f"{source} has more than one column {', '.join(twice)}; {expected}")
 
 
-def _cells(frame: pd.DataFrame) -> pd.DataFrame:
+def record_cells(frame: pd.DataFrame) -> pd.DataFrame:
     """The columns `COLUMNS`, rows numbered from 0: names folded, everything else float64, NaN where it is no number."""
     frame = frame.reset_index(drop=True)
     if "timestamp" not in frame:
