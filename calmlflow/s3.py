@@ -22,6 +22,10 @@ _BUCKET = re.compile(r"[a-z0-9](?:[a-z0-9]|[.-](?!\.))*[a-z0-9]")
 _making = threading.Lock()
 
 
+class NoSuchObjectError(InputError):
+    """S3 answered: there is no such bucket or key."""
+
+
 class S3Object(NamedTuple):
     """An object, or a prefix of several."""
 
@@ -110,8 +114,20 @@ def new_client(connect_s: float = 10.0, read_s: float = 30.0, attempts: int = 5,
 # -- Requests -------------------------------------------------------------------------------------------------------
 
 
+class Content(NamedTuple):
+    """What an object holds, and when it was written (epoch seconds)."""
+
+    data: bytes
+    modified: float
+
+
 def read_object(client: Any, target: S3Object, limit: int, expected: str) -> bytes:
-    """Content of an object.
+    """Content of an object; see `read_content`."""
+    return read_content(client, target, limit, expected).data
+
+
+def read_content(client: Any, target: S3Object, limit: int, expected: str) -> Content:
+    """Content of an object, and its time.
 
     Parameters
     ----------
@@ -124,8 +140,10 @@ def read_object(client: Any, target: S3Object, limit: int, expected: str) -> byt
 
     Raises
     ------
+    NoSuchObjectError
+        There is no such bucket or key.
     InputError
-        There is no such bucket or key, or the object is larger.
+        The object is larger.
     CalmlflowError
         S3 cannot be read otherwise, or not to the end.
     """
@@ -138,12 +156,12 @@ def read_object(client: Any, target: S3Object, limit: int, expected: str) -> byt
             content: bytes = body.read(limit + 1)
     if len(content) != size:
         raise CalmlflowError(f"{target} cannot be read ({len(content)} of {size} bytes); expected {expected}")
-    return content
+    return Content(content, response["LastModified"].timestamp())
 
 
 @contextmanager
 def asking(target: S3Object, act: str, expected: str) -> Iterator[None]:
-    """Turn what boto3 raises in the block into a sentence; an InputError where there is no such bucket or key."""
+    """Turn what boto3 raises in the block into a sentence; a NoSuchObjectError where there is no such bucket or key."""
     try:
         yield
     except (CalmlflowError, MemoryError):
@@ -154,7 +172,7 @@ def asking(target: S3Object, act: str, expected: str) -> Iterator[None]:
         if own and not isinstance(error, ConnectionError | TimeoutError):
             raise
         reason = s3_reason(error)
-        kind = InputError if reason in MISSING else CalmlflowError
+        kind = NoSuchObjectError if reason in MISSING else CalmlflowError
         raise kind(f"{target} cannot be {act} ({reason}); expected {expected}") from None
 
 

@@ -73,6 +73,17 @@ def test_lines_are_found_by_label_in_any_order():
     assert parse_usage("\r\n".join(lines).encode()) == (62, 345_678, 3)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "cp1252", "shift-jis"])
+def test_the_timed_command_may_be_in_any_encoding(encoding):
+    command = {"shift-jis": "\u65e5\u672c"}.get(encoding, "caf\u00e9")
+    text = f'\tCommand being timed: "{command}"\n' + metrics("1:02.50", 345_678, 3)
+    assert parse_usage(text.encode(encoding)) == (62, 345_678, 3)
+
+
+def test_a_locale_with_a_decimal_comma():
+    assert parse_usage(metrics("1:02,50")).elapsed_s == 62
+
+
 def test_what_the_step_printed_before_does_not_count():
     assert parse_usage(metrics("0:07.00", 7, 7) + metrics("0:01.00", 1, 0)) == (1, 1, 0)
 
@@ -102,7 +113,7 @@ def test_numbers_that_are_none(value):
     ("content", "message"),
     [
         (b"", "no line"),
-        (b"\xff\xfe", "not UTF-8"),
+        (b"\xff\xfe\0\1", "no line"),
         (b" " * (MAX_METRICS_FILE_BYTES + 1), "expected at most"),
     ],
 )

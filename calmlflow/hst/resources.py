@@ -12,7 +12,11 @@ _ELAPSED = "Elapsed (wall clock) time (h:mm:ss or m:ss)"
 _RESIDENT = "Maximum resident set size (kbytes)"
 _STATUS = "Exit status"
 _KILLED = re.compile(r"Command terminated by signal ([0-9]{1,3})")
-_CLOCK = re.compile(r"(?:([0-9]{1,6}):)?([0-5]?[0-9]):([0-5][0-9])(?:\.[0-9]+)?")
+_CLOCK = re.compile(r"(?:([0-9]{1,6}):)?([0-5]?[0-9]):([0-5][0-9])(?:[.,][0-9]+)?")
+
+
+class StepFailedError(InputError):
+    """A step of the job did not end well, so that the job has no targets."""
 
 
 class Usage(NamedTuple):
@@ -47,17 +51,13 @@ def parse_usage(text: str | bytes, source: str = "metrics file") -> Usage:
     Raises
     ------
     InputError
-        Not text, too large, a label missing, or a value that does not parse.
+        Too large, a label missing, or a value that does not parse.
     """
     if len(text) > MAX_METRICS_FILE_BYTES:
         raise InputError(f"{source} has {len(text)} bytes; expected at most {MAX_METRICS_FILE_BYTES}")
     if isinstance(text, bytes):
-        try:
-            text = text.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{source} is not UTF-8 text (byte {error.start}); expected the output of time --verbose"
-            ) from None
+        # The timed command may hold a path in any encoding; the lines that count are ASCII in every one.
+        text = text.decode("utf-8", errors="replace")
     values: dict[str, str] = {}
     killed = None
     for line in text.splitlines():
@@ -86,8 +86,10 @@ def job_targets(name: str, process: str | bytes, preview: str | bytes) -> Target
 
     Raises
     ------
+    StepFailedError
+        A step did not end with exit status 0.
     InputError
-        A file does not parse, or a step did not end with exit status 0 (such a job has no targets).
+        A file does not parse.
     """
     steps = {
         "process_metrics.txt": parse_usage(process, f"{name}: process_metrics.txt"),
@@ -95,7 +97,7 @@ def job_targets(name: str, process: str | bytes, preview: str | bytes) -> Target
     }
     for file, usage in steps.items():
         if usage.exit_status != 0:
-            raise InputError(f"{name}: {file} says exit status {usage.exit_status}; expected 0")
+            raise StepFailedError(f"{name}: {file} says exit status {usage.exit_status}; expected 0")
     memory_gb = sum(usage.resident_kb for usage in steps.values()) / 1e6
     wallclock_s = sum(usage.elapsed_s for usage in steps.values()) + 1
     return Targets(wallclock=wallclock_s, memory=memory_gb, mem_bin=int(needed_bin(memory_gb)))

@@ -29,7 +29,8 @@ IMPOSSIBLE = "no valid record"
 """Kind of a quarantine entry whose figures break the schema or cannot be true."""
 
 _MAX_RECORD = 10_000
-_MAX_NAME = 200
+# As long as a key of S3 may be.
+_MAX_NAME = 1024
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def write_back(store: Store, jobs: pd.DataFrame, trained_at: int) -> tuple[int, 
     ----------
     store : Store
     jobs : DataFrame of n jobs
-        With the columns `COLUMNS` as they were trained on, and the training's of `TRAINING_COLUMNS`.
+        With the columns `COLUMNS` as they were trained on, and some of `TRAINING_COLUMNS`; the rest stay as they are.
     trained_at : int
         Time of the training, epoch seconds.
 
@@ -132,7 +133,10 @@ def write_back(store: Store, jobs: pd.DataFrame, trained_at: int) -> tuple[int, 
     tuple of int
         Records that got it, and records left alone since they are gone or other ones by now.
     """
-    jobs = conform(jobs.assign(trained_at=trained_at), JOBS)
+    jobs = jobs.assign(trained_at=trained_at)
+    # A training of one network says nothing of what the others found out.
+    found = [name for name in TRAINING_COLUMNS if name in jobs]
+    jobs = conform(jobs, JOBS)
     told = [name for name in COLUMNS if name not in ("ipst", "timestamp")]
     written = 0
     with store.change():
@@ -142,7 +146,7 @@ def write_back(store: Store, jobs: pd.DataFrame, trained_at: int) -> tuple[int, 
             # Records are read with total_mb rounded; what the store has may not be.
             seen = there[told].assign(total_mb=there["total_mb"].round())
             is_same = (part[told] == seen).fillna(False).all(axis=1)
-            store.put(JOBS, there.assign(**{name: part[name] for name in TRAINING_COLUMNS})[is_same])
+            store.put(JOBS, there.assign(**{name: part[name] for name in found})[is_same])
             written += int(is_same.sum())
     return written, len(jobs) - written
 
