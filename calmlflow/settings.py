@@ -48,6 +48,9 @@ def parse_stage(text: str) -> str:
 EXPERIMENT = "calcloud"
 """MLflow experiment of the entry points, where ``MLFLOW_EXPERIMENT_NAME`` names no other."""
 
+HEALTH_EXPERIMENT = "calcloud-health"
+"""MLflow experiment that keeps what `calmlflow jobs status` finds."""
+
 # -- The embedded server --------------------------------------------------------------------------------------------
 
 HOST = "127.0.0.1"
@@ -132,6 +135,11 @@ def has_registry() -> bool:
 def emit_uri() -> str:
     """Where every prediction is kept, a ``.jsonl`` file or ``s3://bucket/prefix``: ``CALMLFLOW_EMIT``, default none."""
     return os.environ.get("CALMLFLOW_EMIT", "")
+
+
+def jobs_uri() -> str:
+    """Store of job records: ``CALMLFLOW_JOBS``, default ``sqlite:///`` and ``jobs.db`` in `home`."""
+    return os.environ.get("CALMLFLOW_JOBS") or f"sqlite:///{home().absolute() / 'jobs.db'}"
 
 
 def notify_url() -> str:

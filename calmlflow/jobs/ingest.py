@@ -58,7 +58,7 @@ class Ingested:
         """Datasets that were looked at; each is counted once."""
         return self.counts.total + self.known + len(self.pending)
 
-    def figures(self) -> dict[str, int | float]:
+    def figures(self) -> dict[str, float]:
         """Counts by name, for metrics and for scripts."""
         counted = {"datasets": self.total, **vars(self.counts), "known": self.known, "pending": len(self.pending)}
         return {**counted, "seconds": round(self.seconds, 3)}
