@@ -39,6 +39,7 @@ _REASONS = {
     "42501": "permission denied",
     "53100": "its disk is full",
     "22021": "a text holds a NUL character",
+    "OperationalError": "no answer",
 }
 
 
@@ -166,7 +167,8 @@ class SqlStore:
         with self._connected("read") as connection:
             for start in range(0, len(wanted), _NAMES_AT_ONCE):
                 some = wanted[start : start + _NAMES_AT_ONCE]
-                found += connection.execute(sa.select(sql).where(sql.c.ipst.in_(some))).tuples()
+                # Plain tuples: pandas takes a row with a column ``dtype`` for an array.
+                found += map(tuple, connection.execute(sa.select(sql).where(sql.c.ipst.in_(some))))
         return conform(pd.DataFrame(found, columns=list(table.columns), dtype=object), table)
 
     def put(self, table: Table, rows: pd.DataFrame) -> None:
@@ -226,7 +228,8 @@ class SqlStore:
             if type(cause).__module__.partition(".")[0] not in ("sqlalchemy", "sqlite3", "psycopg"):
                 raise
             code = getattr(cause, "sqlstate", None) or getattr(cause, "sqlite_errorname", None)
-            reason = _REASONS.get(code or "", code or type(cause).__name__)
+            code = code or type(cause).__name__
+            reason = _REASONS.get(code, code)
             raise CalmlflowError(
                 f"{self.name} cannot be {act} ({reason}); expected a database of job records that answers"
             ) from None
