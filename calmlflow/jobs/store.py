@@ -21,9 +21,9 @@ CHUNK_ROWS = 50_000
 """Rows that are read or written at once, where a store has no measure of its own."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
-    """A table of a store.
+    """A table of a store; each is equal to itself only.
 
     Attributes
     ----------
