@@ -67,7 +67,8 @@ def test_an_unknown_scheme_is_named_and_its_password_is_not():
     with pytest.raises(InputError) as caught:
         read_jobs("gopher://me:secret@host/jobs")
     assert str(caught.value) == (
-        "data source has the unknown scheme 'gopher'; expected sample, sample:N, a path, file://"
+        "data source has the unknown scheme 'gopher'; expected a path, file://, sample, sample:N, sqlite://, "
+        "postgresql://, dynamodb:// or s3://"
     )
 
 
@@ -84,7 +85,7 @@ def test_a_sample_of_nothing():
 
 @pytest.mark.parametrize("uri", ["", " "])
 def test_an_empty_uri(uri):
-    with pytest.raises(InputError, match=r"data source is '\s*'; expected sample, sample:N, a path, file://"):
+    with pytest.raises(InputError, match=r"data source is '\s*'; expected a path, file://, sample, sample:N, sqlite:"):
         read_jobs(uri)
 
 

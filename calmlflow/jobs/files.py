@@ -1,12 +1,59 @@
 """Job records in files: a CSV, or the folder that a training left behind."""
 
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 
 from calmlflow.hst.errors import InputError
+from calmlflow.jobs.store import JOBS, Table, conform
 
 _SHOWN = 10
+
+
+def open_path(path: Path, create: bool = False) -> "ReadOnly":
+    """Open a file or folder; see `calmlflow.jobs.sources.open_store`."""
+    return ReadOnly(str(path), lambda table: iter([read_path(path)] if table is JOBS else []))
+
+
+class ReadOnly:
+    """A store that can only be read; see `calmlflow.jobs.store.Store`."""
+
+    def __init__(self, name: str, parts: Callable[[Table], Iterator[pd.DataFrame]]):
+        self.name = name
+        self._parts = parts
+
+    def read(
+        self, table: Table, columns: Sequence[str] | None = None, where: Mapping[str, object] | None = None
+    ) -> Iterator[pd.DataFrame]:
+        """See `calmlflow.jobs.store.Store.read`."""
+        for part in self._parts(table):
+            for name, value in (where or {}).items():
+                part = part[part[name] == value]
+            yield part.reindex(columns=list(columns)) if columns else part
+
+    def get(self, table: Table, names: Collection[str]) -> pd.DataFrame:
+        """See `calmlflow.jobs.store.Store.get`."""
+        parts = [part[part["ipst"].isin(list(names))] for part in self._parts(table)]
+        return conform(pd.concat(parts) if parts else pd.DataFrame(), table)
+
+    def put(self, table: Table, rows: pd.DataFrame) -> None:
+        """Raise an InputError: it cannot be written."""
+        raise InputError(f"{self.name} can only be read; expected a store that can be written")
+
+    def count(self, table: Table) -> int:
+        """See `calmlflow.jobs.store.Store.count`."""
+        return sum(map(len, self._parts(table)))
+
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        """Raise an InputError: it cannot be written."""
+        self.put(JOBS, pd.DataFrame())
+        yield
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
 
 def read_path(path: Path) -> pd.DataFrame:

@@ -1,72 +1,142 @@
-"""Open a source of job records by one URI."""
+"""Open a store of job records, or read its records, by one URI."""
 
 import re
 from collections.abc import Callable
+from contextlib import closing
+from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote
 
 import pandas as pd
 
 from calmlflow.hst.errors import InputError
-from calmlflow.jobs.files import read_path
 from calmlflow.jobs.records import Checked, check_records
-from calmlflow.jobs.sample import draw_sample
+from calmlflow.jobs.store import JOBS, Store
+
+_OPENERS = {
+    "sqlite": ("calmlflow.jobs.sql", "open_sql"),
+    "postgresql": ("calmlflow.jobs.sql", "open_sql"),
+    "postgresql+psycopg": ("calmlflow.jobs.sql", "open_sql"),
+    "postgres": ("calmlflow.jobs.sql", "open_sql"),
+    "dynamodb": ("calmlflow.jobs.dynamodb", "open_dynamodb"),
+    "s3": ("calmlflow.jobs.objects", "open_objects"),
+}
+# Scheme -> what opens a store: imported when it is asked for, since each stands on a heavy library.
+
+_KNOWN = "a path, file://, sample, sample:N, sqlite://, postgresql://, dynamodb:// or s3://"
+
+# In the query of an address, or in libpq's words.
+_SECRET_KEYS = "password|passwd|pwd|sslpassword|aws_secret_access_key|secret[a-z_]*|token"
+_SECRET_PARAMETER = re.compile(rf"(?i)(?<=[?&;])({_SECRET_KEYS})=[^&;#]*")
+# Up to the last @ before the path: passwords hold unescaped ones.
+_USER = re.compile(r"(?i)^([a-z][a-z0-9+.-]+:(?://)?)([^/?#:@]*):(.+)@")
 
 
-def read_jobs(uri: str, seed: int = 0) -> Checked:
-    """Read and check job records.
+def open_store(uri: str, create: bool = False, seed: int = 0) -> Store:
+    """Open a store of job records.
 
     Parameters
     ----------
     uri : str
-        ``sample`` or ``sample:N`` (synthetic), a path or ``file://`` URI of a CSV file or of a training's folder. A
-        folder that is itself named ``sample`` is read as ``./sample``.
+        A path or ``file://`` URI of a CSV or Parquet file, of a folder (a training's, one with a table, one of Parquet
+        files) or of an archive (``.zip``, ``.tgz``, ``.tar.gz``); ``s3://bucket/key`` of any of these, of a SQLite file
+        (``.db``, ``.sqlite``), or ``s3://bucket/prefix/`` of Parquet files; ``sqlite:///FILE``;
+        ``postgresql://USER@HOST/DATABASE``; ``dynamodb://TABLE?region=...``; ``sample`` or ``sample:N`` (synthetic). A
+        folder that is itself named ``sample`` is opened as ``./sample``.
+    create : bool
+        Whether it may be made if it is not there yet.
     seed : int, default 0
         Of the synthetic sample.
 
     Raises
     ------
     InputError
-        An unknown scheme, records that cannot be read, or none that is valid.
+        An unknown scheme, nothing there, or what is there holds no job records.
+    CalmlflowError
+        It cannot be reached.
     """
-    return check_records(read_table(uri, seed), uri)
+    if not uri.strip():
+        raise InputError(f"data source is {uri!r}; expected {_KNOWN}")
+    if re.fullmatch("sample(:.*)?", uri):
+        return _open_sample(uri, seed)
+    scheme = _scheme(uri)
+    if scheme in (None, "file"):
+        from calmlflow.jobs.files import open_path
+
+        return open_path(Path(uri) if scheme is None else _file_path(uri), create)
+    if scheme not in _OPENERS:
+        # The rest of the URI may hold a password.
+        raise InputError(f"data source has the unknown scheme {scheme!r}; expected {_KNOWN}")
+    module, opener = _OPENERS[scheme]
+    opened: Callable[[str, bool], Store] = getattr(import_module(module), opener)
+    return opened(uri, create)
+
+
+def read_jobs(uri: str, seed: int = 0) -> Checked:
+    """Read and check the job records of a store; see `open_store`.
+
+    Raises
+    ------
+    InputError
+        Also where no record is valid.
+    """
+    return check_records(read_table(uri, seed), public_uri(uri))
 
 
 def read_table(uri: str, seed: int = 0) -> pd.DataFrame:
-    """Read the table behind a URI as it is, unchecked; see `read_jobs`."""
-    if not uri.strip():
-        raise InputError(f"data source is {uri!r}; expected {_known()}")
-    if re.fullmatch("sample(:.*)?", uri):
-        return _sample(uri, seed)
+    """Read the job records of a store as they are, unchecked; see `open_store`."""
+    with closing(open_store(uri, seed=seed)) as store:
+        parts = list(store.read(JOBS))
+    return pd.concat(parts) if parts else pd.DataFrame(columns=list(JOBS.columns))
+
+
+# -- Passwords ------------------------------------------------------------------------------------------------------
+
+
+def public_uri(uri: str) -> str:
+    """The URI of a store without any password, for logs, parameters and errors."""
+    if _scheme(uri) is None:
+        return uri
+    return _SECRET_PARAMETER.sub(r"\1=***", _USER.sub(r"\1\2:***@", uri))
+
+
+def has_password(uri: str) -> bool:
+    """Whether the URI of a store holds a password."""
+    return public_uri(uri) != uri
+
+
+def refuse_password(uri: str) -> None:
+    """Raise an InputError where the URI of a store holds a password: MLflow writes parameters down, for all to read."""
+    if has_password(uri):
+        raise InputError(
+            f"the address {public_uri(uri)} holds a password, which MLflow has written down by now; expected none: set "
+            "PGPASSWORD or write ~/.pgpass, and change that password"
+        )
+
+
+# -- Kinds of URIs --------------------------------------------------------------------------------------------------
+
+
+def _scheme(uri: str) -> str | None:
     # At least two letters, as in every scheme.
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", uri)
-    if not scheme:
-        return read_path(Path(uri))
-    if scheme[1].lower() not in OPENERS:
-        # The rest of the URI may hold a password.
-        raise InputError(f"data source has the unknown scheme {scheme[1]!r}; expected {_known()}")
-    return OPENERS[scheme[1].lower()](uri)
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", uri)
+    return found[1].lower() if found else None
 
 
-def _known() -> str:
-    return ", ".join(["sample", "sample:N", "a path", *(f"{scheme}://" for scheme in OPENERS)])
-
-
-def _sample(uri: str, seed: int) -> pd.DataFrame:
-    if uri == "sample":
-        return draw_sample(seed=seed)
-    size = uri.removeprefix("sample:")
-    if not re.fullmatch("[0-9]{1,9}", size):
-        raise InputError(f"sample size is {size!r}; expected sample:N with a whole number N, 1 or more")
-    return draw_sample(int(size), seed)
-
-
-def _open_file(uri: str) -> pd.DataFrame:
+def _file_path(uri: str) -> Path:
     host, slash, path = uri.partition(":")[2].removeprefix("//").partition("/")
     if host not in ("", "localhost") or not slash:
         raise InputError(f"data source {uri!r} names no local file; expected file:///absolute/path")
-    return read_path(Path("/" + unquote(path)))
+    return Path("/" + unquote(path))
 
 
-OPENERS: dict[str, Callable[[str], pd.DataFrame]] = {"file": _open_file}
-"""Scheme -> what reads the table behind a URI of that scheme."""
+def _open_sample(uri: str, seed: int) -> Store:
+    from calmlflow.jobs.files import ReadOnly
+    from calmlflow.jobs.sample import draw_sample
+
+    if uri == "sample":
+        return ReadOnly(uri, lambda table: iter([draw_sample(seed=seed)] if table is JOBS else []))
+    size = uri.removeprefix("sample:")
+    if not re.fullmatch("[0-9]{1,9}", size):
+        raise InputError(f"sample size is {size!r}; expected sample:N with a whole number N, 1 or more")
+    return ReadOnly(uri, lambda table: iter([draw_sample(int(size), seed)] if table is JOBS else []))
