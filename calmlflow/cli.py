@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from calmlflow import __version__, cli_predict, cli_registry, settings
+from calmlflow import __version__, cli_jobs, cli_predict, cli_registry, settings
 from calmlflow.cli_predict import SUMMARY
 from calmlflow.console import new_app, say
 from calmlflow.hst.errors import CalmlflowError
@@ -13,6 +13,7 @@ from calmlflow.hst.errors import CalmlflowError
 app = new_app(no_args_is_help=True, invoke_without_command=True)
 server_app = new_app(help="The embedded server: S3 store and MLflow tracking server, on this machine only.")
 app.add_typer(server_app, name="server", invoke_without_command=True)
+app.add_typer(cli_jobs.app, name="jobs")
 
 
 @server_app.callback(invoke_without_command=True)
@@ -125,7 +126,7 @@ app.command()(cli_registry.diff)
 
 @app.callback()
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
-    """Size Hubble calibration jobs: run the embedded server, predict, promote."""
+    """Size Hubble calibration jobs: run the embedded server, keep job records, predict, promote."""
     if show:
         print(__version__)
         raise typer.Exit

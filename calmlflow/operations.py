@@ -6,12 +6,8 @@ from pathlib import Path
 
 import mlflow
 
-from calmlflow.archive import pack, unpack
 from calmlflow.batch import predict_table
-from calmlflow.console import byte_progress
 from calmlflow.loading import load_results
-from calmlflow.shipping import fetch, ship
-from calmlflow.shipping_parts import parse_uri
 from calmlflow.tracking import log_new_params, tracked_run
 
 
@@ -52,23 +48,3 @@ def compare_in_run(this: str, other: str) -> str:
         write_pngs(charts, Path(pictures))
         mlflow.log_artifacts(pictures)
         return text
-
-
-def ship_training(tree: str, output: str, destination: str) -> list[str]:
-    """Pack a training; with a destination, send the archives to ``{destination}/{date-epoch}/``. A line for each."""
-    folder = Path(tree).resolve()
-    if destination != "none":
-        # Before the work of packing.
-        parse_uri(destination)
-    files = pack(folder, Path(output) / folder.name)
-    if destination == "none":
-        return [str(file) for file in files]
-    with byte_progress("sending") as on_progress:
-        sent = ship(files, f"{destination.rstrip('/')}/{folder.name}", on_progress)
-    return [f"{item.uri} sha256 {item.sha256} ({item.sent_bytes:,} of {item.size_bytes:,} bytes sent)" for item in sent]
-
-
-def fetch_training(source: str, output: str) -> str:
-    """Fetch an archive of a training and unpack it; the path of its folder."""
-    with tempfile.TemporaryDirectory() as temporary, byte_progress("fetching") as on_progress:
-        return str(unpack(fetch(source, Path(temporary), on_progress), Path(output)))

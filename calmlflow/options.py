@@ -19,6 +19,14 @@ Risk = Annotated[
     ),
 ]
 
+Writeback = Annotated[
+    Literal["true", "false"],
+    typer.Option(help="Whether predictions and wallclock statistics go into the store that the jobs came from."),
+]
+Destination = Annotated[
+    str, typer.Option(help="s3://bucket/prefix that gets models, results and archives under {date}-{epoch}/, or none.")
+]
+
 Only = Annotated[
     str,
     typer.Option(
@@ -40,12 +48,16 @@ def training_command(network: str, summary: str) -> Callable[..., None]:
         stage: Stage = "None",
         config: Config = "default",
         risk: Risk = 0.0,
+        writeback: Writeback = "false",
+        destination: Destination = "none",
     ) -> None:
         # Not before the options are understood: TensorFlow takes seconds to import.
         from calmlflow.runs import TrainingRequest, train
         from calmlflow.summary import print_training
 
-        request = TrainingRequest(data, output, seed, test_size, register == "true", stage, config, risk)
+        request = TrainingRequest(
+            data, output, seed, test_size, register == "true", stage, config, risk, writeback == "true", destination
+        )
         print_training(train(request, [network], bundle=False))
 
     main.__doc__ = summary

@@ -44,7 +44,9 @@ class Shipped:
     sent_bytes: int
 
 
-def ship(files: Sequence[Path], s3_uri: str, on_progress: OnProgress | None = None) -> tuple[Shipped, ...]:
+def ship(
+    files: Sequence[Path], s3_uri: str, on_progress: OnProgress | None = None, root: Path | None = None
+) -> tuple[Shipped, ...]:
     """Upload files; objects that hold the same already are left, and an interrupted upload goes on.
 
     A file of more than 8 MiB goes in parts, and a second call with the same content sends those that are
@@ -53,7 +55,7 @@ def ship(files: Sequence[Path], s3_uri: str, on_progress: OnProgress | None = No
     Parameters
     ----------
     files : sequence of Path
-        Each becomes the object of its name.
+        Each becomes the object of its name, or of its path below ``root`` if it lies there.
     s3_uri : str
         ``s3://bucket`` or ``s3://bucket/prefix``. Address and credentials of the store are boto3's own settings.
     on_progress : callable, optional
@@ -68,7 +70,9 @@ def ship(files: Sequence[Path], s3_uri: str, on_progress: OnProgress | None = No
     """
     folder = parse_uri(s3_uri)
     prefix = folder.key.rstrip("/") + "/" if folder.key else ""
-    names = [path.name for path in files]
+    names = [
+        path.relative_to(root).as_posix() if root and path.is_relative_to(root) else path.name for path in files
+    ]
     for name in names:
         if not re.fullmatch(r"[^\x00-\x1f\\\ud800-\udfff]+", name) or name == SUMS or names.count(name) > 1:
             raise InputError(

@@ -44,6 +44,10 @@ def print_training(outcome: Outcome) -> None:
         console.print(f"taken over: {', '.join(outcome.taken_over)}: from version {outcome.champion}")
     for model, version in outcome.versions.items():
         console.print(f"registered: {model} version {version}")
+    if outcome.written:
+        console.print(f"written:    {outcome.written}")
+    if outcome.sent:
+        console.print(f"sent:       {outcome.sent}")
     if outcome.promoted:
         console.print(f"promoted:   {outcome.promoted}")
     console.print(f"results:    {outcome.tree}")

@@ -1,7 +1,19 @@
 """Train the networks, evaluate, register, and promote the new version if a stage is given."""
 
 from calmlflow.console import script
-from calmlflow.options import Config, Data, Only, Output, Register, Risk, Seed, Stage, TestSize
+from calmlflow.options import (
+    Config,
+    Data,
+    Destination,
+    Only,
+    Output,
+    Register,
+    Risk,
+    Seed,
+    Stage,
+    TestSize,
+    Writeback,
+)
 from calmlflow.settings import parse_networks
 
 
@@ -15,6 +27,8 @@ def main(
     config: Config = "default",
     risk: Risk = 0.0,
     only: Only = "all",
+    writeback: Writeback = "false",
+    destination: Destination = "none",
 ) -> None:
     """Train the networks, evaluate, register, and promote the new version if a stage is given."""
     networks = parse_networks(only)
@@ -22,7 +36,9 @@ def main(
     from calmlflow.runs import TrainingRequest, train
     from calmlflow.summary import print_training
 
-    request = TrainingRequest(data, output, seed, test_size, register == "true", stage, config, risk)
+    request = TrainingRequest(
+        data, output, seed, test_size, register == "true", stage, config, risk, writeback == "true", destination
+    )
     print_training(train(request, networks))
 
 

@@ -8,7 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from calmlflow.hst.errors import InputError
-from calmlflow.predictor.events import MAX_RECORDS, is_notification, read_job, read_notification
+from calmlflow.predictor.events import read_job, read_notification
+from calmlflow.s3_events import MAX_RECORDS, is_notification
 
 # -- One job --------------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ FLOORS = (
     {"__init__", "hst"},
     {"settings"},
     {"s3"},
+    {"s3_events"},
     {"console", "archive_members"},
     {"jobs", "networks", "results", "predictor"},
     {"registry"},

@@ -98,7 +98,8 @@ def _read_url(uri: str) -> URL:
 def _engine(url: URL) -> sa.Engine:
     if url.get_backend_name() != "sqlite":
         patience = {} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_S}
-        return sa.create_engine(url, connect_args=patience)
+        # A process of Lambda's sleeps between its calls, and may find its connection gone.
+        return sa.create_engine(url, connect_args=patience, pool_pre_ping=True)
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_S})
 
     @sa.event.listens_for(engine, "connect")

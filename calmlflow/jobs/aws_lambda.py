@@ -1,0 +1,71 @@
+"""AWS Lambda handler of ingest: what has finished goes into the store that ``CALMLFLOW_JOBS`` names."""
+
+import functools
+import logging
+from typing import Any
+
+from calmlflow import settings
+from calmlflow.hst.errors import CalmlflowError, InputError
+from calmlflow.jobs.events import read_event
+from calmlflow.jobs.ingest import Ingested, ingest
+from calmlflow.jobs.sources import open_store
+from calmlflow.jobs.store import Store
+
+log = logging.getLogger(__name__)
+# Lambda's own level is WARNING; what became of a job is worth a line.
+log.setLevel(logging.INFO)
+
+
+def handler(event: Any, context: object = None) -> dict[str, Any]:
+    """Ingest the finished jobs that an event tells of.
+
+    Parameters
+    ----------
+    event : dict
+        See `calmlflow.jobs.events.read_event`.
+    context : object
+        Lambda's; not used.
+
+    Returns
+    -------
+    dict
+        ``datasets`` (how many were looked at), ``stored``, ``updated``, ``unchanged``, ``older``, ``quarantined``,
+        ``reasons`` (kind of quarantine entry -> number), and ``refused``: what is wrong with the event, or with some of
+        its records; that is not tried again.
+
+    Raises
+    ------
+    CalmlflowError
+        S3 or the store is out of reach: Lambda counts the call as failed and tries again, which is safe.
+    """
+    del context
+    try:
+        jobs, refused = read_event(event)
+    except InputError as error:
+        jobs, refused = [], [error]
+    for refusal in refused:
+        log.warning("refused: %s", refusal)
+    done = Ingested()
+    for bucket in sorted({job.bucket for job in jobs}):
+        found = ingest(_store(settings.jobs_uri()), bucket, [job.name for job in jobs if job.bucket == bucket])
+        log.info("%s: %s", bucket, found)
+        done.counts += found.counts
+        done.pending |= found.pending
+        done.reasons |= {kind: done.reasons.get(kind, 0) + count for kind, count in found.reasons.items()}
+    if done.pending:
+        raise CalmlflowError(
+            f"{len(done.pending)} of {done.total} datasets are pending: {next(iter(done.pending.values()))}; expected "
+            "S3 to answer: this call is safe to repeat"
+        )
+    return {
+        "datasets": done.total,
+        **vars(done.counts),
+        "reasons": done.reasons,
+        "refused": [str(refusal) for refusal in refused],
+    }
+
+
+@functools.lru_cache(maxsize=1)
+def _store(uri: str) -> Store:
+    """One store for the calls of an instance: opening it may take longer than a job."""
+    return open_store(uri, create=True)

@@ -1,0 +1,57 @@
+"""What tells ingest of a finished job: S3's notification of a trigger file, or the job by its name."""
+
+import re
+from typing import NamedTuple
+
+from calmlflow.hst.dataset import parse_dataset
+from calmlflow.hst.errors import InputError
+from calmlflow.s3 import check_bucket
+from calmlflow.s3_events import is_notification, read_notices
+
+EXPECTED = 'expected {"Bucket": ..., "Ipppssoot": ...} or a notification of S3 for messages/processed-IPPPSSOOT.trigger'
+
+_TRIGGER = re.compile(r"messages/processed-(.+)\.trigger")
+
+
+class FinishedJob(NamedTuple):
+    """A dataset whose job has finished, and the bucket that it is in."""
+
+    bucket: str
+    name: str
+
+
+def read_event(event: object) -> tuple[list[FinishedJob], list[InputError]]:
+    """Read an event: the jobs that it tells of, each once, and what is wrong with others of its records.
+
+    Parameters
+    ----------
+    event : dict
+        ``{"Bucket", "Ipppssoot"}``; ``Dataset`` is accepted for ``Ipppssoot``. Or S3's notification of new objects, its
+        own or EventBridge's, whose keys are ``messages/processed-{ipppssoot}.trigger``.
+
+    Raises
+    ------
+    InputError
+        It is neither.
+    """
+    if not isinstance(event, dict):
+        raise InputError(f"the event is a {type(event).__name__}; {EXPECTED}")
+    if not is_notification(event):
+        name = event.get("Ipppssoot") or event.get("Dataset")
+        if not name:
+            raise InputError(f"the event has no Ipppssoot; {EXPECTED}")
+        check_bucket(event.get("Bucket"))
+        return [FinishedJob(event["Bucket"], parse_dataset(name).name)], []
+    found: dict[FinishedJob, None] = {}
+    refused: list[InputError] = []
+    for notice in read_notices(event, EXPECTED):
+        try:
+            if isinstance(notice, InputError):
+                raise notice
+            trigger = _TRIGGER.fullmatch(notice.key)
+            if not trigger:
+                raise InputError(f"Key {notice.key[:60]!r} is no trigger's; {EXPECTED}")
+            found[FinishedJob(notice.bucket, parse_dataset(trigger[1]).name)] = None
+        except InputError as error:
+            refused.append(error)
+    return list(found), refused

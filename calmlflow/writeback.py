@@ -1,0 +1,38 @@
+"""What a training found out about jobs, back into the store that they came from."""
+
+from contextlib import closing
+from pathlib import Path
+
+import pandas as pd
+
+from calmlflow.jobs.keeping import write_back
+from calmlflow.jobs.sources import open_store, public_uri
+
+
+def check_writable(data: str) -> None:
+    """Raise an InputError where jobs come from something that cannot be written, before hours of work go into it."""
+    with closing(open_store(data)) as store, store.change():
+        pass
+
+
+def write_predictions(data: str, table: pd.DataFrame, tree: Path) -> str:
+    """Write predictions and wallclock statistics into a store, all of them or none.
+
+    Parameters
+    ----------
+    data : str
+        URI of the store.
+    table : DataFrame of n jobs
+        See `calmlflow.results.table.training_table`.
+    tree : Path
+        The training's folder, ``{date}-{epoch}``; its epoch becomes ``trained_at``.
+
+    Returns
+    -------
+    str
+        A sentence for people.
+    """
+    with closing(open_store(data)) as store:
+        written, left = write_back(store, table, int(tree.name.rpartition("-")[2]))
+    others = f"; {left:,} left alone, which are gone or others by now" if left else ""
+    return f"{written:,} records of {public_uri(data)}{others}"
