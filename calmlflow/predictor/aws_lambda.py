@@ -96,7 +96,9 @@ def _answer(job: ControlObject) -> dict[str, Any]:
 
 
 def _told(error: CalmlflowError) -> dict[str, Any]:
-    return {"errorType": type(error).__name__, "errorMessage": str(error)}
+    # Of an input error's kinds a caller need not know.
+    kind = "InputError" if isinstance(error, InputError) else type(error).__name__
+    return {"errorType": kind, "errorMessage": str(error)}
 
 
 def _guarded(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
