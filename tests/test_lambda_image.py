@@ -77,7 +77,8 @@ def test_the_bundle_and_its_version_are_baked(baked, bundle):
 def test_of_the_package_only_what_the_handler_loads_is_baked(baked):
     found = files_in(baked / "calmlflow")
     assert {"__init__.py", "s3.py", "settings.py", "hst/features.py", "predictor/aws_lambda.py"} <= found.keys()
-    assert {name.partition("/")[0] for name in found} == {"__init__.py", "s3.py", "settings.py", "hst", "predictor"}
+    files = {"__init__.py", "s3.py", "s3_events.py", "settings.py"}
+    assert {name.partition("/")[0] for name in found} == {*files, "hst", "predictor"}
     assert found["hst/features.py"] == (ROOT / "calmlflow" / "hst" / "features.py").read_bytes()
     assert {path.name for path in baked.iterdir()} == {"bundle", "calmlflow", "requirements.txt"}
 
