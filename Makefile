@@ -17,7 +17,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 export MPLCONFIGDIR ?= $(CURDIR)/.calmlflow/matplotlib
 export KERAS_HOME ?= $(CURDIR)/.calmlflow/keras
 
-.PHONY: run test test-slow bench bench-predict lint format ui server stop clean
+.PHONY: run test test-slow bench bench-predict bench-jobs lint format ui server stop clean
 
 run: .venv/installed server
 	@mkdir -p $(CALMLFLOW_HOME)/tmp
@@ -49,6 +49,10 @@ bench-predict: .venv/installed-test
 	@# Edited since they were installed: a module without compiled bytecode takes three times as long.
 	python -m compileall -q calmlflow
 	python -m benchmarks.bench_predict
+
+bench-jobs: .venv/installed-test
+	python -m compileall -q calmlflow
+	python -m benchmarks.bench_jobs
 
 lint: .venv/installed-test
 	ruff check .

@@ -1,8 +1,6 @@
 """`make bench-predict`: how long an answer takes, cold, warm, by the million and over HTTP; ratios within one run."""
 
-import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -13,19 +11,16 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.figures import Figure, show
 from calmlflow import server as embedded
 from calmlflow import settings
 from calmlflow.console import say, script
-from calmlflow.files import replacing
 from calmlflow.hst.features import job_features
 from calmlflow.predictor import Predictor
 
@@ -39,20 +34,6 @@ WARM_ANSWERS = 20_000
 KERAS_ROUNDS = 30
 THREADS = 64
 CHANGES = 50
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A measured figure, and what it has to reach: at most the limit, or at least it."""
-
-    name: str
-    value: float
-    sign: str
-    limit: float
-
-    @property
-    def reached(self) -> bool:
-        return self.value <= self.limit if self.sign == "<=" else self.value >= self.limit
 
 
 def timed(command: list[str]) -> float:
@@ -229,19 +210,7 @@ def main(output: str = "out/bench-predict.json") -> None:
         figures += measure_changes(jobs)
         shutil.rmtree(folder / "data")
     load.append(os.getloadavg()[0])
-    table = Table(title="Reach", title_justify="left")
-    for heading, justify in (("figure", "left"), ("value", "right"), ("to reach", "right"), ("", "left")):
-        table.add_column(heading, justify=justify, no_wrap=True)
-    for figure in figures:
-        verdict = "pass" if figure.reached else "miss"
-        table.add_row(figure.name, f"{figure.value:.4g}", f"{figure.sign} {figure.limit:.4g}", verdict)
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
-    console.print(f"{os.cpu_count()} CPUs, load {load[0]:.1f} to {load[1]:.1f}, Python {platform.python_version()}")
-    console.print(table)
-    written = {"load": load, "figures": [asdict(one) for one in figures], "many": many, "serving": serving}
-    with replacing(Path(output)) as file:
-        file.write(json.dumps(written, indent=2) + "\n")
-    say(f"written: {output}")
+    show(figures, load, output, {"many": many, "serving": serving})
 
 
 if __name__ == "__main__":
