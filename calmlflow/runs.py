@@ -1,5 +1,6 @@
 """What one MLflow run does: read -> train -> evaluate -> log -> register."""
 
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -12,6 +13,7 @@ import pandas as pd
 from mlflow.data.pandas_dataset import PandasDataset
 
 from calmlflow import settings
+from calmlflow.archive import pack
 from calmlflow.console import progress, say
 from calmlflow.fitting import FittedNetwork, fit_network
 from calmlflow.hst.errors import InputError
@@ -33,9 +35,12 @@ from calmlflow.results.plots_data import data_charts
 from calmlflow.results.report import ReportContent, write_report
 from calmlflow.results.table import PREDICTIONS, training_table
 from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS
+from calmlflow.shipment import send_training
+from calmlflow.shipping_parts import parse_uri
 from calmlflow.tracking import environment_params, lineage, log_history, log_new_params, tracked_run
 from calmlflow.training_data import TrainingData, load_training_data
 from calmlflow.tree import new_tree
+from calmlflow.writeback import check_writable, write_predictions
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class TrainingRequest:
     stage: str = "None"
     config: str = "default"
     risk: float = 0.0
+    writeback: bool = False
+    destination: str = "none"
 
 
 @dataclass
@@ -70,6 +77,8 @@ class Outcome:
     charts: dict[str, dict[str, Chart]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
+    written: str = ""
+    sent: str = ""
     promoted: str = ""
 
     @contextmanager
@@ -80,7 +89,9 @@ class Outcome:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
 
 
-def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS, bundle: bool = True) -> Outcome:
+def train(
+    request: TrainingRequest, networks: Sequence[str] = NETWORKS, bundle: bool = True, nested: bool = False
+) -> Outcome:
     """Train networks in one run.
 
     The run's artifacts are the output tree, the logged models, and the quarantined records where there are any. With
@@ -95,6 +106,8 @@ def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS, bundle: 
     bundle : bool
         Make a bundle, with the networks that are not trained as the version in Production has them; each training is a
         child run then. Otherwise ``networks`` is one, and stays alone.
+    nested : bool
+        Train in a child of the active run.
 
     Raises
     ------
@@ -104,7 +117,7 @@ def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS, bundle: 
     """
     taken = tuple(network for network in NETWORKS if bundle and network not in networks)
     name = "main" if bundle else TARGETS[networks[0]]
-    with tracked_run(name) as run:
+    with tracked_run(name, nested) as run:
         stage = None if request.stage == "None" else settings.parse_stage(request.stage)
         if stage and not request.register:
             raise InputError(
@@ -113,6 +126,10 @@ def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS, bundle: 
         if not 0 <= request.risk <= MAX_RISK:
             raise InputError(f"risk is {request.risk:g}; expected 0 to {MAX_RISK:g}")
         configs = read_config(request.config)
+        if request.writeback:
+            check_writable(request.data)
+        if request.destination != "none":
+            parse_uri(request.destination)
         outcome = Outcome(run.info.run_id, taken_over=taken)
         with outcome.timed("references"):
             # Before a promotion of this very run could make it its own champion.
@@ -172,6 +189,14 @@ def train(request: TrainingRequest, networks: Sequence[str] = NETWORKS, bundle: 
         if request.register:
             with outcome.timed("register"):
                 outcome.versions = register(models, origin)
+        if request.writeback:
+            with outcome.timed("writeback"):
+                outcome.written = write_predictions(request.data, table, outcome.tree)
+        if request.destination != "none":
+            with outcome.timed("send"), tempfile.TemporaryDirectory() as folder:
+                archives = pack(outcome.tree, Path(folder))
+                sent = send_training(outcome.tree, archives, request.destination)
+            outcome.sent = f"{len(sent)} files to {request.destination.rstrip('/')}/{outcome.tree.name}/"
         if stage:
             model = BUNDLE_MODEL if bundle else NETWORK_MODELS[networks[0]]
             outcome.promoted = promote_in_run(PromotionRequest(stage, outcome.versions[model], model), nested=True)
