@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calmlflow.hst.errors import CalmlflowError, InputError
-from calmlflow.jobs.files import read_path
+from calmlflow.jobs.files import open_path
 from calmlflow.jobs.sample import draw_sample
+from calmlflow.jobs.store import JOBS
 
 TEXT = "ipst,n_files\nj8c601020,5\n"
 
@@ -18,6 +19,10 @@ def write(path, text=TEXT):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return path
+
+
+def read_path(path) -> pd.DataFrame:
+    return pd.concat(open_path(path).read(JOBS))
 
 
 def names(path) -> list[str]:
@@ -80,12 +85,12 @@ def test_a_folder_with_a_multitude_is_not_listed_whole(tmp_path):
 
 
 def test_a_folder_without_csv(tmp_path):
-    with pytest.raises(InputError, match=r"holds no CSV file; expected data/latest\.csv, latest\.csv or a single"):
+    with pytest.raises(InputError, match=r"holds no CSV or Parquet file; expected data/latest\.csv, latest\.csv, "):
         read_path(tmp_path)
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(InputError, match=r"jobs\.csv does not exist; expected a CSV file"):
+    with pytest.raises(InputError, match=r"jobs\.csv does not exist; expected a file of job records"):
         read_path(tmp_path / "jobs.csv")
 
 

@@ -1,114 +1,161 @@
-"""Job records in files: a CSV, or the folder that a training left behind."""
+"""Job records in files and folders."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pandas as pd
+from calmlflow.hst.errors import CalmlflowError, InputError
+from calmlflow.jobs.file_store import FileStore
+from calmlflow.jobs.formats import is_parquet, read_parts
+from calmlflow.jobs.read_only import ReadOnly, jobs_only
+from calmlflow.jobs.store import JOBS, TABLES, Store, Table
 
-from calmlflow.hst.errors import InputError
-from calmlflow.jobs.store import JOBS, Table, conform
+ARCHIVES = (".zip", ".tgz", ".tar.gz")
+WRITABLE = (".csv", ".parquet")
 
 _SHOWN = 10
 
 
-def open_path(path: Path, create: bool = False) -> "ReadOnly":
-    """Open a file or folder; see `calmlflow.jobs.sources.open_store`."""
-    return ReadOnly(str(path), lambda table: iter([read_path(path)] if table is JOBS else []))
+def open_path(path: Path, create: bool = False) -> Store:
+    """Open a CSV or Parquet file, a folder or an archive.
 
+    A folder holds its table as ``data/latest.csv`` (a training's), as ``latest.csv``, as ``latest.parquet``, as its
+    only CSV file, or as Parquet files in it and below, in this order. Folders and archives can only be read.
 
-class ReadOnly:
-    """A store that can only be read; see `calmlflow.jobs.store.Store`."""
-
-    def __init__(self, name: str, parts: Callable[[Table], Iterator[pd.DataFrame]]):
-        self.name = name
-        self._parts = parts
-
-    def read(
-        self, table: Table, columns: Sequence[str] | None = None, where: Mapping[str, object] | None = None
-    ) -> Iterator[pd.DataFrame]:
-        """See `calmlflow.jobs.store.Store.read`."""
-        for part in self._parts(table):
-            for name, value in (where or {}).items():
-                part = part[part[name] == value]
-            yield part.reindex(columns=list(columns)) if columns else part
-
-    def get(self, table: Table, names: Collection[str]) -> pd.DataFrame:
-        """See `calmlflow.jobs.store.Store.get`."""
-        parts = [part[part["ipst"].isin(list(names))] for part in self._parts(table)]
-        return conform(pd.concat(parts) if parts else pd.DataFrame(), table)
-
-    def put(self, table: Table, rows: pd.DataFrame) -> None:
-        """Raise an InputError: it cannot be written."""
-        raise InputError(f"{self.name} can only be read; expected a store that can be written")
-
-    def count(self, table: Table) -> int:
-        """See `calmlflow.jobs.store.Store.count`."""
-        return sum(map(len, self._parts(table)))
-
-    @contextmanager
-    def change(self) -> Iterator[None]:
-        """Raise an InputError: it cannot be written."""
-        self.put(JOBS, pd.DataFrame())
-        yield
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-
-def read_path(path: Path) -> pd.DataFrame:
-    """Read the table of a CSV file or of a folder, unchecked.
-
-    A folder holds it as ``data/latest.csv`` (a training's), as ``latest.csv``, or as its only CSV file, in this order.
-
-    Returns
-    -------
-    DataFrame
-        Columns as in the file; names of datasets (``ipst``, ``ipppssoot``) are text.
+    Parameters
+    ----------
+    path : Path
+    create : bool
+        Whether a file that is not there is one to be written, ``.csv`` or ``.parquet``.
 
     Raises
     ------
     InputError
-        Nothing there, a folder with no such file or with several, or a file that is no CSV table.
+        Nothing there, or a folder or archive with no such file or with several.
     """
     try:
+        if path.is_dir():
+            tables = _tables_of(path)
+            return ReadOnly(
+                str(path), jobs_only(lambda: (part for one in tables for part in read_parts(one, str(one))))
+            )
+        if path.name.lower().endswith(ARCHIVES):
+            from calmlflow.jobs.archives import open_archive
+
+            return open_archive(path, str(path))
         if not path.exists():
-            raise InputError(f"{path} does not exist; expected a CSV file of job records, or a training's folder")
-        return _read_csv(_table_of(path) if path.is_dir() else path)
+            if not create:
+                raise InputError(f"{path} does not exist; expected a file of job records, or a training's folder")
+            if path.suffix.lower() not in WRITABLE:
+                raise InputError(
+                    f"{path} does not exist and cannot be made; expected a name in {' or '.join(WRITABLE)}"
+                )
+        return FileStore(str(path), _Folder(path))
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); expected a CSV file of job records") from None
+        raise InputError(f"{path} cannot be read ({error.strerror}); expected a file of job records") from None
 
 
-def _table_of(folder: Path) -> Path:
-    for candidate in (folder / "data" / "latest.csv", folder / "latest.csv"):
-        if candidate.is_file():
-            return candidate
-    tables = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".csv")
+def _tables_of(folder: Path) -> list[Path]:
+    for candidate in ("data/latest.csv", "latest.csv", "latest.parquet"):
+        if (folder / candidate).is_file():
+            return [folder / candidate]
+    tables = [path for path in _own(folder.iterdir()) if path.suffix.lower() == ".csv"]
     if len(tables) == 1:
-        return tables[0]
+        return tables
+    files = _own(path for path in folder.rglob("*.parquet") if path.is_file())
+    if files and not tables:
+        return files
     shown = ", ".join(path.name for path in tables[:_SHOWN]) + (", ..." if len(tables) > _SHOWN else "")
-    found = f"{len(tables)} CSV files ({shown})" if tables else "no CSV file"
-    raise InputError(f"folder {folder} holds {found}; expected data/latest.csv, latest.csv or a single CSV file")
+    found = f"{len(tables)} CSV files ({shown})" if tables else "no CSV or Parquet file"
+    raise InputError(
+        f"folder {folder} holds {found}; expected data/latest.csv, latest.csv, a single CSV file or Parquet files"
+    )
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    expected = "expected a header line and comma-separated records"
-    with path.open("rb") as file:
-        # pandas reads on past a NUL, and would take a binary file for a table of odd words.
-        if b"\0" in file.read(65_536):
-            raise InputError(f"{path} is not text; {expected}")
-        file.seek(0)
+def _own(paths: Iterator[Path]) -> list[Path]:
+    """Without the other tables of a store, which lie beside the first one."""
+    others = tuple(f".{table.name}" for table in TABLES)
+    return sorted(path for path in paths if not path.stem.endswith(others) and not path.name.startswith("."))
+
+
+# -- Places ---------------------------------------------------------------------------------------------------------
+
+
+def table_name(name: str, table: Table) -> str:
+    """Name of a table's file, or key of its object, beside the one of the records."""
+    if table is JOBS:
+        return name
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem}.{table.name}.{suffix}" if dot and "/" not in suffix else f"{name}.{table.name}"
+
+
+class _Folder:
+    """Files beside one another; see `calmlflow.jobs.file_store.Place`."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._staged: list[Path] = []
+        self.is_parquet = path.suffix.lower() == ".parquet" or (path.exists() and is_parquet(path))
+
+    def shown(self, table: Table) -> str:
+        return str(self._path_of(table))
+
+    def fetch(self, table: Table) -> Path | None:
+        path = self._path_of(table)
+        return path if path.exists() else None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One change at a time; the lock ends with the process, and its file stays: others may wait for it."""
+        with self._writing():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self._path.with_name(f".{self._path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            # Whole columns at once (not low_memory), so that the type of a cell does not depend on its neighbours.
-            table = pd.read_csv(file, dtype={"ipst": "str", "ipppssoot": "str"}, low_memory=False)
-        except pd.errors.EmptyDataError:
-            raise InputError(f"{path} is empty; {expected}") from None
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is not UTF-8 text ({error.reason}); {expected}") from None
-        except (pd.errors.ParserError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{path} is no CSV table ({reason}); {expected}") from None
-    if not isinstance(table.index, pd.RangeIndex):
-        # pandas takes surplus cells at the start of each line for row labels, and shifts the others.
-        raise InputError(f"{path} has lines with more cells than its header; {expected}")
-    return table
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+            for path in self._staged:
+                path.unlink(missing_ok=True)
+            self._staged.clear()
+
+    def stage(self, table: Table, write: Callable[[Path], None]) -> Path:
+        path = self._path_of(table)
+        with self._writing():
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            self._staged.append(Path(name))
+            write(Path(name))
+            os.fsync(handle)
+            os.close(handle)
+            if path.exists():
+                mode = path.stat().st_mode & 0o777
+            else:
+                mask = os.umask(0)
+                os.umask(mask)
+                mode = 0o666 & ~mask
+            Path(name).chmod(mode)
+        return Path(name)
+
+    def replace(self, table: Table, staged: Path) -> bool:
+        with self._writing():
+            # A link stays one, to the new file.
+            staged.replace(self._path_of(table).resolve())
+        return True
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _path_of(self, table: Table) -> Path:
+        return self._path.with_name(table_name(self._path.name, table))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CalmlflowError(
+                f"{self._path} cannot be written ({error.strerror}); expected a file in a folder of yours"
+            ) from None

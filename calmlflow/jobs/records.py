@@ -146,7 +146,7 @@ def sort_records(frame: pd.DataFrame, source: str, carry: Sequence[str] = ()) ->
     InputError
         A column is missing or there twice.
     """
-    _check_columns(frame, source)
+    check_columns(frame, source)
     cells = record_cells(frame)
     reasons = pd.Series("", index=cells.index, dtype=object)
     try:
@@ -172,7 +172,8 @@ def sort_records(frame: pd.DataFrame, source: str, carry: Sequence[str] = ()) ->
     return Checked(valid.assign(total_mb=valid["total_mb"].round(), **kept), quarantine)
 
 
-def _check_columns(frame: pd.DataFrame, source: str) -> None:
+def check_columns(frame: pd.DataFrame, source: str) -> None:
+    """Raise an InputError where a column of job records is missing or there twice."""
     expected = f"expected the columns {', '.join(COLUMNS)} ({' and '.join(OPTIONAL_COLUMNS)} may be left out)"
     missing = [column for column in COLUMNS if column not in frame.columns and column not in OPTIONAL_COLUMNS]
     if missing:

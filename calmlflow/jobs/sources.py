@@ -26,8 +26,8 @@ _OPENERS = {
 _KNOWN = "a path, file://, sample, sample:N, sqlite://, postgresql://, dynamodb:// or s3://"
 
 # In the query of an address, or in libpq's words.
-_SECRET_KEYS = "password|passwd|pwd|sslpassword|aws_secret_access_key|secret[a-z_]*|token"
-_SECRET_PARAMETER = re.compile(rf"(?i)(?<=[?&;])({_SECRET_KEYS})=[^&;#]*")
+_HIDDEN_KEYS = "password|passwd|pwd|sslpassword|aws_secret_access_key|secret[a-z_]*|token"
+_SECRET_PARAMETER = re.compile(rf"(?i)(?<=[?&;])({_HIDDEN_KEYS})=[^&;#]*")
 # Up to the last @ before the path: passwords hold unescaped ones.
 _USER = re.compile(r"(?i)^([a-z][a-z0-9+.-]+:(?://)?)([^/?#:@]*):(.+)@")
 
@@ -131,12 +131,12 @@ def _file_path(uri: str) -> Path:
 
 
 def _open_sample(uri: str, seed: int) -> Store:
-    from calmlflow.jobs.files import ReadOnly
+    from calmlflow.jobs.read_only import ReadOnly, jobs_only
     from calmlflow.jobs.sample import draw_sample
 
     if uri == "sample":
-        return ReadOnly(uri, lambda table: iter([draw_sample(seed=seed)] if table is JOBS else []))
+        return ReadOnly(uri, jobs_only(lambda: iter([draw_sample(seed=seed)])))
     size = uri.removeprefix("sample:")
     if not re.fullmatch("[0-9]{1,9}", size):
         raise InputError(f"sample size is {size!r}; expected sample:N with a whole number N, 1 or more")
-    return ReadOnly(uri, lambda table: iter([draw_sample(int(size), seed)] if table is JOBS else []))
+    return ReadOnly(uri, jobs_only(lambda: iter([draw_sample(int(size), seed)])))
