@@ -1,91 +1,132 @@
 """The health of job records as a trend: one MLflow run a store, to which every look adds a point."""
 
+import hashlib
 import re
-import time
 from typing import TYPE_CHECKING
 
 from calmlflow import settings
 from calmlflow.console import say
+from calmlflow.hst.errors import CalmlflowError
 from calmlflow.jobs.health import Health
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
-_TAG = "calmlflow.store"
+_STORE = "calmlflow.store"
+_STORE_ID = "calmlflow.store_id"
 
 
 def figures(health: Health) -> dict[str, float]:
     """What is logged: name of a metric -> value; what is not known is left out."""
-    found = {
+    quarantine, rate, gaps = health.quarantine, health.rate, health.silence.gaps
+    ages_s = {
+        "newest_age_hours": health.newest_age_s,
+        "stored_age_hours": rate.newest_age_s,
+        "prediction_age_hours": health.prediction_age_s,
+        "quarantine_oldest_age_hours": quarantine.oldest_age_s,
+    }
+    counts = {
         "records": health.records,
         **{f"records_{name.lower()}": count for name, count in health.by_instrument().items()},
         **{f"records_bin_{name}": count for name, count in health.by_bin().items()},
+        "records_answered": health.answered,
         "mosaics": health.mosaics,
         "predictions": health.predictions,
-        "newest_age_hours": None if health.newest_age_s is None else health.newest_age_s / 3600,
-        "stored_age_hours": None if health.stored_age_s is None else health.stored_age_s / 3600,
-        "stored_per_day_7d": health.rate_week,
-        "stored_per_day_30d": health.rate_month,
-        "gaps": len(health.gaps),
-        "longest_gap_hours": health.gaps[0].hours if health.gaps else 0.0,
-        "quarantine_open": sum(health.quarantine.values()),
-        **{f"quarantine_{re.sub('[^a-z]+', '_', kind)}": count for kind, count in health.quarantine.items()},
-        "quarantine_added_7d": health.added,
-        "quarantine_resolved_7d": health.resolved,
-        "healthy": float(not health.problems),
+        "stored_last_day": rate.last_day,
+        "stored_per_day_7d": rate.per_day_7,
+        "stored_per_day_30d": rate.per_day_30,
+        "gaps": len(gaps),
+        "longest_gap_hours": gaps[0].length_s / 3600 if gaps else 0,
+        "days_without_job": health.silence.days,
+        "quarantine_open": quarantine.open,
+        # What is in order by now is 0, so that its line comes down.
+        **{f"quarantine_open_{_metric_name(name)}": kind.open for name, kind in quarantine.kinds.items()},
+        "quarantine_added_7d": quarantine.added,
+        "quarantine_resolved_7d": quarantine.resolved,
+        "healthy": not health.problems,
     }
-    return {name: float(value) for name, value in found.items() if value is not None}
+    found = {**counts, **{name: seconds / 3600 for name, seconds in ages_s.items() if seconds is not None}}
+    return {name: float(value) for name, value in found.items()}
 
 
-def log_health(health: Health) -> None:
-    """Add a point to the store's run in `settings.HEALTH_EXPERIMENT`; that MLflow is away costs a warning only."""
+def _metric_name(kind: str) -> str:
+    return re.sub("[^a-z0-9]+", "_", kind.lower()).strip("_")[:100]
+
+
+def log_health(health: Health) -> bool:
+    """Add a point to the store's run in `settings.HEALTH_EXPERIMENT`; that it cannot costs a warning only.
+
+    Returns
+    -------
+    bool
+        Whether it is there.
+    """
     try:
-        run_id = _log(health)
+        _log(health)
+    except CalmlflowError as error:
+        say(f"warning: not logged to MLflow: {error}")
     except Exception as error:
-        # MLflow, and what it stands on, raise kinds of their own; the figures are what was asked for.
+        # MLflow, and what it stands on, raise kinds of their own, whose texts may quote an address with its password.
+        # Whatever it is, the figures stand, and a scheduler must get the status that belongs to them.
         reason = getattr(error, "error_code", None) or type(error).__name__
-        say(f"warning: this look was not logged ({reason}); expected an MLflow server at MLFLOW_TRACKING_URI")
+        say(f"warning: not logged to MLflow ({reason}); expected a server that keeps {settings.HEALTH_EXPERIMENT}")
     else:
-        say(f"logged to run {run_id} of experiment {settings.HEALTH_EXPERIMENT}")
+        return True
+    return False
 
 
-def _log(health: Health) -> str:
+def _log(health: Health) -> None:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, RunTag
 
     from calmlflow.tracking import connect
 
     connect()
     client = MlflowClient()
     run_id = _run_of(client, health.store)
-    now = int(time.time() * 1000)
-    # Steps count looks, so that the plot has a point for each whether it is drawn over steps or over time.
-    step = len(client.get_metric_history(run_id, "records"))
-    metrics = [Metric(name, value, now, step) for name, value in figures(health).items()]
-    client.log_batch(run_id, metrics=metrics)
-    client.set_tag(run_id, "mlflow.note.content", "\n\n".join(health.problems) or "Healthy.")
-    return run_id
+    # Seconds as steps: plots over steps and over time have the same shape, nobody has to count, and the metric's latest
+    # value is the latest one, whoever else logs.
+    metrics = [Metric(name, value, health.moment * 1000, health.moment) for name, value in figures(health).items()]
+    note = "\n\n".join(health.problems) or "Healthy."
+    client.log_batch(run_id, metrics=metrics, tags=[RunTag("mlflow.note.content", note)])
+    client.set_terminated(run_id)
 
 
 def _run_of(client: "MlflowClient", store: str) -> str:
-    """The run of a store: the oldest one with its name, so that two schedulers at once agree on it."""
+    """The run of a store. Of two that were made at once the older one counts, and who made the other takes it back."""
+    experiment_id = _experiment(client)
+    # Quotes in a name are no matter of a search then.
+    store_id = hashlib.sha256(store.encode()).hexdigest()[:16]
+    found = _oldest(client, experiment_id, store_id)
+    if found is None:
+        made = client.create_run(experiment_id, tags={_STORE: store[:5000], _STORE_ID: store_id}, run_name=store[:200])
+        found = _oldest(client, experiment_id, store_id) or made
+        if found.info.run_id != made.info.run_id:
+            client.delete_run(made.info.run_id)
+    return str(found.info.run_id)
+
+
+def _oldest(client: "MlflowClient", experiment_id: str, store_id: str) -> "Run | None":
+    runs = client.search_runs([experiment_id], f"tags.`{_STORE_ID}` = '{store_id}'")
+    return min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+
+
+def _experiment(client: "MlflowClient") -> str:
     from mlflow.exceptions import MlflowException
 
-    experiment = client.get_experiment_by_name(settings.HEALTH_EXPERIMENT)
-    try:
-        number = experiment.experiment_id if experiment else client.create_experiment(settings.HEALTH_EXPERIMENT)
-    except MlflowException:
-        # Another one was first.
-        experiment = client.get_experiment_by_name(settings.HEALTH_EXPERIMENT)
-        if experiment is None:
-            raise
-        number = experiment.experiment_id
-    quoted = store.replace("'", "")
-    for _ in range(2):
-        wanted, order = f"tags.`{_TAG}` = '{quoted}'", ["attributes.start_time ASC"]
-        found = client.search_runs([number], wanted, max_results=1, order_by=order)
-        if found:
-            break
-        run = client.create_run(number, tags={_TAG: quoted}, run_name=store)
-        client.set_terminated(run.info.run_id)
-    return str(found[0].info.run_id)
+    found = client.get_experiment_by_name(settings.HEALTH_EXPERIMENT)
+    if found is None:
+        try:
+            return str(client.create_experiment(settings.HEALTH_EXPERIMENT))
+        except MlflowException:
+            # Another one was first.
+            found = client.get_experiment_by_name(settings.HEALTH_EXPERIMENT)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise CalmlflowError(
+            f"experiment {settings.HEALTH_EXPERIMENT} is deleted; expected it to be there: "
+            f"mlflow experiments restore --experiment-id {found.experiment_id}"
+        )
+    return str(found.experiment_id)
