@@ -126,3 +126,31 @@ def postgres_uri(postgres: str) -> Iterator[str]:
         connection.execute(f"CREATE DATABASE {name}")
         yield postgres.replace("/postgres?", f"/{name}?")
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def dynamodb() -> Iterator[str]:
+    """The address of moto's DynamoDB server, one for the whole run."""
+    import logging
+
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    started = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    started.start()
+    try:
+        host, port = started.get_host_and_port()
+        yield f"http://{host}:{port}"
+    finally:
+        started.stop()
+
+
+@pytest.fixture
+def dynamodb_uri(dynamodb: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of a table that nobody has made yet."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    given = {"ENDPOINT_URL_DYNAMODB": dynamodb, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret-of-tests"}
+    for name, value in given.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    return f"dynamodb://jobs-{os.urandom(6).hex()}?region=us-east-1"
