@@ -113,10 +113,7 @@ class FileStore:
         texts = [name for name, kind in table.columns.items() if kind == "text"]
         if any(rows[name].str.contains("\0", regex=False, na=False).any() for name in texts):
             raise InputError(f"{self.name} cannot be written (a text holds a NUL character); expected text without")
-        change = self._current(table)
-        change.rows = self._with(change.rows, table, rows)
-        change.steps.append(("put", len(change.put)))
-        change.put.append(rows)
+        self._put(table, rows)
 
     def count(self, table: Table) -> int:
         """See `calmlflow.jobs.store.Store.count`."""
@@ -129,6 +126,12 @@ class FileStore:
             self._changing = {}
             try:
                 yield
+                if JOBS.name not in self._changing and self._place.fetch(JOBS) is None:
+                    # A store that holds nothing but quarantined records is one.
+                    self._current(JOBS)
+                none = self._changing.get(JOBS.name)
+                if none and none.rows is None:
+                    self._put(JOBS, conform(pd.DataFrame(), JOBS))
                 changed = [table for table in _ORDER if table.name in self._changing and self._current(table).put]
                 # All are written before the first takes its place: a full disk changes nothing.
                 staged = [(table, self._staged(table)) for table in changed]
@@ -138,6 +141,12 @@ class FileStore:
                 self._changing = None
 
     # -- Changes ----------------------------------------------------------------------------------------------------
+
+    def _put(self, table: Table, rows: pd.DataFrame) -> None:
+        change = self._current(table)
+        change.rows = self._with(change.rows, table, rows)
+        change.steps.append(("put", len(change.put)))
+        change.put.append(rows)
 
     def _current(self, table: Table) -> _Change:
         assert self._changing is not None  # noqa: S101 - only asked within a change

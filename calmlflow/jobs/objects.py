@@ -3,7 +3,7 @@
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ def download(client: Any, target: S3Object, path: Path) -> str:
         try:
             with asking(target, "read", "job records"):
                 response = client.get_object(Bucket=target.bucket, Key=target.key)
-                with response["Body"] as body, path.open("wb") as file:
+                with closing(response["Body"]) as body, path.open("wb") as file:
                     for chunk in body.iter_chunks(_CHUNK_BYTES):
                         file.write(chunk)
             if path.stat().st_size == response["ContentLength"]:
