@@ -32,16 +32,19 @@ def read_event(event: object) -> tuple[list[FinishedJob], list[InputError]]:
     Raises
     ------
     InputError
-        It is neither.
+        It is neither, or its two names are not the same dataset's.
     """
     if not isinstance(event, dict):
         raise InputError(f"the event is a {type(event).__name__}; {EXPECTED}")
     if not is_notification(event):
-        name = event.get("Ipppssoot") or event.get("Dataset")
-        if not name:
+        told = [event[key] for key in ("Ipppssoot", "Dataset") if event.get(key) not in (None, "")]
+        if not told:
             raise InputError(f"the event has no Ipppssoot; {EXPECTED}")
         check_bucket(event.get("Bucket"))
-        return [FinishedJob(event["Bucket"], parse_dataset(name).name)], []
+        names = [parse_dataset(name).name for name in told]
+        if names[0] != names[-1]:
+            raise InputError(f"the event has Ipppssoot {names[0]!r} and Dataset {names[1]!r}; expected the same")
+        return [FinishedJob(event["Bucket"], names[0])], []
     found: dict[FinishedJob, None] = {}
     refused: list[InputError] = []
     for notice in read_notices(event, EXPECTED):
