@@ -51,6 +51,7 @@ def test_a_try_of_the_connection_tells_of_no_job():
         (s3_record(f"messages/error-{JOB}.trigger"), "is no trigger's; expected"),
         (s3_record(f"messages/processed-{JOB}"), "is no trigger's; expected"),
         (s3_record(f"messages/processed-{JOB}.trigger2"), "is no trigger's; expected"),
+        (s3_record(f"messages/processed-{JOB}-trigger"), "is no trigger's; expected"),
         (s3_record(f"old/messages/processed-{JOB}.trigger"), "is no trigger's; expected"),
         (s3_record("messages/processed-.trigger"), "is no trigger's; expected"),
         (s3_record(f"control/{JOB}/{JOB}_MemModelFeatures.txt"), "is no trigger's; expected"),
