@@ -5,7 +5,14 @@ from typing import Annotated, Literal
 
 import typer
 
-Data = Annotated[str, typer.Option(help="Jobs: sample, sample:N, a CSV file, or the folder of an earlier training.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Jobs: sample, sample:N, a CSV or Parquet file, a folder of them or of an earlier training, its archive, "
+        "s3://bucket/key of any of these, sqlite:///FILE, postgresql://USER@HOST/DATABASE, or "
+        "dynamodb://TABLE?region=REGION."
+    ),
+]
 Output = Annotated[str, typer.Option(help="Folder that gets the new folder {date}-{epoch} with models and results.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the sample, the splits and the training.")]
 TestSize = Annotated[float, typer.Option(help="Share of the jobs held out for scoring, stratified by memory bin.")]
