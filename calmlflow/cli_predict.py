@@ -13,7 +13,7 @@ from calmlflow.console import fail
 from calmlflow.hst.dataset import parse_dataset
 from calmlflow.hst.errors import InputError
 from calmlflow.predictor.control import read_control_file, read_control_object
-from calmlflow.predictor.emit import open_emitter
+from calmlflow.predictor.emit import Emitter, open_emitter
 from calmlflow.predictor.observed import use_json_logs
 from calmlflow.predictor.predictor import Predictor, answer_mosaic
 
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "--emit",
         metavar="URI",
         default=settings.emit_uri(),
-        help="keep the prediction in file.jsonl or s3://bucket/prefix; default CALMLFLOW_EMIT",
+        help="keep the prediction in file.jsonl, s3://bucket/prefix or a database; default CALMLFLOW_EMIT",
     )
     parser.add_argument(
         "--log-json", action="store_true", help="log the answer and its milliseconds to standard error as JSON"
@@ -70,7 +70,7 @@ def predict(words: Sequence[str]) -> None:
     given = parser.parse_args(words)
     if given.log_json:
         use_json_logs()
-    emitter = open_emitter(given.emit) if given.emit else None
+    emitter = _open_emitter(given.emit) if given.emit else None
     job = parse_dataset(given.dataset)
     if job.is_hap:
         _print(answer_mosaic(job, emitter))
@@ -85,6 +85,15 @@ def predict(words: Sequence[str]) -> None:
     keys = read_control_file(given.control) if given.control else read_control_object(job.name, given.bucket, given.key)
     predictor = Predictor(given.stage, policy_fallback=given.policy_fallback, emit=emitter)
     _print(predictor.predict(job.name, keys))
+
+
+def _open_emitter(uri: str) -> Emitter:
+    if uri.partition("://")[0] not in settings.DATABASE_SCHEMES:
+        return open_emitter(uri)
+    # What a database needs takes longer to load than an answer, and is loaded for it alone.
+    from calmlflow.emission import open_store_emitter
+
+    return open_store_emitter(uri)
 
 
 def _stage(text: str) -> str:

@@ -60,6 +60,9 @@ ARTIFACT_BUCKET = "calcloud-artifacts"
 JOBS_BUCKET = "calcloud-processing"
 """Bucket of the embedded S3 server that stands in for calcloud's processing bucket (control files, outputs)."""
 
+DATABASE_SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg", "postgres", "dynamodb")
+"""URIs of stores of job records that are databases begin with one of these."""
+
 # -- Limits of the answer -------------------------------------------------------------------------------------------
 
 KILL_TIME_MIN_S = 60

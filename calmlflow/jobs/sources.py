@@ -12,6 +12,7 @@ import pandas as pd
 from calmlflow.hst.errors import InputError
 from calmlflow.jobs.records import Checked, check_records
 from calmlflow.jobs.store import JOBS, Store
+from calmlflow.settings import DATABASE_SCHEMES
 
 _OPENERS = {
     "sqlite": ("calmlflow.jobs.sql", "open_sql"),
@@ -88,6 +89,11 @@ def read_table(uri: str, seed: int = 0) -> pd.DataFrame:
     with closing(open_store(uri, seed=seed)) as store:
         parts = list(store.read(JOBS))
     return pd.concat(parts) if parts else pd.DataFrame(columns=list(JOBS.columns))
+
+
+def is_database(uri: str) -> bool:
+    """Whether a URI is one of a database, which several may write to at once."""
+    return _scheme(uri) in DATABASE_SCHEMES
 
 
 # -- Passwords ------------------------------------------------------------------------------------------------------
