@@ -185,9 +185,7 @@ def _decide(client: MlflowClient, request: RetrainRequest) -> Decision:
         challenger_of(state, champion),
     )
     if len(jobs) < MIN_JOBS:
-        decision.reasons = [
-            f"{decision.data} holds {len(jobs):,} valid jobs, and {MIN_JOBS} at least can be trained on"
-        ]
+        decision.reasons = [f"{decision.data} holds {len(jobs):,} valid jobs, {MIN_JOBS} are the fewest to train on"]
         return decision
     if champion is None:
         decision.reasons = ["no version is in Production"]
