@@ -1,18 +1,21 @@
 """A store in a SQL database: a SQLite file, or PostgreSQL for a team."""
 
-import io
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import sqlalchemy as sa
+from pyarrow import csv
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 
 from calmlflow.hst.errors import CalmlflowError, InputError
+from calmlflow.jobs.sql_errors import telling
 from calmlflow.jobs.sql_schema import HEAD, SQL_TABLES, check_version, schema_version, upgrade
 from calmlflow.jobs.store import CHUNK_ROWS, Table, conform
 
@@ -24,23 +27,13 @@ CONNECT_S = 10
 
 _NAMES_AT_ONCE = 5_000
 _COPY_BYTES = 8 << 20
+_PARSED_AT_ONCE_BYTES = 1 << 20
 # Of no meaning, and the same for all who change a store.
 _LOCK = 7_244_901_230
 
-_REASONS = {
-    "SQLITE_NOTADB": "it is no SQLite database",
-    "SQLITE_FULL": "no space left on device",
-    "SQLITE_BUSY": f"somebody else has been writing for {BUSY_S} s",
-    "SQLITE_READONLY": "it can be read only",
-    "SQLITE_CANTOPEN": "it cannot be opened",
-    "28P01": "wrong user or password",
-    "28000": "this user may not log in",
-    "3D000": "there is no such database",
-    "42501": "permission denied",
-    "53100": "its disk is full",
-    "22021": "a text holds a NUL character",
-    "OperationalError": "no answer",
-}
+_ARROW = {"text": pa.string(), "whole": pa.int64(), "number": pa.float64()}
+# Missing cells do not make floats of whole numbers.
+_DTYPES = {pa.string(): pd.StringDtype(na_value=np.nan), pa.int64(): pd.Int64Dtype()}
 
 
 def open_sql(uri: str, create: bool = False) -> "SqlStore":
@@ -62,7 +55,9 @@ def open_sql(uri: str, create: bool = False) -> "SqlStore":
         The database cannot be reached or written.
     """
     url = _read_url(uri)
-    name = str(url.set(password=None, query={}).render_as_string())
+    # A query may hold passwords too.
+    shown = {key: url.query[key] for key in ("host", "port") if key in url.query}
+    name = str(url.set(password=None, query=shown).render_as_string())
     if url.get_backend_name() == "sqlite":
         path = Path(url.database or "")
         if not create and not path.is_file():
@@ -98,8 +93,10 @@ def _read_url(uri: str) -> URL:
 def _engine(url: URL) -> sa.Engine:
     if url.get_backend_name() != "sqlite":
         patience = {} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_S}
+        # Arrow reads UTF-8, whatever the database is kept in.
+        arguments = {**patience, "client_encoding": "utf8"}
         # A process of Lambda's sleeps between its calls, and may find its connection gone.
-        return sa.create_engine(url, connect_args=patience, pool_pre_ping=True)
+        return sa.create_engine(url, connect_args=arguments, pool_pre_ping=True)
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_S})
 
     @sa.event.listens_for(engine, "connect")
@@ -133,10 +130,10 @@ class SqlStore:
         if version == HEAD:
             return
         if not self._is_postgres:
-            with self._telling("opened"), self._engine.connect() as connection:
+            with telling(self.name, "opened"), self._engine.connect() as connection:
                 # Who reads does not keep others from writing. Cannot be set within a transaction, and lasts.
                 connection.connection.cursor().execute("PRAGMA journal_mode=WAL")
-        with self.change(), self._telling("brought up to date"):
+        with self.change(), telling(self.name, "brought up to date"):
             assert self._changing is not None  # noqa: S101 - `change` has set it
             # Another one may have been first.
             if schema_version(self._changing) != HEAD:
@@ -151,14 +148,19 @@ class SqlStore:
         mark = "%s" if self._is_postgres else "?"
         listed = ", ".join(f'"{name}"' for name in names)
         text = f"SELECT {listed} FROM {sql.name}"  # noqa: S608 - names are ours
-        given = dict(where or {})
+        # SQLite would take a number of numpy for bytes.
+        given = {name: cell.item() if isinstance(cell, np.generic) else cell for name, cell in (where or {}).items()}
         if given:
             text += " WHERE " + " AND ".join(f'"{sql.c[name].name}" = {mark}' for name in given)
         with self._connected("read") as connection:
             driver = connection.connection.driver_connection
-            parts = _copied if self._is_postgres else _fetched
-            for part in parts(driver, text, tuple(given.values()), table, names):
-                yield conform(part, table, names)
+            parts = (_copied if self._is_postgres else _fetched)(driver, text, tuple(given.values()), table, names)
+            # Closed before the connection is, which a COPY keeps to itself.
+            with closing(parts):
+                # So in a change all is read at once: what is done with the first part may need the one connection, and
+                # must not alter what comes after it. 200 MB a million jobs.
+                for part in parts if self._changing is None else list(parts):
+                    yield conform(part.to_pandas(types_mapper=_DTYPES.get), table, names)
 
     def get(self, table: Table, names: Collection[str]) -> pd.DataFrame:
         """See `calmlflow.jobs.store.Store.get`."""
@@ -179,7 +181,7 @@ class SqlStore:
                 self.put(table, rows)
             return
         write = _put_postgres if self._is_postgres else _put_sqlite
-        with self._telling("written"):
+        with telling(self.name, "written"):
             for start in range(0, len(rows), CHUNK_ROWS):
                 part = conform(rows.iloc[start : start + CHUNK_ROWS], table).astype(object)
                 write(self._changing, table, part.where(part.notna(), None).itertuples(index=False, name=None))
@@ -193,7 +195,7 @@ class SqlStore:
     def change(self) -> Iterator[None]:
         """See `calmlflow.jobs.store.Store.change`: one transaction; others who change the store wait for its end."""
         with (
-            self._telling("written"),
+            telling(self.name, "written"),
             self._engine.connect().execution_options(changes=True) as connection,
             connection.begin(),
         ):
@@ -212,28 +214,12 @@ class SqlStore:
     @contextmanager
     def _connected(self, act: str) -> Iterator[sa.Connection]:
         """The connection of the change that is going on, or one of its own."""
-        with self._telling(act):
+        with telling(self.name, act):
             if self._changing is not None:
                 yield self._changing
             else:
                 with self._engine.connect() as connection:
                     yield connection
-
-    @contextmanager
-    def _telling(self, act: str) -> Iterator[None]:
-        """Turn what the drivers raise into a sentence without their text, which may quote an address."""
-        try:
-            yield
-        except Exception as error:
-            cause = getattr(error, "orig", None) or error
-            if type(cause).__module__.partition(".")[0] not in ("sqlalchemy", "sqlite3", "psycopg"):
-                raise
-            code = getattr(cause, "sqlstate", None) or getattr(cause, "sqlite_errorname", None)
-            code = code or type(cause).__name__
-            reason = _REASONS.get(code, code)
-            raise CalmlflowError(
-                f"{self.name} cannot be {act} ({reason}); expected a database of job records that answers"
-            ) from None
 
 
 # -- SQLite ---------------------------------------------------------------------------------------------------------
@@ -241,12 +227,13 @@ class SqlStore:
 
 def _fetched(
     driver: Any, text: str, given: tuple[object, ...], table: Table, names: Sequence[str]
-) -> Iterator[pd.DataFrame]:
+) -> Generator[pa.Table, None, None]:
+    types = [_ARROW[table.columns[name]] for name in names]
     cursor = driver.cursor()
     try:
         cursor.execute(text, given)
         while rows := cursor.fetchmany(CHUNK_ROWS):
-            yield pd.DataFrame(dict(zip(names, zip(*rows, strict=True), strict=True)))
+            yield pa.table(list(map(pa.array, zip(*rows, strict=True), types)), names=list(names))
     finally:
         cursor.close()
 
@@ -266,32 +253,35 @@ def _put_sqlite(connection: sa.Connection, table: Table, rows: Iterable[tuple[An
 
 def _copied(
     driver: Any, text: str, given: tuple[object, ...], table: Table, names: Sequence[str]
-) -> Iterator[pd.DataFrame]:
+) -> Generator[pa.Table, None, None]:
     """Rows by COPY, which takes a fifth of the time of a cursor, parsed by Arrow."""
-    import pyarrow as pa
-    from pyarrow import csv
+    with driver.cursor() as cursor, cursor.copy(f"COPY ({text}) TO STDOUT (FORMAT csv)", given) as rows:
+        block, longest = bytearray(), 0
+        for row in rows:
+            block += row
+            longest = max(longest, len(row))
+            if len(block) >= _COPY_BYTES:
+                yield _parse(bytes(block), longest, table, names)
+                block, longest = bytearray(), 0
+        if block:
+            yield _parse(bytes(block), longest, table, names)
 
-    types = {"text": pa.string(), "whole": pa.int64(), "number": pa.float64()}
-    options = {
-        "read_options": csv.ReadOptions(column_names=list(names)),
-        "parse_options": csv.ParseOptions(newlines_in_values=True),
-        "convert_options": csv.ConvertOptions(
-            column_types={name: types[table.columns[name]] for name in names},
+
+def _parse(block: bytes, longest: int, table: Table, names: Sequence[str]) -> pa.Table:
+    return csv.read_csv(
+        pa.BufferReader(block),
+        # Pieces are parsed side by side; each must hold a row as a whole.
+        read_options=csv.ReadOptions(column_names=list(names), block_size=max(_PARSED_AT_ONCE_BYTES, 2 * longest)),
+        # A row of one missing cell is an empty line.
+        parse_options=csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
+        convert_options=csv.ConvertOptions(
+            column_types={name: _ARROW[table.columns[name]] for name in names},
             # COPY writes a missing cell as nothing, and an empty text in quotes.
             null_values=[""],
             strings_can_be_null=True,
             quoted_strings_can_be_null=False,
         ),
-    }
-    with driver.cursor() as cursor, cursor.copy(f"COPY ({text}) TO STDOUT (FORMAT csv)", given) as rows:
-        buffer = io.BytesIO()
-        for row in rows:
-            buffer.write(row)
-            if buffer.tell() >= _COPY_BYTES:
-                yield csv.read_csv(io.BytesIO(buffer.getvalue()), **options).to_pandas()
-                buffer = io.BytesIO()
-        if buffer.tell():
-            yield csv.read_csv(io.BytesIO(buffer.getvalue()), **options).to_pandas()
+    )
 
 
 def _put_postgres(connection: sa.Connection, table: Table, rows: Iterable[tuple[Any, ...]]) -> None:
