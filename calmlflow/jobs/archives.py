@@ -58,7 +58,10 @@ def open_archive(archive: Path, shown: str) -> ReadOnly:
 
 
 def _table_of(names: list[str], shown: str) -> str:
-    tables = [name for name in names if name.lower().endswith(".csv") and is_safe(name) and _is_own(name)]
+    # Made of a folder's own contents (tar czf x.tgz .), its names start with ./
+    tables = [
+        name for name in names if name.lower().endswith(".csv") and is_safe(name.removeprefix("./")) and _is_own(name)
+    ]
     in_data = [name for name in tables if f"/{name}".endswith("/data/latest.csv")]
     latest = [name for name in tables if f"/{name}".endswith("/latest.csv")]
     found = in_data or latest or tables
