@@ -163,4 +163,4 @@ def _open_objects(uri: str) -> Emitter:
 
 
 OPENERS: dict[str, Callable[[str], Emitter]] = {"s3": _open_objects}
-"""What opens the URIs of a scheme. Databases, which need more than an answer does, are opened by `calmlflow.emission`."""
+"""What opens the URIs of a scheme. Databases need more than an answer does: `calmlflow.emission` opens them."""
