@@ -53,7 +53,6 @@ def status(
     # Heavy, and not needed for --help.
     from rich.console import Console
 
-    from calmlflow.health import log_health
     from calmlflow.health_table import show_health
     from calmlflow.jobs.health import check_health
     from calmlflow.jobs.sources import open_store
@@ -67,6 +66,8 @@ def status(
     for warning in health.warnings():
         say(f"warning: {warning}")
     if not no_log:
+        from calmlflow.health import log_health
+
         log_health(health)
     for problem in health.problems[:-1]:
         say(f"error: {problem}")

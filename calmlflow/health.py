@@ -2,16 +2,17 @@
 
 import hashlib
 import re
-from typing import TYPE_CHECKING
+from contextlib import suppress
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Run, RunTag
+from mlflow.exceptions import MlflowException
 
 from calmlflow import settings
 from calmlflow.console import say
 from calmlflow.hst.errors import CalmlflowError
 from calmlflow.jobs.health import Health
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
+from calmlflow.tracking import connect
 
 _STORE = "calmlflow.store"
 _STORE_ID = "calmlflow.store_id"
@@ -51,7 +52,7 @@ def figures(health: Health) -> dict[str, float]:
 
 
 def _metric_name(kind: str) -> str:
-    return re.sub("[^a-z0-9]+", "_", kind.lower()).strip("_")[:100]
+    return re.sub("[^a-z0-9]+", "_", kind.lower()).strip("_")[:100] or "unknown"
 
 
 def log_health(health: Health) -> bool:
@@ -77,11 +78,6 @@ def log_health(health: Health) -> bool:
 
 
 def _log(health: Health) -> None:
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric, RunTag
-
-    from calmlflow.tracking import connect
-
     connect()
     client = MlflowClient()
     run_id = _run_of(client, health.store)
@@ -93,28 +89,32 @@ def _log(health: Health) -> None:
     client.set_terminated(run_id)
 
 
-def _run_of(client: "MlflowClient", store: str) -> str:
-    """The run of a store. Of two that were made at once the older one counts, and who made the other takes it back."""
+def _run_of(client: MlflowClient, store: str) -> str:
+    """The run of a store, which is made if need be.
+
+    MLflow cannot make a run only if there is none. So two that log for the first time at once may make two: of those
+    the older one counts, and whoever sees the other deletes it. The last to make one sees them all.
+    """
     experiment_id = _experiment(client)
     # Quotes in a name are no matter of a search then.
     store_id = hashlib.sha256(store.encode()).hexdigest()[:16]
-    found = _oldest(client, experiment_id, store_id)
-    if found is None:
-        made = client.create_run(experiment_id, tags={_STORE: store[:5000], _STORE_ID: store_id}, run_name=store[:200])
-        found = _oldest(client, experiment_id, store_id) or made
-        if found.info.run_id != made.info.run_id:
-            client.delete_run(made.info.run_id)
-    return str(found.info.run_id)
+    found = _runs_of(client, experiment_id, store_id)
+    if not found:
+        client.create_run(experiment_id, tags={_STORE: store[:5000], _STORE_ID: store_id}, run_name=store[:200])
+        found = _runs_of(client, experiment_id, store_id)
+    for younger in found[1:]:
+        # Another one may be at it too.
+        with suppress(MlflowException):
+            client.delete_run(younger.info.run_id)
+    return str(found[0].info.run_id)
 
 
-def _oldest(client: "MlflowClient", experiment_id: str, store_id: str) -> "Run | None":
+def _runs_of(client: MlflowClient, experiment_id: str, store_id: str) -> list[Run]:
     runs = client.search_runs([experiment_id], f"tags.`{_STORE_ID}` = '{store_id}'")
-    return min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+    return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
 
 
-def _experiment(client: "MlflowClient") -> str:
-    from mlflow.exceptions import MlflowException
-
+def _experiment(client: MlflowClient) -> str:
     found = client.get_experiment_by_name(settings.HEALTH_EXPERIMENT)
     if found is None:
         try:
