@@ -12,6 +12,7 @@ _REASONS = {
     "SQLITE_FULL": "no space left on device",
     "SQLITE_BUSY": "somebody else has been writing for too long",
     "SQLITE_READONLY": "it can be read only",
+    "SQLITE_READONLY_DIRECTORY": "its folder can be read only, and who reads needs to write there too",
     "SQLITE_CANTOPEN": "no such file, or no permission",
     "28P01": "wrong user or password",
     "28000": "this user may not log in",
@@ -39,7 +40,8 @@ def telling(name: str, act: str) -> Iterator[None]:
         if type(cause).__module__.partition(".")[0] not in _LIBRARIES:
             raise
         code = getattr(cause, "sqlstate", None) or getattr(cause, "sqlite_errorname", None) or type(cause).__name__
-        reason = _REASONS.get(code, code)
+        # SQLite has finer codes, such as SQLITE_BUSY_SNAPSHOT.
+        reason = _REASONS.get(code) or _REASONS.get("_".join(code.split("_")[:2]), code)
         # Who is not let in is not told a code.
         if code == "OperationalError" and "FATAL" in str(cause):
             reason = "the server refuses this user, password or database"
