@@ -68,6 +68,8 @@ def test_deciles_hold_a_tenth_each_and_ties_share_a_bin():
     # Half of all jobs are of one size: five deciles are the same number.
     tied = np.concatenate([np.full(500, 3), np.arange(1000, 1500)])
     assert binned(tied, tied)[0].tolist() == [500, 100, 100, 100, 100, 100]
+    topped = np.concatenate([np.arange(500), np.full(500, 1000)])
+    assert binned(topped, topped)[0].tolist() == [100, 100, 100, 100, 100, 500]
     assert binned(np.arange(1000), [-5, 5000])[1].tolist() == [1, *[0] * 8, 1]
 
 
