@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from calmlflow.console import script
-from calmlflow.options import Config, Data, Output, Risk, Seed, TestSize
+from calmlflow.options import Config, Data, Destination, Output, Risk, Seed, TestSize, Writeback
 
 
 def main(
@@ -47,6 +47,8 @@ def main(
     test_size: TestSize = 0.2,
     config: Config = "default",
     risk: Risk = 0.0,
+    writeback: Writeback = "false",
+    destination: Destination = "none",
 ) -> None:
     """Train anew if enough has changed since the version in Production was trained, and ask the gate; any one criterion
     that is met is enough.
@@ -57,7 +59,9 @@ def main(
     from calmlflow.runs import TrainingRequest
     from calmlflow.summary import print_training
 
-    training = TrainingRequest(data, output, seed, test_size, stage=stage, config=config, risk=risk)
+    training = TrainingRequest(
+        data, output, seed, test_size, True, stage, config, risk, writeback == "true", destination
+    )
     limits = Limits(min_new, min_share, drift, accuracy_drop, cost_rise, coverage_drop)
     decision, outcome = retrain_in_run(RetrainRequest(training, limits, predictions, dry_run == "true"))
     if outcome:
