@@ -50,9 +50,7 @@ def open_path(path: Path, create: bool = False) -> Store:
             if not create:
                 raise InputError(f"{path} does not exist; expected a file of job records, or a training's folder")
             if path.suffix.lower() not in WRITABLE:
-                raise InputError(
-                    f"{path} does not exist and cannot be made; expected a name in {' or '.join(WRITABLE)}"
-                )
+                raise InputError(f"{path} cannot be made; expected a name that ends in {' or '.join(WRITABLE)}")
         return FileStore(str(path), _Folder(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); expected a file of job records") from None
@@ -77,7 +75,7 @@ def _tables_of(folder: Path) -> list[Path]:
 
 def _own(paths: Iterator[Path]) -> list[Path]:
     """Without the other tables of a store, which lie beside the first one."""
-    others = tuple(f".{table.name}" for table in TABLES)
+    others = tuple(f".{table.name}" for table in TABLES if table is not JOBS)
     return sorted(path for path in paths if not path.stem.endswith(others) and not path.name.startswith("."))
 
 

@@ -1,5 +1,6 @@
 """Tables of job records in CSV and Parquet files: read as they are, and written so that nothing of them is lost."""
 
+import csv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,8 +87,12 @@ def write_whole(table: pa.Table, path: Path, as_parquet: bool) -> None:
     if as_parquet:
         pq.write_table(table, path, compression="zstd")
     else:
+        rows = table.to_pandas(ignore_metadata=True)
+        # A lone carriage return ends a line for readers, and Python's writer leaves it bare.
+        is_returned = any(rows[name].str.contains("\r", regex=False, na=False).any() for name in rows)
+        quoting = csv.QUOTE_ALL if is_returned else csv.QUOTE_MINIMAL
         with path.open("w", encoding="utf-8", newline="") as file:
-            table.to_pandas(ignore_metadata=True).to_csv(file, index=False, lineterminator="\n")
+            rows.to_csv(file, index=False, lineterminator="\n", quoting=quoting)
 
 
 # -- CSV ------------------------------------------------------------------------------------------------------------
@@ -146,7 +151,7 @@ def csv_cells(rows: pd.DataFrame) -> pd.DataFrame:
             cells = pd.Series(cells.to_numpy().astype("U32"), index=cells.index, dtype="str").where(cells.notna())
         return cells.astype("str").fillna("")
 
-    return rows.apply(text)
+    return pd.DataFrame({name: text(rows[name]) for name in rows}, index=rows.index)
 
 
 # -- Parquet --------------------------------------------------------------------------------------------------------
@@ -207,7 +212,8 @@ def merged(old: pa.Table, new: pa.Table, places: np.ndarray, table: Table) -> pa
 
 
 def _alike(old: pa.ChunkedArray, new: pa.ChunkedArray, own: pa.DataType) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    if types.is_string(new.type):
+    if types.is_string(new.type) or types.is_large_string(new.type):
+        # Those of a CSV are text, whatever their column.
         own = new.type
     try:
         return old.cast(own), new.cast(own)
