@@ -25,7 +25,7 @@ from calmlflow.jobs.finished import (
     read_finished,
 )
 from calmlflow.jobs.ingest import Ingested, ingest
-from calmlflow.jobs.keeping import IMPOSSIBLE
+from calmlflow.jobs.quarantine import IMPOSSIBLE
 from calmlflow.jobs.sql import open_sql
 from calmlflow.jobs.store import HISTORY, JOBS, MOSAICS, QUARANTINE, Store
 from calmlflow.s3 import new_client
@@ -212,8 +212,9 @@ def test_metrics_of_the_real_time(s3, bucket, store, tmp_path):
 
 
 def test_an_unknown_bucket_is_told_and_nothing_is_quarantined(tracking, store):
-    with pytest.raises(InputError, match=r"^s3://no-such-bucket/ cannot be read \(404\); expected the bucket"):
-        ingest(store, "no-such-bucket", ["j8c601020"])
+    for datasets in (["j8c601020", "acs_8ph_01"], "new"):
+        with pytest.raises(InputError, match=r"^s3://no-such-bucket/.* cannot be .* \(NoSuchBucket\); expected"):
+            ingest(store, "no-such-bucket", datasets)
     assert store.count(QUARANTINE) == 0
 
 

@@ -13,9 +13,10 @@ import pandas as pd
 
 from calmlflow.hst.errors import CalmlflowError
 from calmlflow.jobs.finished import Found, Refused, Unread, changed_since, read_finished
-from calmlflow.jobs.keeping import IMPOSSIBLE, Batch, Counts, keep
+from calmlflow.jobs.keeping import Batch, Counts, keep
+from calmlflow.jobs.quarantine import IMPOSSIBLE
 from calmlflow.jobs.store import JOBS, MOSAICS, QUARANTINE, Store
-from calmlflow.s3 import S3Object, asking, new_client
+from calmlflow.s3 import NoSuchBucketError, S3Object, asking, new_client
 
 WORKERS = 32
 """Datasets that are read at once: at 20 ms a request S3 is what one waits for, at 1 ms the processor."""
@@ -102,7 +103,7 @@ def ingest(
 
     Raises
     ------
-    NoSuchObjectError
+    NoSuchBucketError
         There is no such bucket.
     CalmlflowError
         The bucket cannot be listed, or the store cannot be written. What S3 does not let be read of single datasets
@@ -111,8 +112,6 @@ def ingest(
     started = time.perf_counter()
     client = client or new_client(connections=WORKERS)
     source = f"s3://{bucket}"
-    with asking(S3Object(bucket, ""), "read", "the bucket of finished jobs"):
-        client.head_bucket(Bucket=bucket)
     names = sorted(_listed(client, bucket)) if isinstance(datasets, str) else list(dict.fromkeys(datasets))
     plan = _plan(store, names, retry_quarantine) if datasets == "new" else dict.fromkeys(names, _ALWAYS)
     done = Ingested(known=len(names) - len(plan))
@@ -178,6 +177,8 @@ def _read_one(client: Any, bucket: str, name: str, since: float) -> Outcome | No
         if since > _ALWAYS and not changed_since(client, bucket, name, since):
             return None
         return read_finished(client, bucket, name)
+    except NoSuchBucketError:
+        raise
     except CalmlflowError as error:
         return Unread(name, str(error))
 

@@ -4,33 +4,23 @@ stored goes to the quarantine, each in one change with the rest.
 Everything here may be done twice: a change that was cut short is repeated as a whole, and finds what is there already.
 """
 
-import hashlib
-import json
 import time
 from dataclasses import dataclass, field
 
-import numpy as np
 import pandas as pd
 
-from calmlflow.jobs.records import COLUMNS, MAX_TIMESTAMP, SUPERSEDED, record_cells, sort_records
+from calmlflow.jobs.quarantine import as_entries, as_refused, close_entries, digest_of, open_entries
+from calmlflow.jobs.records import COLUMNS, SUPERSEDED, record_cells, sort_records
 from calmlflow.jobs.store import (
     CHUNK_ROWS,
     HISTORY,
     JOBS,
     MOSAICS,
-    QUARANTINE,
     TRAINING_COLUMNS,
     Store,
     Table,
     conform,
 )
-
-IMPOSSIBLE = "no valid record"
-"""Kind of a quarantine entry whose figures break the schema or cannot be true."""
-
-_MAX_RECORD = 10_000
-# As long as a key of S3 may be.
-_MAX_NAME = 1024
 
 
 @dataclass(frozen=True)
@@ -42,7 +32,7 @@ class Batch:
     jobs : DataFrame
         With the columns `COLUMNS` (or what `check_records` takes for them), perhaps `TRAINING_COLUMNS`; unchecked.
     mosaics : DataFrame
-        With the columns of `MOSAICS`.
+        With the columns of `MOSAICS`; each dataset once.
     refused : DataFrame
         Of what has no record: ``ipst`` (or whatever stands for it), ``timestamp`` (epoch seconds; may be missing),
         ``kind``, ``reason`` and, where one is there, ``record`` (JSON text).
@@ -62,7 +52,8 @@ class Counts:
     stored, updated : int
         Were not there before; took the place of an older or different record, which is in the history.
     unchanged, older : int
-        Were there already, to the last digit; came after a newer record, and are in the history alone.
+        Were there already, to the last digit; came after a newer record, and are in the history alone
+        (mosaics have none).
     quarantined : int
     """
 
@@ -101,19 +92,22 @@ def keep(store: Store, batch: Batch, source: str, now: float | None = None) -> C
     """
     moment = int(time.time() if now is None else now)
     counts = Counts()
+    refused, valid, older = batch.refused, pd.DataFrame(), pd.DataFrame()
+    if len(batch.jobs):
+        carried = [name for name in TRAINING_COLUMNS if name in batch.jobs]
+        checked = sort_records(batch.jobs, source, carried)
+        is_older = checked.quarantine["reason"].eq(SUPERSEDED)
+        valid, older = checked.valid, checked.quarantine[is_older]
+        refused = pd.concat([refused, as_refused(checked.quarantine[~is_older])], ignore_index=True)
+    entries = as_entries(refused, source, moment)
     with store.change():
-        refused = batch.refused
-        if len(batch.jobs):
-            carried = [name for name in TRAINING_COLUMNS if name in batch.jobs]
-            checked = sort_records(batch.jobs, source, carried)
-            is_older = checked.quarantine["reason"].eq(SUPERSEDED)
-            counts += _keep_newer(store, JOBS, checked.valid, moment)
-            _remember(store, record_cells(checked.quarantine[is_older]), moment)
-            counts.older += int(is_older.sum())
-            refused = pd.concat([refused, _as_refused(checked.quarantine[~is_older])], ignore_index=True)
+        if len(valid):
+            counts += _keep_older(store, older, valid, moment)
+            counts += _keep_newer(store, JOBS, valid, source, moment, entries)
         if len(batch.mosaics):
-            counts += _keep_newer(store, MOSAICS, batch.mosaics, moment)
-        counts.quarantined += _quarantine(store, refused, source, moment)
+            counts += _keep_newer(store, MOSAICS, batch.mosaics, source, moment, entries)
+        open_entries(store, entries)
+    counts.quarantined += len(refused)
     return counts
 
 
@@ -142,7 +136,7 @@ def write_back(store: Store, jobs: pd.DataFrame, trained_at: int) -> tuple[int, 
     with store.change():
         for start in range(0, len(jobs), CHUNK_ROWS):
             part = jobs.iloc[start : start + CHUNK_ROWS].reset_index(drop=True)
-            there = _matching(store, JOBS, part["ipst"])
+            there = _in_order(store.get(JOBS, part["ipst"].tolist()), JOBS, part["ipst"])
             # Records are read with total_mb rounded; what the store has may not be.
             seen = there[told].assign(total_mb=there["total_mb"].round())
             is_same = (part[told] == seen).fillna(False).all(axis=1)
@@ -154,30 +148,25 @@ def write_back(store: Store, jobs: pd.DataFrame, trained_at: int) -> tuple[int, 
 # -- Records --------------------------------------------------------------------------------------------------------
 
 
-def _keep_newer(store: Store, table: Table, rows: pd.DataFrame, now: int) -> Counts:
+def _keep_newer(store: Store, table: Table, rows: pd.DataFrame, source: str, now: int, refused: pd.DataFrame) -> Counts:
     """Put rows of distinct datasets where they are new, newer, or others of the same time."""
     rows = conform(rows.assign(stored_at=now), table)
-    there = _matching(store, table, rows["ipst"])
-    is_new = there["stored_at"].isna() & there["wallclock"].isna()
-    told = [name for name in table.columns if name not in ("ipst", "stored_at", *TRAINING_COLUMNS)]
-    is_same = ~is_new & (rows[told].eq(there[told]).fillna(False) | (rows[told].isna() & there[told].isna())).all(
-        axis=1
-    )
+    known = store.get(table, rows["ipst"].tolist())
+    is_new = ~rows["ipst"].isin(known["ipst"])
+    there = _in_order(known, table, rows["ipst"])
+    is_same = ~is_new & _is_same(rows, there, table)
     is_older = ~is_new & ~is_same & (rows["timestamp"] < there["timestamp"]).fillna(False)
     replaces = ~is_new & ~is_same & ~is_older
     brings = pd.Series(False, index=rows.index)
     if table is JOBS:
         _remember(store, there[replaces], now)
         _remember(store, rows[is_older], now)
-        # The same record may come with what another training found out; without, it leaves what is there.
-        found = list(TRAINING_COLUMNS)
-        brings = is_same & (rows[found].notna() & rows[found].ne(there[found]).fillna(True)).any(axis=1)
-        rows.loc[brings, found] = rows.loc[brings, found].where(
-            rows.loc[brings, found].notna(), there.loc[brings, found]
-        )
-        rows.loc[brings, "stored_at"] = there.loc[brings, "stored_at"]
+        answered = _answered(there, rows)
+        brings = is_same & ~_is_equal(answered, there[list(TRAINING_COLUMNS)]).all(axis=1)
+        rows[list(TRAINING_COLUMNS)] = rows[list(TRAINING_COLUMNS)].mask(brings, answered)
+        rows["stored_at"] = rows["stored_at"].mask(brings, there["stored_at"])
     store.put(table, rows[is_new | replaces | brings])
-    _resolve(store, rows.loc[~is_older, "ipst"], now)
+    close_entries(store, rows[~is_older], source, now, refused)
     return Counts(
         stored=int(is_new.sum()),
         updated=int((replaces | brings).sum()),
@@ -186,69 +175,60 @@ def _keep_newer(store: Store, table: Table, rows: pd.DataFrame, now: int) -> Cou
     )
 
 
-def _matching(store: Store, table: Table, names: pd.Series) -> pd.DataFrame:
-    """The store's rows of some datasets, in their order; cells of those that it does not have are missing."""
-    there = store.get(table, names.tolist()).set_index("ipst")
-    return conform(there.reindex(names).reset_index(), table)
+def _keep_older(store: Store, older: pd.DataFrame, valid: pd.DataFrame, now: int) -> Counts:
+    """Remember valid records that a newer one of their own batch took the place of; the same one twice is no change."""
+    rows = conform(record_cells(older).assign(total_mb=lambda cells: cells["total_mb"].round()), JOBS)
+    winners = _in_order(valid, JOBS, rows["ipst"])
+    is_same = _is_same(rows, winners, JOBS)
+    _remember(store, rows[~is_same], now)
+    return Counts(unchanged=int(is_same.sum()), older=int((~is_same).sum()))
 
 
-def _remember(store: Store, rows: pd.DataFrame, now: int) -> None:
-    """Put records into the history; the same one twice is one."""
-    if rows.empty:
-        return
-    rows = conform(rows, JOBS)
-    texts = rows[list(COLUMNS)].astype("str").agg("|".join, axis=1)
-    rows = rows.assign(digest=[_digest(text) for text in texts], replaced_at=now)
-    store.put(HISTORY, conform(rows.drop_duplicates(["ipst", "digest"], keep="last"), HISTORY))
+def _in_order(there: pd.DataFrame, table: Table, names: pd.Series) -> pd.DataFrame:
+    """Rows of some datasets in the order of these; cells of those that are not there are missing."""
+    return conform(there.set_index("ipst").reindex(names).reset_index(), table)
 
 
-# -- Quarantine -----------------------------------------------------------------------------------------------------
+def _is_same(rows: pd.DataFrame, there: pd.DataFrame, table: Table) -> pd.Series:
+    """Whether rows tell the same of their jobs; what is read has a rounded total_mb, what a store has may not."""
+    told = [name for name in table.columns if name not in ("ipst", "stored_at", *TRAINING_COLUMNS)]
+    if "total_mb" in told:
+        there = there.assign(total_mb=there["total_mb"].round())
+    return _is_equal(rows[told], there[told]).all(axis=1)
 
 
-def _quarantine(store: Store, refused: pd.DataFrame, source: str, now: int) -> int:
-    """Open entries, or count another try on those that are open already."""
-    if refused.empty:
-        return 0
-    rows = conform(refused.assign(source=source, first_seen=now, last_seen=now, tries=1), QUARANTINE)
-    rows["ipst"] = rows["ipst"].fillna("").str.slice(0, _MAX_NAME)
-    rows["digest"] = rows["digest"].fillna("")
-    key = list(QUARANTINE.key)
-    rows = rows.drop_duplicates(key, keep="last")
-    there = store.get(QUARANTINE, rows["ipst"].tolist())
-    there = there[there["resolved_at"].isna()].set_index(key)
-    rows = rows.set_index(key)
-    known = rows.index.intersection(there.index)
-    rows.loc[known, "first_seen"] = there.loc[known, "first_seen"]
-    rows.loc[known, "tries"] = there.loc[known, "tries"] + 1
-    store.put(QUARANTINE, conform(rows.reset_index(), QUARANTINE))
-    return len(refused)
+def _is_equal(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Cell by cell; missing ones equal each other."""
+    return one.eq(other).fillna(False).astype(bool) | (one.isna() & other.isna())
 
 
-def _resolve(store: Store, names: pd.Series, now: int) -> None:
-    """Close the entries of datasets that have been stored."""
-    entries = store.get(QUARANTINE, names.tolist())
-    entries = entries[entries["resolved_at"].isna()]
-    if len(entries):
-        store.put(QUARANTINE, entries.assign(resolved_at=now))
-
-
-def _as_refused(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of a table that are no valid records, as entries of the quarantine."""
-    told = rows.drop(columns="reason")
-    records = [json.dumps(row, default=str)[:_MAX_RECORD] for row in told.to_dict("records")]
-    timestamps = pd.to_numeric(rows["timestamp"].astype("str"), errors="coerce") if "timestamp" in rows else np.nan
+def _answered(there: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """What trainings found out about the same records: the later training's word, and the other's where it has none."""
+    is_later = there["trained_at"].fillna(-1) > rows["trained_at"].fillna(-1)
     return pd.DataFrame(
         {
-            "ipst": rows["ipst"].astype("str").str.strip().str.lower().to_numpy(),
-            "digest": [_digest(record) for record in records],
-            # A time that is none is told in the record.
-            "timestamp": pd.Series(timestamps, index=rows.index).where(lambda t: t.between(0, MAX_TIMESTAMP)).round(),
-            "kind": IMPOSSIBLE,
-            "reason": rows["reason"].to_numpy(),
-            "record": records,
+            name: there[name].where(is_later & there[name].notna() | rows[name].isna(), rows[name])
+            for name in TRAINING_COLUMNS
         }
     )
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _remember(store: Store, rows: pd.DataFrame, now: int) -> None:
+    """Put records into the history; the same one twice is one, with what trainings found out about either."""
+    if rows.empty:
+        return
+    rows = conform(rows, JOBS)
+    texts = rows[list(COLUMNS)].astype("str").fillna("").agg("|".join, axis=1)
+    rows = rows.assign(digest=[digest_of(text) for text in texts], replaced_at=now)
+    rows = rows.drop_duplicates(["ipst", "digest"], keep="last").reset_index(drop=True)
+    merge_history(store, conform(rows, HISTORY))
+
+
+def merge_history(store: Store, rows: pd.DataFrame) -> None:
+    """Add rows to the history; of those that it has, the first time stays, and what trainings found out."""
+    key = list(HISTORY.key)
+    known = store.get(HISTORY, rows["ipst"].tolist()).set_index(key)
+    there = conform(known.reindex(pd.MultiIndex.from_frame(rows[key])).reset_index(), HISTORY)
+    answered = _answered(there, rows)
+    first = {name: there[name].fillna(rows[name]) for name in ("stored_at", "replaced_at")}
+    store.put(HISTORY, rows.assign(**answered, **first))

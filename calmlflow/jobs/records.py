@@ -194,7 +194,7 @@ def record_cells(frame: pd.DataFrame) -> pd.DataFrame:
     if "timestamp" not in frame:
         frame = frame.assign(timestamp=0)
     cells = {column: _numbers(frame[column]) for column in COLUMNS if column in frame and column != "ipst"}
-    cells["ipst"] = frame["ipst"].astype("str").str.strip().str.lower()
+    cells["ipst"] = _texts(frame["ipst"]).str.strip().str.lower()
     if "mem_bin" not in frame:
         # What is no memory breaks its own rule; it needs some bin here only so that it breaks no second one.
         memory = cells["memory"].where(cells["memory"].between(0, MAX_MEMORY_GB), 0)
@@ -206,5 +206,13 @@ def _numbers(values: pd.Series) -> pd.Series:
     numbers = values
     if not is_any_real_numeric_dtype(values):
         # As text, so that True, dates and whole numbers too large for a float are judged like the cells of a CSV.
-        numbers = pd.to_numeric(values.astype("str"), errors="coerce")
+        numbers = pd.to_numeric(_texts(values), errors="coerce")
     return numbers.astype(float)
+
+
+def _texts(values: pd.Series) -> pd.Series:
+    try:
+        return values.astype("str")
+    except UnicodeDecodeError:
+        # Bytes, as a Parquet file may hold.
+        return values.map(str, na_action="ignore").astype("str")

@@ -1,0 +1,84 @@
+"""The quarantine of a store: what could not be stored, with the reason, until it is."""
+
+import hashlib
+import json
+
+import numpy as np
+import pandas as pd
+
+from calmlflow.jobs.records import MAX_TIMESTAMP, record_cells
+from calmlflow.jobs.store import QUARANTINE, Store, conform
+
+IMPOSSIBLE = "no valid record"
+"""Kind of an entry whose figures break the schema or cannot be true."""
+
+_MAX_RECORD = 10_000
+# As long as a key of S3 may be.
+_MAX_NAME = 1024
+
+
+def as_entries(refused: pd.DataFrame, source: str, now: int) -> pd.DataFrame:
+    """Rows of the quarantine, each key once."""
+    rows = conform(refused.assign(source=source, first_seen=now, last_seen=now, tries=1), QUARANTINE)
+    for name, kind in QUARANTINE.columns.items():
+        if kind == "text":
+            # Databases take no NUL in a text, S3 does in a key.
+            rows[name] = rows[name].str.replace("\0", "\\0", regex=False)
+    rows["ipst"] = rows["ipst"].fillna("").str.slice(0, _MAX_NAME)
+    rows["digest"] = rows["digest"].fillna("")
+    return rows.drop_duplicates(list(QUARANTINE.key), keep="last").reset_index(drop=True)
+
+
+def open_entries(store: Store, rows: pd.DataFrame) -> None:
+    """Open entries, or count another try on those that are open already."""
+    if rows.empty:
+        return
+    key = list(QUARANTINE.key)
+    there = store.get(QUARANTINE, rows["ipst"].tolist())
+    there = there[there["resolved_at"].isna()].set_index(key)
+    rows = rows.set_index(key)
+    known = rows.index.intersection(there.index)
+    rows.loc[known, "first_seen"] = there.loc[known, "first_seen"]
+    rows.loc[known, "tries"] = there.loc[known, "tries"] + 1
+    store.put(QUARANTINE, conform(rows.reset_index(), QUARANTINE))
+
+
+def close_entries(store: Store, stored: pd.DataFrame, source: str, now: int, refused: pd.DataFrame) -> None:
+    """Close the entries of datasets that have been stored, but for those that the same batch opens.
+
+    A run that failed later than the one that is stored stays open, unless the same bucket has no more of it.
+    """
+    entries = store.get(QUARANTINE, stored["ipst"].tolist())
+    entries = entries[entries["resolved_at"].isna()].reset_index(drop=True)
+    times = entries["ipst"].map(stored.set_index("ipst")["timestamp"])
+    is_settled = (entries["timestamp"] <= times).fillna(True).astype(bool)
+    is_settled |= entries["digest"].eq("") & entries["source"].eq(source)
+    key = list(QUARANTINE.key)
+    is_settled &= ~pd.MultiIndex.from_frame(entries[key]).isin(pd.MultiIndex.from_frame(refused[key]))
+    if is_settled.any():
+        store.put(QUARANTINE, entries[is_settled].assign(resolved_at=now))
+
+
+def as_refused(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a table that are no valid records, as entries of the quarantine."""
+    told = rows.drop(columns="reason").astype(object)
+    # JSON has no NaN and no infinity.
+    told = told.where(told.notna(), None).map(lambda cell: str(cell) if cell in (np.inf, -np.inf) else cell)
+    records = [json.dumps(row, default=str)[:_MAX_RECORD] for row in told.to_dict("records")]
+    cells = record_cells(rows)
+    return pd.DataFrame(
+        {
+            "ipst": cells["ipst"],
+            "digest": [digest_of(record) for record in records],
+            # A time that is none is told in the record.
+            "timestamp": cells["timestamp"].where(cells["timestamp"].between(0, MAX_TIMESTAMP)).round(),
+            "kind": IMPOSSIBLE,
+            "reason": rows["reason"].to_numpy(),
+            "record": records,
+        }
+    )
+
+
+def digest_of(text: str) -> str:
+    """Sixteen letters that tell a text from others."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
