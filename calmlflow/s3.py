@@ -26,6 +26,10 @@ class NoSuchObjectError(InputError):
     """S3 answered: there is no such bucket or key."""
 
 
+class NoSuchBucketError(NoSuchObjectError):
+    """Not even the bucket is there."""
+
+
 class S3Object(NamedTuple):
     """An object, or a prefix of several."""
 
@@ -172,7 +176,8 @@ def asking(target: S3Object, act: str, expected: str) -> Iterator[None]:
         if own and not isinstance(error, ConnectionError | TimeoutError):
             raise
         reason = s3_reason(error)
-        kind = NoSuchObjectError if reason in MISSING else CalmlflowError
+        no_bucket = reason in ("NoSuchBucket", "InvalidBucketName")
+        kind = NoSuchBucketError if no_bucket else NoSuchObjectError if reason in MISSING else CalmlflowError
         raise kind(f"{target} cannot be {act} ({reason}); expected {expected}") from None
 
 

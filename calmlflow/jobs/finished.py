@@ -8,7 +8,7 @@ from calmlflow.hst.dataset import Dataset, parse_dataset
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, job_features, parse_control
 from calmlflow.hst.resources import MAX_METRICS_FILE_BYTES, StepFailedError, job_targets
-from calmlflow.s3 import Content, NoSuchObjectError, S3Object, asking, read_content
+from calmlflow.s3 import Content, NoSuchBucketError, NoSuchObjectError, S3Object, asking, read_content
 
 STEPS = ("process", "preview")
 """Steps of a job, each timed in a file of its own."""
@@ -72,6 +72,11 @@ def read_finished(client: Any, bucket: str, name: str) -> Found | Refused | Unre
     -------
     Found, Refused or Unread
         ``timestamp`` is the time at which the newer one of the metrics files was written, in epoch seconds.
+
+    Raises
+    ------
+    NoSuchBucketError
+        There is no such bucket: nothing of a dataset.
     """
     try:
         job = parse_dataset(name)
@@ -94,6 +99,8 @@ def read_finished(client: Any, bucket: str, name: str) -> Found | Refused | Unre
         control = _read(client, S3Object(bucket, job.control_key), MAX_CONTROL_FILE_BYTES, "a control file").data
         features = job_features(name, parse_control(control))
         return Found({**used, **features._asdict(), "mem_bin": targets.mem_bin}, False)
+    except NoSuchBucketError:
+        raise
     except InputError as error:
         if isinstance(error, NoSuchObjectError):
             kind = FILE_MISSING
