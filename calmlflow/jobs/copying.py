@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pandas as pd
+
 from calmlflow.hst.errors import CalmlflowError
-from calmlflow.jobs.keeping import Batch, Counts, keep
-from calmlflow.jobs.store import JOBS, TABLES, Store, conform
+from calmlflow.jobs.keeping import Batch, Counts, keep, merge_history
+from calmlflow.jobs.quarantine import merge_entries
+from calmlflow.jobs.store import HISTORY, JOBS, MOSAICS, PREDICTIONS, QUARANTINE, Store, Table, conform
 
 
 @dataclass
@@ -44,8 +47,8 @@ def copy(
 ) -> Copied:
     """Copy the records of a store into another one, and its other tables.
 
-    The newer record of a dataset wins, as in `calmlflow.jobs.keeping.keep`; what is no valid record goes to the
-    quarantine of the target. Safe to run again.
+    The newer record of a dataset wins, as in `calmlflow.jobs.keeping.keep`, and so does what was said last of an entry
+    of the quarantine; what is no valid record goes to the quarantine of the target. Safe to run again.
 
     Parameters
     ----------
@@ -72,11 +75,24 @@ def copy(
             f"{target.name} holds {copied.there:,} records after {copied.counts.stored:,} new ones came to "
             f"{before:,}; expected {before + copied.counts.stored:,}: copy again, and see who else writes there"
         )
-    for table in TABLES:
-        if table is not JOBS:
-            copied.others[table.name] = 0
-            for part in source.read(table):
-                with target.change():
-                    target.put(table, conform(part, table))
-                copied.others[table.name] += len(part)
+    for table in (HISTORY, MOSAICS, QUARANTINE, PREDICTIONS):
+        copied.others[table.name] = 0
+        for part in source.read(table):
+            _copy_part(target, table, part, source.name)
+            copied.others[table.name] += len(part)
     return copied
+
+
+def _copy_part(target: Store, table: Table, part: pd.DataFrame, source: str) -> None:
+    """Add rows of a table other than the records; what the target knows better stays."""
+    if table is MOSAICS:
+        keep(target, Batch(mosaics=part), source)
+        return
+    part = conform(part, table)
+    with target.change():
+        if table is HISTORY:
+            merge_history(target, part)
+        elif table is QUARANTINE:
+            merge_entries(target, part)
+        else:
+            target.put(table, part)

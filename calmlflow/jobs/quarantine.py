@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from calmlflow.jobs.records import MAX_TIMESTAMP, record_cells
-from calmlflow.jobs.store import QUARANTINE, Store, conform
+from calmlflow.jobs.store import JOBS, MOSAICS, QUARANTINE, Store, conform
 
 IMPOSSIBLE = "no valid record"
 """Kind of an entry whose figures break the schema or cannot be true."""
@@ -57,6 +57,27 @@ def close_entries(store: Store, stored: pd.DataFrame, source: str, now: int, ref
     is_settled &= ~pd.MultiIndex.from_frame(entries[key]).isin(pd.MultiIndex.from_frame(refused[key]))
     if is_settled.any():
         store.put(QUARANTINE, entries[is_settled].assign(resolved_at=now))
+
+
+def merge_entries(store: Store, rows: pd.DataFrame) -> None:
+    """Add entries of another store; of one that both have, what was said last counts.
+
+    An open one of a run that is older than the one that is stored here is settled.
+    """
+    key = list(QUARANTINE.key)
+    names = rows["ipst"].tolist()
+    known = store.get(QUARANTINE, names).set_index(key)
+    there = conform(known.reindex(pd.MultiIndex.from_frame(rows[key])).reset_index(), QUARANTINE)
+    rows = rows[(_said(rows) > _said(there)).fillna(True).astype(bool)].reset_index(drop=True)
+    stored = pd.concat([store.get(table, names)[["ipst", "timestamp", "stored_at"]] for table in (JOBS, MOSAICS)])
+    stored = stored.set_index("ipst").reindex(rows["ipst"]).reset_index()
+    is_settled = rows["resolved_at"].isna() & (rows["timestamp"] < stored["timestamp"]).fillna(False)
+    store.put(QUARANTINE, rows.assign(resolved_at=rows["resolved_at"].mask(is_settled, stored["stored_at"])))
+
+
+def _said(entries: pd.DataFrame) -> pd.Series:
+    """When something was said of entries last."""
+    return entries[["last_seen", "resolved_at"]].max(axis=1)
 
 
 def as_refused(rows: pd.DataFrame) -> pd.DataFrame:
