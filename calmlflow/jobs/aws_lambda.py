@@ -36,7 +36,8 @@ def handler(event: Any, context: object = None) -> dict[str, Any]:
     Raises
     ------
     CalmlflowError
-        S3 or the store is out of reach: Lambda counts the call as failed and tries again, which is safe.
+        S3 or the store is out of reach, or there is no such bucket: Lambda counts the call as failed and tries again,
+        which is safe. Whatever could be read is stored.
     """
     del context
     try:
@@ -46,16 +47,21 @@ def handler(event: Any, context: object = None) -> dict[str, Any]:
     for refusal in refused:
         log.warning("refused: %s", refusal)
     done = Ingested()
+    failures: list[str] = []
     for bucket in sorted({job.bucket for job in jobs}):
-        found = ingest(_store(settings.jobs_uri()), bucket, [job.name for job in jobs if job.bucket == bucket])
+        # What is wrong with one bucket keeps no job of another one from being stored.
+        try:
+            found = ingest(_store(settings.jobs_uri()), bucket, [job.name for job in jobs if job.bucket == bucket])
+        except CalmlflowError as error:
+            failures.append(str(error))
+            continue
         log.info("%s: %s", bucket, found)
         done.counts += found.counts
-        done.pending |= found.pending
         done.reasons |= {kind: done.reasons.get(kind, 0) + count for kind, count in found.reasons.items()}
-    if done.pending:
+        failures += found.pending.values()
+    if failures:
         raise CalmlflowError(
-            f"{len(done.pending)} of {done.total} datasets are pending: {next(iter(done.pending.values()))}; expected "
-            "S3 to answer: this call is safe to repeat"
+            f"not all of {len(jobs)} finished jobs were read: {failures[0]}; this call is safe to repeat"
         )
     return {
         "datasets": done.total,
