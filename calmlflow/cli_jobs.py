@@ -9,6 +9,7 @@ import typer
 
 from calmlflow import settings
 from calmlflow.console import fail, new_app, say
+from calmlflow.options import Datasets
 
 app = new_app(help="Job records: where the next training comes from.", no_args_is_help=True)
 
@@ -78,13 +79,7 @@ def status(
 @app.command()
 def ingest(
     bucket: Annotated[str, typer.Argument(help="S3 bucket with control/ and outputs/ of finished jobs.")],
-    datasets: Annotated[
-        str,
-        typer.Option(
-            help="new: all under outputs/ that are not stored; all; names with commas between; or a file that holds "
-            "names, one a line, or a notification of S3."
-        ),
-    ] = "new",
+    datasets: Datasets = "new",
     store: StoreOption = "",
     retry_quarantine: Annotated[
         bool, typer.Option("--retry-quarantine", help="Also read those in the quarantine whose files are the same.")

@@ -26,6 +26,13 @@ Risk = Annotated[
     ),
 ]
 
+Datasets = Annotated[
+    str,
+    typer.Option(
+        help="new: all under outputs/ that are not stored; all; names with commas between; or a file that holds names, "
+        "one a line, or a notification of S3."
+    ),
+]
 Writeback = Annotated[
     Literal["true", "false"],
     typer.Option(help="Whether predictions and wallclock statistics go into the store that the jobs came from."),

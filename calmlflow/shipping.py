@@ -70,9 +70,7 @@ def ship(
     """
     folder = parse_uri(s3_uri)
     prefix = folder.key.rstrip("/") + "/" if folder.key else ""
-    names = [
-        path.relative_to(root).as_posix() if root and path.is_relative_to(root) else path.name for path in files
-    ]
+    names = [path.relative_to(root).as_posix() if root and path.is_relative_to(root) else path.name for path in files]
     for name in names:
         if not re.fullmatch(r"[^\x00-\x1f\\\ud800-\udfff]+", name) or name == SUMS or names.count(name) > 1:
             raise InputError(

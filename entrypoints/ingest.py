@@ -5,17 +5,12 @@ from typing import Annotated, Literal
 import typer
 
 from calmlflow.console import script
+from calmlflow.options import Datasets
 
 
 def main(
     bucket: Annotated[str, typer.Option(help="S3 bucket with control/ and outputs/ of finished jobs.")],
-    datasets: Annotated[
-        str,
-        typer.Option(
-            help="new: all under outputs/ that are not stored; all; names with commas between; or a file that holds "
-            "names, one a line, or a notification of S3."
-        ),
-    ] = "new",
+    datasets: Datasets = "new",
     store: Annotated[
         str, typer.Option(help="Store: sqlite:///jobs.db, postgresql://..., dynamodb://..., a file; default: yours.")
     ] = "default",
