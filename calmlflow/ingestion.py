@@ -36,10 +36,20 @@ def parse_datasets(text: str, bucket: str) -> list[str] | Literal["new", "all"]:
     """
     if text in ("new", "all"):
         return "all" if text == "all" else "new"
-    path = Path(text)
-    if path.is_file():
-        return _read_list(path, bucket)
-    return [parse_dataset(name).name for name in text.split(",") if name.strip()]
+    if _is_file(text):
+        return _read_list(Path(text), bucket)
+    names = [parse_dataset(name).name for name in text.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"datasets is {text!r}; expected new, all, names with commas between, or a file of names")
+    return names
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:
+        # Many names are longer than a file's may be.
+        return False
 
 
 def _read_list(path: Path, bucket: str) -> list[str]:
@@ -48,7 +58,7 @@ def _read_list(path: Path, bucket: str) -> list[str]:
             content = file.read(_MAX_LIST_BYTES + 1)
         if len(content) > _MAX_LIST_BYTES:
             raise InputError(f"{path} is larger than {_MAX_LIST_BYTES} bytes; expected names of datasets, one a line")
-        text = content.decode()
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); expected names of datasets, one a line") from None
     except UnicodeDecodeError:
