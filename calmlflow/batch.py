@@ -72,7 +72,8 @@ def _batches(store: Store) -> Iterator[pa.RecordBatch]:
 
 def _is_table_of_files(data: str) -> bool:
     if data.startswith("s3://"):
-        return True
+        # Archives and databases are stores; a prefix is one of control files.
+        return not data.lower().endswith((".zip", ".tgz", ".tar.gz", ".db", ".sqlite"))
     if re.fullmatch("sample(:.*)?", data) or re.match("[A-Za-z][A-Za-z0-9+.-]+:", data):
         return False
     path = Path(data)

@@ -17,18 +17,21 @@ from calmlflow.predictor.emit import Emitter
 
 def open_store_emitter(uri: str) -> Emitter:
     """An emitter (see `calmlflow.predictor.emit`) that keeps predictions in a store; safe to share between threads."""
-    store = open_store(uri, create=True)
+    # Opened by the first prediction: a store that is away must not keep an answer from being given.
+    opened: list[Store] = []
     writing = threading.Lock()
 
     def emit(record: Mapping[str, Any]) -> None:
         with writing:
-            _put(store, pd.DataFrame([dict(record)]))
+            if not opened:
+                opened.append(open_store(uri, create=True))
+            _put(opened[0], pd.DataFrame([dict(record)]))
 
     return emit
 
 
 def store_predictions(file: Path, uri: str, version: str) -> int:
-    """Put the predictions of a Parquet file that `Predictor.predict_many` wrote into a store, all or none.
+    """Put the predictions of a Parquet file that `Predictor.predict_many` wrote into a store, in one change.
 
     Of rows that name the same dataset the last one counts.
 

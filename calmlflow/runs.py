@@ -186,9 +186,6 @@ def train(
                     for target in TARGETS.values():
                         _log_scores(target, outcome)
         outcome.tree = tree.final
-        if request.register:
-            with outcome.timed("register"):
-                outcome.versions = register(models, origin)
         if request.writeback:
             with outcome.timed("writeback"):
                 outcome.written = write_predictions(request.data, table, outcome.tree)
@@ -197,6 +194,9 @@ def train(
                 archives = pack(outcome.tree, Path(folder))
                 sent = send_training(outcome.tree, archives, request.destination)
             outcome.sent = f"{len(sent)} files to {request.destination.rstrip('/')}/{outcome.tree.name}/"
+        if request.register:
+            with outcome.timed("register"):
+                outcome.versions = register(models, origin)
         if stage:
             model = BUNDLE_MODEL if bundle else NETWORK_MODELS[networks[0]]
             outcome.promoted = promote_in_run(PromotionRequest(stage, outcome.versions[model], model), nested=True)

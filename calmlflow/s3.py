@@ -30,6 +30,10 @@ class NoSuchBucketError(NoSuchObjectError):
     """Not even the bucket is there."""
 
 
+class BrokenOffError(CalmlflowError):
+    """The content of an object came not to its end."""
+
+
 class S3Object(NamedTuple):
     """An object, or a prefix of several."""
 
@@ -148,18 +152,25 @@ def read_content(client: Any, target: S3Object, limit: int, expected: str) -> Co
         There is no such bucket or key.
     InputError
         The object is larger.
+    BrokenOffError
+        It cannot be read to the end.
     CalmlflowError
-        S3 cannot be read otherwise, or not to the end.
+        S3 cannot be read otherwise.
     """
     with asking(target, "read", expected):
         response = client.get_object(Bucket=target.bucket, Key=target.key)
-        size = response["ContentLength"]
-        with response["Body"] as body:
+    size = response["ContentLength"]
+    try:
+        with asking(target, "read", expected), response["Body"] as body:
             if size > limit:
                 raise InputError(f"{target} has {size} bytes; expected {expected}, at most {limit}")
             content: bytes = body.read(limit + 1)
+    except InputError:
+        raise
+    except CalmlflowError as error:
+        raise BrokenOffError(str(error)) from None
     if len(content) != size:
-        raise CalmlflowError(f"{target} cannot be read ({len(content)} of {size} bytes); expected {expected}")
+        raise BrokenOffError(f"{target} cannot be read ({len(content)} of {size} bytes); expected {expected}")
     return Content(content, response["LastModified"].timestamp())
 
 

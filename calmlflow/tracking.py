@@ -21,6 +21,7 @@ from mlflow.data.pandas_dataset import PandasDataset, from_pandas
 from mlflow.entities import Metric
 
 from calmlflow import settings
+from calmlflow.jobs.sources import refuse_password
 from calmlflow.predictor.registry_http import check_reachable
 
 VERSIONS = ("calmlflow", "keras", "mlflow", "numpy", "onnxruntime", "pandas", "scikit-learn", "tensorflow")
@@ -66,6 +67,9 @@ def tracked_run(name: str, nested: bool = False) -> Iterator[mlflow.ActiveRun]:
 
 def log_new_params(params: Mapping[str, Any]) -> None:
     """Log parameters, but for those that `mlflow run` has logged already (it must not be told another spelling)."""
+    for value in params.values():
+        # Before anything of it goes to the server: parameters, tags and lineage come after this.
+        refuse_password(str(value))
     run = mlflow.active_run()
     assert run is not None  # noqa: S101 - a caller without a run is a bug
     known = MlflowClient().get_run(run.info.run_id).data.params

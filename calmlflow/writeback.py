@@ -7,12 +7,18 @@ import pandas as pd
 
 from calmlflow.jobs.keeping import write_back
 from calmlflow.jobs.sources import open_store, public_uri
+from calmlflow.jobs.store import JOBS
 
 
 def check_writable(data: str) -> None:
-    """Raise an InputError where jobs come from something that cannot be written, before hours of work go into it."""
+    """Raise a CalmlflowError where jobs come from what cannot be written, before the work of a training goes into it.
+
+    The first record is put back as it is.
+    """
     with closing(open_store(data)) as store, store.change():
-        pass
+        first = next(store.read(JOBS, ["ipst"]), None)
+        if first is not None:
+            store.put(JOBS, store.get(JOBS, first["ipst"].tolist()[:1]))
 
 
 def write_predictions(data: str, table: pd.DataFrame, tree: Path) -> str:

@@ -45,6 +45,8 @@ def open_dynamodb(uri: str, create: bool = False) -> "DynamoStore":
         It cannot be reached or made.
     """
     table, region, filters = _read_uri(uri)
+    if filters and create:
+        raise InputError(f"the address of a table to write filters by {filters[0][0]}; expected no filter there")
     shown = urlencode([*([("region", region)] if region else []), *filters])
     name = f"dynamodb://{table}" + (f"?{shown}" if shown else "")
     store = DynamoStore(name, filters, Requests(name, table, _new_client(region, name)))

@@ -1,7 +1,9 @@
 """Job records in files and folders."""
 
 import fcntl
+import glob
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,9 @@ ARCHIVES = (".zip", ".tgz", ".tar.gz")
 WRITABLE = (".csv", ".parquet")
 
 _SHOWN = 10
+_STAGED = "new-"
+# Names of other tables than the records'.
+_OTHERS = re.compile(rf"\.({'|'.join(table.name for table in TABLES if table is not JOBS)})\.[^./]+$")
 
 
 def open_path(path: Path, create: bool = False) -> Store:
@@ -75,8 +80,12 @@ def _tables_of(folder: Path) -> list[Path]:
 
 def _own(paths: Iterator[Path]) -> list[Path]:
     """Without the other tables of a store, which lie beside the first one."""
-    others = tuple(f".{table.name}" for table in TABLES if table is not JOBS)
-    return sorted(path for path in paths if not path.stem.endswith(others) and not path.name.startswith("."))
+    return sorted(path for path in paths if not _OTHERS.search(path.name) and not path.name.startswith("."))
+
+
+def is_records_file(key: str) -> bool:
+    """Whether a key of S3 is that of a Parquet file of records, and not of another table beside it."""
+    return key.lower().endswith(".parquet") and not _OTHERS.search(key)
 
 
 # -- Places ---------------------------------------------------------------------------------------------------------
@@ -94,7 +103,8 @@ class _Folder:
     """Files beside one another; see `calmlflow.jobs.file_store.Place`."""
 
     def __init__(self, path: Path):
-        self._path = path
+        # A link is another name of the same store: one lock, and one set of tables.
+        self._path = path.resolve()
         self._staged: list[Path] = []
         self.is_parquet = path.suffix.lower() == ".parquet" or (path.exists() and is_parquet(path))
 
@@ -113,6 +123,10 @@ class _Folder:
             handle = os.open(self._path.with_name(f".{self._path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
+            for table in TABLES:
+                # What a killed change has left; whoever holds the lock is alone.
+                for left in self._path.parent.glob(f".{glob.escape(self._path_of(table).name)}.{_STAGED}*"):
+                    left.unlink(missing_ok=True)
             yield
         finally:
             os.close(handle)
@@ -123,7 +137,7 @@ class _Folder:
     def stage(self, table: Table, write: Callable[[Path], None]) -> Path:
         path = self._path_of(table)
         with self._writing():
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{_STAGED}")
             self._staged.append(Path(name))
             write(Path(name))
             os.fsync(handle)

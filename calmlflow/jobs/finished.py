@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from calmlflow.hst.dataset import Dataset, parse_dataset
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, job_features, parse_control
 from calmlflow.hst.resources import MAX_METRICS_FILE_BYTES, StepFailedError, job_targets
-from calmlflow.s3 import Content, NoSuchBucketError, NoSuchObjectError, S3Object, asking, read_content
+from calmlflow.s3 import BrokenOffError, Content, NoSuchBucketError, NoSuchObjectError, S3Object, asking, read_content
 
 STEPS = ("process", "preview")
 """Steps of a job, each timed in a file of its own."""
@@ -136,12 +137,8 @@ def _written(client: Any, target: S3Object) -> float:
 
 def _read(client: Any, target: S3Object, limit: int, expected: str) -> Content:
     for _ in range(TRIES - 1):
-        try:
+        with suppress(BrokenOffError):
             return read_content(client, target, limit, expected)
-        except InputError:
-            raise
-        except CalmlflowError:
-            continue
     return read_content(client, target, limit, expected)
 
 

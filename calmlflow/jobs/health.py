@@ -176,9 +176,12 @@ def _look_at_records(store: Store, now: int) -> dict[str, Any]:
     for part in store.read(JOBS, ["ipst", "timestamp", "instr", "mem_bin", "stored_at", *answers]):
         records += len(part)
         answered += int(part[answers].notna().any(axis=1).sum())
+        # Records of a file are as unchecked as the file.
+        numbers = ("timestamp", "instr", "mem_bin", "stored_at")
+        part = part.assign(**{name: pd.to_numeric(part[name], errors="coerce") for name in numbers})
         table += _cross_table(part)
         ingested.add(part["stored_at"])
-        times = part["timestamp"].to_numpy(dtype=np.int64, na_value=0)
+        times = part["timestamp"].fillna(0).clip(-1, 2**53).to_numpy(dtype=np.int64)
         in_future += int((times > now).sum())
         unbelievable += int((times > now + SKEW_S).sum())
         times = np.where(times > now + SKEW_S, 0, times)
@@ -207,7 +210,7 @@ def _look_at_records(store: Store, now: int) -> dict[str, Any]:
 
 
 def _cross_table(part: pd.DataFrame) -> NDArray[np.int64]:
-    instruments, bins = (part[name].to_numpy(dtype=np.int64, na_value=-1) for name in ("instr", "mem_bin"))
+    instruments, bins = (part[name].fillna(-1).clip(-1, 99).to_numpy(dtype=np.int64) for name in ("instr", "mem_bin"))
     shape = (len(INSTRUMENTS), len(BIN_NAMES))
     known = (instruments >= 0) & (instruments < shape[0]) & (bins >= 0) & (bins < shape[1])
     cells = instruments[known] * shape[1] + bins[known]

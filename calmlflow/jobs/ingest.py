@@ -113,19 +113,22 @@ def ingest(
     client = client or new_client(connections=WORKERS)
     source = f"s3://{bucket}"
     names = sorted(_listed(client, bucket)) if isinstance(datasets, str) else list(dict.fromkeys(datasets))
-    plan = _plan(store, names, retry_quarantine) if datasets == "new" else dict.fromkeys(names, _ALWAYS)
+    plan = _plan(store, names, source, retry_quarantine) if datasets == "new" else dict.fromkeys(names, _ALWAYS)
     done = Ingested(known=len(names) - len(plan))
     batch: list[Outcome] = []
-    for outcome in _read_all(client, bucket, plan):
+    begun = time.time()
+    for since, outcome in _read_all(client, bucket, plan):
         if outcome is None:
             done.known += 1
         else:
             batch.append(outcome)
+            # What changes after it was read must be seen to be newer than what is kept of it.
+            begun = min(begun, since)
         if len(batch) >= BATCH:
-            _keep(store, batch, source, done)
-            batch = []
+            _keep(store, batch, source, done, begun)
+            batch, begun = [], time.time()
         on_progress(done.total + len(batch), len(names))
-    _keep(store, batch, source, done)
+    _keep(store, batch, source, done, begun)
     done.seconds = time.perf_counter() - started
     return done
 
@@ -142,12 +145,15 @@ def _listed(client: Any, bucket: str) -> Iterator[str]:
                 yield folder["Prefix"].removeprefix("outputs/").removesuffix("/")
 
 
-def _plan(store: Store, names: Iterable[str], retry_quarantine: bool) -> dict[str, float]:
-    """Dataset that may be new -> the moment after which its files must have changed to be read."""
+def _plan(store: Store, names: Iterable[str], source: str, retry_quarantine: bool) -> dict[str, float]:
+    """Dataset that may be new -> the moment after which its files must have changed to be read.
+
+    What another bucket has of it in the quarantine says nothing of this one.
+    """
     known = {name for table in (JOBS, MOSAICS) for part in store.read(table, ["ipst"]) for name in part["ipst"]}
     refused: dict[str, float] = {}
-    for part in store.read(QUARANTINE, ["ipst", "digest", "last_seen", "resolved_at"]):
-        still = part[part["resolved_at"].isna() & part["digest"].fillna("").eq("")]
+    for part in store.read(QUARANTINE, ["ipst", "digest", "source", "last_seen", "resolved_at"]):
+        still = part[part["resolved_at"].isna() & part["digest"].fillna("").eq("") & part["source"].eq(source)]
         refused |= dict(zip(still["ipst"], still["last_seen"].astype(float) - CLOCKS_APART_S, strict=True))
     if retry_quarantine:
         # A rerun that failed is in the quarantine beside the record of the run before it.
@@ -155,8 +161,8 @@ def _plan(store: Store, names: Iterable[str], retry_quarantine: bool) -> dict[st
     return {name: refused.get(name, _ALWAYS) for name in names if name in refused or name not in known}
 
 
-def _read_all(client: Any, bucket: str, plan: Mapping[str, float]) -> Iterator[Outcome | None]:
-    """Read datasets, several at once, as they come; None for one that has not changed."""
+def _read_all(client: Any, bucket: str, plan: Mapping[str, float]) -> Iterator[tuple[float, Outcome | None]]:
+    """Read datasets, several at once, as they come: when reading began, and None for one that has not changed."""
     with ThreadPoolExecutor(WORKERS, "calmlflow-ingest") as pool:
         left = iter(plan.items())
         # Few more than are read just now: what was read and is not stored yet waits in memory.
@@ -172,24 +178,25 @@ def _read_all(client: Any, bucket: str, plan: Mapping[str, float]) -> Iterator[O
                 future.cancel()
 
 
-def _read_one(client: Any, bucket: str, name: str, since: float) -> Outcome | None:
+def _read_one(client: Any, bucket: str, name: str, since: float) -> tuple[float, Outcome | None]:
+    begun = time.time()
     try:
         if since > _ALWAYS and not changed_since(client, bucket, name, since):
-            return None
-        return read_finished(client, bucket, name)
+            return begun, None
+        return begun, read_finished(client, bucket, name)
     except NoSuchBucketError:
         raise
     except CalmlflowError as error:
-        return Unread(name, str(error))
+        return begun, Unread(name, str(error))
 
 
-def _keep(store: Store, outcomes: list[Outcome], source: str, done: Ingested) -> None:
+def _keep(store: Store, outcomes: list[Outcome], source: str, done: Ingested, begun: float) -> None:
     """Store what was read, and count it."""
     jobs = [outcome.record for outcome in outcomes if isinstance(outcome, Found) and not outcome.is_mosaic]
     mosaics = [outcome.record for outcome in outcomes if isinstance(outcome, Found) and outcome.is_mosaic]
     refused = [outcome._asdict() for outcome in outcomes if isinstance(outcome, Refused)]
     batch = Batch(pd.DataFrame(jobs), pd.DataFrame(mosaics), pd.DataFrame(refused))
-    counts = keep(store, batch, source) if jobs or mosaics or refused else Counts()
+    counts = keep(store, batch, source, begun, alone=True) if jobs or mosaics or refused else Counts()
     done.counts += counts
     kinds = Counter(entry["kind"] for entry in refused)
     kinds[IMPOSSIBLE] += counts.quarantined - len(refused)

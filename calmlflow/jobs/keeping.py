@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from calmlflow.jobs.quarantine import as_entries, as_refused, close_entries, digest_of, open_entries
-from calmlflow.jobs.records import COLUMNS, SUPERSEDED, record_cells, sort_records
+from calmlflow.jobs.records import COLUMNS, SUPERSEDED, record_cells, sort_mosaics, sort_records
 from calmlflow.jobs.store import (
     CHUNK_ROWS,
     HISTORY,
@@ -32,7 +32,7 @@ class Batch:
     jobs : DataFrame
         With the columns `COLUMNS` (or what `check_records` takes for them), perhaps `TRAINING_COLUMNS`; unchecked.
     mosaics : DataFrame
-        With the columns of `MOSAICS`; each dataset once.
+        With the columns of `MOSAICS`; unchecked, each dataset once.
     refused : DataFrame
         Of what has no record: ``ipst`` (or whatever stands for it), ``timestamp`` (epoch seconds; may be missing),
         ``kind``, ``reason`` and, where one is there, ``record`` (JSON text).
@@ -73,7 +73,7 @@ class Counts:
         return sum(vars(self).values())
 
 
-def keep(store: Store, batch: Batch, source: str, now: float | None = None) -> Counts:
+def keep(store: Store, batch: Batch, source: str, now: float | None = None, alone: bool = False) -> Counts:
     """Put a batch into a store, in one change.
 
     Parameters
@@ -83,7 +83,9 @@ def keep(store: Store, batch: Batch, source: str, now: float | None = None) -> C
     source : str
         Where the batch comes from, without secrets; kept with what is quarantined.
     now : float, optional
-        Epoch seconds; default: the clock.
+        Epoch seconds at which the batch was read; default: the clock.
+    alone : bool
+        Each row is all that the source has of its dataset, as in a bucket.
 
     Returns
     -------
@@ -95,17 +97,22 @@ def keep(store: Store, batch: Batch, source: str, now: float | None = None) -> C
     refused, valid, older = batch.refused, pd.DataFrame(), pd.DataFrame()
     if len(batch.jobs):
         carried = [name for name in TRAINING_COLUMNS if name in batch.jobs]
-        checked = sort_records(batch.jobs, source, carried)
+        checked = sort_records(batch.jobs.assign(**_answers_in(batch.jobs, carried)), source, carried)
         is_older = checked.quarantine["reason"].eq(SUPERSEDED)
         valid, older = checked.valid, checked.quarantine[is_older]
-        refused = pd.concat([refused, as_refused(checked.quarantine[~is_older])], ignore_index=True)
+        refused = pd.concat([refused, as_refused(checked.quarantine[~is_older], alone)], ignore_index=True)
+    mosaics = batch.mosaics
+    if len(mosaics):
+        checked = sort_mosaics(mosaics)
+        mosaics = checked.valid
+        refused = pd.concat([refused, as_refused(checked.quarantine, alone)], ignore_index=True)
     entries = as_entries(refused, source, moment)
     with store.change():
         if len(valid):
             counts += _keep_older(store, older, valid, moment)
             counts += _keep_newer(store, JOBS, valid, source, moment, entries)
-        if len(batch.mosaics):
-            counts += _keep_newer(store, MOSAICS, batch.mosaics, source, moment, entries)
+        if len(mosaics):
+            counts += _keep_newer(store, MOSAICS, mosaics, source, moment, entries)
         open_entries(store, entries)
     counts.quarantined += len(refused)
     return counts
@@ -125,7 +132,7 @@ def write_back(store: Store, jobs: pd.DataFrame, trained_at: int) -> tuple[int, 
     Returns
     -------
     tuple of int
-        Records that got it, and records left alone since they are gone or other ones by now.
+        Records that got it, and records left alone: gone, other ones by now, or with the answers of a later training.
     """
     jobs = jobs.assign(trained_at=trained_at)
     # A training of one network says nothing of what the others found out.
@@ -140,9 +147,20 @@ def write_back(store: Store, jobs: pd.DataFrame, trained_at: int) -> tuple[int, 
             # Records are read with total_mb rounded; what the store has may not be.
             seen = there[told].assign(total_mb=there["total_mb"].round())
             is_same = (part[told] == seen).fillna(False).all(axis=1)
+            # A later training has the last word.
+            is_same &= (there["trained_at"].fillna(-1) <= trained_at).astype(bool)
             store.put(JOBS, there.assign(**{name: part[name] for name in found})[is_same])
             written += int(is_same.sum())
     return written, len(jobs) - written
+
+
+def _answers_in(jobs: pd.DataFrame, names: list[str]) -> dict[str, pd.Series]:
+    """What trainings found out, as far as it is of its kind: a bad cell there costs no record."""
+    numbers = {name: pd.to_numeric(jobs[name], errors="coerce") for name in names if TRAINING_COLUMNS[name] != "text"}
+    return {
+        name: cells.where(cells.mod(1).eq(0)) if TRAINING_COLUMNS[name] == "whole" else cells
+        for name, cells in numbers.items()
+    }
 
 
 # -- Records --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pandas as pd
 
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.jobs.file_store import FileStore
-from calmlflow.jobs.files import ARCHIVES, WRITABLE, table_name
+from calmlflow.jobs.files import ARCHIVES, WRITABLE, is_records_file, table_name
 from calmlflow.jobs.formats import read_parts
 from calmlflow.jobs.read_only import ReadOnly, jobs_only
 from calmlflow.jobs.store import JOBS, Store, Table
@@ -84,7 +84,7 @@ def _open_prefix(client: Any, target: S3Object) -> ReadOnly:
     keys: list[str] = []
     with asking(target, "read", "a prefix of Parquet files"):
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=target.bucket, Prefix=target.key):
-            keys += [item["Key"] for item in page.get("Contents", ()) if item["Key"].lower().endswith(".parquet")]
+            keys += [item["Key"] for item in page.get("Contents", ()) if is_records_file(item["Key"])]
     if not keys:
         raise InputError(f"{target} holds no Parquet file; expected some, or the key of one object")
 

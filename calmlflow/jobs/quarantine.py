@@ -2,8 +2,8 @@
 
 import hashlib
 import json
+import math
 
-import numpy as np
 import pandas as pd
 
 from calmlflow.jobs.records import MAX_TIMESTAMP, record_cells
@@ -46,13 +46,15 @@ def open_entries(store: Store, rows: pd.DataFrame) -> None:
 def close_entries(store: Store, stored: pd.DataFrame, source: str, now: int, refused: pd.DataFrame) -> None:
     """Close the entries of datasets that have been stored, but for those that the same batch opens.
 
-    A run that failed later than the one that is stored stays open, unless the same bucket has no more of it.
+    A run that failed later than the one that is stored stays open, unless the same bucket has no more of it; so does
+    one that was seen after ``now``, when the stored ones were read.
     """
     entries = store.get(QUARANTINE, stored["ipst"].tolist())
     entries = entries[entries["resolved_at"].isna()].reset_index(drop=True)
     times = entries["ipst"].map(stored.set_index("ipst")["timestamp"])
     is_settled = (entries["timestamp"] <= times).fillna(True).astype(bool)
     is_settled |= entries["digest"].eq("") & entries["source"].eq(source)
+    is_settled &= (entries["last_seen"] <= now).fillna(True).astype(bool)
     key = list(QUARANTINE.key)
     is_settled &= ~pd.MultiIndex.from_frame(entries[key]).isin(pd.MultiIndex.from_frame(refused[key]))
     if is_settled.any():
@@ -80,24 +82,31 @@ def _said(entries: pd.DataFrame) -> pd.Series:
     return entries[["last_seen", "resolved_at"]].max(axis=1)
 
 
-def as_refused(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of a table that are no valid records, as entries of the quarantine."""
+def as_refused(rows: pd.DataFrame, alone: bool) -> pd.DataFrame:
+    """Rows that are no valid records, as entries of the quarantine.
+
+    ``alone``: each is its dataset's only one, as in a bucket; rows of a table are told apart by what they hold.
+    """
     told = rows.drop(columns="reason").astype(object)
     # JSON has no NaN and no infinity.
-    told = told.where(told.notna(), None).map(lambda cell: str(cell) if cell in (np.inf, -np.inf) else cell)
-    records = [json.dumps(row, default=str)[:_MAX_RECORD] for row in told.to_dict("records")]
+    told = told.where(told.notna(), None).map(lambda cell: str(cell) if _is_infinite(cell) else cell)
+    records = [json.dumps(row, default=str) for row in told.to_dict("records")]
     cells = record_cells(rows)
     return pd.DataFrame(
         {
             "ipst": cells["ipst"],
-            "digest": [digest_of(record) for record in records],
+            "digest": "" if alone else [digest_of(record) for record in records],
             # A time that is none is told in the record.
             "timestamp": cells["timestamp"].where(cells["timestamp"].between(0, MAX_TIMESTAMP)).round(),
             "kind": IMPOSSIBLE,
             "reason": rows["reason"].to_numpy(),
-            "record": records,
+            "record": [record[:_MAX_RECORD] for record in records],
         }
     )
+
+
+def _is_infinite(cell: object) -> bool:
+    return isinstance(cell, float) and math.isinf(cell)
 
 
 def digest_of(text: str) -> str:

@@ -85,6 +85,11 @@ RECORDS = pa.DataFrameSchema(
 breaks its rule like any other (hence ``nullable`` and ``ignore_na``). Dtypes are the matter of `check_records`."""
 
 
+_MOSAICS = pa.DataFrameSchema(
+    {column: pa.Column(checks=_CHECKS[column], nullable=True) for column in ("timestamp", "wallclock", "memory")}
+)
+
+
 @dataclass(frozen=True)
 class Checked:
     """Job records, told apart.
@@ -148,12 +153,7 @@ def sort_records(frame: pd.DataFrame, source: str, carry: Sequence[str] = ()) ->
     """
     check_columns(frame, source)
     cells = record_cells(frame)
-    reasons = pd.Series("", index=cells.index, dtype=object)
-    try:
-        RECORDS.validate(cells, lazy=True)
-    except pa.errors.SchemaErrors as errors:
-        for (column, error), cases in errors.failure_cases.groupby(["column", "check"], sort=False):
-            reasons.loc[cases["index"].to_numpy(dtype=np.int64)] += f"; {column} {error}"
+    reasons = _reasons(RECORDS, cells)
     sound = cells[reasons == ""]
     is_of_letter = np.logical_or.reduce(
         [sound["ipst"].str.startswith(letter) & (sound["instr"] == code) for letter, code in INSTRUMENT_CODES.items()]
@@ -186,6 +186,34 @@ def check_columns(frame: pd.DataFrame, source: str) -> None:
     twice = [column for column in COLUMNS if list(frame.columns).count(column) > 1]
     if twice:
         raise InputError(f"{source} has more than one column {', '.join(twice)}; {expected}")
+
+
+def sort_mosaics(frame: pd.DataFrame) -> Checked:
+    """The same for what mosaics used: figures that cannot be true go to the quarantine.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        With the columns ``ipst``, ``timestamp``, ``wallclock`` and ``memory``; others are kept as they are.
+    """
+    names = list(_MOSAICS.columns)
+    cells = frame.reset_index(drop=True)
+    cells = cells.assign(**{name: _numbers(cells[name]) for name in names})
+    reasons = _reasons(_MOSAICS, cells[names])
+    bad = (reasons != "").to_numpy()
+    quarantine = frame[bad].assign(reason=reasons[bad].str.removeprefix("; ").to_numpy())
+    return Checked(cells[~bad].drop_duplicates("ipst", keep="last").reset_index(drop=True), quarantine)
+
+
+def _reasons(schema: pa.DataFrameSchema, cells: pd.DataFrame) -> pd.Series:
+    """What is wrong with each row, ``"; "`` before every reason; rows are numbered from 0."""
+    reasons = pd.Series("", index=cells.index, dtype=object)
+    try:
+        schema.validate(cells, lazy=True)
+    except pa.errors.SchemaErrors as errors:
+        for (column, error), cases in errors.failure_cases.groupby(["column", "check"], sort=False):
+            reasons.loc[cases["index"].to_numpy(dtype=np.int64)] += f"; {column} {error}"
+    return reasons
 
 
 def record_cells(frame: pd.DataFrame) -> pd.DataFrame:

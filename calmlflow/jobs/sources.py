@@ -30,7 +30,7 @@ _KNOWN = "a path, file://, sample, sample:N, sqlite://, postgresql://, dynamodb:
 _HIDDEN_KEYS = "password|passwd|pwd|sslpassword|aws_secret_access_key|secret[a-z_]*|token"
 _SECRET_PARAMETER = re.compile(rf"(?i)(?<=[?&;])({_HIDDEN_KEYS})=[^&;#]*")
 # Up to the last @ before the path: passwords hold unescaped ones.
-_USER = re.compile(r"(?i)^([a-z][a-z0-9+.-]+:(?://)?)([^/?#:@]*):(.+)@")
+_USER = re.compile(r"(?is)^([a-z][a-z0-9+.-]+:(?://)?)([^/?#:@]*):(.+)@")
 
 
 def open_store(uri: str, create: bool = False, seed: int = 0) -> Store:
@@ -103,6 +103,8 @@ def public_uri(uri: str) -> str:
     """The URI of a store without any password, for logs, parameters and errors."""
     if _scheme(uri) is None:
         return uri
+    # What would be read as a password is one, however its name is written.
+    uri = re.sub(r"%[0-9a-fA-F]{2}(?=[^&;]*=)", lambda code: unquote(code[0]), uri) if "?" in uri else uri
     return _SECRET_PARAMETER.sub(r"\1=***", _USER.sub(r"\1\2:***@", uri))
 
 
@@ -125,7 +127,7 @@ def refuse_password(uri: str) -> None:
 
 def _scheme(uri: str) -> str | None:
     # At least two letters, as in every scheme.
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", uri)
+    found = re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]+):", uri)
     return found[1].lower() if found else None
 
 

@@ -200,6 +200,7 @@ class SqlStore:
             connection.begin(),
         ):
             if self._is_postgres:
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_S}s'")
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
             self._changing = connection
             try:
