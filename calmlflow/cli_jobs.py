@@ -100,6 +100,24 @@ def ingest(
 
 
 @app.command()
+def quarantine(
+    store: StoreOption = "",
+    kind: Annotated[str, typer.Option(help="Only entries of this kind.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with what was there.")] = False,
+) -> None:
+    """List what could not be stored and is not mended yet, the newest first, with the reasons."""
+    from calmlflow.jobs.quarantine import list_open
+    from calmlflow.jobs.sources import open_store
+
+    with closing(open_store(store or settings.jobs_uri())) as opened:
+        entries = list_open(opened, kind)
+    for entry in entries:
+        print(json.dumps(entry) if as_json else f"{entry['ipst']}  {entry['kind']}: {entry['reason']}")
+    if not as_json:
+        say(f"{len(entries):,} open entries")
+
+
+@app.command()
 def copy(
     source: Annotated[str, typer.Argument(help="Store to read: a URI, a file, a folder, an archive, or sample:N.")],
     target: Annotated[str, typer.Argument(help="Store to write: a URI, or a CSV or Parquet file, here or in S3.")],

@@ -84,6 +84,13 @@ def test_predict_keeps_its_answers_in_a_store(server, trained, tmp_path):
     )
 
 
+def test_a_store_that_is_away_costs_no_answer(server, tmp_path):
+    uri = "postgresql://postgres@127.0.0.1:1/jobs"
+    done = run(server, "calmlflow", "predict", "acs_8ph_01", "--emit", uri)
+    assert (done.returncode, json.loads(done.stdout)["source"]) == (0, "policy")
+    assert "was not kept" in done.stderr
+
+
 def test_many_jobs_from_a_store_into_a_store(server, trained, tmp_path):
     uri = f"sqlite:///{tmp_path}/jobs.db"
     assert run(server, "calmlflow", "jobs", "copy", "sample:300", uri).returncode == 0

@@ -2,9 +2,11 @@
 
 import json
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -193,6 +195,53 @@ def test_a_rerun_that_fails_leaves_the_record_of_the_run_before(s3, bucket, stor
     put(s3, bucket, "outputs/j8c601020/process_metrics.txt", metrics("0:09.00"))
     assert ingest(store, bucket).counts.updated == 1
     assert open_entries(store).empty
+
+
+def test_a_failure_in_another_bucket_hides_nothing(s3, bucket, store, monkeypatch):
+    put_job(s3, bucket, "j8c601020", process=metrics(status=1))
+    ingest(store, bucket)
+    monkeypatch.setattr(module, "CLOCKS_APART_S", 0.0)
+    age_entries(store, -100)
+    other = f"{bucket}-ops"
+    s3.create_bucket(Bucket=other)
+    put_job(s3, other, "j8c601020")
+    assert ingest(store, other).counts.stored == 1
+
+
+def test_figures_that_cannot_be_true_are_one_entry_and_are_read_again_when_they_change(s3, bucket, store, monkeypatch):
+    small = {"process": metrics(resident_kb=50_000), "preview": metrics(resident_kb=50_000)}
+    put_job(s3, bucket, "j8c601020", **small)
+    put_job(s3, bucket, "acs_8ph_01", **small, control=None)
+    monkeypatch.setattr(module, "CLOCKS_APART_S", 0.0)
+    assert ingest(store, bucket).reasons == {IMPOSSIBLE: 2}
+    age_entries(store, -100)
+    assert ingest(store, bucket).known == 2
+    put(s3, bucket, "outputs/j8c601020/process_metrics.txt", metrics("0:07.00", resident_kb=60_000))
+    age_entries(store, 1000)
+    assert ingest(store, bucket).reasons == {IMPOSSIBLE: 2}
+    assert store.count(QUARANTINE) == 2
+    put_job(s3, bucket, "j8c601020")
+    age_entries(store, 1000)
+    assert ingest(store, bucket).counts.stored == 1
+    assert set(open_entries(store).index) == {"acs_8ph_01"}
+
+
+def test_what_is_mended_between_reading_and_storing_is_read_again(s3, bucket, store, monkeypatch):
+    put_job(s3, bucket, "j8c601020", preview=None)
+    monkeypatch.setattr(module, "CLOCKS_APART_S", 0.0)
+    keep = module.keep
+
+    def late(*words, **options):
+        put_job(s3, bucket, "j8c601020")
+        monkeypatch.setattr(module, "keep", keep)
+        return keep(*words, **options)
+
+    monkeypatch.setattr(module, "keep", late)
+    # S3 tells whole seconds: as if reading had begun some before the file was put there.
+    begun = time.time() - 5
+    monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: begun, perf_counter=time.perf_counter))
+    assert ingest(store, bucket).counts.quarantined == 1
+    assert ingest(store, bucket).counts.stored == 1
 
 
 def test_metrics_of_the_real_time(s3, bucket, store, tmp_path):

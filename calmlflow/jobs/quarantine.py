@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from typing import Any
 
 import pandas as pd
 
@@ -59,6 +60,16 @@ def close_entries(store: Store, stored: pd.DataFrame, source: str, now: int, ref
     is_settled &= ~pd.MultiIndex.from_frame(entries[key]).isin(pd.MultiIndex.from_frame(refused[key]))
     if is_settled.any():
         store.put(QUARANTINE, entries[is_settled].assign(resolved_at=now))
+
+
+def list_open(store: Store, kind: str = "") -> list[dict[str, Any]]:
+    """Entries that are not settled, the newest first; with ``kind``, those of this kind."""
+    parts = [part[part["resolved_at"].isna()] for part in store.read(QUARANTINE)]
+    entries = pd.concat(parts) if parts else conform(pd.DataFrame(), QUARANTINE)
+    entries = entries[entries["kind"].eq(kind)] if kind else entries
+    entries = entries.sort_values(["last_seen", "ipst"], ascending=[False, True]).drop(columns="resolved_at")
+    plain = entries.astype(object).where(entries.notna(), None)
+    return [{str(name): cell for name, cell in row.items()} for row in plain.to_dict("records")]
 
 
 def merge_entries(store: Store, rows: pd.DataFrame) -> None:

@@ -30,7 +30,7 @@ _KNOWN = "a path, file://, sample, sample:N, sqlite://, postgresql://, dynamodb:
 _HIDDEN_KEYS = "password|passwd|pwd|sslpassword|aws_secret_access_key|secret[a-z_]*|token"
 _SECRET_PARAMETER = re.compile(rf"(?i)(?<=[?&;])({_HIDDEN_KEYS})=[^&;#]*")
 # Up to the last @ before the path: passwords hold unescaped ones.
-_USER = re.compile(r"(?is)^([a-z][a-z0-9+.-]+:(?://)?)([^/?#:@]*):(.+)@")
+_USER = re.compile(r"(?is)^(\s*[a-z][a-z0-9+.-]+:(?://)?)([^/?#:@]*):(.+)@")
 
 
 def open_store(uri: str, create: bool = False, seed: int = 0) -> Store:
