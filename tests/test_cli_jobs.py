@@ -205,6 +205,7 @@ def runs_of(store_name: str) -> list:
     ]
 
 
+@pytest.mark.slow
 def test_three_looks_are_three_points_of_one_run(tracking, uri, tmp_path):
     from mlflow import MlflowClient
 

@@ -206,6 +206,7 @@ def done(server, tiny, tmp_path_factory) -> Path:
     return tree
 
 
+@pytest.mark.slow
 def test_one_parent_with_a_child_per_fold_and_summaries(server, done):
     *_, parent = sorted(runs_of(server, "crossval"), key=lambda run: run.info.run_name == "crossval")
     children = [run for run in runs_of(server, "crossval") if run.info.run_name != "crossval"]
@@ -223,6 +224,7 @@ def test_one_parent_with_a_child_per_fold_and_summaries(server, done):
         assert high - mean == pytest.approx(mean - low) == pytest.approx(4.303 * sd / math.sqrt(3), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_standard_files_hold_every_job_held_out_once(done, data):
     from calmlflow import load_results
 
@@ -233,6 +235,7 @@ def test_the_standard_files_hold_every_job_held_out_once(done, data):
         np.testing.assert_allclose(split.to_numpy(), data.jobs[target].to_numpy())
 
 
+@pytest.mark.slow
 def test_spacekit_loads_kfold(done):
     from spacekit.analyzer import compute
     from spacekit.extractor.load import load_multitype_data
@@ -260,6 +263,7 @@ def scores_in(tree: Path) -> dict:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+@pytest.mark.slow
 def test_a_killed_worker_loses_its_fold_alone_and_workers_change_no_number(server, done, tiny, tmp_path):
     env = environment(server, MLFLOW_EXPERIMENT_NAME="crossval-killed")
     with subprocess.Popen(
@@ -285,6 +289,7 @@ def test_a_killed_worker_loses_its_fold_alone_and_workers_change_no_number(serve
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+@pytest.mark.slow
 def test_a_terminated_run_leaves_no_worker_and_no_folder(server, tiny, tmp_path):
     env = environment(server, MLFLOW_EXPERIMENT_NAME="crossval-ended")
     with subprocess.Popen(command(tmp_path, tiny, workers=2), cwd=ROOT, env=env, stderr=subprocess.PIPE) as parent:

@@ -215,6 +215,7 @@ def artifact(server, path, method="GET", body=None):
     return answer.status, answer.read()
 
 
+@pytest.mark.slow
 def test_data_and_credentials_outlive_restarts_and_signals_leave_nothing_behind(foreground, ports):
     # The user's own settings for AWS, MLflow and proxies are not the embedded server's.
     process, home = foreground(
@@ -264,6 +265,7 @@ def test_killed_supervisor_leaves_nothing_after_the_next_stop(foreground, ports)
     assert embedded.stop(home) is False
 
 
+@pytest.mark.slow
 def test_death_of_one_process_ends_the_other_and_is_told(foreground, ports):
     process, home = foreground(ports)
     wait_for(lambda: process_of(home, "mlflow server") and sockets_of(home))

@@ -132,6 +132,7 @@ def search(output: Path, tiny: Path, **change):
     return tune(TuneRequest(**{"data": "sample:400", **given_values}))
 
 
+@pytest.mark.slow
 def test_a_killed_search_does_what_is_left_and_ends_as_if_nothing_had_happened(killed, tiny, tracking, tmp_path):
     output, before = killed
     after = trials_in(output)
@@ -147,6 +148,7 @@ def test_a_killed_search_does_what_is_left_and_ends_as_if_nothing_had_happened(k
     assert json.loads((output / "config.json").read_text()) == json.loads(outcome.config.read_text())
 
 
+@pytest.mark.slow
 def test_trials_are_child_runs(server, killed):
     from mlflow import MlflowClient
 
@@ -170,6 +172,7 @@ def test_trials_are_child_runs(server, killed):
     assert sum(counts) == TRIALS
 
 
+@pytest.mark.slow
 def test_the_winner_is_a_config_and_the_best_trial(killed):
     from calmlflow.networks.config import read_config
     from calmlflow.networks.training import DEFAULTS
@@ -190,6 +193,7 @@ def test_the_winner_is_a_config_and_the_best_trial(killed):
     assert first[0]["learning_rate"] == DEFAULTS["mem_clf"].learning_rate
 
 
+@pytest.mark.slow
 def test_a_search_that_is_done_does_nothing_more(killed, tiny, tracking):
     output, _ = killed
     before = trials_in(output)
@@ -207,6 +211,7 @@ def test_a_search_that_is_done_does_nothing_more(killed, tiny, tracking):
         ({"config": "default"}, "holds a search for mem_clf with config"),
     ],
 )
+@pytest.mark.slow
 def test_a_bad_value_is_one_sentence(killed, tiny, tracking, change, words):
     from calmlflow.hst.errors import InputError
 
