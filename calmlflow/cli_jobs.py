@@ -17,7 +17,8 @@ StoreOption = Annotated[
     str,
     typer.Option(
         metavar="URI",
-        help="sqlite:///jobs.db, postgresql://..., dynamodb://..., or a file; default CALMLFLOW_JOBS.",
+        help="sqlite:///jobs.db, postgresql://..., dynamodb://..., or a file; default CALMLFLOW_JOBS, or jobs.db in "
+        ".calmlflow.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")]
@@ -103,18 +104,26 @@ def ingest(
 def quarantine(
     store: StoreOption = "",
     kind: Annotated[str, typer.Option(help="Only entries of this kind.")] = "",
+    dismiss: Annotated[
+        bool, typer.Option("--dismiss", help="Settle those that are listed: they failed, and that is all right.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with what was there.")] = False,
 ) -> None:
-    """List what could not be stored and is not mended yet, the newest first, with the reasons."""
-    from calmlflow.jobs.quarantine import list_open
+    """List what could not be stored and is not settled yet, the newest first, with the reasons.
+
+    An entry is settled when its job is stored, or by --dismiss; a dismissed job is read again when its files change.
+    """
+    from calmlflow.jobs.quarantine import dismiss_open, list_open
     from calmlflow.jobs.sources import open_store
 
     with closing(open_store(store or settings.jobs_uri())) as opened:
-        entries = list_open(opened, kind)
+        entries = (dismiss_open if dismiss else list_open)(opened, kind)
     for entry in entries:
-        print(json.dumps(entry) if as_json else f"{entry['ipst']}  {entry['kind']}: {entry['reason']}")
+        # A reason names its dataset, too.
+        reason = str(entry["reason"]).removeprefix(f"{entry['ipst']}: ")
+        print(json.dumps(entry) if as_json else f"{entry['ipst']}  {entry['kind']}: {reason}")
     if not as_json:
-        say(f"{len(entries):,} open entries")
+        say(f"{len(entries):,} entries{' dismissed' if dismiss else ', open'}")
 
 
 @app.command()

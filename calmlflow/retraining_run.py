@@ -212,7 +212,7 @@ def _decide(client: MlflowClient, request: RetrainRequest) -> Decision:
             number = len(new_jobs(jobs, waiting.jobs))
             decision.reasons = [
                 f"version {waiting.version} ({waiting.stage}) is newer than the one in Production and was trained on "
-                f"all but {number:,} of these jobs: promote it, or archive it"
+                f"all but {number:,} of these jobs: promote it, or archive it (`calmlflow promote --stage Archived`)"
             ]
             return decision
     decision.decision = "would train" if request.dry_run else "training"

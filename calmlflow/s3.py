@@ -18,6 +18,9 @@ MAX_KEY_BYTES = 1024
 MISSING = ("NoSuchKey", "NoSuchBucket", "InvalidBucketName", "404")
 """What S3 says of something that is not there: not S3's fault."""
 
+BUSY = ("InternalError", "SlowDown", "ServiceUnavailable", "500", "503")
+"""What S3 says when it cannot answer just now."""
+
 _BUCKET = re.compile(r"[a-z0-9](?:[a-z0-9]|[.-](?!\.))*[a-z0-9]")
 _making = threading.Lock()
 
@@ -30,8 +33,8 @@ class NoSuchBucketError(NoSuchObjectError):
     """Not even the bucket is there."""
 
 
-class BrokenOffError(CalmlflowError):
-    """The content of an object came not to its end."""
+class TryAgainError(CalmlflowError):
+    """S3 was busy, or content came not to its end."""
 
 
 class S3Object(NamedTuple):
@@ -152,14 +155,14 @@ def read_content(client: Any, target: S3Object, limit: int, expected: str) -> Co
         There is no such bucket or key.
     InputError
         The object is larger.
-    BrokenOffError
-        It cannot be read to the end.
+    TryAgainError
+        S3 is busy, or it cannot be read to the end.
     CalmlflowError
         S3 cannot be read otherwise.
     """
     with asking(target, "read", expected):
         response = client.get_object(Bucket=target.bucket, Key=target.key)
-    size = response["ContentLength"]
+        size, modified = response["ContentLength"], response["LastModified"].timestamp()
     try:
         with asking(target, "read", expected), response["Body"] as body:
             if size > limit:
@@ -168,10 +171,10 @@ def read_content(client: Any, target: S3Object, limit: int, expected: str) -> Co
     except InputError:
         raise
     except CalmlflowError as error:
-        raise BrokenOffError(str(error)) from None
+        raise TryAgainError(str(error)) from None
     if len(content) != size:
-        raise BrokenOffError(f"{target} cannot be read ({len(content)} of {size} bytes); expected {expected}")
-    return Content(content, response["LastModified"].timestamp())
+        raise TryAgainError(f"{target} cannot be read ({len(content)} of {size} bytes); expected {expected}")
+    return Content(content, modified)
 
 
 @contextmanager
@@ -188,7 +191,9 @@ def asking(target: S3Object, act: str, expected: str) -> Iterator[None]:
             raise
         reason = s3_reason(error)
         no_bucket = reason in ("NoSuchBucket", "InvalidBucketName")
-        kind = NoSuchBucketError if no_bucket else NoSuchObjectError if reason in MISSING else CalmlflowError
+        kind: type[CalmlflowError] = TryAgainError if reason in BUSY else CalmlflowError
+        if reason in MISSING:
+            kind = NoSuchBucketError if no_bucket else NoSuchObjectError
         raise kind(f"{target} cannot be {act} ({reason}); expected {expected}") from None
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -320,3 +321,29 @@ def test_an_experiment_that_was_deleted_is_told(tracking, uri, capsys):
         assert f"experiment {HEALTH_EXPERIMENT} is deleted; expected" in capsys.readouterr().err
     finally:
         client.restore_experiment(experiment)
+
+
+def test_the_quarantine_is_listed_and_dismissed(tmp_path):
+    from calmlflow.jobs.keeping import Batch, keep
+    from calmlflow.jobs.sql import open_sql
+
+    own = f"sqlite:///{tmp_path}/own.db"
+    store = open_sql(own, create=True)
+    rows = [
+        {"ipst": "j8c601020", "kind": "step failed", "reason": "j8c601020: process_metrics.txt says so; expected 0"}
+    ]
+    keep(
+        store, Batch(refused=pd.DataFrame([*rows, {"ipst": "x", "kind": "no dataset", "reason": "x is none"}])), "test"
+    )
+    store.close()
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).parent / "calmlflow"), "jobs", "quarantine", "--store", own, *words]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    done = run("--kind", "step failed")
+    assert (done.returncode, done.stderr) == (0, "1 entries, open\n")
+    assert done.stdout == "j8c601020  step failed: process_metrics.txt says so; expected 0\n"
+    assert {json.loads(line)["ipst"] for line in run("--json").stdout.splitlines()} == {"j8c601020", "x"}
+    assert run("--kind", "step failed", "--dismiss").stderr == "1 entries dismissed\n"
+    assert run().stdout == "x  no dataset: x is none\n"

@@ -27,7 +27,7 @@ from calmlflow.jobs.finished import (
     read_finished,
 )
 from calmlflow.jobs.ingest import Ingested, ingest
-from calmlflow.jobs.quarantine import IMPOSSIBLE
+from calmlflow.jobs.quarantine import IMPOSSIBLE, dismiss_open, list_open
 from calmlflow.jobs.sql import open_sql
 from calmlflow.jobs.store import HISTORY, JOBS, MOSAICS, QUARANTINE, Store
 from calmlflow.s3 import new_client
@@ -195,6 +195,22 @@ def test_a_rerun_that_fails_leaves_the_record_of_the_run_before(s3, bucket, stor
     put(s3, bucket, "outputs/j8c601020/process_metrics.txt", metrics("0:09.00"))
     assert ingest(store, bucket).counts.updated == 1
     assert open_entries(store).empty
+
+
+def test_what_is_dismissed_is_settled_until_its_files_change(s3, bucket, store, monkeypatch):
+    put_job(s3, bucket, "j8c601020", process=metrics(status=1))
+    put_job(s3, bucket, "jother020", preview=None)
+    monkeypatch.setattr(module, "CLOCKS_APART_S", 0.0)
+    ingest(store, bucket)
+    age_entries(store, -100)
+    assert [entry["ipst"] for entry in list_open(store)] == ["j8c601020", "jother020"]
+    assert [entry["ipst"] for entry in dismiss_open(store, STEP_FAILED)] == ["j8c601020"]
+    assert [entry["ipst"] for entry in list_open(store)] == ["jother020"]
+    assert ingest(store, bucket).known == 2
+    assert ingest(store, bucket, retry_quarantine=True).counts.quarantined == 1
+    put_job(s3, bucket, "j8c601020")
+    age_entries(store, 1000)
+    assert ingest(store, bucket).counts.stored == 1
 
 
 def test_a_failure_in_another_bucket_hides_nothing(s3, bucket, store, monkeypatch):

@@ -9,13 +9,14 @@ from calmlflow.hst.dataset import Dataset, parse_dataset
 from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, job_features, parse_control
 from calmlflow.hst.resources import MAX_METRICS_FILE_BYTES, StepFailedError, job_targets
-from calmlflow.s3 import BrokenOffError, Content, NoSuchBucketError, NoSuchObjectError, S3Object, asking, read_content
+from calmlflow.s3 import Content, NoSuchBucketError, NoSuchObjectError, S3Object, TryAgainError, asking, read_content
 
 STEPS = ("process", "preview")
 """Steps of a job, each timed in a file of its own."""
 
 TRIES = 3
-"""How often an object is read whose content breaks off; boto3 itself tries requests again, not content."""
+"""How often an object is read whose content breaks off, which boto3 leaves to its callers, or while S3 is busy: one of
+thirty thousand requests is unlucky often enough to use up boto3's own tries."""
 
 _SHOWN_BYTES = 2_000
 
@@ -137,7 +138,7 @@ def _written(client: Any, target: S3Object) -> float:
 
 def _read(client: Any, target: S3Object, limit: int, expected: str) -> Content:
     for _ in range(TRIES - 1):
-        with suppress(BrokenOffError):
+        with suppress(TryAgainError):
             return read_content(client, target, limit, expected)
     return read_content(client, target, limit, expected)
 

@@ -152,13 +152,18 @@ def _plan(store: Store, names: Iterable[str], source: str, retry_quarantine: boo
     """
     known = {name for table in (JOBS, MOSAICS) for part in store.read(table, ["ipst"]) for name in part["ipst"]}
     refused: dict[str, float] = {}
+    dismissed: dict[str, float] = {}
     for part in store.read(QUARANTINE, ["ipst", "digest", "source", "last_seen", "resolved_at"]):
-        still = part[part["resolved_at"].isna() & part["digest"].fillna("").eq("") & part["source"].eq(source)]
-        refused |= dict(zip(still["ipst"], still["last_seen"].astype(float) - CLOCKS_APART_S, strict=True))
+        here = part[part["digest"].fillna("").eq("") & part["source"].eq(source)]
+        is_open = here["resolved_at"].isna()
+        for seen, entries in ((refused, here[is_open]), (dismissed, here[~is_open])):
+            seen.update(zip(entries["ipst"], entries["last_seen"].astype(float) - CLOCKS_APART_S, strict=True))
+    # A rerun that failed is in the quarantine beside the record of the run before it. What somebody settled without its
+    # being stored stays settled until its files change.
+    wanted = [name for name in names if name in refused or name not in known]
     if retry_quarantine:
-        # A rerun that failed is in the quarantine beside the record of the run before it.
-        return {name: _ALWAYS for name in names if name in refused or name not in known}
-    return {name: refused.get(name, _ALWAYS) for name in names if name in refused or name not in known}
+        return {name: _ALWAYS for name in wanted if name in refused or name not in dismissed}
+    return {name: refused.get(name, dismissed.get(name, _ALWAYS)) for name in wanted}
 
 
 def _read_all(client: Any, bucket: str, plan: Mapping[str, float]) -> Iterator[tuple[float, Outcome | None]]:

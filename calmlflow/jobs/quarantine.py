@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import time
 from typing import Any
 
 import pandas as pd
@@ -70,6 +71,15 @@ def list_open(store: Store, kind: str = "") -> list[dict[str, Any]]:
     entries = entries.sort_values(["last_seen", "ipst"], ascending=[False, True]).drop(columns="resolved_at")
     plain = entries.astype(object).where(entries.notna(), None)
     return [{str(name): cell for name, cell in row.items()} for row in plain.to_dict("records")]
+
+
+def dismiss_open(store: Store, kind: str = "", now: float | None = None) -> list[dict[str, Any]]:
+    """Settle what `list_open` gives, which is given back."""
+    with store.change():
+        entries = list_open(store, kind)
+        rows = pd.DataFrame(entries, columns=[name for name in QUARANTINE.columns if name != "resolved_at"])
+        store.put(QUARANTINE, conform(rows.assign(resolved_at=int(time.time() if now is None else now)), QUARANTINE))
+    return entries
 
 
 def merge_entries(store: Store, rows: pd.DataFrame) -> None:

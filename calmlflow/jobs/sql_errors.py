@@ -43,7 +43,9 @@ def telling(name: str, act: str) -> Iterator[None]:
         # SQLite has finer codes, such as SQLITE_BUSY_SNAPSHOT.
         reason = _REASONS.get(code) or _REASONS.get("_".join(code.split("_")[:2]), code)
         # Who is not let in is not told a code.
-        if code == "OperationalError" and "FATAL" in str(cause):
+        if code == "OperationalError" and any(
+            word in str(cause) for word in ("FATAL", "no password", "does not exist")
+        ):
             reason = "the server refuses this user, password or database"
         raise CalmlflowError(
             f"{name} cannot be {act} ({reason}); expected a database of job records that answers"
