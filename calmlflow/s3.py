@@ -162,7 +162,9 @@ def read_content(client: Any, target: S3Object, limit: int, expected: str) -> Co
     """
     with asking(target, "read", expected):
         response = client.get_object(Bucket=target.bucket, Key=target.key)
-        size, modified = response["ContentLength"], response["LastModified"].timestamp()
+        size = response["ContentLength"]
+        # Every S3 tells the time; who only reads can do without.
+        modified = response["LastModified"].timestamp() if "LastModified" in response else 0.0
     try:
         with asking(target, "read", expected), response["Body"] as body:
             if size > limit:
