@@ -22,7 +22,7 @@ def check_writable(data: str) -> None:
 
 
 def write_predictions(data: str, table: pd.DataFrame, tree: Path) -> str:
-    """Write predictions and wallclock statistics into a store, all of them or none.
+    """Write predictions and wallclock statistics into a store, in one change.
 
     Parameters
     ----------

@@ -119,7 +119,7 @@ def keep(store: Store, batch: Batch, source: str, now: float | None = None, alon
 
 
 def write_back(store: Store, jobs: pd.DataFrame, trained_at: int) -> tuple[int, int]:
-    """Write what a training found out about jobs into the store that they came from, all of it or nothing.
+    """Write what a training found out about jobs into the store that they came from, in one change.
 
     Parameters
     ----------

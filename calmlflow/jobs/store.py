@@ -159,7 +159,7 @@ class Store(Protocol):
     def change(self) -> AbstractContextManager[None]:
         """What is put in the block is there as a whole or, where the block raises, not at all.
 
-        As far as the store can: DynamoDB writes at once, so what is put must make sense in its order. Others who change
+        As far as the store can: DynamoDB writes at once, and S3 an object at a time, so what is put must make sense in its order. Others who change
         the store wait meanwhile.
         """
 
