@@ -159,8 +159,8 @@ class Store(Protocol):
     def change(self) -> AbstractContextManager[None]:
         """What is put in the block is there as a whole or, where the block raises, not at all.
 
-        As far as the store can: DynamoDB writes at once, and S3 an object at a time, so what is put must make sense in its order. Others who change
-        the store wait meanwhile.
+        As far as the store can: DynamoDB writes at once, and S3 an object at a time, so what is put must make sense in
+        its order. Others who change the store wait meanwhile.
         """
 
     def close(self) -> None:
