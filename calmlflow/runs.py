@@ -198,6 +198,9 @@ def train(
             with outcome.timed("register"):
                 outcome.versions = register(models, origin)
         if stage:
+            # A gate that refuses ends the command: what is there all the same is told before.
+            made = ", ".join(f"{name} version {number}" for name, number in outcome.versions.items())
+            say(f"registered {made}; results: {outcome.tree}; asking the gate for {stage}")
             model = BUNDLE_MODEL if bundle else NETWORK_MODELS[networks[0]]
             outcome.promoted = promote_in_run(PromotionRequest(stage, outcome.versions[model], model), nested=True)
         mlflow.log_metrics({f"seconds_{part}": seconds for part, seconds in outcome.seconds.items()})
