@@ -13,9 +13,9 @@ from benchmarks.scores import floor_of, paired_scores, scores_of
 from benchmarks.seed_recipe import read_stored, seed_recipe, time_epochs
 from benchmarks.tables import Measured, print_tables
 from calmlflow.console import say, script
-from calmlflow.files import replacing
-from calmlflow.runs import TrainingRequest
-from calmlflow.training_data import load_training_data
+from calmlflow.runs.data import load_training_data
+from calmlflow.runs.train import TrainingRequest
+from calmlflow.storage.files import replacing
 
 
 def measure(request: TrainingRequest) -> Measured:

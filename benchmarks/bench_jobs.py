@@ -14,12 +14,12 @@ from unittest.mock import patch
 
 from benchmarks.figures import Figure, show
 from benchmarks.slow_line import slow_line
-from calmlflow import server as embedded
 from calmlflow.console import say, script
 from calmlflow.jobs import ingest as ingesting
-from calmlflow.jobs.copying import copy
-from calmlflow.jobs.sources import open_store
-from calmlflow.s3 import new_client
+from calmlflow.jobs.copy import copy
+from calmlflow.jobs.stores.open import open_store
+from calmlflow.server import supervisor as embedded
+from calmlflow.storage.s3 import new_client
 
 PORTS = 5618, 8738
 JOBS = 10_000
@@ -35,7 +35,7 @@ METRICS = """\tElapsed (wall clock) time (h:mm:ss or m:ss): 0:{seconds:02d}.12
 
 READ = """
 import resource, sys, time
-from calmlflow.training_data import load_training_data
+from calmlflow.runs.data import load_training_data
 began = time.perf_counter()
 data = load_training_data(sys.argv[1], 0, 0.2)
 assert "tensorflow" not in sys.modules

@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.figures import Figure, show
-from calmlflow import server as embedded
 from calmlflow import settings
 from calmlflow.console import say, script
 from calmlflow.hst.features import job_features
 from calmlflow.predictor import Predictor
+from calmlflow.server import supervisor as embedded
 
 ROOT = Path(__file__).parent.parent
 JOB = "j8c601020"
@@ -187,7 +187,7 @@ def main(output: str = "out/bench-predict.json") -> None:
     """Measure the predictor; print what was to reach and what was, and write it as JSON."""
     from benchmarks.many_jobs import measure_many
     from benchmarks.serving import measure_serving
-    from calmlflow.jobs.sources import read_table
+    from calmlflow.jobs.stores.open import read_table
 
     load = [os.getloadavg()[0]]
     with published() as folder:

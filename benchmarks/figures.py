@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from calmlflow.console import say
-from calmlflow.files import replacing
+from calmlflow.storage.files import replacing
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ import numpy as np
 
 from benchmarks.rivals import Rival
 from calmlflow.console import progress
-from calmlflow.fitting import fit_network
 from calmlflow.networks.config import read_config
 from calmlflow.networks.distinct import distinct_rows
 from calmlflow.networks.scaling import fit_scaling
 from calmlflow.networks.training import TrainingConfig
 from calmlflow.predictor.bundle import Predictions
-from calmlflow.runs import TrainingRequest
+from calmlflow.runs.data import TrainingData
+from calmlflow.runs.fit import fit_network
+from calmlflow.runs.train import TrainingRequest
 from calmlflow.settings import NETWORKS
-from calmlflow.training_data import TrainingData
 
 FACTORS = (1, 3, 10)
 

@@ -12,7 +12,7 @@ from calmlflow.hst.dataset import INSTRUMENTS
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import LADDER
 from calmlflow.predictor.bundle import Predictions
-from calmlflow.training_data import TrainingData
+from calmlflow.runs.data import TrainingData
 
 TREES = 300
 

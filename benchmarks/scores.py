@@ -8,7 +8,7 @@ from calmlflow.results.comparison import BinAnswers, ValueAnswers, compare_bins,
 from calmlflow.results.floors import classification_floor, regression_floor
 from calmlflow.results.scores import classification_scores
 from calmlflow.results.scoring import PREDICTED, score_predictions
-from calmlflow.training_data import TrainingData
+from calmlflow.runs.data import TrainingData
 
 
 def scores_of(jobs: pd.DataFrame, predictions: Predictions) -> dict[str, float]:

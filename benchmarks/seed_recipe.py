@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 
 from benchmarks.rivals import Rival, of_test_jobs
 from calmlflow.console import say, script
-from calmlflow.files import replacing
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import LADDER
 from calmlflow.networks.architectures import HIDDEN
 from calmlflow.networks.backend import keras
 from calmlflow.predictor.bundle import Predictions
 from calmlflow.results.scoring import PREDICTED, score_predictions
-from calmlflow.runs import TrainingRequest
+from calmlflow.runs.data import TrainingData, load_training_data
+from calmlflow.runs.train import TrainingRequest
 from calmlflow.settings import NETWORKS, TARGETS
-from calmlflow.training_data import TrainingData, load_training_data
+from calmlflow.storage.files import replacing
 
 EPOCHS = {"mem_clf": 60, "mem_reg": 60, "wall_reg": 300}
 BATCH = {"mem_clf": 32, "mem_reg": 32, "wall_reg": 64}

@@ -22,9 +22,9 @@ import pandas as pd
 
 from calmlflow import settings
 from calmlflow.console import script
-from calmlflow.hst.errors import CalmlflowError
+from calmlflow.errors import CalmlflowError
 from calmlflow.jobs.sample import draw_sample
-from calmlflow.server_parts import wait_until
+from calmlflow.server.processes import wait_until
 
 CONCURRENCY = 8
 JOBS = 20_000

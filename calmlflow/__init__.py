@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "check_signature", "load_results"]
 
 # Imported when first asked for, so that `import calmlflow` costs nothing and the predictor stays free of pandas.
-_LATE = {"check_signature": "calmlflow.notify", "load_results": "calmlflow.loading"}
+_LATE = {"check_signature": "calmlflow.registry.notify", "load_results": "calmlflow.registry.load"}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,11 +9,11 @@ def main() -> None:
     """Entry of the console script."""
     if sys.argv[1:2] == ["predict"]:
         # Not by way of the other commands, whose library takes longer to import than the answer takes.
-        from calmlflow.cli_predict import predict
+        from calmlflow.cli.predict import predict
 
         run_guarded(lambda: predict(sys.argv[2:]))
     else:
-        from calmlflow.cli import app
+        from calmlflow.cli.app import app
 
         run_guarded(lambda: app(standalone_mode=False))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from calmlflow.hst.errors import CalmlflowError
+from calmlflow.errors import CalmlflowError
 
 if TYPE_CHECKING:
     import typer

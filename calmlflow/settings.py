@@ -5,7 +5,7 @@ import math
 import os
 from pathlib import Path
 
-from calmlflow.hst.errors import InputError
+from calmlflow.errors import InputError
 
 # -- Networks, targets and registered models ------------------------------------------------------------------------
 

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
+from calmlflow.cli.options import Data, Output, Stage
 from calmlflow.console import script
-from calmlflow.options import Data, Output, Stage
 
 
 def main(
@@ -18,7 +18,7 @@ def main(
     stage: Stage = "None",
 ) -> None:
     """Register networks that were trained elsewhere, scored on jobs, so that a challenger has a champion to beat."""
-    from calmlflow.adoption import AdoptionRequest, adopt, print_adoption
+    from calmlflow.runs.adopt import AdoptionRequest, adopt, print_adoption
 
     print_adoption(adopt(AdoptionRequest(source, data, seed, output, stage)))
 

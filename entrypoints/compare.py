@@ -16,7 +16,7 @@ def main(
     ] = "models:/calcloud-predictor/Production",
 ) -> None:
     """Compare two trainings on the test jobs that both saw, with paired differences and 95 % bootstrap intervals."""
-    from calmlflow.operations import compare_in_run
+    from calmlflow.runs.compare import compare_in_run
 
     print(compare_in_run(this, other))
 

@@ -12,7 +12,7 @@ def main(
     target: Annotated[str, typer.Option(help="Store to write: a URI, or a CSV or Parquet file, here or in S3.")],
 ) -> None:
     """Copy job records from one store into another, counted on both sides; the newer record of a dataset wins."""
-    from calmlflow.ingestion import copy_in_run
+    from calmlflow.runs.ingest import copy_in_run
 
     print(copy_in_run(source, target))
 

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
+from calmlflow.cli.options import Config, Data, Output, Seed
 from calmlflow.console import script
-from calmlflow.options import Config, Data, Output, Seed
 
 
 def main(
@@ -20,8 +20,8 @@ def main(
     workers: Annotated[int, typer.Option(help="Processes; 0: one per core. Changes no number.")] = 0,
 ) -> None:
     """Cross-validate the networks, folds in parallel, with mean, spread and interval of every score."""
-    from calmlflow.crossval import CrossvalRequest, cross_validate
-    from calmlflow.study_summary import print_crossval
+    from calmlflow.runs.crossval import CrossvalRequest, cross_validate
+    from calmlflow.runs.study_summary import print_crossval
 
     print_crossval(cross_validate(CrossvalRequest(data, output, seed, folds, networks, config, workers)))
 

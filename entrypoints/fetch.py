@@ -12,7 +12,7 @@ def main(
     output: Annotated[str, typer.Option(help="Folder that gets the training's folder.")] = "data",
 ) -> None:
     """Fetch an archive of a training from S3, check it, and unpack it."""
-    from calmlflow.shipment import fetch_training
+    from calmlflow.runs.ship import fetch_training
 
     print(fetch_training(source, output))
 

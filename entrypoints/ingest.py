@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from calmlflow.cli.options import Datasets
 from calmlflow.console import script
-from calmlflow.options import Datasets
 
 
 def main(
@@ -19,7 +19,7 @@ def main(
     ] = "false",
 ) -> None:
     """Read finished jobs from S3 into a store; what cannot be stored goes to its quarantine, with the reason."""
-    from calmlflow.ingestion import ingest_in_run
+    from calmlflow.runs.ingest import ingest_in_run
 
     print(ingest_in_run(bucket, datasets, store, retry_quarantine == "true"))
 

@@ -1,7 +1,6 @@
 """Train the networks, evaluate, register, and promote the new version if a stage is given."""
 
-from calmlflow.console import script
-from calmlflow.options import (
+from calmlflow.cli.options import (
     Config,
     Data,
     Destination,
@@ -14,6 +13,7 @@ from calmlflow.options import (
     TestSize,
     Writeback,
 )
+from calmlflow.console import script
 from calmlflow.settings import parse_networks
 
 
@@ -33,8 +33,8 @@ def main(
     """Train the networks, evaluate, register, and promote the new version if a stage is given."""
     networks = parse_networks(only)
     # Not before the options are understood: TensorFlow takes seconds to import.
-    from calmlflow.runs import TrainingRequest, train
-    from calmlflow.summary import print_training
+    from calmlflow.runs.summary import print_training
+    from calmlflow.runs.train import TrainingRequest, train
 
     request = TrainingRequest(
         data, output, seed, test_size, register == "true", stage, config, risk, writeback == "true", destination

@@ -1,7 +1,7 @@
 """Train the memory-bin classifier alone."""
 
+from calmlflow.cli.options import training_command
 from calmlflow.console import script
-from calmlflow.options import training_command
 
 main = training_command("mem_clf", "Train the memory-bin classifier alone.")
 

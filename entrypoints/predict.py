@@ -21,7 +21,7 @@ def main(
     stage: Annotated[str, typer.Option(help="Stage that answers.")] = "Production",
 ) -> None:
     """Predict many jobs with the version that a stage holds."""
-    from calmlflow.operations import predict_in_run
+    from calmlflow.runs.compare import predict_in_run
 
     print(predict_in_run(data, output, stage))
 

@@ -22,7 +22,7 @@ def main(
     reason: Annotated[str, typer.Option(help="Why; written down, and needed with force.")] = "",
 ) -> None:
     """Judge a registered version and move it to a stage; the one before it is archived, and aliases follow."""
-    from calmlflow.promotion import PromotionRequest, parse_version, promote_in_run
+    from calmlflow.runs.promote import PromotionRequest, parse_version, promote_in_run
 
     number = parse_version(version)
     jobs = None if data == "held-out" else data

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from calmlflow.cli.options import Config, Data, Destination, Output, Risk, Seed, TestSize, Writeback
 from calmlflow.console import script
-from calmlflow.options import Config, Data, Destination, Output, Risk, Seed, TestSize, Writeback
 
 
 def main(
@@ -54,10 +54,10 @@ def main(
     that is met is enough.
     """
     # Not before the options are understood: TensorFlow takes seconds to import.
-    from calmlflow.retraining import Limits
-    from calmlflow.retraining_run import RetrainRequest, retrain_in_run
-    from calmlflow.runs import TrainingRequest
-    from calmlflow.summary import print_training
+    from calmlflow.runs.retrain import Limits
+    from calmlflow.runs.retraining_run import RetrainRequest, retrain_in_run
+    from calmlflow.runs.summary import print_training
+    from calmlflow.runs.train import TrainingRequest
 
     training = TrainingRequest(
         data, output, seed, test_size, True, stage, config, risk, writeback == "true", destination

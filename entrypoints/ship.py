@@ -15,7 +15,7 @@ def main(
     destination: Annotated[str, typer.Option(help="s3://bucket/prefix to send them to, or none.")] = "none",
 ) -> None:
     """Pack a training (the same bytes for the same content) and send it, checksummed and resumable, to S3."""
-    from calmlflow.shipment import ship_training
+    from calmlflow.runs.ship import ship_training
 
     for line in ship_training(tree, output, destination):
         print(line)

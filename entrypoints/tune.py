@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
+from calmlflow.cli.options import Config, Data, Seed
 from calmlflow.console import script
-from calmlflow.options import Config, Data, Seed
 
 
 def main(
@@ -19,8 +19,8 @@ def main(
     config: Config = "default",
 ) -> None:
     """Search around a config for better hyper-parameters; after an interruption, the same command goes on."""
-    from calmlflow.study_summary import print_search
-    from calmlflow.tuning import TuneRequest, tune
+    from calmlflow.runs.study_summary import print_search
+    from calmlflow.runs.tune import TuneRequest, tune
 
     print_search(tune(TuneRequest(data, network, trials, seed, output, config)))
 

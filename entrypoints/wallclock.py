@@ -1,7 +1,7 @@
 """Train the wallclock regressor alone."""
 
+from calmlflow.cli.options import training_command
 from calmlflow.console import script
-from calmlflow.options import training_command
 
 main = training_command("wall_reg", "Train the wallclock regressor alone.")
 

@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from commands import FAST, mlflow_run
 from hypothesis import settings
+
+from tests.samples.commands import FAST, mlflow_run
 
 # Timing decides no test.
 settings.register_profile("calmlflow", deadline=None)
@@ -43,7 +44,7 @@ def ports() -> list[int]:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     """The embedded server, one for the whole run. Changes nothing of the test process; see `tracking`."""
-    from calmlflow import server as embedded
+    from calmlflow.server import supervisor as embedded
 
     port, s3_port = free_ports()
     home = tmp_path_factory.mktemp("server") / "home"

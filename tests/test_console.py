@@ -10,10 +10,10 @@ from typing import Annotated
 
 import pytest
 import typer
-from commands import ROOT
 
 from calmlflow.console import fail, new_app, progress, run_guarded, say
-from calmlflow.hst.errors import CalmlflowError, InputError
+from calmlflow.errors import CalmlflowError, InputError
+from tests.samples.commands import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +115,7 @@ import signal
 from contextlib import contextmanager
 from pathlib import Path
 from calmlflow.console import run_guarded
-from calmlflow.tree import new_tree
+from calmlflow.storage.tree import new_tree
 
 def command():
     with new_tree(Path("output")) as tree:

@@ -9,7 +9,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from commands import FAST, ROOT, environment, mlflow_run, run
+
+from tests.samples.commands import FAST, ROOT, environment, mlflow_run, run
 
 MODELS = ("calcloud-mem-bin", "calcloud-memory", "calcloud-wallclock", "calcloud-predictor")
 # Control files of every shape that the instruments give; the last ones have keys left out.
@@ -181,7 +182,7 @@ def test_the_last_bundle_answers_when_the_registry_does_not(server, trained, tmp
 @pytest.fixture(scope="module")
 def endpoint(server, trained) -> str:
     """`mlflow models serve` of the version in Production."""
-    from conftest import free_ports
+    from tests.conftest import free_ports
 
     (port,) = free_ports(1)
     command = ["mlflow", "models", "serve", "-m", "models:/calcloud-predictor/Production", "--env-manager", "local"]
@@ -191,7 +192,7 @@ def endpoint(server, trained) -> str:
             start_new_session=True,
         )  # fmt: skip
     try:
-        from calmlflow.server_parts import wait_until
+        from calmlflow.server.processes import wait_until
 
         def answers() -> bool:
             try:
@@ -367,8 +368,8 @@ def test_a_stage_without_a_version_is_named(server, trained, tmp_path):
 
 @pytest.mark.parametrize("risk", [-1.0, 2e6, float("nan")])
 def test_a_risk_out_of_range_is_told_before_any_job_is_read(tracking, risk):
-    from calmlflow.hst.errors import InputError
-    from calmlflow.runs import TrainingRequest, train
+    from calmlflow.errors import InputError
+    from calmlflow.runs.train import TrainingRequest, train
 
     with pytest.raises(InputError, match=r"risk is .*; expected 0 to 1e\+06"):
         train(TrainingRequest(data="no-such-file.csv", risk=risk))

@@ -1,10 +1,10 @@
 """No entry point writes a password down, whatever it does with the address that holds it."""
 
 import pytest
-from commands import run
 from mlflow import MlflowClient
 
-from calmlflow.jobs.sources import has_password, public_uri
+from calmlflow.jobs.stores.open import has_password, public_uri
+from tests.samples.commands import run
 
 SECRET = "hunter2"
 URI = f"postgresql://somebody:{SECRET}@127.0.0.1:1/jobs"

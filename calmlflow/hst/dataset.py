@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from calmlflow.hst.errors import InputError
+from calmlflow.errors import InputError
 
 INSTRUMENTS = {"j": "ACS", "l": "COS", "o": "STIS", "i": "WFC3"}
 """First letter of an ipppssoot -> instrument, for the instruments the networks know, in the order of their codes."""

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from calmlflow.errors import InputError
 from calmlflow.hst.dataset import Dataset, parse_dataset
-from calmlflow.hst.errors import InputError
 
 MAX_CONTROL_FILE_BYTES = 65_536
 """A real control file has about 100 bytes; anything past this is something else."""

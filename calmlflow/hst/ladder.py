@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from calmlflow.hst.errors import InputError
+from calmlflow.errors import InputError
 
 
 @dataclass(frozen=True)

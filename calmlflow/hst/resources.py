@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from calmlflow.hst.errors import InputError
+from calmlflow.errors import InputError
 from calmlflow.hst.ladder import needed_bin
 
 MAX_METRICS_FILE_BYTES = 1_048_576

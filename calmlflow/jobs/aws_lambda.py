@@ -5,11 +5,11 @@ import logging
 from typing import Any
 
 from calmlflow import settings
-from calmlflow.hst.errors import CalmlflowError, InputError
+from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.jobs.events import read_event
 from calmlflow.jobs.ingest import Ingested, ingest
-from calmlflow.jobs.sources import open_store
-from calmlflow.jobs.store import Store
+from calmlflow.jobs.stores.base import Store
+from calmlflow.jobs.stores.open import open_store
 
 log = logging.getLogger(__name__)
 # Lambda's own level is WARNING; what became of a job is worth a line.

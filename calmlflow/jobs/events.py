@@ -3,10 +3,10 @@
 import re
 from typing import NamedTuple
 
+from calmlflow.errors import InputError
 from calmlflow.hst.dataset import parse_dataset
-from calmlflow.hst.errors import InputError
-from calmlflow.s3 import check_bucket
-from calmlflow.s3_events import is_notification, read_notices
+from calmlflow.storage.s3 import check_bucket
+from calmlflow.storage.s3_events import is_notification, read_notices
 
 EXPECTED = 'expected {"Bucket": ..., "Ipppssoot": ...} or a notification of S3 for messages/processed-IPPPSSOOT.trigger'
 

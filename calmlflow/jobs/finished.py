@@ -5,11 +5,19 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.dataset import Dataset, parse_dataset
-from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, job_features, parse_control
 from calmlflow.hst.resources import MAX_METRICS_FILE_BYTES, StepFailedError, job_targets
-from calmlflow.s3 import Content, NoSuchBucketError, NoSuchObjectError, S3Object, TryAgainError, asking, read_content
+from calmlflow.storage.s3 import (
+    Content,
+    NoSuchBucketError,
+    NoSuchObjectError,
+    S3Object,
+    TryAgainError,
+    asking,
+    read_content,
+)
 
 STEPS = ("process", "preview")
 """Steps of a job, each timed in a file of its own."""
@@ -31,14 +39,14 @@ NO_DATASET, FILE_MISSING, STEP_FAILED, BAD_CONTROL, BAD_METRICS = (
 
 
 class Found(NamedTuple):
-    """A finished job, with the columns of `calmlflow.jobs.store.JOBS`, or of ``MOSAICS`` for a mosaic."""
+    """A finished job, with the columns of `calmlflow.jobs.stores.base.JOBS`, or of ``MOSAICS`` for a mosaic."""
 
     record: Mapping[str, Any]
     is_mosaic: bool
 
 
 class Refused(NamedTuple):
-    """A dataset that no record can be made of; see `calmlflow.jobs.store.QUARANTINE`."""
+    """A dataset that no record can be made of; see `calmlflow.jobs.stores.base.QUARANTINE`."""
 
     ipst: str
     kind: str
@@ -65,7 +73,7 @@ def read_finished(client: Any, bucket: str, name: str) -> Found | Refused | Unre
     Parameters
     ----------
     client
-        Of S3; see `calmlflow.s3.new_client`.
+        Of S3; see `calmlflow.storage.s3.new_client`.
     bucket : str
     name : str
         Dataset, as its folder under ``outputs/`` is named.

@@ -21,7 +21,7 @@ from calmlflow.jobs.health_parts import (
     newest_of,
 )
 from calmlflow.jobs.silence import DAY_S, GAP_DAYS, Silence, duration, find_silence
-from calmlflow.jobs.store import JOBS, MOSAICS, PREDICTIONS, Store
+from calmlflow.jobs.stores.base import JOBS, MOSAICS, PREDICTIONS, Store
 
 
 @dataclass(frozen=True)

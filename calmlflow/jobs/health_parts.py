@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from calmlflow.jobs.silence import DAY_S
-from calmlflow.jobs.store import QUARANTINE, Store
+from calmlflow.jobs.stores.base import QUARANTINE, Store
 
 WINDOW_DAYS = 7
 """Days over which the quarantine's growth is judged."""

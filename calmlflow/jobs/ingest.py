@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from calmlflow.hst.errors import CalmlflowError
+from calmlflow.errors import CalmlflowError
 from calmlflow.jobs.finished import Found, Refused, Unread, changed_since, read_finished
-from calmlflow.jobs.keeping import Batch, Counts, keep
 from calmlflow.jobs.quarantine import IMPOSSIBLE
-from calmlflow.jobs.store import JOBS, MOSAICS, QUARANTINE, Store
-from calmlflow.s3 import NoSuchBucketError, S3Object, asking, new_client
+from calmlflow.jobs.stores.base import JOBS, MOSAICS, QUARANTINE, Store
+from calmlflow.jobs.upsert import Batch, Counts, keep
+from calmlflow.storage.s3 import NoSuchBucketError, S3Object, asking, new_client
 
 WORKERS = 32
 """Datasets that are read at once: at 20 ms a request S3 is what one waits for, at 1 ms the processor."""

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from calmlflow.jobs.records import MAX_TIMESTAMP, record_cells
-from calmlflow.jobs.store import JOBS, MOSAICS, QUARANTINE, Store, conform
+from calmlflow.jobs.stores.base import JOBS, MOSAICS, QUARANTINE, Store, conform
 
 IMPOSSIBLE = "no valid record"
 """Kind of an entry whose figures break the schema or cannot be true."""

@@ -8,8 +8,8 @@ import pandas as pd
 import pandera.pandas as pa
 from pandas.api.types import is_any_real_numeric_dtype
 
+from calmlflow.errors import InputError
 from calmlflow.hst.dataset import INSTRUMENT_CODES, INSTRUMENTS
-from calmlflow.hst.errors import InputError
 from calmlflow.hst.features import FEATURES, MAX_FILES, MAX_TOTAL_MB
 from calmlflow.hst.ladder import LADDER, needed_bin
 

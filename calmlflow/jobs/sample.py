@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from calmlflow.errors import InputError
 from calmlflow.hst.dataset import INSTRUMENTS
-from calmlflow.hst.errors import InputError
 from calmlflow.hst.ladder import LADDER, needed_bin
 from calmlflow.jobs.records import COLUMNS, MIN_MEMORY_GB
 

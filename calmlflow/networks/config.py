@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from calmlflow.hst.errors import InputError
+from calmlflow.errors import InputError
 from calmlflow.networks.training import DEFAULTS, TrainingConfig
 
 

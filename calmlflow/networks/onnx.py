@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from calmlflow.hst.errors import CalmlflowError
+from calmlflow.errors import CalmlflowError
 from calmlflow.hst.features import FEATURES
 from calmlflow.networks.backend import keras
 

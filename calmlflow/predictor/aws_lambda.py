@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from calmlflow import settings
-from calmlflow.hst.errors import CalmlflowError, InputError
+from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor.control import ControlObject, read_control_object
 from calmlflow.predictor.emit import Emitter, open_emitter
 from calmlflow.predictor.events import read_job, read_notification
-from calmlflow.predictor.observed import place_of, use_json_logs
+from calmlflow.predictor.logs import place_of, use_json_logs
 from calmlflow.predictor.predictor import Predictor, answer_mosaic
-from calmlflow.s3_events import is_notification
+from calmlflow.storage.s3_events import is_notification
 
 log = logging.getLogger(__name__)
 

@@ -18,11 +18,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from calmlflow import settings
-from calmlflow.hst.errors import CalmlflowError, InputError
+from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.fetch import fetch
 from calmlflow.predictor.manifest import MANIFEST, parse_manifest
-from calmlflow.predictor.registry_http import RegistryUnavailableError, public_uri
+from calmlflow.predictor.registry_client import RegistryUnavailableError, public_uri
 from calmlflow.predictor.stage import IMPORT_S, StagedVersion
 
 log = logging.getLogger(__name__)

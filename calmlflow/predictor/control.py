@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calmlflow import settings
+from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.dataset import Dataset, parse_dataset
-from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, parse_control
-from calmlflow.predictor.registry_http import within
-from calmlflow.s3 import MAX_KEY_BYTES, S3Object, check_bucket, read_object, s3_client
+from calmlflow.predictor.registry_client import within
+from calmlflow.storage.s3 import MAX_KEY_BYTES, S3Object, check_bucket, read_object, s3_client
 
 PATIENCE = 4
 """How many times `calmlflow.settings.timeout_s` a control file may take, with a second try."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from calmlflow.hst.errors import InputError
+from calmlflow.errors import InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import LADDER, expected_costs
 from calmlflow.hst.scaling import Scaling

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from calmlflow import settings
+from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.dataset import parse_dataset
-from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import LADDER
 from calmlflow.predictor.control import PATIENCE
-from calmlflow.predictor.observed import to_json, without_secrets
-from calmlflow.predictor.registry_http import within
-from calmlflow.s3 import S3Object, asking, parse_s3, s3_client
+from calmlflow.predictor.logs import to_json, without_secrets
+from calmlflow.predictor.registry_client import within
+from calmlflow.storage.s3 import S3Object, asking, parse_s3, s3_client
 
 Emitter = Callable[[Mapping[str, Any]], None]
 
@@ -163,4 +163,4 @@ def _open_objects(uri: str) -> Emitter:
 
 
 OPENERS: dict[str, Callable[[str], Emitter]] = {"s3": _open_objects}
-"""What opens the URIs of a scheme. Databases need more than an answer does: `calmlflow.emission` opens them."""
+"""What opens the URIs of a scheme. Databases need more than an answer does: `calmlflow.jobs.emission` opens them."""

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from calmlflow.errors import InputError
 from calmlflow.hst.dataset import parse_dataset
-from calmlflow.hst.errors import InputError
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES
 from calmlflow.predictor.control import ControlObject, control_object
-from calmlflow.s3_events import Notice, read_notices
+from calmlflow.storage.s3_events import Notice, read_notices
 
 EXPECTED = 'expected {"Bucket": ..., "Key": ..., "Ipppssoot": ...} or a notification of S3'
 
@@ -34,7 +34,7 @@ def read_job(event: object) -> ControlObject:
 
 def read_notification(event: Mapping[str, Any]) -> list[ControlObject | InputError]:
     """Read what S3 tells of new control files: for each of them, in order, where it is or what is wrong with its
-    record. The dataset is told by the key. See `calmlflow.s3_events.read_notices`.
+    record. The dataset is told by the key. See `calmlflow.storage.s3_events.read_notices`.
 
     Raises
     ------

@@ -7,9 +7,9 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from calmlflow import settings
-from calmlflow.hst.errors import CalmlflowError, InputError
+from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor.manifest import MANIFEST, MAX_BYTES, parse_manifest, read_files, read_listed, read_manifest
-from calmlflow.predictor.registry_http import (
+from calmlflow.predictor.registry_client import (
     NoEndpointError,
     RegistryUnavailableError,
     get_bytes,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from calmlflow.hst.errors import InputError
+from calmlflow.errors import InputError
 from calmlflow.settings import KILL_TIME_MAX_S, KILL_TIME_MIN_S
 
 COVERAGE = 0.999

@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from calmlflow.hst.errors import InputError
+from calmlflow.errors import InputError
 from calmlflow.settings import NETWORKS
 
 MANIFEST = "bundle.json"

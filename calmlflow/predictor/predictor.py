@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calmlflow import settings
+from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.dataset import Dataset, parse_dataset
-from calmlflow.hst.errors import CalmlflowError, InputError
 from calmlflow.hst.features import Features, job_features
 from calmlflow.predictor.answers import as_answers, fallback_policy, mosaic_policy
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.cache import HURRIED, PATIENCE, Cache
 from calmlflow.predictor.emit import Emitter, prediction_record
-from calmlflow.predictor.observed import log_answer
+from calmlflow.predictor.logs import log_answer
 from calmlflow.predictor.stage import NoSuchVersionError, StagedVersion, resolve_stage
 
 if TYPE_CHECKING:
-    from calmlflow.predictor.many import BatchOutcome
+    from calmlflow.predictor.batch import BatchOutcome
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ class Predictor:
         return answer
 
     def predict_many(self, data: Any, output: Any, **options: Any) -> "BatchOutcome":
-        """Answer many jobs, see `calmlflow.predictor.many.predict_many`, which takes the same and some options more.
+        """Answer many jobs, see `calmlflow.predictor.batch.predict_many`, which takes the same and some options more.
 
         Parameters
         ----------
@@ -207,7 +207,7 @@ class Predictor:
             CSV or Parquet by its ending, here or in S3. Rows that break a rule go to ``*.errors.csv`` beside it.
         """
         # Arrow is for many jobs only.
-        from calmlflow.predictor.many import predict_many
+        from calmlflow.predictor.batch import predict_many
 
         self.refresh_if_due()
         return predict_many(self, data, output, **options)

@@ -11,8 +11,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from calmlflow import settings
-from calmlflow.hst.errors import CalmlflowError
-from calmlflow.predictor.registry_http import (
+from calmlflow.errors import CalmlflowError
+from calmlflow.predictor.registry_client import (
     NoEndpointError,
     RegistryUnavailableError,
     get_json,

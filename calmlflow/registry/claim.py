@@ -23,7 +23,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from calmlflow.hst.errors import CalmlflowError
+from calmlflow.errors import CalmlflowError
 
 PREFIX = "calmlflow.claim."
 LEASE_S = 300.0

@@ -16,13 +16,13 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from calmlflow.hst.errors import CalmlflowError
+from calmlflow.errors import CalmlflowError
 from calmlflow.hst.features import FEATURES
 from calmlflow.predictor.bundle import Bundle, Predictions
 from calmlflow.predictor.manifest import read_manifest
-from calmlflow.registry.artifacts import bundle_folder, check_serving, check_whole, download_version, onnx_difference
+from calmlflow.registry.checks import bundle_folder, check_serving, check_whole, download_version, onnx_difference
+from calmlflow.registry.held_out import Jobs, judged_jobs, new_to
 from calmlflow.registry.history import Check
-from calmlflow.registry.judged_jobs import Jobs, judged_jobs, new_to
 from calmlflow.registry.limits import COMPARED, Limits
 from calmlflow.results.comparison import BinAnswers, Comparison, ValueAnswers, compare_bins, compare_values
 from calmlflow.results.scoring import PREDICTED, score_predictions

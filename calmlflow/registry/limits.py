@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from calmlflow.hst.errors import InputError
+from calmlflow.errors import InputError
 from calmlflow.hst.ladder import BIN_NAMES, LADDER
 from calmlflow.results.scoring import PREDICTED, score_predictions
 from calmlflow.settings import TARGETS

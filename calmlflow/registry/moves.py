@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from calmlflow.registry.claim import claimed
 from calmlflow.registry.describe import write_evidence
 from calmlflow.registry.history import MAX_REASON, Event, close_event, way_back, withdraw_event, write_event
-from calmlflow.registry.state import EXCLUSIVE, State, explained, now_iso, read_state, who
+from calmlflow.registry.versions import EXCLUSIVE, State, explained, now_iso, read_state, who
 from calmlflow.settings import STAGES
 
 log = logging.getLogger(__name__)

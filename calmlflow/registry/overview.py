@@ -14,7 +14,7 @@ from calmlflow import settings
 from calmlflow.predictor.cache import Cache
 from calmlflow.predictor.stage import StagedVersion
 from calmlflow.registry.lineage import HEADLINES
-from calmlflow.registry.state import EXCLUSIVE, all_versions, explained
+from calmlflow.registry.versions import EXCLUSIVE, all_versions, explained
 
 
 def overview(client: MlflowClient) -> dict[str, dict[str, list[dict[str, Any]]]]:

@@ -20,7 +20,7 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import Array
 
 import calmlflow
-from calmlflow.hst.errors import InputError
+from calmlflow.errors import InputError
 from calmlflow.hst.features import OPTIONAL_KEYS
 from calmlflow.predictor.bundle import ANSWER_KEYS, TABLE_OF_NETWORK
 from calmlflow.predictor.manifest import MANIFEST, OWN_TABLES, write_manifest

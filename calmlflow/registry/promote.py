@@ -6,11 +6,11 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from calmlflow.hst.errors import InputError
+from calmlflow.errors import InputError
 from calmlflow.registry.claim import ConflictError
 from calmlflow.registry.history import MAX_REASON, Check, Event, printable, way_back
 from calmlflow.registry.moves import move
-from calmlflow.registry.state import EXCLUSIVE, State, explained, now_iso, who
+from calmlflow.registry.versions import EXCLUSIVE, State, explained, now_iso, who
 
 
 def choose(client: MlflowClient, model: str, version: int | None, stage: str, state: State) -> ModelVersion:

@@ -12,8 +12,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
+from calmlflow.errors import InputError
 from calmlflow.hst.dataset import parse_dataset
-from calmlflow.hst.errors import InputError
 from calmlflow.hst.features import Features, job_features
 from calmlflow.predictor.answers import as_answers, mosaic_policy
 from calmlflow.predictor.bundle import Bundle

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import classification_report, confusion_matrix, roc_auc_score
 
 from calmlflow.hst.ladder import BIN_NAMES
-from calmlflow.results.inputs import CLASSIFIER_HISTORY, N_BINS, epochs, memory_bins, named_split, probability_rows
+from calmlflow.results.checks import CLASSIFIER_HISTORY, N_BINS, epochs, memory_bins, named_split, probability_rows
 
 ONEHOT_COLUMNS = tuple(f"bin_{label}" for label in range(N_BINS))
 PROBA_COLUMNS = ("y_true", "y_pred", "proba")

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from calmlflow.hst.errors import InputError
+from calmlflow.errors import InputError
 from calmlflow.hst.ladder import BIN_NAMES, allocation_cost
+from calmlflow.results.checks import memory_bins, positive_values, probability_rows, wallclock_seconds
 from calmlflow.results.classification import SMALLEST_PROBABILITY
-from calmlflow.results.inputs import memory_bins, positive_values, probability_rows, wallclock_seconds
 from calmlflow.results.scores import SMALLEST_PREDICTION
 
 RESAMPLES = 1000

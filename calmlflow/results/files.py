@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from calmlflow.hst.errors import InputError
+from calmlflow.errors import InputError
+from calmlflow.results.checks import CLASSIFIER_HISTORY, N_BINS, REGRESSOR_HISTORY, epochs, memory_bins, named_split
 from calmlflow.results.classification import (
     ACC_LOSS,
     ONEHOT_COLUMNS,
@@ -27,7 +28,6 @@ from calmlflow.results.formats import (
     strings,
     write_file,
 )
-from calmlflow.results.inputs import CLASSIFIER_HISTORY, N_BINS, REGRESSOR_HISTORY, epochs, memory_bins, named_split
 from calmlflow.results.regression import LOSS, REGRESSION_TARGETS, RegressionResults
 
 _BINS = tuple(str(label) for label in range(N_BINS))

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from calmlflow.hst.errors import InputError
+from calmlflow.errors import InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import allocation_cost
-from calmlflow.results.inputs import N_BINS, memory_bins, positive_values, wallclock_seconds
+from calmlflow.results.checks import N_BINS, memory_bins, positive_values, wallclock_seconds
 
 
 def classification_floor(features: ArrayLike, y_true: ArrayLike, wallclock_s: ArrayLike) -> dict[str, float]:

@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from calmlflow.hst.errors import CalmlflowError, InputError
+from calmlflow.errors import CalmlflowError, InputError
 
 MAX_FILE_BYTES = 2_000_000_000
 """A million jobs make results files of 50 MB. Counts for a file, and for what an archive unpacks to."""

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from calmlflow.hst.errors import InputError
-from calmlflow.results.inputs import REGRESSOR_HISTORY, epochs, named_split
+from calmlflow.errors import InputError
+from calmlflow.results.checks import REGRESSOR_HISTORY, epochs, named_split
 
 REGRESSION_TARGETS = ("memory", "wallclock")
 

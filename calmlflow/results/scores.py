@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import confusion_matrix
 
-from calmlflow.hst.errors import InputError
+from calmlflow.errors import InputError
 from calmlflow.hst.ladder import BIN_NAMES, excess_cost
+from calmlflow.results.checks import N_BINS, memory_bins, positive_values, probability_rows, wallclock_seconds
 from calmlflow.results.classification import cross_entropy, roc_auc_by_bin
-from calmlflow.results.inputs import N_BINS, memory_bins, positive_values, probability_rows, wallclock_seconds
 
 CALIBRATION_BINS = 15
 SMALLEST_PREDICTION = 1e-3

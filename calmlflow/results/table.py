@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from calmlflow.hst.errors import InputError
+from calmlflow.errors import InputError
 from calmlflow.hst.features import FEATURES
+from calmlflow.results.checks import memory_bins
 from calmlflow.results.formats import read_csv
-from calmlflow.results.inputs import memory_bins
 
 PREDICTIONS = ("bin_pred", "mem_pred", "wall_pred")
 PREDICTION_COLUMNS = (*PREDICTIONS, "wc_mean", "wc_std", "wc_err", "split")

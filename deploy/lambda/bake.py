@@ -18,10 +18,10 @@ import typer
 import calmlflow
 from calmlflow import settings
 from calmlflow.console import say, script
-from calmlflow.hst.errors import CalmlflowError
+from calmlflow.errors import CalmlflowError
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.fetch import fetch
-from calmlflow.predictor.registry_http import public_uri
+from calmlflow.predictor.registry_client import public_uri
 from calmlflow.predictor.stage import resolve_stage
 
 HERE = Path(__file__).parent

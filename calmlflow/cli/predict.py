@@ -1,0 +1,113 @@
+"""`calmlflow predict`: the one command that somebody waits for, so it loads nothing but what its answer needs."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from calmlflow import settings
+from calmlflow.console import fail
+from calmlflow.errors import InputError
+from calmlflow.hst.dataset import parse_dataset
+from calmlflow.predictor.control import read_control_file, read_control_object
+from calmlflow.predictor.emit import Emitter, open_emitter
+from calmlflow.predictor.logs import use_json_logs
+from calmlflow.predictor.predictor import Predictor, answer_mosaic
+
+SUMMARY = "Print memory bin, memory, wallclock and kill time of one job as one line of JSON."
+
+DETAILS = """\
+When the registry cannot be asked, the last good version answers, "source" says "cache", and a warning says why.
+
+example:
+  calmlflow predict j8c601020 --control examples/j8c601020_MemModelFeatures.txt
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, which the other commands' library takes ten times as long as to import; errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message}; see `{self.prog} --help`", status=2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        "calmlflow predict",
+        description=SUMMARY,
+        epilog=DETAILS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("dataset", metavar="IPPPSSOOT", help="dataset, for example j8c601020, or a mosaic")
+    parser.add_argument("--control", type=Path, metavar="FILE", help="control file on disk")
+    parser.add_argument("--bucket", help="S3 bucket that holds the control file")
+    parser.add_argument("--key", help="its key; default control/IPPPSSOOT/IPPPSSOOT_MemModelFeatures.txt")
+    parser.add_argument("--stage", type=_stage, default="Production", help="stage that answers; default Production")
+    parser.add_argument(
+        "--policy-fallback",
+        action="store_true",
+        help="where no bundle can be had answer bin 1, 20 minutes, kill time 2 hours; marked",
+    )
+    parser.add_argument(
+        "--emit",
+        metavar="URI",
+        default=settings.emit_uri(),
+        help="keep the prediction in file.jsonl, s3://bucket/prefix or a database; default CALMLFLOW_EMIT",
+    )
+    parser.add_argument(
+        "--log-json", action="store_true", help="log the answer and its milliseconds to standard error as JSON"
+    )
+    return parser
+
+
+def predict(words: Sequence[str]) -> None:
+    """Run the command with these words after its name."""
+    parser = _parser()
+    given = parser.parse_args(words)
+    if given.log_json:
+        use_json_logs()
+    emitter = _open_emitter(given.emit) if given.emit else None
+    job = parse_dataset(given.dataset)
+    if job.is_hap:
+        _print(answer_mosaic(job, emitter))
+        return
+    if (given.control is None) == (given.bucket is None):
+        count = "neither" if given.control is None else "both"
+        parser.error(
+            f"{count} of --control FILE and --bucket BUCKET are given; expected one: where the control file is"
+        )
+    if given.key and not given.bucket:
+        parser.error("--key is given without --bucket; expected both, or --control FILE alone")
+    keys = read_control_file(given.control) if given.control else read_control_object(job.name, given.bucket, given.key)
+    predictor = Predictor(given.stage, policy_fallback=given.policy_fallback, emit=emitter)
+    _print(predictor.predict(job.name, keys))
+
+
+def _open_emitter(uri: str) -> Emitter:
+    if uri.partition("://")[0] not in settings.DATABASE_SCHEMES:
+        return open_emitter(uri)
+    # What a database needs takes longer to load than an answer, and is loaded for it alone.
+    from calmlflow.jobs.emission import open_store_emitter
+
+    return open_store_emitter(uri)
+
+
+def _stage(text: str) -> str:
+    """`calmlflow.settings.parse_stage` in the terms of argparse."""
+    try:
+        return settings.parse_stage(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _print(answer: dict[str, Any]) -> None:
+    try:
+        print(json.dumps(answer), flush=True)
+    except OSError as error:
+        # Python would try again at the end, and fail with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        fail(f"the answer cannot be written to standard output ({error.strerror}); expected a reader, and room")

@@ -1,0 +1,1 @@
+"""Stores of job records, opened by one URI."""

@@ -1,0 +1,11 @@
+"""How Alembic runs the migrations of a store: on the connection that `calmlflow.jobs.stores.sql_schema` hands over."""
+
+from alembic import context
+
+from calmlflow.jobs.stores.sql_schema import METADATA, VERSION_TABLE
+
+context.configure(
+    connection=context.config.attributes["connection"], target_metadata=METADATA, version_table=VERSION_TABLE
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,5 +1,0 @@
-"""Many jobs: read in pieces, answered by columns, written in parts; the one wing of the predictor that needs Arrow."""
-
-from calmlflow.predictor.many.run import BatchOutcome, predict_many
-
-__all__ = ["BatchOutcome", "predict_many"]

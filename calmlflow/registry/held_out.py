@@ -1,0 +1,132 @@
+"""The jobs that a version is judged by: those its training held out, or newer ones."""
+
+import tempfile
+from dataclasses import dataclass
+
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from calmlflow.console import say
+from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.jobs.records import check_records
+from calmlflow.jobs.stores.open import read_jobs
+
+TABLE = "data/latest.csv"
+FEWEST_JOBS = 40
+"""Fewer newer jobs than this say nothing."""
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """Jobs that a version was trained on, and those to score it on.
+
+    Attributes
+    ----------
+    trained_on : int
+        How many; of a version trained elsewhere, how many it came with.
+    newest : int
+        Timestamp of the newest of them, epoch seconds; 0 where it is not known.
+    problem : str or None
+        Why they are no valid job records, or cannot be had.
+    scored : DataFrame or None
+        Job records to score on.
+    """
+
+    trained_on: int
+    newest: int
+    problem: str | None
+    scored: pd.DataFrame | None
+
+
+def judged_jobs(
+    client: MlflowClient, challenger: ModelVersion, champion: ModelVersion | None, data: str | None
+) -> Jobs:
+    """Read the jobs of a version's training, and those to judge it by.
+
+    Raises
+    ------
+    InputError
+        ``data`` cannot be read, or too few of its jobs are newer than those of both trainings.
+    """
+    jobs = _of_training(client, challenger)
+    if data is None:
+        return jobs
+    newest = max(jobs.newest, _newest_of(champion))
+    checked = read_jobs(data)
+    found = checked.valid
+    newer = found[found["timestamp"] > newest].reset_index(drop=True)
+    if len(newer) < FEWEST_JOBS:
+        names = f"version {challenger.version}" + (f" or {champion.version}" if champion else "")
+        raise InputError(
+            f"{data} holds {len(found):,} jobs, {len(newer)} of them newer than those that {names} was trained on "
+            f"(timestamp above {newest}); expected {FEWEST_JOBS} at least to judge by"
+        )
+    say(f"{data}: {len(checked.quarantine):,} records quarantined, {len(newer):,} of {len(found):,} jobs new to both")
+    return Jobs(jobs.trained_on, jobs.newest, jobs.problem, newer)
+
+
+def new_to(client: MlflowClient, champion: ModelVersion, jobs: pd.DataFrame) -> pd.DataFrame:
+    """Those of some jobs that a champion was not trained on, so that it has no advantage from knowing them.
+
+    All of them, if too few would be left, or if nobody knows what it was trained on: then it is the challenger that
+    has to be better than chance lets it be.
+    """
+    seen: set[str] = set()
+    # A bundle may hold networks of several trainings.
+    for run_id in {champion.run_id, *(run for name, run in champion.tags.items() if name.startswith("run."))}:
+        try:
+            table = _training_table(client, run_id)
+            seen |= set(table.loc[table["split"] == "train", "ipst"].astype(str).str.strip().str.lower())
+        except (CalmlflowError, KeyError):
+            continue
+    left = jobs[~jobs["ipst"].isin(seen)].reset_index(drop=True)
+    return left if len(left) >= FEWEST_JOBS else jobs
+
+
+def _of_training(client: MlflowClient, version: ModelVersion) -> Jobs:
+    try:
+        table = _training_table(client, version.run_id)
+        checked = check_records(table, TABLE)
+        if "split" not in table:
+            raise InputError(f"{TABLE} of its run has no column split; expected train and test")
+    except CalmlflowError as error:
+        return Jobs(0, 0, str(error), None)
+    problem = None
+    if len(checked.quarantine):
+        problem = (
+            f"{len(checked.quarantine):,} of {len(table):,} records break the schema: {next(iter(checked.reasons()))}"
+        )
+    names = table["ipst"].astype(str).str.strip().str.lower()
+    split_of_name = table.assign(ipst=names).drop_duplicates("ipst").set_index("ipst")["split"]
+    split = split_of_name.reindex(checked.valid["ipst"]).to_numpy()
+    held_out = checked.valid[split == "test"].reset_index(drop=True)
+    # A version that was trained elsewhere was only scored on the jobs that it came with.
+    trained_on = checked.valid[split == "train"] if "train" in split else checked.valid
+    if held_out.empty:
+        return Jobs(len(trained_on), 0, f"{TABLE} of its run holds no test jobs; expected some to score on", None)
+    return Jobs(len(trained_on), int(trained_on["timestamp"].max()), problem, held_out)
+
+
+def _training_table(client: MlflowClient, own_run: str | None) -> pd.DataFrame:
+    """The training set that a version's run, or the run above it, left as an artifact."""
+    reason = "no run"
+    run_id, parent = own_run, None
+    while run_id:
+        try:
+            # The run of one network of three has no table of its own; its parent has.
+            parent = client.get_run(run_id).data.tags.get("mlflow.parentRunId")
+            with tempfile.TemporaryDirectory(prefix="calmlflow-gate-") as temporary:
+                return pd.read_csv(client.download_artifacts(run_id, TABLE, temporary), dtype={"ipst": "str"})
+        except Exception as error:
+            # Whatever stands between here and the artifact store (MLflow, requests, boto3, pandas) raises its own kind.
+            reason = error.error_code if isinstance(error, MlflowException) else type(error).__name__
+            run_id = parent if run_id == own_run else None
+    raise CalmlflowError(f"{TABLE} of run {own_run or 'unknown'} cannot be read ({reason}); expected its jobs")
+
+
+def _newest_of(champion: ModelVersion | None) -> int:
+    """Timestamp of the newest job that the champion was trained on; 0 where nobody knows."""
+    newest = champion.tags.get("newest_job", "") if champion else ""
+    return int(newest) if newest.isdecimal() else 0

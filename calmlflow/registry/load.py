@@ -1,0 +1,112 @@
+"""Open the results of a training, wherever they lie: a folder, a run, or a registered version."""
+
+import re
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from calmlflow import settings
+from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.results.training import TrainingResults, read_training
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_EXPECTED = "expected a training's folder, runs:/RUN_ID, models:/NAME/VERSION, models:/NAME/STAGE or models:/NAME@ALIAS"
+_UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+def load_results(source: str | Path) -> TrainingResults:
+    """Load what a training left behind. Needs no TensorFlow; a run or a version needs MLflow.
+
+    Parameters
+    ----------
+    source : str or path
+        A training's folder (or its ``results`` folder, or the folder of one target in there), ``runs:/RUN_ID``, or a
+        version of a registered model: ``models:/calcloud-predictor/3``, ``/Production`` (any stage, or else the alias
+        of the same name in lower case) or ``@alias``. Runs and versions are looked up on `settings.tracking_uri`.
+
+    Returns
+    -------
+    TrainingResults
+        With ``mem_bin``, ``memory``, ``wallclock`` (None for a network that the run did not train) and ``jobs``.
+
+    Raises
+    ------
+    InputError
+        No such folder, run or version, no results in it, or a file that is missing, damaged or pickled; names it.
+    CalmlflowError
+        The tracking server or its artifact store cannot be asked.
+
+    Examples
+    --------
+    >>> challenger, champion = load_results("runs:/RUN_ID"), load_results("models:/calcloud-predictor/Production")
+    >>> print(challenger.mem_bin.compare(champion.mem_bin))
+    """
+    text = str(source)
+    if run := re.fullmatch("runs:/+([^/]+)/?", text):
+        return _from_server(text, lambda client: run[1])
+    if version := re.fullmatch("models:/+([^/@]+)(?:/([^/@]+)|(@[^/@]+))", text):
+        which = version[3] or (version[2] if version[2].isdecimal() else settings.parse_stage(version[2]))
+        return _from_server(text, lambda client: _run_of(client, version[1], which))
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+:", text):
+        raise InputError(f"results source is {text.partition(':')[0]}:...; {_EXPECTED}")
+    if not Path(source).is_dir():
+        raise InputError(f"results source {text!r} is no folder; {_EXPECTED}")
+    return read_training(source, text)
+
+
+def _from_server(source: str, find_run: Callable[["MlflowClient"], str | None]) -> TrainingResults:
+    from mlflow import MlflowClient
+
+    from calmlflow.predictor.registry_client import public_uri
+    from calmlflow.registry.tracking import connect
+
+    connect()
+    server = public_uri(settings.tracking_uri())
+    with tempfile.TemporaryDirectory(prefix="calmlflow-") as temporary:
+        try:
+            client = MlflowClient()
+            run_id = find_run(client)
+            if run_id:
+                _download(client, run_id, temporary)
+        except Exception as error:
+            # Whatever stands between here and the artifact store (MLflow, requests, boto3) raises its own kind.
+            code = getattr(error, "error_code", None)
+            if code in _UNKNOWN:
+                raise InputError(f"{source} does not exist on {server}; {_EXPECTED}") from None
+            raise CalmlflowError(
+                f"{source} cannot be fetched from {server} ({code or type(error).__name__}); expected its artifacts"
+            ) from None
+        if not run_id:
+            raise InputError(f"{source} does not exist on {server}, or comes from no run; {_EXPECTED}")
+        if not (Path(temporary) / "results").is_dir():
+            raise InputError(f"{source}: run {run_id} on {server} has no artifacts results/...; expected a training")
+        try:
+            return read_training(temporary, source)
+        except InputError as error:
+            # The folder is gone when the user reads this; the source is not.
+            raise InputError(str(error).replace(temporary, source)) from None
+
+
+def _run_of(client: "MlflowClient", model: str, which: str) -> str | None:
+    """The run that a version of a registered model comes from, if any; ``which`` is a number, a stage or an @alias."""
+    if which.isdecimal():
+        return client.get_model_version(model, which).run_id
+    if which.startswith("@"):
+        return client.get_model_version_by_alias(model, which[1:]).run_id
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        staged = client.get_latest_versions(model, [which])
+    return staged[0].run_id if staged else client.get_model_version_by_alias(model, which.lower()).run_id
+
+
+def _download(client: "MlflowClient", run_id: str, folder: str) -> None:
+    for parent, wanted in ((None, "results"), ("data", "data/latest.csv")):
+        if wanted in {artifact.path for artifact in client.list_artifacts(run_id, parent)}:
+            found, place = Path(client.download_artifacts(run_id, wanted, folder)), Path(folder, wanted)
+            # Some artifact stores keep the folders above a single file, some do not.
+            if found != place:
+                place.parent.mkdir(exist_ok=True)
+                found.rename(place)

@@ -1,0 +1,115 @@
+"""How a run is written down in MLflow: parameters, epochs, lineage, environment."""
+
+import hashlib
+import logging
+import os
+import platform
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.pandas_dataset import PandasDataset, from_pandas
+from mlflow.entities import Metric
+
+from calmlflow import settings
+from calmlflow.jobs.stores.open import refuse_password
+from calmlflow.predictor.registry_client import check_reachable
+
+VERSIONS = ("calmlflow", "keras", "mlflow", "numpy", "onnxruntime", "pandas", "scikit-learn", "tensorflow")
+BATCH = 1000
+"""Metrics that the tracking server takes in one request."""
+
+
+def connect() -> None:
+    """Turn MLflow to `settings.tracking_uri`, and keep its notes on its own doings to itself.
+
+    Raises
+    ------
+    RegistryUnavailableError
+        It is an HTTP server that does not answer; MLflow itself would try for minutes.
+    """
+    for logger in ("mlflow", "alembic"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    # Job records hold no missing values, so integer columns are what they are.
+    warnings.filterwarnings("ignore", message=".*Inferred schema contains integer column.*")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    warnings.filterwarnings("ignore", message=".*dataset source can be interpreted in multiple ways.*")
+    uri = settings.tracking_uri()
+    check_reachable(uri)
+    # MLflow's own bars would be drawn where nobody looks, its links to runs stand between lines meant for scripts.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    mlflow.set_tracking_uri(uri)
+
+
+@contextmanager
+def tracked_run(name: str, nested: bool = False) -> Iterator[mlflow.ActiveRun]:
+    """Open a run, or take over the one that `mlflow run` opened; it is marked FAILED if the block raises."""
+    taken_over = not nested and bool(os.environ.get("MLFLOW_RUN_ID"))
+    if not nested:
+        connect()
+        if not taken_over and not os.environ.get("MLFLOW_EXPERIMENT_NAME"):
+            mlflow.set_experiment(settings.EXPERIMENT)
+    with mlflow.start_run(run_name=name, nested=nested) as run:
+        if taken_over:
+            mlflow.set_tag("mlflow.runName", name)
+        yield run
+
+
+def log_new_params(params: Mapping[str, Any]) -> None:
+    """Log parameters, but for those that `mlflow run` has logged already (it must not be told another spelling)."""
+    for value in params.values():
+        # Before anything of it goes to the server: parameters, tags and lineage come after this.
+        refuse_password(str(value))
+    run = mlflow.active_run()
+    assert run is not None  # noqa: S101 - a caller without a run is a bug
+    known = MlflowClient().get_run(run.info.run_id).data.params
+    mlflow.log_params({name: value for name, value in params.items() if name not in known})
+
+
+def environment_params() -> dict[str, str]:
+    """Versions of what the numbers depend on, and the git commit where there is one."""
+    run = mlflow.active_run()
+    commit = run.data.tags.get("mlflow.source.git.commit") if run else None
+    versions = {f"version_{package.replace('-', '_')}": version(package) for package in VERSIONS if _installed(package)}
+    return {**versions, "version_python": platform.python_version(), "git_commit": commit or "unknown"}
+
+
+def log_history(history: Mapping[str, np.ndarray]) -> None:
+    """Log one metric per epoch and column, in as few requests as the server allows."""
+    run = mlflow.active_run()
+    assert run is not None  # noqa: S101
+    now = int(time.time() * 1000)
+    metrics = [
+        Metric(name, float(value), now, epoch) for name, values in history.items() for epoch, value in enumerate(values)
+    ]
+    client = MlflowClient()
+    for start in range(0, len(metrics), BATCH):
+        client.log_batch(run.info.run_id, metrics=metrics[start : start + BATCH])
+
+
+def lineage(jobs: pd.DataFrame, source: str, context: str) -> PandasDataset:
+    """What `mlflow.log_input` notes of the jobs that a run saw: schema, size and a digest of the rows."""
+    # MLflow knows files; what it cannot resolve (a sample, a store) is noted by the URI that our reader takes.
+    is_file = not source.startswith("sample") and Path(source).exists()
+    origin = source if is_file else CodeDatasetSource(tags={"calmlflow.data": source})
+    # MLflow's own digest looks at the first rows only.
+    digest = hashlib.sha256(pd.util.hash_pandas_object(jobs, index=False).to_numpy().tobytes()).hexdigest()[:8]
+    return from_pandas(jobs.reset_index(drop=True), source=origin, name=f"jobs-{context}", digest=digest)
+
+
+def _installed(package: str) -> bool:
+    try:
+        version(package)
+    except ModuleNotFoundError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""HTML reports of a training and of a comparison."""

@@ -1,0 +1,254 @@
+"""Results as an analyst opens them, years later: read from a training's folder, with its jobs at hand."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from calmlflow.errors import InputError
+from calmlflow.hst.ladder import BIN_NAMES
+from calmlflow.results.classification import ClassificationResults
+from calmlflow.results.comparison import BinAnswers, Comparison, ValueAnswers, compare_bins, compare_values
+from calmlflow.results.files import read_results
+from calmlflow.results.regression import RegressionResults
+from calmlflow.results.scores import decision_scores, regression_scores
+from calmlflow.results.table import read_training_table
+from calmlflow.settings import TARGETS
+
+_UNITS = {"memory": "GB", "wallclock": "s"}
+_BY_BIN = ("precision", "recall", "roc_auc")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LoadedClassification(ClassificationResults):
+    """Results of the classifier of one training.
+
+    Attributes
+    ----------
+    source : str
+        Where they were loaded from.
+    jobs : DataFrame or None
+        The training set with predictions (``data/latest.csv``), None where the training left none.
+    """
+
+    source: str
+    jobs: pd.DataFrame | None
+
+    @property
+    def target(self) -> str:
+        """``mem_bin``."""
+        return "mem_bin"
+
+    @property
+    def answers(self) -> BinAnswers:
+        """What the classifier said of its test jobs.
+
+        The bins that were decided on and the wallclock come from ``jobs``. Without them the decision is the most
+        probable bin, and the wallclock is unknown.
+        """
+        chosen, wallclock_s = _of_test_jobs(self, "bin_pred"), _of_test_jobs(self, "wallclock")
+        return BinAnswers(
+            self.test_idx, self.y_scores, self.y_scores.argmax(axis=1) if chosen is None else chosen, wallclock_s
+        )
+
+    def scores(self) -> dict[str, float]:
+        """Scores on the test jobs, see `decision_scores`; excess_cost only where the wallclock is known."""
+        return decision_scores(*self.answers)
+
+    def plots(self) -> dict[str, Any]:
+        """Plotly figures by name, as told by `classification_charts`."""
+        from calmlflow.results.plots.png import classification_plots
+
+        return classification_plots(self, self.jobs)
+
+    def summary(self) -> str:
+        """Scores as a table of text."""
+        scores = self.scores()
+        needed = np.bincount(self.test_idx, minlength=len(BIN_NAMES))
+        by_bin = {"jobs": [f"{count:,}" for count in needed]}
+        for score in _BY_BIN:
+            values = [scores.pop(f"{score}_{name}", None) for name in BIN_NAMES]
+            by_bin[score] = ["" if value is None else f"{value:.4f}" for value in values]
+        rows = [f"{'by bin':<20}" + "".join(f"{name:>10}" for name in BIN_NAMES)]
+        rows += [f"{name:<20}" + "".join(f"{cell:>10}" for cell in cells) for name, cells in by_bin.items()]
+        return _lines([_title(self), *(f"{name:<20}{value:>10.4f}" for name, value in scores.items()), *rows])
+
+    def compare(self, other: "LoadedClassification") -> Comparison:
+        """Hold these results against another training's, on the test jobs of both; see `compare_bins`."""
+        if not isinstance(other, LoadedClassification):
+            raise InputError(f"results of mem_bin cannot be compared with {other!r}; expected another mem_bin")
+        return compare_bins(self.answers, other.answers)
+
+    def __repr__(self) -> str:
+        """One line: the arrays would fill a screen."""
+        return f"<{_title(self)}>"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LoadedRegression(RegressionResults):
+    """Results of a regressor of one training.
+
+    Attributes
+    ----------
+    target : {"memory", "wallclock"}
+    source : str
+        Where they were loaded from.
+    jobs : DataFrame or None
+        The training set with predictions (``data/latest.csv``), None where the training left none.
+    """
+
+    target: str
+    source: str
+    jobs: pd.DataFrame | None
+
+    @property
+    def answers(self) -> ValueAnswers:
+        """What the regressor said of its test jobs; an InputError where an old folder does not name them."""
+        if self.test_idx is None:
+            raise InputError(f"{self.source}: results of {self.target} have no test_idx.csv; expected the jobs' names")
+        return ValueAnswers(self.test_idx, self.predictions[:, 0])
+
+    def scores(self) -> dict[str, float]:
+        """Scores on the test jobs, see `regression_scores`."""
+        return regression_scores(self.predictions[:, 1], self.predictions[:, 0])
+
+    def plots(self) -> dict[str, Any]:
+        """Plotly figures by name, as told by `regression_charts`."""
+        from calmlflow.results.plots.png import regression_plots
+
+        return regression_plots(self, self.jobs)
+
+    def summary(self) -> str:
+        """Scores as a table of text."""
+        units = dict.fromkeys(("rmse", "mae"), f" {_UNITS[self.target]}")
+        rows = (f"{name:<20}{value:>10.4g}{units.get(name, '')}" for name, value in self.scores().items())
+        return _lines([_title(self), *rows])
+
+    def compare(self, other: "LoadedRegression") -> Comparison:
+        """Hold these results against another training's, on the test jobs of both; see `compare_values`."""
+        if not isinstance(other, LoadedRegression) or other.target != self.target:
+            raise InputError(
+                f"results of {self.target} cannot be compared with {other!r}; expected another {self.target}"
+            )
+        return compare_values(self.answers, other.answers)
+
+    def __repr__(self) -> str:
+        """One line: the arrays would fill a screen."""
+        return f"<{_title(self)}>"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainingResults:
+    """What one training left behind; a field is None where the training has no such network, or left no such file.
+
+    Attributes
+    ----------
+    mem_bin : LoadedClassification or None
+    memory, wallclock : LoadedRegression or None
+    jobs : DataFrame or None
+        The training set with predictions (``data/latest.csv``).
+    source : str
+        Where they were loaded from.
+    """
+
+    mem_bin: LoadedClassification | None
+    memory: LoadedRegression | None
+    wallclock: LoadedRegression | None
+    jobs: pd.DataFrame | None
+    source: str
+
+    def by_target(self) -> dict[str, LoadedClassification | LoadedRegression]:
+        """Target -> results, of the networks that the training has."""
+        found = {target: getattr(self, target) for target in TARGETS.values()}
+        return {target: results for target, results in found.items() if results is not None}
+
+    def plots(self) -> dict[str, dict[str, Any]]:
+        """Target -> plotly figures by name; and those of the jobs themselves under ``data``, where there are jobs."""
+        from calmlflow.results.plots.png import data_plots
+
+        figures = {target: results.plots() for target, results in self.by_target().items()}
+        return figures if self.jobs is None else {**figures, "data": data_plots(self.jobs)}
+
+    def summary(self) -> str:
+        """Scores of all networks as tables of text."""
+        return "\n\n".join(results.summary() for results in self.by_target().values())
+
+    def compare(self, other: "TrainingResults") -> dict[str, Comparison]:
+        """Target -> comparison, of the targets that both trainings have.
+
+        Raises
+        ------
+        InputError
+            They have no target, or for one of them no test job, in common.
+        """
+        mine, others = self.by_target(), other.by_target()
+        shared = [target for target in mine if target in others]
+        if not shared:
+            raise InputError(
+                f"{self.source} has {', '.join(mine)} and {other.source} has {', '.join(others)}; "
+                "expected a target in common to compare on"
+            )
+        return {target: mine[target].compare(others[target]) for target in shared}  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        """One line: the arrays would fill a screen."""
+        return f"<training {self.source}: {', '.join(self.by_target())}>"
+
+
+def read_training(folder: str | Path, source: str) -> TrainingResults:
+    """Read what a training left behind.
+
+    Parameters
+    ----------
+    folder : path
+        The training's folder, its ``results`` folder, or the folder of one target in there.
+    source : str
+        What to call it, in summaries and errors.
+
+    Raises
+    ------
+    InputError
+        There are no results, or a file is missing, damaged or pickled; names the file.
+    """
+    folder = Path(folder)
+    results = next((place for place in (folder / "results", folder, folder.parent) if _holds_results(place)), None)
+    if results is None or not folder.is_dir():
+        raise InputError(f"{folder} holds no results; expected a training's folder, with results/mem_bin in it")
+    table = results.parent / "data" / "latest.csv"
+    jobs = read_training_table(table) if results.name == "results" and table.exists() else None
+    found: dict[str, Any] = dict.fromkeys(TARGETS.values())
+    for target in found:
+        if (results / target).is_dir():
+            fields = vars(read_results(results / target, target))
+            found[target] = (
+                LoadedClassification(**fields, source=source, jobs=jobs)
+                if target == "mem_bin"
+                else LoadedRegression(**fields, target=target, source=source, jobs=jobs)
+            )
+    return TrainingResults(**found, jobs=jobs, source=source)
+
+
+def _holds_results(place: Path) -> bool:
+    return any((place / target).is_dir() for target in TARGETS.values())
+
+
+def _of_test_jobs(results: LoadedClassification, column: str) -> NDArray[Any] | None:
+    """A column of the training set for each test job; None where it is not known of every one of them."""
+    jobs = results.jobs
+    if jobs is None or column not in jobs or not jobs["ipst"].is_unique:
+        return None
+    rows = pd.Index(jobs["ipst"]).get_indexer(results.test_idx.index)
+    return None if np.any(rows < 0) else jobs[column].to_numpy()[rows]
+
+
+def _title(results: LoadedClassification | LoadedRegression) -> str:
+    n = len(results.y_scores if isinstance(results, LoadedClassification) else results.predictions)
+    return f"{results.target}: {n:,} test jobs of {results.source}"
+
+
+def _lines(rows: Iterable[str]) -> str:
+    return "\n".join(row.rstrip() for row in rows)

@@ -1,0 +1,1 @@
+"""What each MLproject entry point does, one module each."""

@@ -1,0 +1,134 @@
+"""What a network is held against, on the same split: a random forest, and the version in Production."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+from calmlflow import settings
+from calmlflow.console import say
+from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.hst.ladder import LADDER
+from calmlflow.networks.distinct import DistinctRows
+from calmlflow.predictor.bundle import Bundle
+from calmlflow.predictor.cache import Cache
+from calmlflow.predictor.stage import NoSuchVersionError, resolve_stage
+from calmlflow.results.scoring import PREDICTED, score_predictions
+from calmlflow.runs.data import TrainingData
+
+TREES = 100
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version of the bundle in Production, with the folder of its files."""
+
+    version: str
+    folder: Path
+    bundle: Bundle
+
+    def scores(self, data: TrainingData) -> dict[str, dict[str, float]]:
+        """Its scores on the test jobs, by target.
+
+        It was trained on another split, perhaps of the same jobs: it may have seen some of these test jobs, and then
+        scores better here than on new ones.
+        """
+        rows, jobs = data.rows.row_of_job[data.test], data.jobs.iloc[data.test]
+        predictions = {name: column[rows] for name, column in self.bundle.predict(data.rows.features).items()}
+        return {
+            target: score_predictions(target, jobs, predictions)
+            for target, prediction in PREDICTED.items()
+            if prediction in predictions
+        }
+
+
+def random_forest(data: TrainingData, target: str, seed: int) -> dict[str, float]:
+    """Scores, on the test jobs, of a random forest of 100 trees that learnt the training jobs.
+
+    The forest is scikit-learn's with its defaults, on the nine raw features; the most probable bin is the one chosen.
+    It is grown on distinct rows. Each tree draws as many *jobs*, with replacement, as there are, and sees them as
+    weighted rows. To a tree that is the same (a split cannot tell jobs with equal features apart, and reads only
+    counts of classes, or sums of targets), and it costs a tenth.
+
+    Parameters
+    ----------
+    data : TrainingData
+    target : {"mem_bin", "memory", "wallclock"}
+    seed : int
+
+    Returns
+    -------
+    dict of str to float
+        See `calmlflow.results.scoring.score_predictions`.
+
+    References
+    ----------
+    Breiman, Random forests, Machine Learning 45 (2001).
+    """
+    generator = np.random.default_rng(seed)
+    values = data.jobs[target].to_numpy()
+    grow = _grow_classifier if target == "mem_bin" else _grow_regressor
+    total: NDArray[np.float64] = np.zeros(())
+    for _ in range(TREES):
+        drawn = generator.choice(data.train, len(data.train))
+        total = total + grow(data.rows, data.rows.row_of_job[drawn], values[drawn], int(generator.integers(2**31)))
+    found = (total / TREES)[data.rows.row_of_job[data.test]]
+    jobs = data.jobs.iloc[data.test]
+    if target == "mem_bin":
+        return score_predictions(target, jobs, {"probabilities": found, "bin_pred": found.argmax(axis=1)})
+    return score_predictions(target, jobs, {PREDICTED[target]: found})
+
+
+def champion(needed_for: Sequence[str] = ()) -> Champion | None:
+    """The version of the bundle in Production; None where there is none, or it cannot be had and no network needs it.
+
+    Parameters
+    ----------
+    needed_for : sequence of str
+        Networks that are to be taken from it.
+
+    Raises
+    ------
+    CalmlflowError
+        It is needed and cannot be had.
+    """
+    registry_uri = settings.registry_uri()
+    cache = Cache(registry_uri)
+    try:
+        staged = resolve_stage("Production", registry_uri)
+        return Champion(staged.version, cache.path(staged), cache.load(staged))
+    except NoSuchVersionError:
+        if needed_for:
+            raise InputError(
+                f"{', '.join(needed_for)} cannot be taken from the version of {settings.BUNDLE_MODEL} in Production, "
+                "for there is none; expected one, or only=all"
+            ) from None
+    except CalmlflowError as error:
+        if needed_for:
+            raise
+        say(f"the version in Production is not scored: {error}")
+    return None
+
+
+def _grow_classifier(rows: DistinctRows, row: NDArray[np.int64], bins: NDArray[np.int64], seed: int) -> NDArray:
+    """Probabilities of the four bins for each distinct row, from one tree."""
+    n_bins = len(LADDER)
+    cells = np.bincount(row * n_bins + bins)
+    used = np.flatnonzero(cells)
+    tree = DecisionTreeClassifier(max_features="sqrt", random_state=seed)
+    tree.fit(rows.features[used // n_bins], used % n_bins, cells[used])
+    probabilities = np.zeros((len(rows.counts), n_bins))
+    probabilities[:, tree.classes_] = tree.predict_proba(rows.features)
+    return probabilities
+
+
+def _grow_regressor(rows: DistinctRows, row: NDArray[np.int64], values: NDArray[np.float64], seed: int) -> NDArray:
+    """Value for each distinct row, from one tree."""
+    counts = np.bincount(row)
+    used = np.flatnonzero(counts)
+    means = np.bincount(row, weights=values)[used] / counts[used]
+    tree = DecisionTreeRegressor(random_state=seed).fit(rows.features[used], means, counts[used])
+    return tree.predict(rows.features)

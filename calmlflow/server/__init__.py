@@ -1,0 +1,1 @@
+"""The embedded MLflow and S3 server."""

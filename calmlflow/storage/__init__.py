@@ -1,0 +1,1 @@
+"""Read and write bytes: files, tables, archives, S3 objects."""

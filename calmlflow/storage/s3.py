@@ -1,0 +1,206 @@
+"""What the project asks of S3, and how S3's refusals are told. boto3 is imported by the first who needs it."""
+
+import functools
+import ipaddress
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from calmlflow import settings
+from calmlflow.errors import CalmlflowError, InputError
+
+MAX_KEY_BYTES = 1024
+"""S3's own limit."""
+
+MISSING = ("NoSuchKey", "NoSuchBucket", "InvalidBucketName", "404")
+"""What S3 says of something that is not there: not S3's fault."""
+
+BUSY = ("InternalError", "SlowDown", "ServiceUnavailable", "500", "503")
+"""What S3 says when it cannot answer just now."""
+
+_BUCKET = re.compile(r"[a-z0-9](?:[a-z0-9]|[.-](?!\.))*[a-z0-9]")
+_making = threading.Lock()
+
+
+class NoSuchObjectError(InputError):
+    """S3 answered: there is no such bucket or key."""
+
+
+class NoSuchBucketError(NoSuchObjectError):
+    """Not even the bucket is there."""
+
+
+class TryAgainError(CalmlflowError):
+    """S3 was busy, or content came not to its end."""
+
+
+class S3Object(NamedTuple):
+    """An object, or a prefix of several."""
+
+    bucket: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.key}"
+
+
+def parse_s3(uri: str) -> S3Object:
+    """Read ``s3://bucket/key``; the key may be empty."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    check_bucket(bucket)
+    return S3Object(bucket, key)
+
+
+def check_bucket(bucket: object) -> None:
+    """Raise an InputError where S3 allows no bucket of that name."""
+    expected = "expected 3 to 63 lower-case letters, digits, dots and hyphens, as S3 allows"
+    if not isinstance(bucket, str):
+        kind = "missing" if bucket is None else f"no text ({type(bucket).__name__})"
+        raise InputError(f"Bucket is {kind}; {expected}")
+    if not 3 <= len(bucket) <= 63 or not _BUCKET.fullmatch(bucket) or _is_ip_address(bucket):
+        raise InputError(f"Bucket {bucket[:63]!r} is no bucket's name; {expected}")
+
+
+def _is_ip_address(text: str) -> bool:
+    try:
+        ipaddress.IPv4Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+# -- Clients --------------------------------------------------------------------------------------------------------
+
+
+def s3_client() -> Any:
+    """The process's client for one answer: as quick to give up as the rest of the predictor; safe to share by threads.
+
+    See `new_client`.
+    """
+    address = [os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL")]
+    with _making:
+        # A process that was forked must not share its parent's connections.
+        return _kept_client(os.getpid(), tuple(address), settings.timeout_s())
+
+
+@functools.lru_cache(maxsize=1)
+def _kept_client(process: int, address: tuple[str | None, ...], timeout_s: float) -> Any:
+    """Made anew when one of the values changes."""
+    del process, address
+    return new_client(timeout_s, timeout_s, attempts=2)
+
+
+def new_client(connect_s: float = 10.0, read_s: float = 30.0, attempts: int = 5, connections: int = 16) -> Any:
+    """A client of S3.
+
+    Address and credentials are boto3's own settings; where they name no address, ``MLFLOW_S3_ENDPOINT_URL`` counts.
+    ``AWS_MAX_ATTEMPTS`` comes before ``attempts``.
+
+    Raises
+    ------
+    CalmlflowError
+        boto3's settings do not fit together.
+    """
+    import boto3
+    from botocore.config import Config
+
+    own = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = None if own else os.environ.get("MLFLOW_S3_ENDPOINT_URL") or None
+    retries: dict[str, Any] = {"mode": "standard"}
+    if "AWS_MAX_ATTEMPTS" not in os.environ:
+        retries["total_max_attempts"] = attempts
+    config = Config(connect_timeout=connect_s, read_timeout=read_s, retries=retries, max_pool_connections=connections)
+    try:
+        return boto3.session.Session().client("s3", config=config, endpoint_url=endpoint)
+    except Exception as error:
+        # boto3's own kinds and ValueError. Their texts may quote an address with a password in it.
+        raise CalmlflowError(
+            f"boto3 cannot make a client for S3 ({type(error).__name__}); expected AWS_* variables that fit together"
+        ) from None
+
+
+# -- Requests -------------------------------------------------------------------------------------------------------
+
+
+class Content(NamedTuple):
+    """What an object holds, and when it was written (epoch seconds)."""
+
+    data: bytes
+    modified: float
+
+
+def read_object(client: Any, target: S3Object, limit: int, expected: str) -> bytes:
+    """Content of an object; see `read_content`."""
+    return read_content(client, target, limit, expected).data
+
+
+def read_content(client: Any, target: S3Object, limit: int, expected: str) -> Content:
+    """Content of an object, and its time.
+
+    Parameters
+    ----------
+    client
+    target : S3Object
+    limit : int
+        Bytes at most.
+    expected : str
+        What the object should be, for errors.
+
+    Raises
+    ------
+    NoSuchObjectError
+        There is no such bucket or key.
+    InputError
+        The object is larger.
+    TryAgainError
+        S3 is busy, or it cannot be read to the end.
+    CalmlflowError
+        S3 cannot be read otherwise.
+    """
+    with asking(target, "read", expected):
+        response = client.get_object(Bucket=target.bucket, Key=target.key)
+        size = response["ContentLength"]
+        # Every S3 tells the time; who only reads can do without.
+        modified = response["LastModified"].timestamp() if "LastModified" in response else 0.0
+    try:
+        with asking(target, "read", expected), response["Body"] as body:
+            if size > limit:
+                raise InputError(f"{target} has {size} bytes; expected {expected}, at most {limit}")
+            content: bytes = body.read(limit + 1)
+    except InputError:
+        raise
+    except CalmlflowError as error:
+        raise TryAgainError(str(error)) from None
+    if len(content) != size:
+        raise TryAgainError(f"{target} cannot be read ({len(content)} of {size} bytes); expected {expected}")
+    return Content(content, modified)
+
+
+@contextmanager
+def asking(target: S3Object, act: str, expected: str) -> Iterator[None]:
+    """Turn what boto3 raises in the block into a sentence; a NoSuchObjectError where there is no such bucket or key."""
+    try:
+        yield
+    except (CalmlflowError, MemoryError):
+        raise
+    except Exception as error:
+        # boto3, and what it stands on, raise families of their own, also while content comes; a full disk is Python's.
+        own = type(error).__module__ == "builtins" and isinstance(error, OSError)
+        if own and not isinstance(error, ConnectionError | TimeoutError):
+            raise
+        reason = s3_reason(error)
+        no_bucket = reason in ("NoSuchBucket", "InvalidBucketName")
+        kind: type[CalmlflowError] = TryAgainError if reason in BUSY else CalmlflowError
+        if reason in MISSING:
+            kind = NoSuchBucketError if no_bucket else NoSuchObjectError
+        raise kind(f"{target} cannot be {act} ({reason}); expected {expected}") from None
+
+
+def s3_reason(error: Exception) -> str:
+    """S3's code for what it refused, or the kind of boto3's error; no text of it, which may quote an address."""
+    response = getattr(error, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    return str(code or type(error).__name__)[:60]

@@ -1,0 +1,349 @@
+"""`calmlflow jobs status`: what it prints, its exit status, and the trend it leaves in MLflow."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calmlflow.cli.jobs import parse_age
+from calmlflow.jobs.health import check_health
+from calmlflow.jobs.stores.sql import open_sql
+from calmlflow.jobs.upsert import Batch, keep
+from calmlflow.settings import HEALTH_EXPERIMENT
+from tests.samples.commands import run
+from tests.samples.console_command import run_here
+from tests.samples.store_samples import record
+
+HOUR, DAY = 3600, 86_400
+NOBODY = "http://127.0.0.1:1"
+
+
+@pytest.fixture
+def uri(tmp_path):
+    """A store that has one record of an hour ago."""
+    uri = f"sqlite:///{tmp_path}/jobs.db"
+    with closing(open_sql(uri, create=True)) as store:
+        add(store, "j8c601020")
+    return uri
+
+
+def add(store, *names: str, age_s: int = HOUR) -> None:
+    finished = int(time.time()) - age_s
+    keep(store, Batch(pd.DataFrame([record(name, timestamp=finished) for name in names])), "test")
+
+
+def refuse(store, *names: str, kind: str = "a step failed") -> None:
+    keep(store, Batch(refused=pd.DataFrame({"ipst": names, "kind": kind, "reason": "exit status 1"})), "test")
+
+
+def status(*words: str, cwd, **more: str) -> subprocess.CompletedProcess[str]:
+    """The real command, in a process that knows no server."""
+    command = [sys.executable, "-m", "calmlflow", "jobs", "status", *words]
+    return subprocess.run(command, cwd=cwd, env=bare_environment(**more), capture_output=True, text=True, timeout=120)
+
+
+def bare_environment(**more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "AWS_", "CALMLFLOW_"))}
+    return {**kept, "MLFLOW_DISABLE_TELEMETRY": "true", "COLUMNS": "80", "NO_PROXY": "127.0.0.1", **more}
+
+
+# -- The command ----------------------------------------------------------------------------------------------------
+
+
+def test_exit_statuses_are_what_a_scheduler_needs(uri, tmp_path):
+    fine = status("--store", uri, "--no-log", cwd=tmp_path)
+    assert (fine.returncode, fine.stderr) == (0, "")
+    assert fine.stdout.splitlines()[-1] == "healthy"
+
+    old = status("--store", uri, "--no-log", "--max-age", "30m", cwd=tmp_path)
+    assert old.returncode == 1
+    assert old.stderr.startswith(f"error: the newest record of {uri} is 60.")
+    assert len(old.stderr.splitlines()) == 1
+    assert old.stdout.splitlines()[-1] == "not healthy"
+
+    with closing(open_sql(uri)) as store:
+        refuse(store, "jbroken10")
+    both = status("--store", uri, "--no-log", "--max-age", "30m", "--json", cwd=tmp_path)
+    assert both.returncode == 1
+    told = json.loads(both.stdout)
+    assert both.stderr.splitlines() == [f"error: {problem}" for problem in told["problems"]]
+    assert [told["healthy"], len(told["problems"])] == [False, 2]
+
+
+def test_the_store_of_the_environment_counts_and_else_the_one_at_home(uri, tmp_path):
+    named = status("--no-log", "--json", cwd=tmp_path, CALMLFLOW_JOBS=uri)
+    assert json.loads(named.stdout)["store"] == uri
+    absent = status("--no-log", cwd=tmp_path, CALMLFLOW_HOME="nowhere")
+    assert absent.returncode == 1
+    assert absent.stderr == (
+        f"error: sqlite:///{tmp_path}/nowhere/jobs.db does not exist; expected a SQLite file of job records\n"
+    )
+
+
+@pytest.mark.parametrize("store", ["postgresql://me:hush-hush@127.0.0.1:1/jobs", "gopher://me:hush-hush@host/jobs"])
+def test_a_store_that_cannot_be_opened_is_one_sentence_without_password(capsys, store):
+    code, out, err = run_here(capsys, "jobs", "status", "--store", store, "--no-log")
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
+    assert err.startswith("error: ")
+    assert "expected" in err
+    assert "hush" not in err
+
+
+def test_an_empty_store_is_unhealthy_at_any_age(capsys, tmp_path):
+    open_sql(f"sqlite:///{tmp_path}/jobs.db", create=True).close()
+    code, out, err = run_here(
+        capsys, "jobs", "status", "--store", f"sqlite:///{tmp_path}/jobs.db", "--no-log", "--max-age", "never"
+    )
+    assert code == 1
+    assert "holds no job record" in err
+    assert "newest record" in out
+
+
+def test_a_file_is_a_store_too(capsys, tmp_path):
+    pd.DataFrame([record(timestamp=int(time.time()) - 90)]).to_csv(tmp_path / "jobs.csv", index=False)
+    code, out, err = run_here(capsys, "jobs", "status", "--store", str(tmp_path / "jobs.csv"), "--no-log", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["records_by_instrument"] == {"ACS": 1, "COS": 0, "STIS": 0, "WFC3": 0}
+
+
+def test_a_table_for_people_is_readable_in_80_columns(capsys, uri, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    long = "control/j8c601020/j8c601020_MemModelFeatures.txt [red]has no key[/red] n_files \x1b[31m" + 60 * "word "
+    with closing(open_sql(uri)) as store:
+        keep(store, Batch(refused=pd.DataFrame({"ipst": ["jbroken10"], "kind": "no features", "reason": long})), "test")
+        add(store, "l8c601020")
+    code, out, _ = run_here(capsys, "jobs", "status", "--store", uri, "--no-log")
+    assert code == 1
+    # The name of a store may be longer, and is not cut.
+    assert max(map(len, out[out.index("records") :].splitlines())) <= 80
+    assert "[red]has no key[/red]" in " ".join(out.split())
+    assert "\x1b" not in out
+
+
+def test_a_clock_that_is_ahead_is_a_warning(capsys, uri):
+    with closing(open_sql(uri)) as store:
+        add(store, "jahead010", age_s=-HOUR)
+    code, out, err = run_here(capsys, "jobs", "status", "--store", uri, "--no-log", "--json")
+    assert code == 0
+    assert json.loads(out)["newest_age_s"] == 0
+    assert err == f"warning: {json.loads(out)['warnings'][0]}\n"
+
+
+def test_without_log_mlflow_is_not_even_imported(uri, tmp_path):
+    code = (
+        "import sys; from calmlflow.cli.app import app; "
+        f"app(['jobs', 'status', '--store', {uri!r}, '--no-log', '--json'], standalone_mode=False); "
+        "print('mlflow' in sys.modules, 'tensorflow' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=bare_environment(), capture_output=True, text=True
+    )
+    assert done.stderr == "False False\n"
+
+
+# -- Ages -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("36h", 129_600),
+        ("2d", 172_800),
+        ("90m", 5400),
+        ("3600", 3600),
+        ("45s", 45),
+        ("1.5d", 129_600),
+        (" 2D ", 172_800),
+    ],
+)
+def test_an_age_has_a_unit_or_is_in_seconds(text, seconds):
+    assert parse_age(text) == seconds
+
+
+def test_never_is_no_age():
+    assert parse_age("never") is None
+    assert parse_age("Never") is None
+
+
+@given(st.text(max_size=12))
+def test_any_other_text_is_refused_as_a_bad_value(text):
+    try:
+        age = parse_age(text)
+    except typer.BadParameter as error:
+        assert repr(text) in str(error)
+    else:
+        assert age is None or 0 <= age < 1e16
+
+
+@pytest.mark.parametrize("text", ["", "2 days", "-1d", "1e3", "nan", "inf", "1_0", "\u0663d", "9" * 400])
+def test_a_bad_age_ends_with_2(capsys, uri, text):
+    code, out, err = run_here(capsys, "jobs", "status", "--store", uri, "--no-log", "--max-age", text)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+
+
+# -- The trend in MLflow --------------------------------------------------------------------------------------------
+
+
+def runs_of(store_name: str) -> list:
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name(HEALTH_EXPERIMENT)
+    return [
+        run
+        for run in client.search_runs([experiment.experiment_id])
+        if run.data.tags.get("calmlflow.store") == store_name
+    ]
+
+
+@pytest.mark.slow
+def test_three_looks_are_three_points_of_one_run(tracking, uri, tmp_path):
+    from mlflow import MlflowClient
+
+    looks = []
+    for number in range(3):
+        with closing(open_sql(uri)) as store:
+            add(store, f"j{number:07d}0")
+            if number < 2:
+                refuse(store, f"jlate{number:03d}0")
+            else:
+                # Stored after all.
+                add(store, "jlate0000", "jlate0010")
+        done = run(tracking, sys.executable, "-m", "calmlflow", "jobs", "status", "--store", uri, "--json")
+        looks.append(json.loads(done.stdout))
+        assert done.returncode == (number < 2)
+        assert "warning" not in done.stderr
+    (found,) = runs_of(uri)
+    assert (found.info.status, found.info.run_name) == ("FINISHED", uri)
+
+    def points(name: str) -> list[float]:
+        history = MlflowClient().get_metric_history(found.info.run_id, name)
+        assert [(point.step, point.timestamp) for point in history] == [
+            (look["moment"], look["moment"] * 1000) for look in looks
+        ]
+        return [point.value for point in history]
+
+    for name in (
+        "records",
+        "mosaics",
+        "quarantine_open",
+        "stored_last_day",
+        "stored_per_day_7d",
+        "quarantine_added_7d",
+    ):
+        assert points(name) == [look[name] for look in looks]
+    for name, key in (("newest_age_hours", "newest_age_s"), ("stored_age_hours", "stored_age_s")):
+        assert points(name) == pytest.approx([look[key] / HOUR for look in looks])
+    assert points("records_acs") == [2, 3, 6]
+    assert points("records_bin_2g") == [2, 3, 6]
+    assert points("healthy") == [0, 0, 1]
+    # What is mended comes down to nothing, and does not end in the air.
+    assert points("quarantine_open_a_step_failed") == [1, 2, 0]
+
+
+def test_schedulers_that_begin_at_once_agree_on_one_run(tracking, uri):
+    from calmlflow.runs.health import log_health
+
+    with closing(open_sql(uri)) as store:
+        health = check_health(store, None)
+    together = threading.Barrier(4)
+    logged = []
+
+    def look() -> None:
+        together.wait()
+        logged.append(log_health(health))
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert True in logged
+    assert len(runs_of(uri)) == 1
+    assert log_health(health)
+    (found,) = runs_of(uri)
+    assert found.data.metrics["records"] == 1
+
+
+def test_stores_have_runs_of_their_own_whatever_their_names_hold(tracking, uri, capsys):
+    from calmlflow.runs.health import log_health
+
+    with closing(open_sql(uri)) as store:
+        names = [f"{uri}?it's", f"{uri}?`quoted`", f"{uri}? OR tags.x != ''"]
+        for name in names:
+            store.name = name
+            assert log_health(check_health(store, None)), capsys.readouterr().err
+    assert [len(runs_of(name)) for name in names] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("age", "code"), [("2d", 0), ("30m", 1)])
+def test_an_mlflow_that_is_away_changes_neither_figures_nor_status(uri, monkeypatch, capsys, age, code):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY.replace("//", "//me:hush-hush@"))
+    words = ("jobs", "status", "--store", uri, "--json", "--max-age", age)
+    without, out, errors = run_here(capsys, *words, "--no-log")
+    away, out_away, err = run_here(capsys, *words)
+    assert (without, away) == (code, code)
+    moving = ("moment", "newest_age_s", "stored_age_s", "problems")
+    one, other = (
+        {name: value for name, value in json.loads(text).items() if name not in moving} for text in (out, out_away)
+    )
+    assert one == other
+    warning, *rest = err.splitlines()
+    assert warning.startswith(f"warning: not logged to MLflow: no MLflow server answers at {NOBODY}")
+    assert len(rest) == len(errors.splitlines()) == code
+    assert "hush" not in err
+
+
+def test_an_experiment_that_was_deleted_is_told(tracking, uri, capsys):
+    from mlflow import MlflowClient
+
+    from calmlflow.runs.health import log_health
+
+    client = MlflowClient()
+    with closing(open_sql(uri)) as store:
+        health = check_health(store, None)
+    assert log_health(health)
+    experiment = client.get_experiment_by_name(HEALTH_EXPERIMENT).experiment_id
+    client.delete_experiment(experiment)
+    try:
+        capsys.readouterr()
+        assert not log_health(health)
+        assert f"experiment {HEALTH_EXPERIMENT} is deleted; expected" in capsys.readouterr().err
+    finally:
+        client.restore_experiment(experiment)
+
+
+def test_the_quarantine_is_listed_and_dismissed(tmp_path):
+    from calmlflow.jobs.stores.sql import open_sql
+    from calmlflow.jobs.upsert import Batch, keep
+
+    own = f"sqlite:///{tmp_path}/own.db"
+    store = open_sql(own, create=True)
+    rows = [
+        {"ipst": "j8c601020", "kind": "step failed", "reason": "j8c601020: process_metrics.txt says so; expected 0"}
+    ]
+    keep(
+        store, Batch(refused=pd.DataFrame([*rows, {"ipst": "x", "kind": "no dataset", "reason": "x is none"}])), "test"
+    )
+    store.close()
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).parent / "calmlflow"), "jobs", "quarantine", "--store", own, *words]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    done = run("--kind", "step failed")
+    assert (done.returncode, done.stderr) == (0, "1 entries, open\n")
+    assert done.stdout == "j8c601020  step failed: process_metrics.txt says so; expected 0\n"
+    assert {json.loads(line)["ipst"] for line in run("--json").stdout.splitlines()} == {"j8c601020", "x"}
+    assert run("--kind", "step failed", "--dismiss").stderr == "1 entries dismissed\n"
+    assert run().stdout == "x  no dataset: x is none\n"

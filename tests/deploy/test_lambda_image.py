@@ -1,0 +1,380 @@
+"""The Lambda image: what is baked, what its Dockerfile says, and that it answers as Lambda calls it.
+
+There is no Docker here: the slow tests lay the image's folder out as the Dockerfile does and run AWS's own runtime
+interface client from it, against a Runtime API on loopback.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from calmlflow.predictor import Predictor
+from calmlflow.predictor.answers import mosaic_policy
+from tests.samples.commands import ROOT
+from tests.samples.event_samples import BUCKET, JOB, KEY, s3_record
+from tests.samples.predictor_samples import CONTROL, FILES, STAGES, files_of, http_registry, staged, write_bundle
+
+DEPLOY = ROOT / "deploy" / "lambda"
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
+RUNTIME_CLIENT = "awslambdaric==4.2.2"
+OWN = ("CALMLFLOW_", "MLFLOW_", "AWS_")
+
+
+def clean(**more: str) -> dict[str, str]:
+    """An environment that names no registry, no store and no settings but those given."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(OWN)} | more
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("version") / "bundle")
+
+
+def bake(uri: str, output: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(DEPLOY / "bake.py"), "--output", str(output), *words],
+        env=clean(MLFLOW_TRACKING_URI=uri, NO_PROXY="127.0.0.1"),
+        cwd=output.parent,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def baked(bundle, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("baked") / "build"
+    with http_registry({STAGES: staged("7"), FILES: files_of(bundle)}) as registry:
+        done = bake(registry.uri, output)
+    assert done.returncode == 0, done.stderr
+    assert "version 7 of calcloud-predictor, in Production on" in done.stderr
+    assert re.search(r"bundle \d+\.\d\d MB, code \d+\.\d\d MB", done.stderr)
+    return output / "image"
+
+
+# -- Baking ---------------------------------------------------------------------------------------------------------
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_bundle_and_its_version_are_baked(baked, bundle):
+    found = files_in(baked / "bundle")
+    assert json.loads(found.pop("version.json")) == {"version": "7", "stage": "Production"}
+    assert found == files_in(bundle)
+
+
+def test_of_the_package_only_what_the_handler_loads_is_baked(baked):
+    found = files_in(baked / "calmlflow")
+    assert {"__init__.py", "s3.py", "settings.py", "hst/features.py", "predictor/aws_lambda.py"} <= found.keys()
+    files = {"__init__.py", "s3.py", "s3_events.py", "settings.py"}
+    assert {name.partition("/")[0] for name in found} == {*files, "hst", "predictor"}
+    assert found["hst/features.py"] == (ROOT / "calmlflow" / "hst" / "features.py").read_bytes()
+    assert {path.name for path in baked.iterdir()} == {"bundle", "calmlflow", "requirements.txt"}
+
+
+def test_the_packages_are_those_of_the_project(baked):
+    pins = (baked / "requirements.txt").read_text().split()
+    assert {pin.partition("==")[0] for pin in pins} == {"boto3", "numpy", "onnxruntime"}
+    assert all(f'"{pin}"' in (ROOT / "pyproject.toml").read_text() for pin in pins)
+
+
+def test_everybody_may_read_what_is_baked(baked):
+    for path in (baked, *baked.rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644)
+
+
+def test_the_baked_code_answers_by_itself(baked, bundle):
+    # Its own calmlflow, not the one that is installed; packages are those of the test's environment.
+    code = f"""
+import sys
+import calmlflow
+from calmlflow.predictor.aws_lambda import _predictor, handler
+assert calmlflow.__file__ == {str(baked / "calmlflow" / "__init__.py")!r}, calmlflow.__file__
+assert handler({{"Bucket": "any", "Ipppssoot": "acs_8ph_01"}})["memBin"] == 1
+answer = _predictor().predict({JOB!r}, {CONTROL!r})
+assert (answer["version"], answer["source"]) == ("7", "cache")
+"""
+    environment = clean(PYTHONPATH=str(baked), CALMLFLOW_BUNDLE=str(baked / "bundle"), PYTHONDONTWRITEBYTECODE="1")
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_baking_again_replaces_what_was_there(bundle, tmp_path):
+    output = tmp_path / "build"
+    other = write_bundle(tmp_path / "other", seed=5)
+    (output / ".new-left" / "image").mkdir(parents=True)
+    with http_registry({STAGES: staged("7"), FILES: files_of(bundle)}) as registry:
+        assert bake(registry.uri, output).returncode == 0
+        (output / "image" / "bundle" / "stray").touch()
+        registry.answers |= {STAGES: staged("8"), FILES: files_of(other)}
+        assert bake(registry.uri, output, "--stage", "staging").returncode == 0
+        assert registry.queries[-1][1]["version"] == ["8"]
+    found = files_in(output / "image" / "bundle")
+    assert json.loads(found.pop("version.json")) == {"version": "8", "stage": "Staging"}
+    assert found == files_in(other)
+    assert {path.name for path in output.iterdir()} == {"image", ".lock"}
+
+
+def test_a_version_that_is_damaged_leaves_what_was_there(bundle, baked, tmp_path):
+    output = tmp_path / "build"
+    shutil.copytree(baked, output / "image")
+    before = files_in(output)
+    damaged = shutil.copytree(bundle, tmp_path / "damaged")
+    (damaged / "killtime.json").write_bytes(b"{}")
+    with http_registry({STAGES: staged("8"), FILES: files_of(damaged)}) as registry:
+        done = bake(registry.uri, output)
+        assert done.returncode == 1
+        assert "killtime.json does not match its SHA-256" in done.stderr
+        registry.answers[STAGES] = (500, b"oops")
+        assert bake(registry.uri, output).returncode == 1
+    found = files_in(output)
+    found.pop(".lock")
+    assert found == before
+
+
+@pytest.mark.parametrize(("words", "told"), [(["--stage", "Prod"], "stage 'Prod' does not exist"), ([], "cannot be")])
+def test_what_is_in_the_way_of_baking_is_one_line(tmp_path, ports, words, told):
+    output = tmp_path / "build"
+    if not words:
+        output.write_text("a file")
+    done = bake(f"http://127.0.0.1:{ports[0]}", output, *words)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+# -- The Dockerfile -------------------------------------------------------------------------------------------------
+
+
+def instructions() -> list[tuple[str, str]]:
+    joined = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.MULTILINE))
+    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in joined.splitlines() if line.strip()]
+
+
+def test_the_image_is_awss_own_for_a_python_whose_c_library_the_wheels_need():
+    (base,) = [words for name, words in instructions() if name == "FROM"]
+    assert base == "public.ecr.aws/lambda/python:3.12"
+
+
+def test_the_image_runs_the_handler_as_a_user_of_its_own():
+    said = dict(instructions())
+    assert said["USER"] not in ("root", "0", "0:0")
+    assert [name for name, _ in instructions()][-2:] == ["USER", "CMD"]
+    (handler,) = json.loads(said["CMD"])
+    module, _, function = handler.rpartition(".")
+    assert callable(getattr(__import__(module, fromlist=[function]), function))
+
+
+def test_the_image_takes_what_is_baked_and_no_training_library(baked):
+    for name, words in instructions():
+        assert not re.search("tensorflow|keras|(?<!cal)mlflow", words, re.IGNORECASE), words
+        if name == "COPY":
+            taken = words.split()[0]
+            assert taken.startswith("build/image/")
+            assert (baked / taken.removeprefix("build/image/")).exists()
+    environment = dict(instructions())["ENV"]
+    (where,) = [words.split()[1] for name, words in instructions() if "image/bundle" in words]
+    assert f"CALMLFLOW_BUNDLE={where} " in environment
+    assert "CALMLFLOW_CACHE=/tmp/" in environment
+
+
+# -- As Lambda calls it ---------------------------------------------------------------------------------------------
+
+
+def install(python: str, target: Path, image: Path) -> None:
+    """What the Dockerfile does: packages and code into one folder."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--only-binary", ":all:", "--compile-bytecode"),
+            *("--python", python, "--target", str(target), "-r", str(image / "requirements.txt"), RUNTIME_CLIENT),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(image / "calmlflow", target / "calmlflow")
+
+
+class RuntimeApi:
+    """Lambda's Runtime API: hands out events one by one, and collects what comes back."""
+
+    def __init__(self, events: list[object]):
+        self.waiting = list(enumerate(events))
+        self.answers: dict[int, tuple[str, object]] = {}
+        self.done = threading.Event()
+        self.wanted = len(events)
+
+
+@contextmanager
+def runtime_api(events: list[object]) -> Iterator[tuple[RuntimeApi, str]]:
+    api = RuntimeApi(events)
+    over = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            assert self.path == "/2018-06-01/runtime/invocation/next"
+            if not api.waiting:
+                # As Lambda does between calls: no answer, until the instance is ended.
+                over.wait()
+                self.close_connection = True
+                return
+            number, event = api.waiting.pop(0)
+            body = event if isinstance(event, bytes) else json.dumps(event).encode()
+            self.send_response(200)
+            self.send_header("Lambda-Runtime-Aws-Request-Id", str(number))
+            self.send_header("Lambda-Runtime-Deadline-Ms", "9999999999999")
+            self.send_header("Lambda-Runtime-Invoked-Function-Arn", "arn:aws:lambda:us-east-1:000000000000:function:f")
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            *_, number, kind = self.path.split("/")
+            if number == "init":
+                api.answers[-1] = ("init error", body)
+                api.done.set()
+            else:
+                api.answers[int(number)] = (kind, body)
+            if len(api.answers) == api.wanted:
+                api.done.set()
+            self.send_response(202)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield api, f"127.0.0.1:{server.server_port}"
+        finally:
+            over.set()
+            server.shutdown()
+            thread.join()
+
+
+def call(python: str, task: Path, events: list[object], log: Path, **environment: str) -> dict[int, tuple[str, object]]:
+    """Run AWS's client from the task folder alone, and hand it the events; gives what it answers to each."""
+    with runtime_api(events) as (api, address), log.open("w") as stderr:
+        # -S: no packages but those of the task folder.
+        own = {"AWS_LAMBDA_RUNTIME_API": address, "AWS_LAMBDA_FUNCTION_NAME": "f", "LAMBDA_TASK_ROOT": str(task)}
+        environment |= {"PYTHONPATH": str(task), "PYTHONDONTWRITEBYTECODE": "1", "NO_PROXY": "127.0.0.1"}
+        # -S: no packages but those of the task folder.
+        process = subprocess.Popen(
+            [python, "-S", "-s", "-m", "awslambdaric", "calmlflow.predictor.aws_lambda.handler"],
+            env=clean(**environment, **own),
+            cwd=task,
+            stdout=stderr,
+            stderr=stderr,
+        )
+        try:
+            assert api.done.wait(60), log.read_text()
+        finally:
+            process.terminate()
+            process.wait()
+    return api.answers
+
+
+def interpreters() -> list[str]:
+    """The Python of this environment and, where there is one, that of the image."""
+    candidates = [shutil.which("python3.12"), *Path.home().glob(".pyenv/versions/3.12.*/bin/python")]
+    works = [
+        str(found) for found in candidates
+        if found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0
+    ]  # fmt: skip
+    return [sys.executable, *works[:1]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", interpreters(), ids=["this Python", "the image's"][: len(interpreters())])
+def test_the_image_answers_as_lambda_calls_it(python, baked, bundle, s3, tracking, tmp_path, monkeypatch):
+    task = tmp_path / "task"
+    install(python, task, baked)
+    s3.put_object(Bucket=BUCKET, Key=KEY, Body="\n".join(f"{key}={value}" for key, value in CONTROL.items()).encode())
+    events: list[object] = [
+        {"Bucket": BUCKET, "Key": KEY, "Ipppssoot": JOB},
+        {"Bucket": BUCKET, "Ipppssoot": "not a dataset"},
+        {"Records": [s3_record(), s3_record("control/acs_8ph_01/file"), s3_record("outputs/x")]},
+        {"Bucket": BUCKET, "Ipppssoot": "jzzz88010"},
+        b'{"Bucket": "any", "Ipppssoot": "\\ud800", "Key": ' + b"9" * 4000 + b"}",
+        {"Bucket": BUCKET, "Dataset": JOB},
+    ]
+    log = tmp_path / "log"
+    own = {name: value for name, value in tracking.environment().items() if name.startswith("AWS_")}
+    kept, cache = tmp_path / "kept.jsonl", tmp_path / "cache"
+    own |= {"CALMLFLOW_BUNDLE": str(baked / "bundle"), "CALMLFLOW_CACHE": str(cache), "CALMLFLOW_EMIT": str(kept)}
+    answers = call(python, task, events, log, **own)
+    assert {kind for kind, _ in answers.values()} == {"response"}, answers
+    first, bad, told, gone, odd, last = (answers[number][1] for number in range(6))
+
+    monkeypatch.setenv("CALMLFLOW_BUNDLE", str(baked / "bundle"))
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CALMLFLOW_HOME", str(tmp_path))
+    expected = Predictor().predict(JOB, CONTROL)
+    assert (expected["version"], expected["source"]) == ("7", "cache")
+    assert first == last == expected
+    assert bad["errorType"] == odd["errorType"] == gone["errorType"] == "InputError"
+    assert told["answers"][0] == {"dataset": JOB, **expected}
+    assert told["answers"][1] == {"dataset": "acs_8ph_01", **mosaic_policy()}
+    assert told["answers"][2]["errorType"] == "InputError"
+
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    assert [line["dataset"] for line in lines if line["logger"] == "calmlflow.answers"] == [
+        *(JOB, JOB, "acs_8ph_01", JOB)
+    ]
+    assert {line["version"] for line in lines if line.get("dataset") == JOB} == {"7"}
+    assert "Traceback" not in log.read_text()
+    assert [json.loads(line)["ipst"] for line in kept.read_text().splitlines()] == [JOB, JOB, "acs_8ph_01", JOB]
+    assert not cache.exists()
+
+
+@pytest.mark.slow
+def test_what_lambda_should_try_again_is_an_error_without_data(baked, tmp_path, ports):
+    task = tmp_path / "task"
+    install(sys.executable, task, baked)
+    nobody = f"http://127.0.0.1:{ports[0]}"
+    own = {"CALMLFLOW_BUNDLE": str(baked / "bundle"), "AWS_ENDPOINT_URL": nobody, "AWS_MAX_ATTEMPTS": "1"}
+    own |= {"AWS_ACCESS_KEY_ID": "AKIAHIDDENHIDDEN1234", "AWS_SECRET_ACCESS_KEY": "hidden"}
+    event = {"Bucket": BUCKET, "Key": KEY, "Ipppssoot": JOB}
+    answers = call(sys.executable, task, [event], tmp_path / "log", **own)
+    kind, error = answers[0]
+    assert (kind, error["errorType"]) == ("error", "CalmlflowError")
+    assert "cannot be read (EndpointConnectionError)" in error["errorMessage"]
+    told = json.dumps(error) + (tmp_path / "log").read_text()
+    assert "hidden" not in told
+    assert "AKIAHIDDEN" not in told
+
+
+@pytest.mark.slow
+def test_there_are_wheels_of_every_package_for_the_image(baked):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--only-binary", ":all:", "--no-header"),
+            *("--python-version", "3.12", "--python-platform", "x86_64-manylinux_2_34"),
+            str(baked / "requirements.txt"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    installed = {line.partition("==")[0] for line in done.stdout.splitlines() if "==" in line}
+    assert not installed & {"tensorflow", "keras", "mlflow", "mlflow-skinny", "pandas", "scikit-learn", "matplotlib"}

@@ -1,0 +1,343 @@
+"""Control file -> nine features (design 4.1)."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calmlflow.errors import InputError
+from calmlflow.hst.features import (
+    FEATURES,
+    MAX_CONTROL_FILE_BYTES,
+    MAX_FILES,
+    MAX_TOTAL_MB,
+    job_features,
+    parse_control,
+)
+
+# One file per shape that occurs in the archive, with the features worked out by hand.
+CONTROL_FILES = {
+    "WFC3/UVIS exposure, every key": (
+        "izzz11abq",
+        "n_files=2\ntotal_mb=6.048\nDETECTOR=UVIS\nSUBARRAY=False\nDRIZCORR=OMIT\nPCTECORR=OMIT\nCRSPLIT=1",
+        (2, 6, 0, 0, 1, 0, 1, 0, 3),
+    ),
+    "WFC3/IR association, no PCTECORR and no CRSPLIT": (
+        "izzz01010",
+        "n_files=4\ntotal_mb=58.49999999999999\nDETECTOR=IR\nSUBARRAY=False\nDRIZCORR=PERFORM",
+        (4, 58, 1, 0, 0, 0, 0, 1, 3),
+    ),
+    "ACS/SBC association, no CRSPLIT": (
+        "jzzz01020",
+        "n_files=12\ntotal_mb=7.500001\nDETECTOR=SBC\nSUBARRAY=False\nDRIZCORR=PERFORM\nPCTECORR=OMIT",
+        (12, 8, 1, 0, 0, 0, 0, 1, 0),
+    ),
+    "ACS/WFC association, every key": (
+        "jzzz14010",
+        "n_files=8\ntotal_mb=268.8\nDETECTOR=WFC\nSUBARRAY=False\nDRIZCORR=PERFORM\nPCTECORR=PERFORM\nCRSPLIT=2",
+        (8, 269, 1, 1, 2, 0, 1, 1, 0),
+    ),
+    "COS association, detector and subarray only": (
+        "lzzz01010",
+        "n_files=3\ntotal_mb=2.4\nDETECTOR=NUV\nSUBARRAY=True",
+        (3, 2, 0, 0, 0, 1, 0, 1, 1),
+    ),
+    "STIS exposure, detector and subarray only": (
+        "ozzz05abq",
+        "n_files=1\ntotal_mb=0.4\nDETECTOR=NUV-MAMA\nSUBARRAY=False",
+        (1, 0, 0, 0, 0, 0, 0, 0, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "text", "features"), CONTROL_FILES.values(), ids=CONTROL_FILES.keys())
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("encode", [str, str.encode], ids=["str", "bytes"])
+def test_features_of_every_shape_of_control_file(name, text, features, line_end, encode):
+    assert job_features(name, parse_control(encode(text.replace("\n", line_end)))) == features
+
+
+def test_order_of_the_vector():
+    expected = ["n_files", "total_mb", "drizcorr", "pctecorr", "crsplit", "subarray", "detector", "dtype", "instr"]
+    assert list(FEATURES) == expected
+
+
+# Python refuses to turn a whole number of so many digits into text.
+UNPRINTABLE = 10**5000
+
+
+def features_of(**keys: object):
+    return job_features("jzzz01010", {"n_files": 1, "total_mb": 1, **keys})
+
+
+@pytest.mark.parametrize("key", ["DRIZCORR", "PCTECORR"])
+@pytest.mark.parametrize(
+    ("value", "flag"),
+    [
+        ("PERFORM", 1),
+        ("perform", 1),
+        (" PERFORM ", 1),
+        ("OMIT", 0),
+        ("COMPLETE", 0),
+        ("NaN", 0),
+        ("", 0),
+        (None, 0),
+        (math.nan, 0),
+        (1, 0),
+    ],
+)
+def test_correction_flags(key, value, flag):
+    assert getattr(features_of(**{key: value}), key.lower()) == flag
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        (None, 0),
+        ("", 0),
+        ("NaN", 0),
+        ("nan", 0),
+        (math.nan, 0),
+        (np.nan, 0),
+        ("1", 1),
+        ("1.0", 1),
+        (1, 1),
+        (1.0, 1),
+        (np.float64(1), 1),
+        ("2", 2),
+        (2.0, 2),
+        ("0", 2),
+        ("11", 2),
+        ("many", 2),
+        pytest.param(UNPRINTABLE, 2, id="unprintable"),
+    ],
+)
+def test_crsplit(value, code):
+    assert features_of(CRSPLIT=value).crsplit == code
+
+
+@pytest.mark.parametrize(
+    ("value", "flag"),
+    [
+        ("True", 1),
+        ("TRUE", 1),
+        ("true", 1),
+        ("T", 1),
+        ("t", 1),
+        (True, 1),
+        (np.True_, 1),
+        ("False", 0),
+        ("F", 0),
+        (False, 0),
+        ("NaN", 0),
+        (None, 0),
+        ("TRUTH", 0),
+    ],
+)
+def test_subarray(value, flag):
+    assert features_of(SUBARRAY=value).subarray == flag
+
+
+@pytest.mark.parametrize(
+    ("value", "flag"),
+    [("WFC", 1), ("UVIS", 1), ("uvis", 1), ("IR", 0), ("SBC", 0), ("HRC", 0), ("FUV-MAMA", 0), ("", 0), (None, 0)],
+)
+def test_detector(value, flag):
+    assert features_of(DETECTOR=value).detector == flag
+
+
+def test_absent_keys_give_zeros_and_unknown_keys_are_ignored():
+    alone = features_of()
+    assert alone[2:7] == (0, 0, 0, 0, 0)
+    assert features_of(GAIN="2", detector="WFC", **{"DRIZCORR ": "PERFORM"}) == alone
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [("3", 3), (3, 3), (3.0, 3), ("3.0", 3), (" 3 ", 3), (np.int64(3), 3), ("1", 1), (str(MAX_FILES), MAX_FILES)],
+)
+def test_n_files_is_a_whole_number(value, number):
+    n_files = features_of(n_files=value).n_files
+    assert n_files == number
+    assert type(n_files) is int
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        ("0", 0),
+        (0.49, 0),
+        ("0.51", 1),
+        (171.7, 172),
+        ("66.11327999999999", 66),
+        (np.float32(9.6), 10),
+        (f"{MAX_TOTAL_MB}", MAX_TOTAL_MB),
+    ],
+)
+def test_total_mb_is_rounded_to_a_whole_number(value, number):
+    total_mb = features_of(total_mb=value).total_mb
+    assert total_mb == number
+    assert type(total_mb) is int
+
+
+BAD_NUMBERS = ["", None, "NaN", math.nan, "x", "inf", math.inf, "-1", -1, "1_000", "1,5", "0x10", True, [], {}, 1j]
+BAD_NUMBERS += [10**400, 1e300, "1e300", "9" * 5000, pytest.param(UNPRINTABLE, id="unprintable")]
+
+
+@pytest.mark.parametrize("value", BAD_NUMBERS, ids=lambda value: repr(value)[:12])
+@pytest.mark.parametrize("key", ["n_files", "total_mb"])
+def test_a_bad_size_names_dataset_and_key(key, value):
+    with pytest.raises(InputError, match=f"^jzzz01010: {key} is .*; expected") as error:
+        features_of(**{key: value})
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("value", ["0", 0, 1.5, "2.5", MAX_FILES + 1])
+def test_a_bad_count_of_files_is_shown(value):
+    with pytest.raises(
+        InputError, match=f"n_files is '{value}'; expected a whole number of raw files, 1 to {MAX_FILES}"
+    ):
+        features_of(n_files=value)
+
+
+@pytest.mark.parametrize("key", ["n_files", "total_mb"])
+def test_sizes_must_be_there(key):
+    keys = {"n_files": 1, "total_mb": 1}
+    del keys[key]
+    with pytest.raises(InputError, match=f"jzzz01010: {key} is missing"):
+        job_features("jzzz01010", keys)
+
+
+@pytest.mark.parametrize("name", ["acs_8ph_01", "skycell-p0797x14y06", "xzzz01010", "nonsense"])
+def test_only_datasets_of_the_four_instruments_have_features(name):
+    with pytest.raises(InputError, match=name):
+        job_features(name, {"n_files": 1, "total_mb": 1})
+
+
+def test_association_and_instrument_come_from_the_name_in_any_case():
+    keys = {"n_files": 1, "total_mb": 1}
+    assert job_features("OZZZ01ABQ", keys)[7:] == (0, 2)
+    assert job_features("LZZZ01010", keys)[7:] == (1, 1)
+
+
+ODD_VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(290, 320).map(lambda digits: 10**digits),
+    st.floats(),
+    st.complex_numbers(),
+    st.text(),
+    st.binary(),
+    st.lists(st.integers(), max_size=2),
+    st.sampled_from(["PERFORM", "T", "1.0", "nan", "WFC", "1e400"]),
+)
+KEYS = st.sampled_from(["n_files", "total_mb", "DETECTOR", "SUBARRAY", "DRIZCORR", "PCTECORR", "CRSPLIT", "OTHER"])
+
+
+def check_features(name, keys):
+    """Whatever the keys, the answer is nine whole numbers in their ranges or an InputError."""
+    try:
+        features = job_features(name, keys)
+    except InputError:
+        return
+    assert all(type(value) is int for value in features)
+    assert 1 <= features.n_files <= MAX_FILES
+    assert 0 <= features.total_mb <= MAX_TOTAL_MB
+    assert set(features[2:4] + features[5:8]) <= {0, 1}
+    assert features.crsplit in (0, 1, 2)
+    assert features.instr in range(4)
+
+
+@settings(deadline=None)
+@given(st.one_of(st.just("jzzz01010"), st.text()), st.dictionaries(KEYS, ODD_VALUES))
+def test_any_mapping_gives_features_or_an_input_error(name, keys):
+    check_features(name, keys)
+
+
+@settings(deadline=None)
+@given(st.fixed_dictionaries({"n_files": st.integers(1, 1000), "total_mb": st.floats(0, 1e6)}), st.data())
+def test_any_optional_keys_give_features(sizes, data):
+    keys = data.draw(st.dictionaries(KEYS.filter(lambda key: key not in sizes), ODD_VALUES))
+    features = job_features("jzzz01010", keys | sizes)
+    assert features.n_files == sizes["n_files"]
+    assert abs(features.total_mb - sizes["total_mb"]) <= 0.5
+    check_features("jzzz01010", keys | sizes)
+
+
+LINES = st.lists(st.sampled_from([b"n_files=2", b"total_mb=3", b"CRSPLIT=1.0", b"=", b"\xff", b"", b"#"]))
+
+
+@settings(deadline=None)
+@given(st.one_of(st.binary(), LINES.map(b"\n".join)))
+def test_any_bytes_give_features_or_an_input_error(content):
+    try:
+        keys = parse_control(content)
+    except InputError as error:
+        assert "\n" not in str(error)
+        return
+    check_features("jzzz01010", keys)
+
+
+WORDS = st.text(st.characters(exclude_characters="\n", codec="utf-8"), max_size=20)
+NAMES = WORDS.filter(
+    lambda key: key == key.strip() != "" and "=" not in key and not key.startswith(("#", "\ufeff")) and "\0" not in key
+)
+VALUES = WORDS.filter(lambda value: value == value.strip() and "\0" not in value)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(NAMES, VALUES), st.sampled_from(["\n", "\r\n", "\n\n", "\n# a note\n"]), st.booleans())
+def test_any_keys_come_back(keys, line_end, byte_order_mark):
+    # A carriage return inside a value cannot be told from the end of a line.
+    keys = {key.replace("\r", ""): value.replace("\r", "") for key, value in keys.items() if key.replace("\r", "")}
+    text = "\ufeff" * byte_order_mark + line_end.join(f"{key}={value}" for key, value in keys.items())
+    assert parse_control(text) == keys
+    assert parse_control(text.encode()) == keys
+    padded = line_end.join(f" {key} =\t{value} " for key, value in keys.items())
+    assert parse_control(padded) == keys
+
+
+def test_a_value_may_hold_equals_signs_and_be_empty():
+    assert parse_control("a=b=c\nd=") == {"a": "b=c", "d": ""}
+
+
+def test_an_empty_file_has_no_keys():
+    assert parse_control(b"") == {}
+
+
+def test_a_key_said_twice_must_say_the_same():
+    assert parse_control("a=1\na=1") == {"a": "1"}
+    with pytest.raises(InputError, match="line 3: key 'a' has two values, '1' and '2'"):
+        parse_control("a=1\n\na=2")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("n_files", "line 1: 'n_files' is not key=value"),
+        ("a=1\n=2", "line 2: '=2' is not key=value"),
+        (b"a=\xff", r"not UTF-8 text \(byte 2\)"),
+        ("a=1".encode("utf-16"), "not UTF-8"),
+        ("a=\0", "NUL"),
+        (b"a=" + b"x" * MAX_CONTROL_FILE_BYTES, f"has {MAX_CONTROL_FILE_BYTES + 2} bytes; expected at most"),
+    ],
+)
+def test_what_is_no_control_file(content, message):
+    with pytest.raises(InputError, match=message):
+        parse_control(content)
+
+
+def test_the_largest_control_file_is_read():
+    value = "x" * (MAX_CONTROL_FILE_BYTES - 2)
+    assert parse_control(f"a={value}") == {"a": value}
+
+
+def test_errors_do_not_repeat_a_whole_file():
+    half = "x" * 30_000
+    for content in (half, f"{half}=1\n{half}=2", f"a={half}\na=2"):
+        with pytest.raises(InputError) as error:
+            parse_control(content)
+        assert len(str(error.value)) < 400

@@ -1,0 +1,159 @@
+"""The ladder and what a choice of rung costs (design 4.3)."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from calmlflow.errors import InputError
+from calmlflow.hst.ladder import BIN_NAMES, LADDER, allocation_cost, excess_cost, needed_bin
+
+BINS = st.integers(0, 3)
+WALLCLOCKS = st.floats(1, 200_000)
+JOBS = st.lists(st.tuples(BINS, BINS, WALLCLOCKS), min_size=1, max_size=20).map(
+    lambda jobs: tuple(np.array(column) for column in zip(*jobs, strict=True))
+)
+# $/hour and jobs at once, from the table of the design.
+TABLE = ((0.308, 8), (0.344, 4), (0.226, 2), (0.452, 1))
+PER_JOB_SECOND = [usd / jobs / 3600 for usd, jobs in TABLE]
+
+
+def test_the_table():
+    assert BIN_NAMES == ("2g", "8g", "16g", "64g")
+    assert [rung.instance for rung in LADDER] == ["c5a.2xlarge", "m5a.2xlarge", "r5a.xlarge", "r5a.2xlarge"]
+    assert [(rung.usd_per_hour, rung.jobs_at_once) for rung in LADDER] == list(TABLE)
+
+
+def test_limits_leave_an_eighth_of_the_nominal_size():
+    for rung in LADDER:
+        nominal_mb = int(rung.name.removesuffix("g")) * 1024
+        assert rung.limit_gb == pytest.approx((nominal_mb - nominal_mb / 1024 * 128) / 1000)
+
+
+def test_price_per_job_second():
+    assert [rung.usd_per_job_second for rung in LADDER] == pytest.approx(PER_JOB_SECOND)
+
+
+@pytest.mark.parametrize(
+    ("memory_gb", "rung"),
+    [
+        (0, 0),
+        (1.791999, 0),
+        (1.792, 1),
+        (2.0, 1),
+        (7.167999, 1),
+        (7.168, 2),
+        (14.335999, 2),
+        (14.336, 3),
+        (57.343999, 3),
+        (57.344, 3),
+        (1e9, 3),
+    ],
+)
+def test_needed_bin(memory_gb, rung):
+    assert needed_bin(memory_gb) == rung
+
+
+@settings(deadline=None)
+@given(st.floats(0, 1e6), st.floats(0, 1e6))
+def test_needed_bin_is_monotone(one, other):
+    low, high = sorted((one, other))
+    assert needed_bin(low) <= needed_bin(high)
+
+
+@settings(deadline=None)
+@given(hnp.arrays(float, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0), elements=st.floats(0, 100)))
+def test_needed_bin_keeps_the_shape_and_is_the_lowest_rung_that_holds_the_job(memory_gb):
+    rungs = np.asarray(needed_bin(memory_gb))
+    assert rungs.shape == memory_gb.shape
+    assert rungs.dtype == np.int64
+    limits = np.array([1.792, 7.168, 14.336, np.inf])
+    assert np.all(memory_gb < limits[rungs])
+    assert np.all((rungs == 0) | (memory_gb >= limits[rungs - 1]))
+
+
+@pytest.mark.parametrize("memory_gb", [-0.1, math.nan, math.inf, [1, math.nan]])
+def test_memory_that_cannot_be(memory_gb):
+    with pytest.raises(InputError, match="memory must be a finite number of GB"):
+        needed_bin(memory_gb)
+
+
+@settings(deadline=None)
+@given(BINS, BINS, WALLCLOCKS)
+def test_cost_is_the_full_wallclock_on_every_rung_climbed(chosen, needed, wallclock_s):
+    climbed = PER_JOB_SECOND[chosen : needed + 1] if needed > chosen else [PER_JOB_SECOND[chosen]]
+    assert allocation_cost(chosen, needed, wallclock_s) == pytest.approx(wallclock_s * sum(climbed))
+
+
+def test_cost_of_one_hour_by_hand():
+    assert allocation_cost([0, 0, 1, 3], [0, 1, 3, 0], 3600) == pytest.approx([0.0385, 0.1245, 0.651, 0.452])
+
+
+@settings(deadline=None)
+@given(BINS, BINS, WALLCLOCKS)
+def test_too_low_is_never_cheaper_than_the_needed_rung(chosen, needed, wallclock_s):
+    low, high = sorted((chosen, needed))
+    assert allocation_cost(high, high, wallclock_s) <= allocation_cost(low, high, wallclock_s)
+
+
+def test_each_rung_is_dearer_than_the_one_below():
+    # The $/hour of r5a.xlarge is the lowest of all, but only two jobs share it.
+    assert sorted(PER_JOB_SECOND) == PER_JOB_SECOND
+    assert np.all(np.diff(allocation_cost(range(4), range(4), 1)) > 0)
+
+
+@settings(deadline=None)
+@given(JOBS)
+def test_no_policy_is_cheaper_than_the_needed_rungs(jobs):
+    assert excess_cost(*jobs) >= -1e-12
+
+
+@settings(deadline=None)
+@given(JOBS)
+def test_excess_of_a_policy_is_bounded_by_the_table(jobs):
+    chosen, needed, wallclock_s = jobs
+    ratios = [
+        sum(PER_JOB_SECOND[c : max(c, n) + 1]) / PER_JOB_SECOND[n]
+        for c, n in zip(chosen.tolist(), needed.tolist(), strict=True)
+    ]
+    excess = excess_cost(chosen, needed, wallclock_s)
+    assert min(ratios) - 1 - 1e-9 <= excess <= max(ratios) - 1 + 1e-9
+
+
+@settings(deadline=None)
+@given(JOBS, st.floats(0.001, 1000))
+def test_excess_knows_no_unit_of_time(jobs, factor):
+    chosen, needed, wallclock_s = jobs
+    assert excess_cost(chosen, needed, wallclock_s * factor) == pytest.approx(excess_cost(chosen, needed, wallclock_s))
+
+
+@settings(deadline=None)
+@given(JOBS)
+def test_excess_of_the_needed_rungs_is_zero(jobs):
+    _, needed, wallclock_s = jobs
+    assert excess_cost(needed, needed, wallclock_s) == 0
+
+
+def test_excess_by_hand():
+    # Needed: 0.0385 + 2 * 0.086; chosen: 0.086 + 2 * (0.0385 + 0.086).
+    assert excess_cost([1, 0], [0, 1], [3600, 7200]) == pytest.approx((0.086 + 0.249) / (0.0385 + 0.172) - 1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_excess_of_no_jobs_is_not_a_number():
+    assert math.isnan(excess_cost([], [], []))
+
+
+@pytest.mark.parametrize("off", [-1, 4, 1.5, math.nan])
+def test_a_bin_off_the_ladder_is_named(off):
+    with pytest.raises(InputError, match=f"memory bin is {off}; expected"):
+        allocation_cost([0, off], [0, 0], [1, 1])
+    with pytest.raises(InputError, match=f"memory bin is {off}; expected"):
+        excess_cost([0, 0], [0, off], [1, 1])
+
+
+def test_jobs_may_come_as_a_table_has_them():
+    assert allocation_cost(np.array([0.0, 1.0]), np.array([1, 1], dtype="int8"), [1, 1]).shape == (2,)

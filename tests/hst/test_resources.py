@@ -1,0 +1,205 @@
+"""Metrics files -> targets (design 4.2)."""
+
+import shutil
+import subprocess
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calmlflow.errors import InputError
+from calmlflow.hst.resources import MAX_METRICS_FILE_BYTES, job_targets, parse_usage
+
+
+def metrics(elapsed: object = "0:01.00", resident_kb: object = 1000, status: object = 0, before: str = "") -> str:
+    """What GNU time --verbose writes, in its order; the lines that calmlflow has no use for are cut to a few."""
+    return (
+        f'{before}\tCommand being timed: "step --dataset jzzz01010"\n'
+        "\tUser time (seconds): 12.34\n"
+        "\tPercent of CPU this job got: 99%\n"
+        f"\tElapsed (wall clock) time (h:mm:ss or m:ss): {elapsed}\n"
+        "\tAverage total size (kbytes): 0\n"
+        f"\tMaximum resident set size (kbytes): {resident_kb}\n"
+        "\tAverage resident set size (kbytes): 0\n"
+        "\tPage size (bytes): 4096\n"
+        f"\tExit status: {status}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "seconds"),
+    [
+        ("0:00.00", 0),
+        ("0:00.99", 0),
+        ("0:59.99", 59),
+        ("1:00.00", 60),
+        ("59:59.99", 3599),
+        ("1:00:00", 3600),
+        ("2:03:04", 7384),
+        ("47:59:59", 172_799),
+        ("100:00:00", 360_000),
+    ],
+)
+def test_elapsed_time(elapsed, seconds):
+    assert parse_usage(metrics(elapsed)).elapsed_s == seconds
+
+
+@settings(deadline=None)
+@given(st.integers(0, 999_999), st.integers(0, 59), st.integers(0, 59))
+def test_any_hours_minutes_and_seconds(hours, minutes, seconds):
+    elapsed_s = parse_usage(metrics(f"{hours}:{minutes:02}:{seconds:02}")).elapsed_s
+    assert elapsed_s == (hours * 60 + minutes) * 60 + seconds
+
+
+@settings(deadline=None)
+@given(st.integers(0, 59), st.integers(0, 59), st.integers(0, 99))
+def test_any_minutes_seconds_and_hundredths(minutes, seconds, hundredths):
+    elapsed_s = parse_usage(metrics(f"{minutes}:{seconds:02}.{hundredths:02}")).elapsed_s
+    assert elapsed_s == minutes * 60 + seconds
+
+
+@pytest.mark.parametrize(
+    "elapsed", ["", "12", "0:60.00", "1:60:00", "60:00.00", "1:2", "-1:00:00", "1:00:00:00", "?", "9" * 5000 + ":00:00"]
+)
+def test_elapsed_time_that_is_none(elapsed):
+    with pytest.raises(InputError, match=r"^job x: elapsed time is .*; expected h:mm:ss or m:ss\.ss") as error:
+        parse_usage(metrics(elapsed), "job x")
+    assert len(str(error.value)) < 200
+
+
+def test_lines_are_found_by_label_in_any_order():
+    lines = metrics("1:02.50", 345_678, 3).splitlines()
+    assert parse_usage("\n".join(reversed(lines))) == (62, 345_678, 3)
+    assert parse_usage("\r\n".join(lines).encode()) == (62, 345_678, 3)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "cp1252", "shift-jis"])
+def test_the_timed_command_may_be_in_any_encoding(encoding):
+    command = {"shift-jis": "\u65e5\u672c"}.get(encoding, "caf\u00e9")
+    text = f'\tCommand being timed: "{command}"\n' + metrics("1:02.50", 345_678, 3)
+    assert parse_usage(text.encode(encoding)) == (62, 345_678, 3)
+
+
+def test_a_locale_with_a_decimal_comma():
+    assert parse_usage(metrics("1:02,50")).elapsed_s == 62
+
+
+def test_what_the_step_printed_before_does_not_count():
+    assert parse_usage(metrics("0:07.00", 7, 7) + metrics("0:01.00", 1, 0)) == (1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["Elapsed (wall clock) time", "Maximum resident set size", "Exit status"],
+    ids=["elapsed", "size", "status"],
+)
+def test_a_missing_line_is_named(label):
+    cut = "\n".join(line for line in metrics().splitlines() if label not in line)
+    with pytest.raises(InputError) as error:
+        parse_usage(cut, "job x")
+    assert "job x has no line" in str(error.value)
+    assert label in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["", "-1", "1.5", "12 kB", "x", "\u0661", "9" * 5000])
+def test_numbers_that_are_none(value):
+    with pytest.raises(InputError, match=r"Maximum resident set size .*; expected a whole number"):
+        parse_usage(metrics(resident_kb=value))
+    with pytest.raises(InputError, match=r"Exit status .*; expected a whole number"):
+        parse_usage(metrics(status=value))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no line"),
+        (b"\xff\xfe\0\1", "no line"),
+        (b" " * (MAX_METRICS_FILE_BYTES + 1), "expected at most"),
+    ],
+)
+def test_what_is_no_metrics_file(content, message):
+    with pytest.raises(InputError, match=f"^job x.*{message}"):
+        parse_usage(content, "job x")
+
+
+@settings(deadline=None)
+@given(st.one_of(st.binary(), st.text(), st.builds(metrics, st.text(), st.text(), st.text())))
+def test_any_content_parses_or_is_an_input_error(content):
+    try:
+        usage = parse_usage(content)
+    except InputError:
+        return
+    assert min(usage) >= 0
+
+
+def test_targets_are_the_sums_of_both_steps():
+    targets = job_targets("jzzz01010", metrics("1:00:00", 1_500_000), metrics("0:59.99", 291_999))
+    assert targets == (3600 + 59 + 1, 1.791999, 0)
+
+
+def test_memory_of_exactly_a_limit_needs_the_next_rung():
+    assert job_targets("jzzz01010", metrics(resident_kb=1_500_000), metrics(resident_kb=292_000)).mem_bin == 1
+
+
+@settings(deadline=None)
+@given(st.integers(0, 59), st.integers(0, 59), st.integers(0, 10**8), st.integers(0, 10**8))
+def test_targets_of_any_job(process_s, preview_s, process_kb, preview_kb):
+    process = metrics(f"0:{process_s:02}.99", process_kb)
+    preview = metrics(f"0:{preview_s:02}.99", preview_kb)
+    targets = job_targets("jzzz01010", process, preview)
+    assert targets.wallclock == process_s + preview_s + 1
+    assert targets.memory == pytest.approx((process_kb + preview_kb) / 1e6)
+    total_kb = process_kb + preview_kb
+    assert targets.mem_bin == (total_kb >= 1_792_000) + (total_kb >= 7_168_000) + (total_kb >= 14_336_000)
+
+
+@pytest.mark.parametrize("step", ["process", "preview"])
+def test_a_failed_step_gives_no_targets(step):
+    files = {"process": metrics(), "preview": metrics()} | {step: metrics(status=1)}
+    with pytest.raises(InputError, match=rf"^jzzz01010: {step}_metrics\.txt says exit status 1; expected 0"):
+        job_targets("jzzz01010", **files)
+
+
+@pytest.mark.parametrize("step", ["process", "preview"])
+def test_a_bad_file_is_named(step):
+    files = {"process": metrics(), "preview": metrics()} | {step: "nothing"}
+    with pytest.raises(InputError, match=rf"^jzzz01010: {step}_metrics\.txt has no line"):
+        job_targets("jzzz01010", **files)
+
+
+def test_a_killed_step_gives_no_targets_though_time_says_exit_status_0():
+    killed = metrics(before="Command terminated by signal 9\n")
+    assert parse_usage(killed).exit_status == 137
+    with pytest.raises(InputError, match=r"preview_metrics\.txt says exit status 137"):
+        job_targets("jzzz01010", metrics(), killed)
+
+
+@pytest.fixture(scope="module")
+def gnu_time(tmp_path_factory):
+    """Run a shell command under the real GNU time and give the metrics file it wrote."""
+    program = shutil.which("time")
+    version = program and subprocess.run([program, "--version"], capture_output=True, text=True)
+    if not version or "GNU" not in version.stdout + version.stderr:
+        pytest.skip("GNU time is not installed (Debian package: time)")
+
+    def run(command: str) -> bytes:
+        path = tmp_path_factory.mktemp("time") / "metrics.txt"
+        subprocess.run([program, "--verbose", "--output", path, "sh", "-c", command], check=False)
+        return path.read_bytes()
+
+    return run
+
+
+def test_a_real_metrics_file(gnu_time):
+    usage = parse_usage(gnu_time("exit 0"))
+    assert usage.exit_status == 0
+    # A shell needs more than 100 kB and less than 1 GB.
+    assert 100 < usage.resident_kb < 1_000_000
+    targets = job_targets("jzzz01010", gnu_time("exit 0"), gnu_time("exit 0"))
+    assert targets.wallclock >= 1
+    assert targets.mem_bin == 0
+
+
+def test_real_failures(gnu_time):
+    assert parse_usage(gnu_time("exit 3")).exit_status == 3
+    assert parse_usage(gnu_time("kill -9 $$")).exit_status == 137

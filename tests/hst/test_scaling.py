@@ -1,0 +1,155 @@
+"""Power transform of the two sizes, and its file (design 4.1)."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.preprocessing import PowerTransformer
+
+from calmlflow.errors import InputError
+from calmlflow.hst.scaling import Scaling, yeo_johnson
+
+IDENTITY = {"lambdas": (1.0, 1.0), "mu": (0.0, 0.0), "sigma": (1.0, 1.0)}
+
+
+def transformer(lambdas: list[float]) -> PowerTransformer:
+    """scikit-learn's transformer with lambdas of our choice: fitted once for its attributes, then told."""
+    fitted = PowerTransformer(method="yeo-johnson", standardize=False).fit(np.random.default_rng(0).random((8, 2)))
+    fitted.lambdas_ = np.array(lambdas)
+    return fitted
+
+
+VALUES = hnp.arrays(float, st.tuples(st.integers(1, 10), st.just(2)), elements=st.floats(-1e4, 1e4))
+LAMBDAS = st.one_of(
+    st.sampled_from([0.0, 1.0, 2.0, -1.0]), st.floats(0.01, 1.99), st.floats(-3, -0.01), st.floats(2.01, 5)
+)
+
+
+@settings(deadline=None)
+@given(VALUES, LAMBDAS, LAMBDAS)
+def test_yeo_johnson_equals_scikit_learn(values, lam_one, lam_other):
+    expected = transformer([lam_one, lam_other]).transform(values)
+    np.testing.assert_allclose(yeo_johnson(values[:, 0], lam_one), expected[:, 0], rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(yeo_johnson(values[:, 1], lam_other), expected[:, 1], rtol=1e-7, atol=1e-9)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_apply_equals_a_fitted_transformer_of_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    features = np.hstack([np.round(rng.lognormal([1.5, 3], [1, 1.5], (60, 2))), rng.integers(0, 4, (60, 7))])
+    fitted = PowerTransformer(method="yeo-johnson", standardize=False).fit(features[:, :2])
+    transformed = fitted.transform(features[:, :2])
+    mu, sigma = transformed.mean(axis=0), transformed.std(axis=0)
+    scaling = Scaling(tuple(fitted.lambdas_), tuple(mu), tuple(sigma))
+    expected = PowerTransformer(method="yeo-johnson").fit_transform(features[:, :2])
+    scaled = scaling.apply(features)
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(scaled[:, :2], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(scaled[:, 2:], features[:, 2:])
+
+
+@pytest.mark.parametrize("special", [0.0, 2.0])
+def test_yeo_johnson_is_continuous_where_it_turns_into_a_logarithm(special):
+    values = np.array([-1000.0, -1.0, 0.0, 1e-3, 1.0, 1000.0])
+    for step in (-1e-12, 1e-12):
+        np.testing.assert_allclose(yeo_johnson(values, special + step), yeo_johnson(values, special), rtol=1e-6)
+
+
+@settings(deadline=None)
+@given(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4), LAMBDAS)
+def test_yeo_johnson_keeps_order_and_sign(one, other, lam):
+    low, high = yeo_johnson(np.array(sorted((one, other))), lam)
+    assert low <= high
+    assert np.sign(low) in (0, np.sign(min(one, other)))
+
+
+def test_apply_does_not_touch_its_input():
+    features = np.arange(9.0).reshape(1, 9)
+    Scaling((0.5, 0.5), (1.0, 2.0), (3.0, 4.0)).apply(features)
+    np.testing.assert_array_equal(features, [range(9)])
+
+
+def test_apply_by_hand():
+    # lambda 1 leaves a value as it is; lambda 0 is log(1 + x).
+    scaled = Scaling((1.0, 0.0), (2.0, 1.0), (4.0, 0.5)).apply([[10, math.e - 1, 1, 0, 2, 1, 0, 1, 3]])
+    np.testing.assert_allclose(scaled, [[2, 0, 1, 0, 2, 1, 0, 1, 3]], atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(9,), (2, 8), (1, 10), (1, 1, 9)])
+def test_apply_refuses_other_shapes(shape):
+    with pytest.raises(InputError, match=r"expected \(n, 9\)"):
+        Scaling(**IDENTITY).apply(np.zeros(shape))
+
+
+def test_apply_to_no_rows():
+    assert Scaling(**IDENTITY).apply(np.zeros((0, 9))).shape == (0, 9)
+
+
+PAIRS = st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 2)
+SIGMAS = st.tuples(*[st.floats(min_value=0, exclude_min=True, allow_infinity=False)] * 2)
+
+
+@settings(deadline=None)
+@given(PAIRS, PAIRS, SIGMAS)
+def test_json_round_trip_is_exact(lambdas, mu, sigma):
+    scaling = Scaling(lambdas, mu, sigma)
+    assert Scaling.from_json(scaling.to_json()) == scaling
+    assert Scaling.from_json(scaling.to_json().encode()) == scaling
+
+
+def test_json_is_what_the_earlier_library_reads():
+    text = Scaling((-0.75, 0.25), (1.5, 4.0), (0.5, 2.0)).to_json()
+    assert json.loads(text) == {"lambdas": [-0.75, 0.25], "mu": [1.5, 4.0], "sigma": [0.5, 2.0]}
+
+
+@pytest.mark.parametrize("name", ["lambdas", "mu", "sigma"])
+@pytest.mark.parametrize("values", [(1.0,), (1.0, 1.0, 1.0), (), (1.0, math.nan), (math.inf, 1.0)])
+def test_numbers_that_are_none_are_named(name, values):
+    with pytest.raises(InputError, match=f"scaling: {name} is .*; expected two finite numbers"):
+        Scaling(**IDENTITY | {name: values})
+
+
+@pytest.mark.parametrize("sigma", [(0.0, 1.0), (1.0, -1.0)])
+def test_sigma_must_be_above_zero(sigma):
+    with pytest.raises(InputError, match=r"sigma .* above 0"):
+        Scaling(**IDENTITY | {"sigma": sigma})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        b"\xff",
+        '{"lambdas": [1, 1], "mu": [0, 0]}',
+        '{"lambdas": [1, 1], "mu": [0, 0], "sigma": 1}',
+        '{"lambdas": [1, 1], "mu": [0, 0], "sigma": ["a", "b"]}',
+        '{"lambdas": [1, 1], "mu": [0, 0], "sigma": [1, null]}',
+        '{"lambdas": [1, 1], "mu": [0, 0], "sigma": [1, 1' + "0" * 400 + "]}",
+        "[" * 100_000,
+    ],
+    ids=lambda text: repr(text[:50]),
+)
+def test_what_is_no_scaling_file(text):
+    with pytest.raises(InputError, match=r"tx_data\.json does not parse; expected"):
+        Scaling.from_json(text)
+
+
+@settings(deadline=None)
+@given(
+    st.one_of(
+        st.binary(), st.text(), st.dictionaries(st.sampled_from([*IDENTITY]), st.lists(st.floats())).map(json.dumps)
+    )
+)
+def test_any_text_parses_or_is_an_input_error(text):
+    try:
+        scaling = Scaling.from_json(text)
+    except InputError:
+        return
+    assert min(scaling.sigma) > 0

@@ -1,0 +1,511 @@
+"""The store in DynamoDB, on moto's real server; what moto cannot do wrong is done by a proxy before it."""
+
+import os
+import threading
+from decimal import Context, Decimal
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.hst.features import MAX_FILES
+from calmlflow.jobs.records import check_records, sort_records
+from calmlflow.jobs.stores import dynamodb_requests
+from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, PREDICTIONS, QUARANTINE, TABLES
+from calmlflow.jobs.stores.dynamodb import open_dynamodb
+from calmlflow.jobs.stores.open import open_store, read_table
+from calmlflow.jobs.upsert import Batch, keep, write_back
+from tests.samples.dynamodb_samples import client, error, items_of, older_item, proxy_of, table_of
+from tests.samples.store_samples import ROWS, contents, frame, record
+
+# DynamoDB keeps no number as small as the sample's 1e-300.
+SAMPLES = {
+    table: [{**row, "wc_err": 1e-100} if "wc_err" in row else row for row in rows] for table, rows in ROWS.items()
+}
+
+
+@pytest.fixture
+def store(dynamodb_uri):
+    opened = open_dynamodb(dynamodb_uri, create=True)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def proxy(dynamodb, store, monkeypatch):
+    """Before the server, for stores that are opened from now on; does not wait between tries."""
+    monkeypatch.setattr(dynamodb_requests, "BACKOFF_S", 0)
+    with proxy_of(dynamodb) as started:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", started.address)
+        yield started
+
+
+@pytest.fixture
+def proxied(proxy, dynamodb_uri):
+    opened = open_dynamodb(dynamodb_uri)
+    proxy.counts.clear()
+    yield opened
+    opened.close()
+
+
+def put_items(uri: str, items: list[dict]) -> None:
+    for item in items:
+        client().put_item(TableName=table_of(uri), Item=item)
+
+
+def many(count: int) -> pd.DataFrame:
+    return frame(JOBS, [record(f"j{number:07d}q", n_files=1 + number % 90, dtype=0) for number in range(count)])
+
+
+# -- Rows -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_rows_come_back(store, table):
+    rows = frame(table, SAMPLES[table])
+    store.put(table, rows)
+    store.put(table, rows)
+    pd.testing.assert_frame_equal(contents(store, table), rows, check_exact=True)
+    assert store.count(table) == len(rows)
+    found = store.get(table, [*rows["ipst"], "nobody"]).sort_values(list(table.key)).reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, rows, check_exact=True)
+    pd.testing.assert_frame_equal(store.get(table, []), rows.iloc[:0], check_exact=True)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_an_item_is_laid_out_as_the_pipeline_has_it(store, dynamodb_uri, table):
+    """Names of tables and keys, numbers as N, nothing where nothing is: written down by hand."""
+    store.put(table, frame(table, SAMPLES[table]))
+    suffix = {"jobs": ""}.get(table.name, f"-{table.name}")
+    described = client().describe_table(TableName=table_of(dynamodb_uri) + suffix)["Table"]
+    keys = {
+        "jobs": [("ipst", "S")],
+        "mosaics": [("ipst", "S")],
+        "history": [("ipst", "S"), ("digest", "S")],
+        "quarantine": [("ipst", "S"), ("digest", "S")],
+        "predictions": [("ipst", "S"), ("timestamp", "N")],
+    }
+    types = {one["AttributeName"]: one["AttributeType"] for one in described["AttributeDefinitions"]}
+    assert [(key["AttributeName"], types[key["AttributeName"]]) for key in described["KeySchema"]] == keys[table.name]
+    assert described["BillingModeSummary"]["BillingMode"] == "PAY_PER_REQUEST"
+    if table is JOBS:
+        item = next(item for item in items_of(table_of(dynamodb_uri)) if item["ipst"]["S"] == "j8c601020")
+        numbers = {name: value for name, value in SAMPLES[JOBS][0].items() if name != "ipst"}
+        assert {name: Decimal(value["N"]) for name, value in item.items() if name != "ipst"} == {
+            name: Decimal(repr(value)) for name, value in numbers.items()
+        }
+
+
+KEPT = st.floats(-9e125, 9e125).filter(lambda x: abs(x) >= 1e-130) | st.just(0.0)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@given(KEPT, st.none() | st.integers(-(2**63) + 1, 2**63 - 1), TEXTS, TEXTS)
+@example(1 / 3, 2**53 + 1, "", "-")
+@example(float(np.nextafter(1e126, 0)), -1, "-", "")
+@example(-1e-130, None, "--", "---")
+def test_any_value_comes_back_to_the_last_bit(store, number, whole, name, digest):
+    rows = frame(HISTORY, [record(name, wallclock=number, crsplit=whole, digest=digest, split=digest)])
+    store.put(HISTORY, rows)
+    found = store.get(HISTORY, [name])
+    found = found[found["digest"] == digest].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, rows, check_exact=True)
+    (found,) = store.read(HISTORY, where={"ipst": name, "digest": digest})
+    pd.testing.assert_frame_equal(found, rows, check_exact=True)
+
+
+@given(KEPT)
+def test_a_number_fits_into_what_dynamodb_keeps(number):
+    """boto3's own context of 38 digits, which traps whatever it would have to round."""
+    from boto3.dynamodb.types import DYNAMODB_CONTEXT
+
+    kept: Context = DYNAMODB_CONTEXT
+    assert float(kept.create_decimal(repr(number))) == number
+
+
+@pytest.mark.parametrize("number", [1e-131, -1e126, float("inf"), 5e-324])
+def test_a_number_that_dynamodb_does_not_keep_is_told(store, number):
+    with pytest.raises(InputError, match=r"table jobs, column wc_err: DynamoDB keeps no .*; expected 0, or a number"):
+        store.put(JOBS, frame(JOBS, [record(wc_err=number)]))
+    assert store.count(JOBS) == 0
+
+
+def test_a_key_that_is_too_long_is_told(store):
+    with pytest.raises(InputError, match=r"'ééé.*is too long for a key of DynamoDB; expected 2048 bytes"):
+        store.put(QUARANTINE, frame(QUARANTINE, [{"ipst": "é" * 1025, "digest": ""}]))
+    store.put(QUARANTINE, frame(QUARANTINE, [{"ipst": "é" * 1024, "digest": ""}]))
+    assert store.count(QUARANTINE) == 1
+
+
+# -- Items of others ------------------------------------------------------------------------------------------------
+
+
+def test_attributes_of_others_stay_when_a_record_is_replaced(store, dynamodb_uri):
+    extra = {"note": {"M": {"by": {"S": "me"}, "at": {"N": "1"}}}, "wc_std": {"N": "3"}}
+    put_items(dynamodb_uri, [older_item(**extra), older_item("j91jc4010")])
+    keep(store, Batch(jobs=pd.DataFrame([record(timestamp=1_700_000_000, memory=1.5)])), "test")
+    items = {item["ipst"]["S"]: item for item in items_of(table_of(dynamodb_uri))}
+    assert items["j91jc4010"] == older_item("j91jc4010")
+    changed = items["j8c601020"]
+    assert changed["memory"] == {"N": "1.5"}
+    assert {name: changed[name] for name in ("x_files", "x_size", "note")} == {
+        **{name: older_item()[name] for name in ("x_files", "x_size")},
+        "note": extra["note"],
+    }
+    # A column of ours is replaced with the rest.
+    assert "wc_std" not in changed
+
+
+def test_numbers_that_were_written_as_text_are_numbers(store, dynamodb_uri):
+    as_text = {name: {"S": value["N"]} for name, value in older_item().items() if "N" in value}
+    put_items(dynamodb_uri, [{**older_item(), **as_text}, older_item("j91jc4010", n_files={"S": " 5.0 "})])
+    wanted = frame(JOBS, [record(), record("j91jc4010")])
+    pd.testing.assert_frame_equal(contents(store, JOBS), wanted)
+    pd.testing.assert_frame_equal(store.get(JOBS, ["j8c601020"]), wanted.iloc[:1])
+    assert sum(map(len, store.read(JOBS, where={"n_files": 5}))) == 2
+    assert sum(map(len, store.read(JOBS, where={"n_files": 6}))) == 0
+
+
+NO_NUMBERS = [
+    *({"S": text} for text in ("many", "5.5", "1_0", "\u0663", "1e30", "5 files", "inf")),
+    *({"N": "5.5"}, {"BOOL": True}, {"L": [{"N": "5"}]}, {"M": {}}, {"SS": ["5"]}, {"B": b"5"}),
+]
+
+
+def test_a_cell_that_is_no_number_is_quarantined_and_the_rest_is_read(store, dynamodb_uri):
+    bad = {f"j{number:07d}0": cell for number, cell in enumerate(NO_NUMBERS)}
+    put_items(dynamodb_uri, [older_item(), *(older_item(name, n_files=cell) for name, cell in bad.items())])
+    checked = check_records(pd.concat(store.read(JOBS)), "test")
+    assert checked.valid["ipst"].tolist() == ["j8c601020"]
+    assert sorted(checked.quarantine["ipst"]) == sorted(bad)
+    assert set(checked.quarantine["reason"]) == {f"n_files is not a whole number, 1 to {MAX_FILES}"}
+    assert {"many", "5.5", "True"} <= set(checked.quarantine["n_files"])
+    # A newer record takes its place.
+    assert store.get(JOBS, list(bad))["n_files"].isna().all()
+    newer = pd.DataFrame([record(name, timestamp=1_700_000_000) for name in bad])
+    counts = keep(store, Batch(jobs=newer), "test")
+    assert (counts.updated, counts.quarantined) == (len(bad), 0)
+    assert len(check_records(read_table(dynamodb_uri), "test").valid) == 1 + len(bad)
+
+
+def test_a_cell_that_says_that_nothing_is_there(store, dynamodb_uri):
+    cells = {"j8c601010": {"NULL": True}, "j8c601020": {"S": ""}, "j8c601030": {"S": "NaN"}}
+    put_items(dynamodb_uri, [older_item(name, wc_mean=cell) for name, cell in cells.items()])
+    pd.testing.assert_frame_equal(contents(store, JOBS), frame(JOBS, [record(name) for name in cells]))
+
+
+def test_cells_of_other_tables_that_cannot_be_read_are_missing(store, dynamodb_uri):
+    item = {"ipst": {"S": "acs_8ph_01"}, "disk": {"S": "much"}, "memory": {"N": "2.5"}}
+    client().put_item(TableName=table_of(dynamodb_uri) + "-mosaics", Item=item)
+    pd.testing.assert_frame_equal(contents(store, MOSAICS), frame(MOSAICS, [{"ipst": "acs_8ph_01", "memory": 2.5}]))
+
+
+# -- Many -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_pages(monkeypatch):
+    """DynamoDB's pages have 1 MB."""
+    monkeypatch.setattr("moto.dynamodb.models.table.RESULT_SIZE_LIMIT", 4_000)
+
+
+def test_a_scan_holds_one_page(small_pages, store, proxied, proxy):
+    rows = many(300)
+    store.put(JOBS, rows)
+    parts = proxied.read(JOBS)
+    assert proxy.counts["Scan"] == 0
+    for drawn in range(1, 4):
+        assert 0 < len(next(parts)) < 60
+        assert proxy.counts["Scan"] == drawn
+    parts.close()
+    assert proxy.counts["Scan"] == 3
+    pd.testing.assert_frame_equal(contents(proxied, JOBS), rows)
+    assert proxied.count(JOBS) == 300
+
+
+def test_columns_and_filters(small_pages, store, dynamodb_uri):
+    """``timestamp`` and others are words of DynamoDB's own."""
+    rows = many(300).assign(split=lambda rows: np.where(rows["n_files"] % 2, "test", "train"))
+    store.put(JOBS, rows)
+    wanted = rows[(rows["n_files"] == 7) & (rows["split"] == "test")].reset_index(drop=True)
+    assert len(wanted) == 4
+    parts = store.read(JOBS, ["timestamp", "ipst"], {"n_files": np.int64(7), "split": "test"})
+    found = pd.concat(parts, ignore_index=True).sort_values("ipst").reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, wanted[["timestamp", "ipst"]])
+    filtered = open_store(f"{dynamodb_uri}&n_files=7&split=test&memory=1.17")
+    pd.testing.assert_frame_equal(contents(filtered, JOBS), wanted)
+    assert filtered.count(JOBS) == 4
+    assert list(filtered.read(JOBS, where={"n_files": 8})) == []
+    filtered.close()
+
+
+def test_many_rows_of_one_name_are_all_found(small_pages, store):
+    rows = frame(PREDICTIONS, [{"ipst": name, "timestamp": float(at)} for name in ("a", "b") for at in range(200)])
+    store.put(PREDICTIONS, rows)
+    found = store.get(PREDICTIONS, ["b", "none", "a", "b"]).sort_values(["ipst", "timestamp"]).reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, rows)
+
+
+def test_of_rows_with_the_same_key_the_last_one_stays(store):
+    store.put(JOBS, pd.concat([many(30), many(30).assign(n_files=99)]))
+    assert contents(store, JOBS)["n_files"].tolist() == [99] * 30
+
+
+def test_a_batch_is_kept_once(store):
+    batch = Batch(
+        jobs=pd.concat([many(60), pd.DataFrame([record("j91jc4010", memory=0.01)])], ignore_index=True),
+        mosaics=frame(MOSAICS, ROWS[MOSAICS]),
+        refused=pd.DataFrame([{"ipst": "jabc07020", "kind": "k", "reason": "r"}]),
+    )
+    first, second = keep(store, batch, "test"), keep(store, batch, "test")
+    assert (first.stored, first.quarantined, first.total) == (61, 2, 63)
+    assert (second.unchanged, second.quarantined, second.total) == (61, 2, 63)
+    assert (store.count(JOBS), store.count(MOSAICS), store.count(QUARANTINE), store.count(HISTORY)) == (60, 1, 2, 0)
+    assert contents(store, QUARANTINE)["tries"].tolist() == [2, 2]
+    newer = keep(store, Batch(jobs=many(60).assign(timestamp=1_700_000_000)), "test")
+    assert (newer.updated, store.count(HISTORY)) == (60, 60)
+
+
+def test_answers_are_written_back(store):
+    keep(store, Batch(jobs=many(60)), "test")
+    jobs = sort_records(pd.concat(store.read(JOBS)), "test").valid
+    assert write_back(store, jobs.assign(bin_pred=1, wall_pred=1 / 3), 1_700_000_000) == (60, 0)
+    found = contents(store, JOBS)
+    assert set(found["wall_pred"]) == {1 / 3}
+    assert set(found["trained_at"]) == {1_700_000_000}
+
+
+# -- Throttled ------------------------------------------------------------------------------------------------------
+
+
+def lazy(operation: str, lock: threading.Lock):
+    """Does but half of every third request, and nothing of the one after."""
+    seen = 0
+
+    def answer(name, request, forward):
+        nonlocal seen
+        if name != operation:
+            return forward(request)
+        with lock:
+            seen += 1
+            number = seen
+        ((table, asked),) = request["RequestItems"].items()
+        some = asked if operation == "BatchWriteItem" else asked["Keys"]
+        rest = some[len(some) // 2 :] if number % 3 == 0 else some if number % 3 == 1 else []
+        done = some[: len(some) - len(rest)]
+        if operation == "BatchWriteItem":
+            status, answered = forward({**request, "RequestItems": {table: done}}) if done else (200, {})
+            return status, {**answered, "UnprocessedItems": {table: rest} if rest else {}}
+        part = {"RequestItems": {table: {**asked, "Keys": done}}}
+        status, answered = forward(part) if done else (200, {"Responses": {}})
+        return status, {**answered, "UnprocessedKeys": {table: {**asked, "Keys": rest}} if rest else {}}
+
+    return answer
+
+
+def test_what_is_left_undone_is_written_again(proxied, proxy, store):
+    proxy.answer = lazy("BatchWriteItem", threading.Lock())
+    rows = many(500)
+    proxied.put(JOBS, rows)
+    assert proxy.counts["BatchWriteItem"] > 500 / 25
+    pd.testing.assert_frame_equal(contents(store, JOBS), rows)
+
+
+def test_what_is_left_unread_is_read_again(proxied, proxy, store):
+    rows = many(500)
+    store.put(JOBS, rows)
+    proxy.answer = lazy("BatchGetItem", threading.Lock())
+    found = proxied.get(JOBS, rows["ipst"].tolist()).sort_values("ipst").reset_index(drop=True)
+    assert proxy.counts["BatchGetItem"] > 500 / 100
+    pd.testing.assert_frame_equal(found, rows)
+
+
+def test_who_does_nothing_for_good_is_given_up_and_told(proxied, proxy, store):
+    taken: list[int] = []
+
+    def answer(name, request, forward):
+        ((table, asked),) = request.get("RequestItems", {"": []}).items()
+        if name == "BatchGetItem" or (name == "BatchWriteItem" and len(taken) < 4):
+            taken.append(len(asked)) if name == "BatchWriteItem" else None
+            return forward(request)
+        return 200, {"UnprocessedItems": {table: asked}}
+
+    proxy.answer = answer
+    with pytest.raises(CalmlflowError, match=r"took 100 of 500 rows of jobs and left 400 undone \(throttled\)"):
+        proxied.put(JOBS, many(500))
+    assert taken == [25] * 4
+    assert store.count(JOBS) == 100
+    # Each of those that were on their way was asked for that often, and no other.
+    tries, threads = dynamodb_requests.TRIES, dynamodb_requests.THREADS
+    assert tries <= proxy.counts["BatchWriteItem"] - 4 <= tries * threads
+    proxy.answer = lambda name, request, forward: forward(request)
+    proxied.put(JOBS, many(500))
+    assert store.count(JOBS) == 500
+
+
+def test_keys_that_are_never_read_are_told(proxied, proxy):
+    proxy.answer = lambda name, request, forward: (200, {"Responses": {}, "UnprocessedKeys": request["RequestItems"]})
+    with pytest.raises(CalmlflowError, match=r"left 30 of 30 rows of jobs unread \(throttled\); expected"):
+        proxied.get(JOBS, many(30)["ipst"].tolist())
+
+
+# -- Tables ---------------------------------------------------------------------------------------------------------
+
+
+def make_jobs_alone(uri: str, key: str = "ipst") -> None:
+    client().create_table(
+        TableName=table_of(uri),
+        AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"}],
+        KeySchema=[{"AttributeName": key, "KeyType": "HASH"}],
+        BillingMode="PAY_PER_REQUEST",
+    )
+
+
+def test_a_table_that_is_not_there_is_not_made_by_looking(dynamodb_uri):
+    with pytest.raises(InputError, match=r"does not exist; expected a table of DynamoDB with the key ipst"):
+        open_dynamodb(dynamodb_uri)
+    assert table_of(dynamodb_uri) not in client().list_tables()["TableNames"]
+
+
+def test_other_tables_are_empty_until_something_is_put_there(dynamodb_uri):
+    make_jobs_alone(dynamodb_uri)
+    store = open_dynamodb(dynamodb_uri)
+    for table in TABLES:
+        assert contents(store, table).empty
+        assert store.count(table) == 0
+        assert store.get(table, ["j8c601020"]).empty
+    assert keep(store, Batch(jobs=many(3)), "test").stored == 3
+    store.put(PREDICTIONS, frame(PREDICTIONS, SAMPLES[PREDICTIONS]))
+    assert store.count(PREDICTIONS) == 2
+    store.close()
+
+
+def test_a_table_of_something_else(dynamodb_uri):
+    make_jobs_alone(dynamodb_uri, "name")
+    for create in (True, False):
+        with pytest.raises(InputError, match="holds no job records; expected a table with the key ipst and no other"):
+            open_dynamodb(dynamodb_uri, create)
+
+
+def test_many_who_make_the_tables_at_once(dynamodb_uri):
+    opened, failed = [], []
+
+    def make() -> None:
+        try:
+            opened.append(open_dynamodb(dynamodb_uri, create=True))
+        except CalmlflowError as problem:
+            failed.append(problem)
+
+    threads = [threading.Thread(target=make) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(opened), failed) == (6, [])
+    opened[0].put(HISTORY, frame(HISTORY, ROWS[HISTORY]))
+    assert [one.count(HISTORY) for one in opened] == [2] * 6
+    for one in opened:
+        one.close()
+
+
+# -- What can go wrong ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("dynamodb://", "the address names no table"),
+        ("dynamodb://ab", "the address names no table"),
+        ("dynamodb://me:told-to-nobody@table?region=us-east-1", "the address names no table"),
+        ("dynamodb://table/told-to-nobody", "the address names no table"),
+        ("dynamodb://" + "x" * 250, "the address names no table"),
+        ("dynamodb://table?region=us-east-1&colour=blue", "'colour' is no column of job records"),
+        ("dynamodb://table?secret=told-to-nobody", "'secret' is no column of job records"),
+        ("dynamodb://table?region=us-east-1&region=us-west-2", "region 'us-west-2' is none of AWS's, or one of two"),
+        ("dynamodb://table?region=evil.com/", "region 'evil.com/' is none"),
+        ("dynamodb://table?region=", "region '' is none"),
+        ("dynamodb://table?instr=acs", "instr='acs' is no whole number"),
+        ("dynamodb://table?instr=0.5", "instr='0.5' is no whole number"),
+        ("dynamodb://table?memory=nan", "memory='nan' is no number"),
+    ],
+)
+def test_addresses_that_are_none(uri, message):
+    with pytest.raises(InputError, match=f"{message}.*; expected dynamodb://TABLE") as caught:
+        open_dynamodb(uri)
+    assert "told-to-nobody" not in str(caught.value)
+
+
+def test_no_region_no_credentials_nobody_there(dynamodb_uri, monkeypatch, ports):
+    for name in ("CONFIG_FILE", "SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(f"AWS_{name}", os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(CalmlflowError, match=r"cannot be opened \(NoRegionError\); expected \?region=\.\.\."):
+        open_dynamodb(dynamodb_uri.partition("?")[0])
+    monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", f"http://127.0.0.1:{ports[0]}")
+    with pytest.raises(CalmlflowError, match=r"cannot be opened \(EndpointConnectionError\); expected a table of"):
+        open_dynamodb(dynamodb_uri)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", "told-to-nobody")
+    with pytest.raises(CalmlflowError, match=r"cannot be opened \(ValueError\); expected AWS_\* variables") as caught:
+        open_dynamodb(dynamodb_uri)
+    assert "told-to-nobody" not in str(caught.value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_DYNAMODB")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(CalmlflowError, match=r"cannot be opened \(NoCredentialsError\); expected AWS credentials"):
+        open_dynamodb(dynamodb_uri)
+
+
+HINTS = {
+    "AccessDeniedException": "the permission dynamodb:{operation}",
+    "ProvisionedThroughputExceededException": "a table with capacity to spare",
+    "ThrottlingException": "a table with capacity to spare",
+    "ExpiredTokenException": "AWS credentials that are valid",
+    "ValidationException": "a table of DynamoDB that answers",
+    "ResourceNotFoundException": "a table of that name in that region",
+}
+
+
+def test_refusals_are_a_sentence(proxy, dynamodb_uri, monkeypatch):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    store = open_dynamodb(dynamodb_uri)
+    acts = {
+        "Scan": ("read", lambda: store.count(JOBS)),
+        "BatchGetItem": ("read", lambda: store.get(JOBS, ["j8c601020"])),
+        "BatchWriteItem": ("written", lambda: store.put(JOBS, many(60))),
+    }
+    for operation, (verb, act) in acts.items():
+        for code, hint in HINTS.items():
+            proxy.answer = lambda name, request, forward, wrong=operation, code=code: (
+                error(code) if name == wrong else forward(request)
+            )
+            with pytest.raises(CalmlflowError) as caught:
+                act()
+            expected = f"cannot be {verb} ({code}); expected {hint.format(operation=operation)}"
+            assert str(caught.value).startswith(f"{dynamodb_uri} {expected}")
+            assert "told-to-nobody" not in str(caught.value)
+    store.close()
+
+
+def test_a_throttled_request_is_made_again(proxied, proxy, store):
+    store.put(JOBS, many(3))
+    left = ["ProvisionedThroughputExceededException", "ThrottlingException"]
+    proxy.answer = lambda name, request, forward: error(left.pop()) if left else forward(request)
+    assert proxied.count(JOBS) == 3
+    assert proxy.counts["Scan"] == 3
+
+
+def test_who_may_not_make_tables_is_told_and_may_use_those_that_are_there(proxy, dynamodb_uri, monkeypatch):
+    proxy.answer = lambda name, request, forward: (
+        error("AccessDeniedException") if name == "CreateTable" else forward(request)
+    )
+    open_dynamodb(dynamodb_uri, create=True).close()
+    client().delete_table(TableName=table_of(dynamodb_uri) + "-history")
+    store = open_dynamodb(dynamodb_uri)
+    with pytest.raises(CalmlflowError, match=r"Exception\); expected the permission dynamodb:CreateTable"):
+        store.put(HISTORY, frame(HISTORY, ROWS[HISTORY]))
+    store.close()

@@ -1,0 +1,173 @@
+"""The Lambda handler of ingest: a real S3 server, a real store, and whatever it may be called with."""
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from calmlflow.errors import CalmlflowError
+from calmlflow.jobs import aws_lambda
+from calmlflow.jobs.aws_lambda import handler
+from calmlflow.jobs.finished import STEP_FAILED
+from calmlflow.jobs.stores.base import JOBS, QUARANTINE
+from calmlflow.jobs.stores.open import open_store
+from tests.samples.event_samples import ANYTHING, EXTREMES, damaged, eventbridge, s3_record
+from tests.samples.ingest_samples import bad_line, metrics, put_job
+from tests.samples.store_samples import contents
+
+JOB, OTHER, FAILED = "j8c601020", "lbny02010", "obxf07010"
+
+
+@pytest.fixture
+def uri(tmp_path, monkeypatch) -> Iterator[str]:
+    """The store that CALMLFLOW_JOBS names; a handler keeps its store, and each test has its own."""
+    address = f"sqlite:///{tmp_path}/jobs/jobs.db"
+    monkeypatch.setenv("CALMLFLOW_JOBS", address)
+    yield address
+    aws_lambda._store.cache_clear()
+
+
+@pytest.fixture
+def buckets(s3) -> list[str]:
+    """Two buckets: one with three jobs, of which one failed, and one with a single job."""
+    names = [f"jobs-{uuid.uuid4().hex[:12]}" for _ in range(2)]
+    for name in names:
+        s3.create_bucket(Bucket=name)
+    put_job(s3, names[0], JOB)
+    put_job(s3, names[0], FAILED, process=metrics(status=1))
+    put_job(s3, names[1], OTHER)
+    return sorted(names, key=names.index)
+
+
+def trigger(name: str) -> str:
+    return f"messages/processed-{name}.trigger"
+
+
+def stored(uri: str, table=JOBS) -> list[str]:
+    store = open_store(uri)
+    found = contents(store, table)["ipst"].tolist()
+    store.close()
+    return found
+
+
+NOTHING = {"datasets": 0, "stored": 0, "updated": 0, "unchanged": 0, "older": 0, "quarantined": 0, "reasons": {}}
+
+
+def test_finished_jobs_of_several_buckets_are_stored(uri, buckets):
+    event = {
+        "Records": [
+            s3_record(trigger(JOB), buckets[0]),
+            s3_record(trigger(FAILED), buckets[0]),
+            s3_record(trigger(OTHER), buckets[1]),
+            s3_record("messages/error-x.trigger", buckets[0]),
+        ]
+    }
+    answer = handler(event)
+    (refusal,) = answer.pop("refused")
+    assert "is no trigger's; expected" in refusal
+    assert answer == {**NOTHING, "datasets": 3, "stored": 2, "quarantined": 1, "reasons": {STEP_FAILED: 1}}
+    assert stored(uri) == [JOB, OTHER]
+    assert stored(uri, QUARANTINE) == [FAILED]
+    # The same event again, as S3 may send it.
+    answer = handler(event)
+    assert {name: answer[name] for name in ("stored", "unchanged", "quarantined")} == {
+        "stored": 0,
+        "unchanged": 2,
+        "quarantined": 1,
+    }
+    assert stored(uri) == [JOB, OTHER]
+    json.dumps(answer)
+
+
+@pytest.mark.parametrize("form", ["name", "dataset", "eventbridge", "twice"])
+def test_every_form_of_event(uri, buckets, form):
+    bridge = eventbridge(trigger(JOB))
+    bridge["detail"]["bucket"]["name"] = buckets[0]
+    record = s3_record(trigger(JOB), buckets[0])
+    event = {
+        "name": {"Bucket": buckets[0], "Ipppssoot": JOB},
+        "dataset": {"Bucket": buckets[0], "Dataset": JOB.upper()},
+        "eventbridge": bridge,
+        "twice": {"Records": [record, record]},
+    }[form]
+    assert handler(event, object()) == {**NOTHING, "datasets": 1, "stored": 1, "refused": []}
+    assert stored(uri) == [JOB]
+
+
+def test_a_try_of_the_connection_does_nothing(uri, tmp_path):
+    assert handler({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "b"}) == {**NOTHING, "refused": []}
+    assert list(tmp_path.iterdir()) == []
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(ANYTHING | damaged({"Records": [s3_record("x")]}))
+def test_what_is_no_event_leaves_no_trace(uri, tmp_path, event):
+    """None of these names a finished job: the answer tells so, and no store is made."""
+    answer = handler(event)
+    assert answer == {**NOTHING, "refused": answer["refused"]}
+    assert all("; expected " in text and len(text) < 400 for text in answer["refused"])
+    assert list(tmp_path.iterdir()) == []
+
+
+# A key beside a name says nothing to ingest.
+@pytest.mark.parametrize("name", [name for name in EXTREMES if not name.endswith(" key")])
+def test_extreme_events_leave_no_trace(uri, tmp_path, name):
+    assert handler(EXTREMES[name])["refused"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_s3_is_away_and_comes_back(server, uri, buckets, monkeypatch):
+    event = {"Bucket": buckets[0], "Ipppssoot": JOB}
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
+    with monkeypatch.context() as away:
+        away.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
+        with pytest.raises(CalmlflowError, match=rf"s3://{buckets[0]}/.* cannot be read .*; this call is safe"):
+            handler(event)
+    # A single file cannot be read.
+    with (
+        monkeypatch.context() as bad,
+        bad_line(server.s3_endpoint, lambda _, request: "503" if b"control" in request else "") as line,
+    ):
+        bad.setenv("AWS_ENDPOINT_URL_S3", line.uri)
+        with pytest.raises(CalmlflowError, match=r"not all of 1 finished jobs were read: .*control.*; this call is"):
+            handler(event)
+    assert stored(uri) == []
+    assert stored(uri, QUARANTINE) == []
+    assert handler(event)["stored"] == 1
+    assert stored(uri) == [JOB]
+
+
+def test_a_bucket_that_is_gone_costs_no_job_of_another(uri, buckets):
+    records = [s3_record(trigger(JOB), "aaa-gone"), s3_record(trigger(OTHER), buckets[1])]
+    with pytest.raises(CalmlflowError, match=r"s3://aaa-gone/.* cannot be read"):
+        handler({"Records": records})
+    assert stored(uri) == [OTHER]
+
+
+def test_a_store_that_is_away_is_told_without_its_password(uri, buckets, monkeypatch):
+    monkeypatch.setenv("CALMLFLOW_JOBS", "postgresql://me:hunter2@127.0.0.1:1/jobs")
+    with pytest.raises(CalmlflowError, match="cannot be opened") as error:
+        handler({"Bucket": buckets[0], "Ipppssoot": JOB})
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_fresh_process_answers_and_loads_no_mlflow(server, uri, buckets):
+    """As Lambda starts it, twice, with nothing between but the store."""
+    code = """
+import json, sys
+from calmlflow.jobs.aws_lambda import handler
+print(json.dumps(handler(json.loads(sys.argv[1]))))
+print(*sorted({"mlflow", "tensorflow", "keras", "sklearn", "matplotlib"} & set(sys.modules)))
+"""
+    event = json.dumps({"Bucket": buckets[0], "Ipppssoot": JOB})
+    environment = {**os.environ, **server.environment(), "PYTHONPATH": os.pathsep.join(sys.path)}
+    for expected in ("stored", "unchanged"):
+        done = subprocess.run([sys.executable, "-c", code, event], env=environment, capture_output=True, text=True)
+        answer, loaded = done.stdout.splitlines()
+        assert json.loads(answer)[expected] == 1, done.stderr
+        assert loaded == ""

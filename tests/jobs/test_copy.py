@@ -1,0 +1,228 @@
+"""Records from any store into any other: counted, safe to repeat and to interrupt, and nothing newer is lost."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from calmlflow.errors import InputError
+from calmlflow.jobs.copy import copy
+from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, PREDICTIONS, QUARANTINE, TABLES, conform
+from calmlflow.jobs.stores.open import open_store, read_jobs
+from calmlflow.jobs.upsert import Counts
+from calmlflow.runs.ingest import copy_jobs
+from tests.samples.store_samples import ANSWER, ROWS, contents, frame, record
+
+KINDS = ("sqlite", "postgres", "csv")
+
+
+def name_of(number: int) -> str:
+    return f"j{number:07d}q"
+
+
+def of(number: int, **cells: object) -> dict:
+    return record(name_of(number), dtype=0, **{"timestamp": 1000, **cells})
+
+
+@pytest.fixture
+def place(request, tmp_path):
+    """Gives the address of a new store of a kind; of databases in PostgreSQL there is one for a test."""
+
+    def give(kind: str, name: str) -> str:
+        if kind == "postgres":
+            return request.getfixturevalue("postgres_uri")
+        return f"sqlite:///{tmp_path}/{name}.db" if kind == "sqlite" else f"{tmp_path}/{name}.csv"
+
+    return give
+
+
+@pytest.fixture
+def second_postgres(postgres):
+    import psycopg
+
+    name = f"second_{os.urandom(6).hex()}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        yield postgres.replace("/postgres?", f"/{name}?")
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def entry(name: str, **cells: object) -> dict:
+    return {"ipst": name, "digest": "", "kind": "k", "reason": "r", "source": "s3://b", "tries": 1, **cells}
+
+
+def fill_source(store) -> None:
+    store.put(JOBS, frame(JOBS, [of(number, **(ANSWER if number % 2 else {})) for number in range(40)]))
+    store.put(JOBS, frame(JOBS, [of(99, memory=0.1)]))
+    store.put(HISTORY, frame(HISTORY, [{**of(0, timestamp=1), "digest": "a", "replaced_at": 5}]))
+    store.put(
+        MOSAICS,
+        frame(MOSAICS, [{**ROWS[MOSAICS][0], "ipst": name, "timestamp": 7} for name in ("acs_8ph_01", "acs_8ph_02")]),
+    )
+    store.put(
+        QUARANTINE,
+        frame(
+            QUARANTINE,
+            [
+                entry("resolved", last_seen=10),
+                entry("known", last_seen=30, tries=3),
+                entry("settled", last_seen=30, resolved_at=40),
+                entry(name_of(1), last_seen=30, timestamp=2000),
+                entry(name_of(2), last_seen=30, timestamp=900),
+            ],
+        ),
+    )
+    store.put(PREDICTIONS, frame(PREDICTIONS, ROWS[PREDICTIONS]))
+
+
+def fill_target(store) -> None:
+    store.put(JOBS, frame(JOBS, [of(0, timestamp=3000, memory=1.2), of(1, timestamp=500), of(77, **ANSWER)]))
+    store.put(HISTORY, frame(HISTORY, [{**of(0, timestamp=1), **ANSWER, "digest": "a", "replaced_at": 3}]))
+    store.put(MOSAICS, frame(MOSAICS, [{**ROWS[MOSAICS][0], "ipst": "acs_8ph_01", "timestamp": 9}]))
+    entries = [
+        entry("resolved", last_seen=10, resolved_at=20),
+        entry("known", last_seen=20),
+        entry("settled", last_seen=5),
+    ]
+    store.put(QUARANTINE, frame(QUARANTINE, entries))
+
+
+def by_name(store, table, *columns: str) -> dict:
+    """Name -> cells, a missing one as None."""
+    found = conform(contents(store, table), table).astype(object)
+    found = found.where(found.notna(), None)
+    return {row["ipst"]: tuple(row[name] for name in columns) for row in found.to_dict("records")}
+
+
+@pytest.mark.parametrize("there", KINDS)
+@pytest.mark.parametrize("here", KINDS)
+def test_from_any_store_into_any_other(request, place, here, there):
+    source = open_store(place(here, "source"), create=True)
+    both = here == there == "postgres"
+    target = open_store(request.getfixturevalue("second_postgres") if both else place(there, "target"), create=True)
+    fill_source(source)
+    fill_target(target)
+    before = {table: contents(source, table) for table in TABLES}
+    seen: list[tuple] = []
+    copied = copy(source, target, lambda done, total: seen.append((done, total)))
+    assert copied.counts == Counts(stored=38, updated=1, older=1, quarantined=1)
+    assert (copied.read, copied.there, seen[-1]) == (41, 41, (41, 41))
+    assert copied.others == {"history": 1, "mosaics": 2, "quarantine": 5, "predictions": 2}
+    for table in TABLES:
+        pd.testing.assert_frame_equal(contents(source, table), before[table])
+
+    # Records: the newer one of each dataset, with what trainings found out.
+    found = by_name(target, JOBS, "timestamp", "bin_pred", "wc_err")
+    expected = {
+        name_of(number): (1000, *((ANSWER["bin_pred"], ANSWER["wc_err"]) if number % 2 else (None, None)))
+        for number in range(1, 40)
+    }
+    answered = (1000, ANSWER["bin_pred"], ANSWER["wc_err"])
+    assert found == {**expected, name_of(0): (3000, None, None), name_of(77): answered}
+    # History: what was replaced, what came too late, and what either had, with its answers.
+    remembered = conform(contents(target, HISTORY), HISTORY)
+    times = list(zip(remembered["ipst"], remembered["timestamp"], strict=True))
+    assert sorted(times) == [(name_of(0), 1), (name_of(0), 1000), (name_of(1), 500)]
+    kept = remembered[remembered["timestamp"] == 1].iloc[0]
+    assert (kept["bin_pred"], kept["replaced_at"]) == (ANSWER["bin_pred"], 3)
+    assert by_name(target, MOSAICS, "timestamp") == {"acs_8ph_01": (9,), "acs_8ph_02": (7,)}
+    # Quarantine: what was said last; a run that failed before the one that is stored is settled.
+    entries = by_name(target, QUARANTINE, "tries", "resolved_at")
+    stored_at = by_name(target, JOBS, "stored_at")[name_of(2)][0]
+    assert entries == {
+        "resolved": (1, 20),
+        "known": (3, None),
+        "settled": (1, 40),
+        name_of(1): (1, None),
+        name_of(2): (1, stored_at),
+        name_of(99): (1, None),
+    }
+    pd.testing.assert_frame_equal(conform(contents(target, PREDICTIONS), PREDICTIONS), before[PREDICTIONS])
+
+    # Twice is once.
+    after = {table: contents(target, table) for table in TABLES}
+    again = copy(source, target)
+    assert again.counts == Counts(unchanged=39, older=1, quarantined=1)
+    assert again.there == 41
+    for table in (JOBS, HISTORY, MOSAICS, PREDICTIONS):
+        pd.testing.assert_frame_equal(contents(target, table), after[table])
+    assert by_name(target, QUARANTINE, "tries", "resolved_at") == {**entries, name_of(99): (2, None)}
+    source.close()
+    target.close()
+
+
+def test_a_synthetic_sample_is_copied_whole(tmp_path):
+    copied = copy_jobs("sample:500", f"sqlite:///{tmp_path}/jobs.db")
+    assert (copied.read, copied.counts, copied.there) == (500, Counts(stored=500), 500)
+    pd.testing.assert_frame_equal(
+        read_jobs(f"sqlite:///{tmp_path}/jobs.db").valid.sort_values("ipst", ignore_index=True),
+        read_jobs("sample:500").valid.sort_values("ipst", ignore_index=True),
+    )
+    assert str(copied) == "500 records read: 500 stored; the target holds 500"
+
+
+def test_into_itself_changes_nothing(tmp_path):
+    uri = f"sqlite:///{tmp_path}/jobs.db"
+    store = open_store(uri, create=True)
+    store.put(JOBS, frame(JOBS, [of(number, **ANSWER) for number in range(20)]))
+    before = contents(store, JOBS)
+    assert copy_jobs(uri, uri).counts == Counts(unchanged=20)
+    pd.testing.assert_frame_equal(contents(store, JOBS), before)
+    store.close()
+
+
+@pytest.mark.parametrize("target", ["folder", "jobs.zip", "sample:5", "jobs.txt"])
+def test_what_cannot_be_written_is_told(tmp_path, monkeypatch, target):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    pd.DataFrame([record()]).to_csv(tmp_path / "folder" / "latest.csv", index=False)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="; expected "):
+        copy_jobs("sample:10", target)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+COPY = """
+import os, signal, sys
+from calmlflow.jobs import copy as copying
+from calmlflow.jobs.stores import sql
+from calmlflow.jobs.stores.open import open_store
+sql.CHUNK_ROWS = 20
+real, kept = copying.keep, 0
+def keep(store, *arguments):
+    global kept
+    kept += 1
+    if kept == int(sys.argv[3]):
+        put = store.put
+        # Within the change, after a part of it.
+        def fatal(table, rows):
+            put(table, rows.iloc[:5])
+            os.kill(os.getpid(), signal.SIGKILL)
+        store.put = fatal
+    return real(store, *arguments)
+copying.keep = keep
+copying.copy(open_store(sys.argv[1]), open_store(sys.argv[2], create=True))
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_that_was_killed_is_finished_by_the_next(place, kind, tmp_path):
+    uri = f"sqlite:///{tmp_path}/many.db"
+    source = open_store(uri, create=True)
+    source.put(JOBS, frame(JOBS, [of(number, **ANSWER) for number in range(100)]))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", COPY, uri, place(kind, "target"), "4"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    target = open_store(place(kind, "target"))
+    # Three parts of twenty are there, and nothing of the fourth.
+    assert target.count(JOBS) == 60
+    assert copy(source, target).counts == Counts(stored=40, unchanged=60)
+    columns = [name for name in JOBS.columns if name != "stored_at"]
+    found = conform(contents(target, JOBS), JOBS, columns)
+    pd.testing.assert_frame_equal(found, contents(source, JOBS)[columns], check_exact=True)
+    for store in (source, target):
+        store.close()

@@ -1,0 +1,105 @@
+"""Predictions in a store, where finished jobs come to meet them."""
+
+import json
+import threading
+from contextlib import closing
+
+import pandas as pd
+import pytest
+
+from calmlflow.jobs.emission import open_store_emitter, store_predictions
+from calmlflow.jobs.stores.base import PREDICTIONS, QUARANTINE
+from calmlflow.jobs.stores.open import open_store
+from calmlflow.predictor.emit import prediction_record
+from tests.samples.commands import ROOT, run
+
+FEATURES = (17, 10, 1, 0, 0, 0, 0, 1, 0)
+ANSWER = {
+    **{"memBin": 2, "memVal": 7.25, "clockTime": 100, "killTime": 360, "probabilities": [0.1, 0.2, 0.6, 0.1]},
+    **{"unseen": True, "version": "7", "source": "registry"},
+}
+
+
+def kept(uri: str) -> list[dict]:
+    with closing(open_store(uri)) as store:
+        return pd.concat(store.read(PREDICTIONS)).sort_values(["ipst", "timestamp"]).to_dict("records")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def uri(request, tmp_path) -> str:
+    return f"sqlite:///{tmp_path}/jobs.db" if request.param == "sqlite" else request.getfixturevalue("postgres_uri")
+
+
+def test_each_prediction_is_a_row(uri):
+    emit = open_store_emitter(uri)
+    emit(prediction_record("j8c601020", FEATURES, ANSWER, 1_700_000_000.25))
+    emit(prediction_record("acs_8ph_01", None, {"memBin": 1, "source": "policy"}, 5.0))
+    mosaic, job = kept(uri)
+    expected = {
+        **{"ipst": "j8c601020", "timestamp": 1_700_000_000.25, "n_files": 17, "total_mb": 10, "instr": 0},
+        **{"bin_pred": 2, "mem_pred": 7.25, "wall_pred": 100, "kill_time": 360, "prob_2g": 0.1, "prob_64g": 0.1},
+        **{"unseen": 1, "version": "7", "source": "registry"},
+    }
+    assert {name: job[name] for name in expected} == expected
+    assert (mosaic["ipst"], mosaic["bin_pred"], mosaic["source"]) == ("acs_8ph_01", 1, "policy")
+    assert pd.isna(mosaic["n_files"]) and pd.isna(mosaic["unseen"])
+
+
+def test_threads_share_an_emitter(uri):
+    emit = open_store_emitter(uri)
+    records = [prediction_record("j8c601020", FEATURES, ANSWER, float(number)) for number in range(40)]
+    threads = [threading.Thread(target=lambda part=part: [*map(emit, records[part::4])]) for part in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [row["timestamp"] for row in kept(uri)] == [float(number) for number in range(40)]
+
+
+def test_a_file_of_many_predictions(uri, tmp_path):
+    rows = [
+        {"ipst": "j8c601020", "bin_pred": 1},
+        {"ipst": "jother010", "bin_pred": 0},
+        {"ipst": "j8c601020", "bin_pred": 3},
+    ]
+    pd.DataFrame(rows).to_parquet(tmp_path / "p.parquet")
+    assert store_predictions(tmp_path / "p.parquet", uri, "7") == 3
+    assert [(row["ipst"], row["bin_pred"], row["version"]) for row in kept(uri)] == [
+        ("j8c601020", 3, "7"),
+        ("jother010", 0, "7"),
+    ]
+
+
+def test_predict_keeps_its_answers_in_a_store(server, trained, tmp_path):
+    uri = f"sqlite:///{tmp_path}/jobs.db"
+    control = str(ROOT / "examples" / "j8c601020_MemModelFeatures.txt")
+    done = run(server, "calmlflow", "predict", "j8c601020", "--control", control, "--emit", uri)
+    assert done.returncode == 0, done.stderr
+    (row,) = kept(uri)
+    answer = json.loads(done.stdout)
+    assert (row["bin_pred"], row["wall_pred"], row["version"]) == (
+        answer["memBin"],
+        answer["clockTime"],
+        answer["version"],
+    )
+
+
+def test_a_store_that_is_away_costs_no_answer(server, tmp_path):
+    uri = "postgresql://postgres@127.0.0.1:1/jobs"
+    done = run(server, "calmlflow", "predict", "acs_8ph_01", "--emit", uri)
+    assert (done.returncode, json.loads(done.stdout)["source"]) == (0, "policy")
+    assert "was not kept" in done.stderr
+
+
+def test_many_jobs_from_a_store_into_a_store(server, trained, tmp_path):
+    uri = f"sqlite:///{tmp_path}/jobs.db"
+    assert run(server, "calmlflow", "jobs", "copy", "sample:300", uri).returncode == 0
+    done = run(server, "python", "-m", "entrypoints.predict", "--data", uri, "--output", uri)
+    assert done.returncode == 0, done.stderr
+    assert "300 jobs answered" in done.stdout
+    rows = pd.DataFrame(kept(uri))
+    assert len(rows) == 300
+    assert rows["version"].unique().tolist() == [str(rows["version"].iloc[0])]
+    assert rows[["prob_2g", "prob_8g", "prob_16g", "prob_64g"]].sum(axis=1).between(0.999, 1.001).all()
+    with closing(open_store(uri)) as store:
+        assert store.count(QUARANTINE) == 0

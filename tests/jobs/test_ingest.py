@@ -1,0 +1,378 @@
+"""Finished jobs from a real S3 server into a real store: nothing is lost, whatever is in the bucket."""
+
+import json
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.jobs import ingest as module
+from calmlflow.jobs.finished import (
+    BAD_CONTROL,
+    BAD_METRICS,
+    FILE_MISSING,
+    NO_DATASET,
+    STEP_FAILED,
+    Found,
+    Refused,
+    read_finished,
+)
+from calmlflow.jobs.ingest import Ingested, ingest
+from calmlflow.jobs.quarantine import IMPOSSIBLE, dismiss_open, list_open
+from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, QUARANTINE, Store
+from calmlflow.jobs.stores.sql import open_sql
+from calmlflow.storage.s3 import new_client
+from tests.samples.ingest_samples import bad_line, control, metrics, name_of, put, put_job
+
+
+@pytest.fixture
+def bucket(s3) -> str:
+    name = f"jobs-{uuid.uuid4().hex[:12]}"
+    s3.create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def store(tmp_path) -> Iterator[Store]:
+    opened = open_sql(f"sqlite:///{tmp_path}/jobs.db", create=True)
+    yield opened
+    opened.close()
+
+
+def rows(store: Store, table) -> pd.DataFrame:
+    return pd.concat(store.read(table), ignore_index=True) if store.count(table) else pd.DataFrame()
+
+
+def open_entries(store: Store) -> pd.DataFrame:
+    found = rows(store, QUARANTINE)
+    return found[found["resolved_at"].isna()].set_index("ipst") if len(found) else found
+
+
+def nothing_lost(store: Store, found: Ingested, names: set[str]) -> None:
+    """Every dataset of the bucket is stored, quarantined or pending, and the counts say so."""
+    stored = {name for table in (JOBS, MOSAICS) if store.count(table) for name in rows(store, table)["ipst"]}
+    quarantined = set(open_entries(store).index)
+    assert stored | quarantined | set(found.pending) == names
+    assert found.total == len(names)
+
+
+def test_a_job_becomes_a_record(s3, bucket, store):
+    put_job(s3, bucket, "j8c601020", process=metrics("1:00:30.99", 1_500_000), preview=metrics("0:59.99", 200_000))
+    written = s3.head_object(Bucket=bucket, Key="outputs/j8c601020/preview_metrics.txt")["LastModified"]
+    found = ingest(store, bucket)
+    assert vars(found.counts) == {"stored": 1, "updated": 0, "unchanged": 0, "older": 0, "quarantined": 0}
+    (record,) = rows(store, JOBS).to_dict("records")
+    expected = {
+        **{"n_files": 17, "total_mb": 10, "drizcorr": 1, "pctecorr": 0, "crsplit": 0, "subarray": 0, "detector": 0},
+        **{"dtype": 1, "instr": 0, "wallclock": 3630 + 59 + 1, "memory": 1.7, "mem_bin": 0},
+    }
+    assert {name: record[name] for name in expected} == expected
+    assert record["timestamp"] == int(written.timestamp())
+
+
+BROKEN = {
+    "jfailed0q": ({"process": metrics(status=1)}, STEP_FAILED),
+    "jkilled0q": ({"preview": "Command terminated by signal 9\n" + metrics()}, STEP_FAILED),
+    "jnoview0q": ({"preview": None}, FILE_MISSING),
+    "jnoctrl0q": ({"control": None}, FILE_MISSING),
+    "jempty00q": ({"process": ""}, BAD_METRICS),
+    "jbinary0q": ({"process": bytes(range(256))}, BAD_METRICS),
+    "jgerman0q": ({"process": "\tVerstrichene Zeit: 0:01.00\n\tBeendigungsstatus: 0\n"}, BAD_METRICS),
+    "jhuge000q": ({"process": b" " * 1_048_577}, BAD_METRICS),
+    "jtwice00q": ({"control": control() + "n_files=18\n"}, BAD_CONTROL),
+    "jnofile0q": ({"control": "total_mb=3\n"}, BAD_CONTROL),
+    "jctrlbinq": ({"control": b"\xff\xfe\x00"}, BAD_CONTROL),
+    "jcontain0": ({"process": metrics(resident_kb=50_000), "preview": metrics(resident_kb=50_000)}, IMPOSSIBLE),
+    "x00000000": ({}, NO_DATASET),
+    "not-a-job": ({}, NO_DATASET),
+    "J8C601020": ({}, NO_DATASET),
+}
+SOUND = {
+    "jcrlf000q": {"control": control().replace("\n", "\r\n")},
+    "junknown0": {"control": control(FILTER="F606W", NOISE="1")},
+    "jdouble0q": {"control": control() + "DETECTOR=SBC\n"},
+    "jlatin00q": {"process": metrics().replace("runcal", "caf\u00e9").encode("latin-1")},
+}
+
+
+def test_whatever_is_in_the_bucket_is_stored_or_told(s3, bucket, store):
+    for name, (files, _) in BROKEN.items():
+        put_job(s3, bucket, name, **files)
+    for name, files in SOUND.items():
+        put_job(s3, bucket, name, **files)
+    found = ingest(store, bucket)
+    nothing_lost(store, found, {*BROKEN, *SOUND})
+    assert set(rows(store, JOBS)["ipst"]) == set(SOUND)
+    entries = open_entries(store)
+    assert entries["kind"].to_dict() == {name: kind for name, (_, kind) in BROKEN.items()}
+    assert found.reasons == pd.Series([kind for _, kind in BROKEN.values()]).value_counts().to_dict()
+    assert entries["reason"].str.len().max() < 300
+    assert entries["source"].unique().tolist() == [f"s3://{bucket}"]
+    shown = json.loads(entries.loc["jfailed0q", "record"])
+    assert shown["process_metrics.txt"] == metrics(status=1)
+
+
+def test_a_mosaic_has_a_table_of_its_own(s3, bucket, store):
+    put_job(s3, bucket, "acs_8ph_01", control=None)
+    put(s3, bucket, "outputs/acs_8ph_01/drizzled.fits", b"x" * 5_000_000)
+    assert ingest(store, bucket).counts.stored == 1
+    (mosaic,) = rows(store, MOSAICS).to_dict("records")
+    size = 5_000_000 + len(metrics()) + len(metrics("0:05.00", 100_000))
+    assert (mosaic["wallclock"], mosaic["memory"], mosaic["disk"]) == (36, 0.5, size / 1e9)
+    assert store.count(JOBS) == 0
+
+
+def test_the_same_again_is_known_and_read_again_unchanged(s3, bucket, store):
+    for number in range(7):
+        put_job(s3, bucket, name_of(number))
+    assert ingest(store, bucket).counts.stored == 7
+    before = rows(store, JOBS)
+    again = ingest(store, bucket)
+    assert (again.known, again.counts.total, again.total) == (7, 0, 7)
+    again = ingest(store, bucket, "all")
+    assert (again.counts.unchanged, again.total) == (7, 7)
+    again = ingest(store, bucket, [name_of(3), name_of(3)])
+    assert (again.counts.unchanged, again.total) == (1, 1)
+    pd.testing.assert_frame_equal(rows(store, JOBS), before)
+    assert store.count(HISTORY) == 0
+
+
+def test_newer_targets_win_and_the_older_ones_are_kept(s3, bucket, store):
+    put_job(s3, bucket, "j8c601020")
+    ingest(store, bucket)
+    (first,) = rows(store, JOBS).to_dict("records")
+    put(s3, bucket, "outputs/j8c601020/process_metrics.txt", metrics("0:50.00", 900_000))
+    assert ingest(store, bucket, ["j8c601020"]).counts.updated == 1
+    (second,) = rows(store, JOBS).to_dict("records")
+    assert (second["wallclock"], second["memory"]) == (50 + 5 + 1, 1.0)
+    (kept,) = rows(store, HISTORY).to_dict("records")
+    assert {name: kept[name] for name in ("wallclock", "memory", "timestamp")} == {
+        name: first[name] for name in ("wallclock", "memory", "timestamp")
+    }
+    assert kept["replaced_at"] >= first["stored_at"]
+
+
+def age_entries(store: Store, seconds: int) -> None:
+    entries = rows(store, QUARANTINE)
+    store.put(QUARANTINE, entries.assign(last_seen=entries["last_seen"] - seconds))
+
+
+def test_the_quarantine_is_looked_at_again_when_files_have_changed(s3, bucket, store, monkeypatch):
+    put_job(s3, bucket, "j8c601020", preview=None)
+    put_job(s3, bucket, "jother020", process=metrics(status=2))
+    assert ingest(store, bucket).counts.quarantined == 2
+    # As if the clocks agreed, and the entries came long after the files.
+    monkeypatch.setattr(module, "CLOCKS_APART_S", 0.0)
+    age_entries(store, -100)
+    assert (ingest(store, bucket).known, len(open_entries(store))) == (2, 2)
+    again = ingest(store, bucket, retry_quarantine=True)
+    assert (again.counts.quarantined, again.known) == (2, 0)
+    assert open_entries(store)["tries"].tolist() == [2, 2]
+    # What was missing is there now.
+    age_entries(store, 1000)
+    put_job(s3, bucket, "j8c601020")
+    again = ingest(store, bucket)
+    assert again.counts.stored == 1
+    assert set(open_entries(store).index) == {"jother020"}
+    resolved = rows(store, QUARANTINE).set_index("ipst").loc["j8c601020"]
+    assert resolved["resolved_at"] >= resolved["first_seen"]
+
+
+def test_a_rerun_that_fails_leaves_the_record_of_the_run_before(s3, bucket, store):
+    put_job(s3, bucket, "j8c601020")
+    ingest(store, bucket)
+    put(s3, bucket, "outputs/j8c601020/process_metrics.txt", metrics(status=1))
+    assert ingest(store, bucket, ["j8c601020"]).counts.quarantined == 1
+    assert store.count(JOBS) == 1
+    put(s3, bucket, "outputs/j8c601020/process_metrics.txt", metrics("0:09.00"))
+    assert ingest(store, bucket).counts.updated == 1
+    assert open_entries(store).empty
+
+
+def test_what_is_dismissed_is_settled_until_its_files_change(s3, bucket, store, monkeypatch):
+    put_job(s3, bucket, "j8c601020", process=metrics(status=1))
+    put_job(s3, bucket, "jother020", preview=None)
+    monkeypatch.setattr(module, "CLOCKS_APART_S", 0.0)
+    ingest(store, bucket)
+    age_entries(store, -100)
+    assert [entry["ipst"] for entry in list_open(store)] == ["j8c601020", "jother020"]
+    assert [entry["ipst"] for entry in dismiss_open(store, STEP_FAILED)] == ["j8c601020"]
+    assert [entry["ipst"] for entry in list_open(store)] == ["jother020"]
+    assert ingest(store, bucket).known == 2
+    assert ingest(store, bucket, retry_quarantine=True).counts.quarantined == 1
+    put_job(s3, bucket, "j8c601020")
+    age_entries(store, 1000)
+    assert ingest(store, bucket).counts.stored == 1
+
+
+def test_a_failure_in_another_bucket_hides_nothing(s3, bucket, store, monkeypatch):
+    put_job(s3, bucket, "j8c601020", process=metrics(status=1))
+    ingest(store, bucket)
+    monkeypatch.setattr(module, "CLOCKS_APART_S", 0.0)
+    age_entries(store, -100)
+    other = f"{bucket}-ops"
+    s3.create_bucket(Bucket=other)
+    put_job(s3, other, "j8c601020")
+    assert ingest(store, other).counts.stored == 1
+
+
+def test_figures_that_cannot_be_true_are_one_entry_and_are_read_again_when_they_change(s3, bucket, store, monkeypatch):
+    small = {"process": metrics(resident_kb=50_000), "preview": metrics(resident_kb=50_000)}
+    put_job(s3, bucket, "j8c601020", **small)
+    put_job(s3, bucket, "acs_8ph_01", **small, control=None)
+    monkeypatch.setattr(module, "CLOCKS_APART_S", 0.0)
+    assert ingest(store, bucket).reasons == {IMPOSSIBLE: 2}
+    age_entries(store, -100)
+    assert ingest(store, bucket).known == 2
+    put(s3, bucket, "outputs/j8c601020/process_metrics.txt", metrics("0:07.00", resident_kb=60_000))
+    age_entries(store, 1000)
+    assert ingest(store, bucket).reasons == {IMPOSSIBLE: 2}
+    assert store.count(QUARANTINE) == 2
+    put_job(s3, bucket, "j8c601020")
+    age_entries(store, 1000)
+    assert ingest(store, bucket).counts.stored == 1
+    assert set(open_entries(store).index) == {"acs_8ph_01"}
+
+
+def test_what_is_mended_between_reading_and_storing_is_read_again(s3, bucket, store, monkeypatch):
+    put_job(s3, bucket, "j8c601020", preview=None)
+    monkeypatch.setattr(module, "CLOCKS_APART_S", 0.0)
+    keep = module.keep
+
+    def late(*words, **options):
+        put_job(s3, bucket, "j8c601020")
+        monkeypatch.setattr(module, "keep", keep)
+        return keep(*words, **options)
+
+    monkeypatch.setattr(module, "keep", late)
+    # S3 tells whole seconds: as if reading had begun some before the file was put there.
+    begun = time.time() - 5
+    monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: begun, perf_counter=time.perf_counter))
+    assert ingest(store, bucket).counts.quarantined == 1
+    assert ingest(store, bucket).counts.stored == 1
+
+
+def test_metrics_of_the_real_time(s3, bucket, store, tmp_path):
+    files = {}
+    for step, command in (("process", "sleep 1.2"), ("preview", "exit 0")):
+        path = tmp_path / step
+        subprocess.run(["/usr/bin/time", "--verbose", "--output", path, "sh", "-c", command], check=True)
+        files[step] = path.read_bytes()
+    # A shell of two megabytes is no container: the record cannot be true, and is told.
+    put_job(s3, bucket, "j8c601020", **files)
+    put_job(s3, bucket, "jfalse00q", process=b"Command exited with non-zero status 3\n" + files["process"])
+    found = ingest(store, bucket)
+    assert found.reasons == {IMPOSSIBLE: 2}
+    record = json.loads(open_entries(store).loc["j8c601020", "record"])
+    assert record["wallclock"] == 2
+    assert 0 < record["memory"] < 0.2
+
+
+def test_an_unknown_bucket_is_told_and_nothing_is_quarantined(tracking, store):
+    for datasets in (["j8c601020", "acs_8ph_01"], "new"):
+        with pytest.raises(InputError, match=r"^s3://no-such-bucket/.* cannot be .* \(NoSuchBucket\); expected"):
+            ingest(store, "no-such-bucket", datasets)
+    assert store.count(QUARANTINE) == 0
+
+
+# -- A bad line -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def through(server, tracking, monkeypatch):
+    """A client of the S3 server through a line."""
+
+    def connect(uri: str):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", uri)
+        monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
+        return new_client(connections=32)
+
+    return connect
+
+
+def test_busy_every_third_time_is_tried_again(server, s3, bucket, store, through):
+    for number in range(20):
+        put_job(s3, bucket, name_of(number))
+    with bad_line(server.s3_endpoint, lambda number, _: ("500", "", "", "503", "", "")[number % 6]) as line:
+        found = ingest(store, bucket, client=through(line.uri))
+    assert line.spoiled >= 20
+    assert (found.counts.stored, found.pending) == (20, {})
+
+
+def test_content_that_breaks_off_is_read_again(server, s3, bucket, store, through):
+    for number in range(20):
+        put_job(s3, bucket, name_of(number))
+    with bad_line(
+        server.s3_endpoint, lambda number, request: "cut" if number % 4 == 3 and b"metrics" in request else ""
+    ) as line:
+        found = ingest(store, bucket, client=through(line.uri))
+    assert line.spoiled >= 5
+    nothing_lost(store, found, {name_of(number) for number in range(20)})
+    again = ingest(store, bucket, client=through(server.s3_endpoint))
+    assert (store.count(JOBS), again.pending) == (20, {})
+
+
+def test_what_cannot_be_read_is_pending_and_stored_the_next_time(server, s3, bucket, store, through):
+    for number in range(9):
+        put_job(s3, bucket, name_of(number))
+    name = name_of(4).encode()
+    with bad_line(server.s3_endpoint, lambda _, request: "503" if name in request else "") as line:
+        found = ingest(store, bucket, client=through(line.uri))
+    assert (found.counts.stored, set(found.pending)) == (8, {name_of(4)})
+    assert found.pending[name_of(4)].startswith(f"s3://{bucket}/outputs/{name_of(4)}/process_metrics.txt cannot be")
+    assert store.count(QUARANTINE) == 0
+    again = ingest(store, bucket, client=through(server.s3_endpoint))
+    assert (again.counts.stored, again.known, again.pending) == (1, 8, {})
+
+
+def test_a_dead_store_fails_the_command(tmp_path, s3, bucket, store, monkeypatch):
+    put_job(s3, bucket, name_of(1))
+    Path(tmp_path, "jobs.db").unlink()
+    Path(tmp_path, "jobs.db").mkdir()
+    store.close()
+    with pytest.raises(CalmlflowError, match=r"jobs\.db cannot be read .*; expected a database"):
+        ingest(store, bucket)
+
+
+class Fake:
+    """Answers with given contents; what a bucket may hold is tried a hundred times here."""
+
+    def __init__(self, contents: dict[str, bytes]):
+        self.contents = contents
+
+    def get_object(self, Bucket: str, Key: str):
+        import io
+        from datetime import UTC, datetime
+
+        content = self.contents[Key.rpartition("/")[2]]
+        body = io.BytesIO(content)
+        return {"ContentLength": len(content), "Body": body, "LastModified": datetime(2026, 1, 1, tzinfo=UTC)}
+
+
+LINES = st.lists(st.one_of(st.text(max_size=30), st.sampled_from((metrics() + control()).split("\n"))), max_size=30)
+CONTENT = st.one_of(st.binary(max_size=300), LINES.map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass")))
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(CONTENT, CONTENT, CONTENT, st.sampled_from(["j8c601020", "acs_8ph_01x", "\udcff", "", "i" * 9]))
+def test_any_content_is_a_record_or_a_reason(process, preview, keys, name):
+    contents = {
+        "process_metrics.txt": process,
+        "preview_metrics.txt": preview,
+        f"{name}_MemModelFeatures.txt": keys,
+    }
+    outcome = read_finished(Fake(contents), "bucket", name)
+    assert isinstance(outcome, Found | Refused)
+    if isinstance(outcome, Refused):
+        assert outcome.kind in (BAD_CONTROL, BAD_METRICS, NO_DATASET, STEP_FAILED)
+        assert 0 < len(outcome.reason) < 500
+    else:
+        assert outcome.record["wallclock"] >= 1

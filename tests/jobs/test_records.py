@@ -1,0 +1,255 @@
+"""Job records: which rows are valid, and what is said of the others (design 4.4)."""
+
+from bisect import bisect_right
+from decimal import Decimal
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calmlflow.errors import InputError
+from calmlflow.jobs.records import COLUMNS, RECORDS, check_records
+
+ROW = {
+    "ipst": "j8c601020",
+    "timestamp": 1_620_740_441,
+    "n_files": 5,
+    "total_mb": 94.0,
+    "drizcorr": 1,
+    "pctecorr": 1,
+    "crsplit": 2,
+    "subarray": 0,
+    "detector": 1,
+    "dtype": 1,
+    "instr": 0,
+    "wallclock": 126.0,
+    "memory": 1.17,
+    "mem_bin": 0,
+}
+# Column -> cells that break its own rule.
+NO_NUMBERS = [None, np.nan, np.inf, -np.inf, "", "many", "1_0", True, [1], Decimal("NaN"), pd.Timestamp(0), 10**400]
+BROKEN = {
+    "ipst": [None, "", "j8c60102", "j8c6010200", "x8c601020", "j8c6010_0", "acs_8ph_01", "skycell-p0797x14y06", 7],
+    "timestamp": [*NO_NUMBERS, -1, 0.5, 1_620_740_441_000],
+    "n_files": [*NO_NUMBERS, 0, -1, 1.5, "1.5", 1_000_001],
+    "total_mb": [*NO_NUMBERS, -0.1, 1.1e9],
+    "drizcorr": [*NO_NUMBERS, -1, 2, 0.5],
+    "pctecorr": [*NO_NUMBERS, 2],
+    "crsplit": [*NO_NUMBERS, 3, -1, 1.5],
+    "subarray": [*NO_NUMBERS, 2],
+    "detector": [*NO_NUMBERS, 2],
+    "dtype": [*NO_NUMBERS, 2],
+    "instr": [*NO_NUMBERS, 4, -1],
+    "wallclock": [*NO_NUMBERS, 0, -5, 1.1e7],
+    "memory": [*NO_NUMBERS, -1, 0, 0.199999, 1000.1],
+    "mem_bin": [*NO_NUMBERS, 4, -1],
+}
+BROKEN_CELLS = [(column, cell) for column, cells in BROKEN.items() for cell in cells]
+
+
+def table(*rows: dict) -> pd.DataFrame:
+    return pd.DataFrame(list(rows), dtype=object)
+
+
+def reason_of(cell: object, column: str) -> str:
+    """The reason found for one row that breaks one rule, beside a valid row."""
+    checked = check_records(table(ROW, {**ROW, "ipst": "jother010", column: cell}), "test")
+    assert len(checked.valid) == 1
+    return checked.quarantine["reason"].item()
+
+
+@st.composite
+def valid_rows(draw):
+    letter = draw(st.sampled_from("jloi"))
+    name = letter + draw(st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=8, max_size=8))
+    bit = st.integers(0, 1)
+    memory = draw(st.floats(0.2, 60))
+    return {
+        "ipst": name,
+        "timestamp": draw(st.integers(0, 2_000_000_000)),
+        "n_files": draw(st.integers(1, 200)),
+        "total_mb": float(draw(st.integers(0, 3000))),
+        "drizcorr": draw(bit),
+        "pctecorr": draw(bit),
+        "crsplit": draw(st.integers(0, 2)),
+        "subarray": draw(bit),
+        "detector": draw(bit),
+        "dtype": 1 if name[-1] == "0" else 0,
+        "instr": "jloi".index(letter),
+        "wallclock": draw(st.floats(0.5, 172_800)),
+        "memory": memory,
+        "mem_bin": bisect_right([1.792, 7.168, 14.336], memory),
+    }
+
+
+UNIQUE_ROWS = st.lists(valid_rows(), min_size=1, max_size=8, unique_by=lambda row: row["ipst"])
+
+
+def test_dtypes_columns_and_index():
+    frame = pd.DataFrame([{**ROW, "bin_pred": 3}, {**ROW, "ipst": "ib0101xyq", "dtype": 0, "instr": 3}], index=[7, 7])
+    valid = check_records(frame, "test").valid
+    assert tuple(valid.columns) == COLUMNS
+    assert valid["ipst"].tolist() == ["j8c601020", "ib0101xyq"]
+    assert isinstance(valid.index, pd.RangeIndex)
+    floats = {"total_mb", "wallclock", "memory"}
+    assert {c: str(valid[c].dtype) for c in COLUMNS[1:]} == {
+        c: "float64" if c in floats else "int64" for c in COLUMNS[1:]
+    }
+    RECORDS.validate(valid)
+
+
+@settings(deadline=None, max_examples=50)
+@given(UNIQUE_ROWS)
+def test_valid_rows_pass_unchanged_and_pass_again(rows):
+    frame = pd.DataFrame(rows)
+    once = check_records(frame, "test")
+    assert once.quarantine.empty
+    assert once.reasons() == {}
+    pd.testing.assert_frame_equal(once.valid, frame.astype({"ipst": "str"}))
+    pd.testing.assert_frame_equal(check_records(once.valid, "test").valid, once.valid)
+
+
+@settings(deadline=None, max_examples=40)
+@given(UNIQUE_ROWS, st.data())
+def test_every_row_comes_out_once_and_reasons_name_the_broken_columns(rows, data):
+    broken: list[set[str]] = []
+    for row in rows:
+        cells = dict(data.draw(st.lists(st.sampled_from(BROKEN_CELLS), max_size=3)))
+        row.update(cells)
+        broken.append(set(cells))
+    frame = table(*rows, {**ROW, "ipst": "j9sound90"}).assign(row=range(len(rows) + 1))
+    checked = check_records(frame, "test")
+    assert len(checked.valid) + len(checked.quarantine) == len(frame)
+    found = dict(zip(checked.quarantine["row"], checked.quarantine["reason"], strict=True))
+    assert found.keys() == {number for number, columns in enumerate(broken) if columns}
+    for number, reason in found.items():
+        assert {part.split()[0] for part in reason.split("; ")} == broken[number]
+    # The quarantine keeps what came.
+    pd.testing.assert_frame_equal(checked.quarantine.drop(columns="reason"), frame.loc[checked.quarantine.index])
+
+
+@pytest.mark.parametrize(("column", "cell"), BROKEN_CELLS, ids=lambda value: str(value)[:20])
+def test_a_broken_cell_gives_reasons_of_its_column_only(column, cell):
+    assert {part.split()[0] for part in reason_of(cell, column).split("; ")} == {column}
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "reason"),
+    [
+        ("memory", 0.02, "memory is under 0.2 GB, which the container alone needs"),
+        ("n_files", 2.5, "n_files is not a whole number, 1 to 1000000"),
+        ("crsplit", 3, "crsplit is not a whole number, 0 to 2"),
+        ("wallclock", 0, "wallclock is not a number of seconds above 0, 10000000 at most"),
+        ("dtype", 0, "dtype is not that of the last character of ipst"),
+        ("instr", 3, "instr is not that of the first letter of ipst"),
+        ("mem_bin", 1, "mem_bin is not the bin that memory needs"),
+        ("memory", 1.792, "mem_bin is not the bin that memory needs"),
+        ("ipst", "l8c601020", "instr is not that of the first letter of ipst"),
+        ("ipst", "j8c60102q", "dtype is not that of the last character of ipst"),
+        ("ipst", "n8c601020", "ipst is no nine-character dataset name of ACS, COS, STIS, WFC3"),
+    ],
+)
+def test_reasons(column, cell, reason):
+    assert reason_of(cell, column) == reason
+
+
+def test_reasons_of_a_row_are_joined_and_counted():
+    bad = {**ROW, "n_files": 0, "memory": 0.1}
+    checked = check_records(table(ROW, {**bad, "ipst": "ja"}, bad, {**ROW, "n_files": -3}), "test")
+    assert checked.quarantine["reason"].str.count("; ").tolist() == [2, 1, 0]
+    assert checked.reasons() == {
+        "n_files is not a whole number, 1 to 1000000": 3,
+        "memory is under 0.2 GB, which the container alone needs": 2,
+        "ipst is no nine-character dataset name of ACS, COS, STIS, WFC3": 1,
+    }
+    assert list(checked.reasons().values()) == [3, 2, 1]
+
+
+@pytest.mark.parametrize(("given_mb", "kept_mb"), [(93.6, 94), (0.4, 0), (2.5, 2), (3.5, 4), ("93.6", 94)])
+def test_total_mb_is_rounded_as_the_features_are(given_mb, kept_mb):
+    checked = check_records(table({**ROW, "total_mb": given_mb}), "test")
+    assert checked.valid["total_mb"].tolist() == [kept_mb]
+
+
+def test_names_are_folded():
+    assert check_records(table({**ROW, "ipst": " J8C601020\n"}), "test").valid["ipst"].tolist() == ["j8c601020"]
+
+
+def test_numbers_may_be_text():
+    as_text = table({column: str(cell) for column, cell in ROW.items()})
+    pd.testing.assert_frame_equal(check_records(as_text, "a").valid, check_records(table(ROW), "b").valid)
+
+
+def test_memory_tells_a_missing_mem_bin():
+    memories = [0.2, 1.791, 1.792, 7.168, 14.335, 14.336, 60]
+    rows = [{**ROW, "ipst": f"j8c60{n}020", "memory": memory} for n, memory in enumerate(memories)]
+    frame = pd.DataFrame([*rows, {**ROW, "memory": np.nan}]).drop(columns="mem_bin")
+    checked = check_records(frame, "test")
+    assert checked.valid["mem_bin"].tolist() == [0, 0, 1, 2, 2, 3, 3]
+    assert checked.reasons() == {"memory is not a number of GB, 0 to 1000": 1}
+
+
+def test_a_missing_timestamp_is_0_and_the_last_of_a_name_counts():
+    frame = pd.DataFrame([{**ROW, "n_files": 1}, {**ROW, "n_files": 2}]).drop(columns="timestamp")
+    valid = check_records(frame, "test").valid
+    assert valid[["timestamp", "n_files"]].to_numpy().tolist() == [[0, 2]]
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.booleans()), min_size=1, max_size=12).filter(
+        lambda jobs: any(sound for _, _, sound in jobs)
+    )
+)
+def test_the_newest_valid_record_of_a_name_counts(jobs):
+    rows = [
+        {**ROW, "ipst": f"j8c601{name}20", "timestamp": timestamp, "n_files": number, "crsplit": 0 if sound else 9}
+        for number, (name, timestamp, sound) in enumerate(jobs, start=1)
+    ]
+    newest: dict[str, tuple[int, int]] = {}
+    for number, (name, timestamp, sound) in enumerate(jobs, start=1):
+        if sound:
+            newest[name] = max(newest.get(name, (-1, -1)), (timestamp, number))
+    checked = check_records(pd.DataFrame(rows), "test")
+    assert checked.valid["n_files"].tolist() == sorted(number for _, number in newest.values())
+    superseded = sum(sound for _, _, sound in jobs) - len(newest)
+    expected = {"ipst is superseded by another record of the same name": superseded} if superseded else {}
+    found = checked.reasons()
+    found.pop("crsplit is not a whole number, 0 to 2", None)
+    assert found == expected
+
+
+def test_missing_columns_are_named():
+    frame = table(ROW).drop(columns=["n_files", "memory", "mem_bin", "timestamp"])
+    with pytest.raises(InputError, match=r"^jobs\.csv has no column n_files, memory; expected the columns ipst, "):
+        check_records(frame, "jobs.csv")
+
+
+def test_a_column_that_is_there_twice():
+    frame = pd.concat([table(ROW), table(ROW)[["memory"]]], axis=1)
+    with pytest.raises(InputError, match=r"^jobs\.csv has more than one column memory; "):
+        check_records(frame, "jobs.csv")
+
+
+def test_no_valid_record():
+    rows = [{**ROW, "memory": 0.1}, {**ROW, "memory": 0.1}, {**ROW, "instr": 1}]
+    with pytest.raises(InputError) as caught:
+        check_records(pd.DataFrame(rows), "jobs.csv")
+    assert str(caught.value) == (
+        "jobs.csv holds 3 records, all quarantined: 2 x memory is under 0.2 GB, which the container alone needs; "
+        "1 x instr is not that of the first letter of ipst; expected at least one valid job record"
+    )
+
+
+def test_an_empty_table():
+    with pytest.raises(InputError, match=r"^jobs\.csv holds no records at all; "):
+        check_records(pd.DataFrame(columns=list(COLUMNS)), "jobs.csv")
+
+
+def test_the_input_is_left_alone():
+    frame = table({**ROW, "total_mb": 93.6}, {**ROW, "n_files": 0})
+    before = frame.copy(deep=True)
+    check_records(frame, "test")
+    pd.testing.assert_frame_equal(frame, before)

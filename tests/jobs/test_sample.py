@@ -1,0 +1,189 @@
+"""The synthetic sample, held against the figures it is drawn from."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import calmlflow.jobs
+from calmlflow.errors import InputError
+from calmlflow.hst.features import FEATURES
+from calmlflow.jobs.records import COLUMNS, check_records
+from calmlflow.jobs.sample import draw_sample
+
+KEYS = ["instr", "detector", "dtype", "drizcorr", "pctecorr", "subarray"]
+N = 20_000
+
+
+@pytest.fixture(scope="module")
+def regimes() -> pd.DataFrame:
+    return pd.read_csv(Path(calmlflow.jobs.__file__).parent / "regimes.csv").set_index(KEYS)
+
+
+@pytest.fixture(scope="module")
+def sample() -> pd.DataFrame:
+    return draw_sample()
+
+
+@pytest.fixture(scope="module")
+def joined(sample, regimes) -> pd.DataFrame:
+    """The sample, and beside each job its regime's figures."""
+    return sample.join(regimes, on=KEYS)
+
+
+def residual(joined: pd.DataFrame, target: str) -> pd.Series:
+    """Standardised: normal with mean 0 and standard deviation 1 where no bound cuts it."""
+    fit = joined[f"log_{target}_intercept"] + joined[f"log_{target}_slope"] * np.log(1 + joined["total_mb"])
+    return (np.log(joined[target]) - fit) / joined[f"log_{target}_sd"]
+
+
+def uncut(joined: pd.DataFrame) -> pd.DataFrame:
+    """Jobs of large regimes, all of whose rows lie far from every bound, where rounding to seconds does no harm."""
+    margins = []
+    for target, low, high in (("memory", 0.2, 57), ("wallclock", 5, 172_800)):
+        fit = joined[f"log_{target}_intercept"] + joined[f"log_{target}_slope"] * np.log(1 + joined["total_mb"])
+        sd = joined[f"log_{target}_sd"]
+        margins.append(((fit - np.log(low)) / sd > 4) & ((np.log(high) - fit) / sd > 4))
+    slow = joined["wallclock"] > 20
+    sound = (margins[0] & margins[1] & slow).groupby([joined[key] for key in KEYS]).transform("all")
+    large = joined.groupby(KEYS)["ipst"].transform("size") > 300
+    return joined[sound & large]
+
+
+def test_every_record_is_valid(sample):
+    checked = check_records(sample, "sample")
+    assert checked.quarantine.empty
+    pd.testing.assert_frame_equal(checked.valid, sample)
+    assert len(sample) == N
+
+
+def test_the_same_size_and_seed_give_the_same_records(sample):
+    pd.testing.assert_frame_equal(draw_sample(N, 0), sample)
+    pd.testing.assert_frame_equal(draw_sample(50, 3), draw_sample(50, 3))
+    assert not draw_sample(50, 4)["memory"].equals(draw_sample(50, 3)["memory"])
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 300), st.integers(0, 2**63))
+def test_any_size_and_seed(n, seed):
+    sample = draw_sample(n, seed)
+    assert tuple(sample.columns) == COLUMNS
+    assert len(sample) == n
+    assert check_records(sample, "sample").quarantine.empty
+    assert sample["memory"].between(0.2, 57).all()
+    assert sample["wallclock"].between(5, 172_800).all()
+    assert np.bincount(sample["mem_bin"], minlength=4).min() >= min(5, n // 10)
+
+
+@pytest.mark.parametrize("n", [40, 500, 20_000])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_all_four_bins(n, seed):
+    assert np.bincount(draw_sample(n, seed)["mem_bin"], minlength=4).min() >= min(5, n // 10)
+
+
+def test_the_mix_of_bins_is_the_archives(sample):
+    """35,394, 9,352, 136 and 34 of 44,916 real jobs; the regimes' fits are log-normal, which the archive is not."""
+    shares = np.bincount(sample["mem_bin"], minlength=4) / N
+    assert shares[0] == pytest.approx(35_394 / 44_916, abs=0.04)
+    assert shares[1] == pytest.approx(9_352 / 44_916, abs=0.04)
+    assert 0.5 < shares[2] / (136 / 44_916) < 2
+    assert 0.3 < shares[3] / (34 / 44_916) < 3
+
+
+def test_every_regime_has_its_share(sample, regimes):
+    counts = sample.groupby(KEYS).size().reindex(regimes.index)
+    assert len(sample.groupby(KEYS)) == 36
+    assert counts.notna().all()
+    share = regimes["share"] / regimes["share"].sum()
+    assert ((counts - N * share).abs() < 5 * np.sqrt(N * share * (1 - share))).all()
+
+
+def test_crsplit_has_its_share_in_every_regime(joined):
+    groups = joined.groupby(KEYS)
+    for value in (0, 1, 2):
+        share = groups[f"crsplit_{value}"].first()
+        count = groups["crsplit"].apply(lambda cells, value=value: (cells == value).sum())
+        size = groups.size()
+        # The figures are rounded to three places.
+        assert ((count - size * share).abs() <= 5 * np.sqrt(size * share * (1 - share)) + 0.002 * size).all()
+
+
+def test_files_follow_the_percentiles(joined):
+    large = joined[joined.groupby(KEYS)["ipst"].transform("size") > 300]
+    for _, jobs in large.groupby(KEYS):
+        figures = jobs.iloc[0]
+        assert jobs["n_files"].max() <= figures["n_files_max"]
+        assert jobs["n_files"].min() >= figures["n_files_p5"]
+        assert jobs["n_files"].median() == pytest.approx(figures["n_files_p50"], abs=1)
+        assert jobs["n_files"].quantile(0.95) == pytest.approx(figures["n_files_p95"], rel=0.15, abs=1)
+
+
+def test_megabytes_follow_the_percentiles(joined):
+    large = joined[joined.groupby(KEYS)["ipst"].transform("size") > 300]
+    for _, jobs in large.groupby(KEYS):
+        figures = jobs.iloc[0]
+        n_files = jobs["n_files"]
+        # total_mb is whole, so a size per file is known to half a megabyte over the number of files.
+        assert (jobs["total_mb"] >= n_files * figures["mb_per_file_p5"] - 0.51).all()
+        assert (jobs["total_mb"] <= n_files * figures["mb_per_file_p95"] + 0.51).all()
+        below = (jobs["total_mb"] < n_files * figures["mb_per_file_p50"] - 0.51).mean()
+        above = (jobs["total_mb"] > n_files * figures["mb_per_file_p50"] + 0.51).mean()
+        assert max(below, above) < 0.5
+
+
+@pytest.mark.parametrize("target", ["memory", "wallclock"])
+def test_targets_follow_the_fits(joined, target):
+    jobs = uncut(joined)
+    assert len(jobs) > 2_000
+    for _, group in jobs.groupby(KEYS):
+        z = residual(group, target)
+        assert abs(z.mean()) < 5 / np.sqrt(len(z))
+        assert z.std() == pytest.approx(1, abs=5 / np.sqrt(2 * len(z)))
+
+
+def test_jobs_that_need_more_memory_run_longer(joined):
+    jobs = uncut(joined)
+    correlation = np.corrcoef(residual(jobs, "memory"), residual(jobs, "wallclock"))[0, 1]
+    assert correlation == pytest.approx(0.15, abs=4 / np.sqrt(len(jobs)))
+
+
+def test_there_are_few_distinct_feature_rows(sample):
+    """822 among the 44,916 real jobs."""
+    assert 600 <= len(sample[list(FEATURES)].drop_duplicates()) <= 1_200
+
+
+def test_names_are_unique_and_say_instrument_and_association(sample):
+    assert sample["ipst"].is_unique
+    assert sample["ipst"].str.fullmatch("[jloi][a-z0-9]{7}[0q]").all()
+    assert (sample["ipst"].str[0] == sample["instr"].map(dict(enumerate("jloi")))).all()
+    assert (sample["ipst"].str.endswith("0") == (sample["dtype"] == 1)).all()
+
+
+def test_time_is_told_by_the_seed_and_not_by_the_clock(sample):
+    when = pd.to_datetime(sample["timestamp"], unit="s")
+    assert when.min() >= pd.Timestamp("2021-01-01")
+    assert when.max() < pd.Timestamp("2021-05-01")
+    assert when.max() - when.min() > pd.Timedelta(days=90)
+
+
+def test_memory_and_wallclock_stay_in_bounds(sample):
+    assert sample["memory"].between(0.2, 57).all()
+    assert sample["wallclock"].between(5, 172_800).all()
+    assert (sample["wallclock"] % 1 == 0).all()
+    # Redrawn, not cut: no heap of jobs at a bound.
+    assert (sample["memory"] == 0.2).sum() < 3
+    assert (sample["wallclock"] == 5).sum() < (sample["wallclock"] == 10).sum()
+
+
+@pytest.mark.parametrize("n", [0, -1, 5_000_001])
+def test_a_size_out_of_range(n):
+    with pytest.raises(InputError, match=rf"a sample of {n} jobs was asked for; expected 1 to 5000000"):
+        draw_sample(n)
+
+
+def test_a_negative_seed():
+    with pytest.raises(InputError, match="seed of the sample is -1; expected 0 or more"):
+        draw_sample(10, -1)

@@ -1,0 +1,406 @@
+"""Who wins, what is remembered, and what becomes of the rest: the same in any order, twice, and after a kill."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from calmlflow.jobs import upsert as keeping
+from calmlflow.jobs.quarantine import IMPOSSIBLE
+from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, QUARANTINE, Store
+from calmlflow.jobs.stores.sql import open_sql
+from calmlflow.jobs.upsert import Batch, Counts, keep, write_back
+from tests.samples.store_samples import ANSWER, contents, frame, record
+
+NAME = "j8c601020"
+SOURCE = "s3://bucket"
+
+
+@pytest.fixture
+def store(tmp_path) -> Iterator[Store]:
+    opened = open_sql(f"sqlite:///{tmp_path}/jobs.db", create=True)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def uri(request, tmp_path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/jobs.db"
+    return request.getfixturevalue("postgres_uri")
+
+
+def jobs(*records: dict) -> Batch:
+    return Batch(jobs=pd.DataFrame(list(records)))
+
+
+def refusal(ipst: str = NAME, **cells: object) -> Batch:
+    return Batch(refused=pd.DataFrame([{"ipst": ipst, "kind": "step failed", "reason": "exit status 1", **cells}]))
+
+
+def rows(store: Store, table, name: str = NAME) -> list[dict]:
+    """What a store holds of a dataset; missing cells are None."""
+    found = store.get(table, [name]).sort_values(list(table.key)).astype(object)
+    return found.where(found.notna(), None).to_dict("records")
+
+
+# -- Who wins -------------------------------------------------------------------------------------------------------
+
+
+class Names:
+    """A dataset for each example, so that one database does for all."""
+
+    number = 0
+
+    @classmethod
+    def new(cls) -> str:
+        cls.number += 1
+        return f"j{cls.number:07d}0"
+
+
+def version(name: str, timestamp: int) -> dict:
+    """A run of a dataset: one in three cannot be true, and each time has other figures."""
+    memory = 0.1 if timestamp % 3 == 0 else 1.0 + timestamp / 1000
+    return record(name, timestamp=timestamp, memory=memory, wallclock=float(timestamp))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@given(st.lists(st.lists(st.integers(1, 9), max_size=5), max_size=5))
+def test_the_order_of_arrival_does_not_matter(store, batches):
+    """Whatever order the runs of a dataset come in, and how often: expected from the runs alone."""
+    name = Names.new()
+    counts = Counts()
+    for batch in batches:
+        counts += keep(store, jobs(*(version(name, timestamp) for timestamp in batch)), "test")
+    seen = {timestamp for batch in batches for timestamp in batch}
+    valid = sorted(timestamp for timestamp in seen if timestamp % 3)
+    assert [row["timestamp"] for row in rows(store, JOBS, name)] == valid[-1:]
+    remembered = rows(store, HISTORY, name)
+    assert sorted(row["timestamp"] for row in remembered) == valid[:-1]
+    assert all(row["wallclock"] == row["timestamp"] for row in remembered)
+    assert {row["timestamp"] for row in rows(store, QUARANTINE, name)} == {t for t in seen if not t % 3}
+    assert counts.total == sum(map(len, batches))
+    assert counts.quarantined == sum(not timestamp % 3 for batch in batches for timestamp in batch)
+    assert counts.stored == bool(valid)
+
+
+def test_each_is_counted_for_what_became_of_it(store):
+    assert keep(store, jobs(version(NAME, 2), version(NAME, 4), version(NAME, 4)), "test") == Counts(
+        stored=1, older=1, unchanged=1
+    )
+    assert [row["timestamp"] for row in rows(store, HISTORY)] == [2]
+    assert keep(store, jobs(version(NAME, 4)), "test") == Counts(unchanged=1)
+    assert keep(store, jobs(version(NAME, 1)), "test") == Counts(older=1)
+    assert keep(store, jobs(version(NAME, 5), version("j8c601010", 3)), "test") == Counts(updated=1, quarantined=1)
+    # A fix of a control file changes features and not the time of the metrics.
+    assert keep(store, jobs({**version(NAME, 5), "crsplit": 1}), "test") == Counts(updated=1)
+    assert rows(store, JOBS)[0]["crsplit"] == 1
+
+
+def test_what_a_store_had_before_is_replaced_and_remembered(store):
+    """A row without a time, or with its key alone, as a table of somebody's own may hold."""
+    store.put(JOBS, frame(JOBS, [{"ipst": NAME}, {**record("j8c601010"), "timestamp": None}]))
+    assert keep(store, jobs(record(), record("j8c601010", wallclock=5.0)), "test") == Counts(updated=2)
+    assert [row["wallclock"] for row in (*rows(store, JOBS), *rows(store, JOBS, "j8c601010"))] == [126.0, 5.0]
+    assert [row["wallclock"] for row in (*rows(store, HISTORY), *rows(store, HISTORY, "j8c601010"))] == [None, 126.0]
+
+
+def test_mosaics_win_by_their_time_too(store):
+    name = "acs_8ph_01"
+    for timestamp, expected in ((5, Counts(stored=1)), (9, Counts(updated=1)), (7, Counts(older=1))):
+        mosaic = {"ipst": name, "timestamp": timestamp, "wallclock": 1.0, "memory": 2.0, "disk": None}
+        assert keep(store, Batch(mosaics=pd.DataFrame([mosaic])), "test") == expected
+    assert [row["timestamp"] for row in rows(store, MOSAICS, name)] == [9]
+
+
+# -- What trainings found out ---------------------------------------------------------------------------------------
+
+TRAINED = {**ANSWER, "split": "train", "trained_at": 1_700_000_000}
+
+
+def told(row: dict) -> dict:
+    return {name: row[name] for name in TRAINED}
+
+
+def test_answers_stay_with_their_record(store):
+    keep(store, jobs({**record(), **TRAINED}), "test", now=10)
+    assert keep(store, jobs(record()), "test", now=20) == Counts(unchanged=1)
+    (row,) = rows(store, JOBS)
+    assert (told(row), row["stored_at"]) == (TRAINED, 10)
+    # Another record has none of them; the history has, also when the older one comes again without.
+    newer = record(timestamp=1_800_000_000, wallclock=200.0)
+    assert keep(store, jobs(newer), "test", now=30) == Counts(updated=1)
+    assert set(told(rows(store, JOBS)[0]).values()) == {None}
+    for moment in (40, 50):
+        assert keep(store, jobs(record()), "test", now=moment) == Counts(older=1)
+        (row,) = rows(store, HISTORY)
+        assert (told(row), row["stored_at"], row["replaced_at"]) == (TRAINED, 10, 30)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_later_training_has_the_last_word(store, order):
+    """The earlier one's remains where the later one has none, whichever is copied first."""
+    earlier = {**record(), **TRAINED}
+    later = {**record(), "bin_pred": 3, "wall_pred": 7.5, "trained_at": 1_800_000_000}
+    counts = Counts()
+    for which in order:
+        counts += keep(store, jobs((earlier, later)[which]), "test")
+    assert (counts.stored, counts.updated) == (1, 1)
+    (row,) = rows(store, JOBS)
+    assert told(row) == {**TRAINED, "bin_pred": 3, "wall_pred": 7.5, "trained_at": 1_800_000_000}
+    assert store.count(HISTORY) == 0
+
+
+def test_a_size_that_is_not_rounded_is_the_same_record(store):
+    """As the pipeline's own table has it: what is read from it is rounded."""
+    store.put(JOBS, frame(JOBS, [{**record(total_mb=93.7), **TRAINED}]))
+    assert keep(store, jobs(record(total_mb=94.0)), "test") == Counts(unchanged=1)
+    assert told(rows(store, JOBS)[0]) == TRAINED
+    assert keep(store, jobs(record(total_mb=95.0)), "test") == Counts(updated=1)
+
+
+# -- Quarantine -----------------------------------------------------------------------------------------------------
+
+
+def test_an_entry_is_opened_tried_resolved_and_opened_anew(store):
+    def entry() -> tuple:
+        (row,) = rows(store, QUARANTINE)
+        return tuple(row[name] for name in ("first_seen", "last_seen", "tries", "resolved_at", "source", "reason"))
+
+    assert keep(store, refusal(timestamp=5), SOURCE, now=10) == Counts(quarantined=1)
+    assert entry() == (10, 10, 1, None, SOURCE, "exit status 1")
+    keep(store, refusal(timestamp=6, reason="exit status 2"), SOURCE, now=20)
+    assert entry() == (10, 20, 2, None, SOURCE, "exit status 2")
+    keep(store, jobs(record()), SOURCE, now=30)
+    assert entry() == (10, 20, 2, 30, SOURCE, "exit status 2")
+    keep(store, jobs(record()), SOURCE, now=40)
+    assert entry() == (10, 20, 2, 30, SOURCE, "exit status 2")
+    keep(store, refusal(timestamp=7), SOURCE, now=50)
+    assert entry() == (50, 50, 1, None, SOURCE, "exit status 1")
+
+
+def is_open(store: Store) -> bool:
+    return any(row["resolved_at"] is None for row in rows(store, QUARANTINE))
+
+
+def test_a_run_that_failed_later_is_not_settled_by_the_one_before(store):
+    keep(store, jobs(record(timestamp=100)), SOURCE)
+    keep(store, refusal(timestamp=200), SOURCE)
+    # The same record from elsewhere says nothing of the run that failed.
+    assert keep(store, jobs(record(timestamp=100)), "backup.csv") == Counts(unchanged=1)
+    assert is_open(store)
+    keep(store, jobs(record(timestamp=100, wallclock=5.0)), "backup.csv")
+    assert is_open(store)
+    # The bucket itself does: its failed run is gone.
+    keep(store, jobs(record(timestamp=100)), SOURCE)
+    assert not is_open(store)
+    keep(store, refusal(timestamp=200), SOURCE)
+    keep(store, jobs(record(timestamp=200)), "elsewhere")
+    assert not is_open(store)
+
+
+def test_a_table_with_a_good_and_a_bad_row_of_a_dataset_is_the_same_when_read_again(store):
+    batch = jobs(record(), record(memory=0.1))
+    for moment, tries in ((10, 1), (20, 2), (30, 3)):
+        assert keep(store, batch, "table.csv", now=moment).quarantined == 1
+        (entry,) = rows(store, QUARANTINE)
+        assert (entry["first_seen"], entry["last_seen"], entry["tries"]) == (10, moment, tries)
+        assert entry["resolved_at"] is None
+    # Without the bad row it is settled.
+    keep(store, jobs(record()), "table.csv", now=40)
+    assert not is_open(store)
+
+
+def no_constant(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@given(
+    st.sampled_from(["timestamp", "n_files", "total_mb", "wallclock", "memory", "mem_bin", "instr"]),
+    st.one_of(
+        st.none(),
+        st.just(float("nan")),
+        st.just(float("inf")),
+        st.just(10**400),
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="0123456789\u0660"), min_size=1),
+        st.lists(st.integers(), max_size=2),
+        st.dates(),
+        st.just(b"\xff"),
+        st.just(pd.NA),
+    ),
+)
+def test_a_bad_cell_of_any_kind_is_kept_with_its_reason(store, column, cell):
+    name = Names.new()
+    rest = [record(Names.new()) for _ in range(2)]
+    bad = {**record(name), column: cell}
+    counts = keep(store, Batch(jobs=pd.DataFrame([rest[0], bad, rest[1]], dtype=object)), "test")
+    assert (counts.stored, counts.quarantined) == (2, 1)
+    (entry,) = rows(store, QUARANTINE, name)
+    assert entry["kind"] == IMPOSSIBLE
+    assert entry["reason"].startswith(f"{column} is not a")
+    assert json.loads(entry["record"], parse_constant=no_constant)["ipst"] == name
+
+
+ODD = [
+    "",
+    "a\0b",
+    "\0",
+    'a"b',
+    "a'b",
+    "a,b\nc",
+    "caf\u00e9 \u2713 \U0001f600",
+    "x" * 5000,
+    "%s",
+    "nan",
+    "NULL",
+    "\ufeff",
+]
+
+
+def test_any_name_can_be_quarantined(uri):
+    store = open_sql(uri, create=True)
+    refused = pd.DataFrame([{"ipst": name, "kind": "no dataset", "reason": f"{name} is none"} for name in ODD])
+    for tries in (1, 2):
+        assert keep(store, Batch(refused=refused), SOURCE).quarantined == len(ODD)
+        found = contents(store, QUARANTINE)
+        assert found["tries"].tolist() == [tries] * len(ODD)
+    assert {name for name in ODD if "\0" not in name and len(name) < 1025} < set(found["ipst"])
+    assert found["ipst"].str.len().max() == 1024
+    # As names of rows in a table, too.
+    table = Batch(jobs=pd.DataFrame([record(name) for name in ODD]))
+    for _ in range(2):
+        assert keep(store, table, "table.csv") == Counts(quarantined=len(ODD))
+    assert store.count(QUARANTINE) == 2 * len(ODD)
+    store.close()
+
+
+def test_what_is_refused_and_what_is_stored_come_together(store):
+    """One change: where one part cannot be written, nothing is."""
+    batch = Batch(
+        jobs=pd.DataFrame([record(), record("j8c601010", memory=0.1)]),
+        refused=pd.DataFrame([{"ipst": "x", "kind": "k", "reason": "r", "timestamp": "soon"}]),
+    )
+    with pytest.raises(ValueError, match="table quarantine, column timestamp: a cell is 'soon'; expected a whole"):
+        keep(store, batch, "test")
+    assert [store.count(table) for table in (JOBS, QUARANTINE)] == [0, 0]
+
+
+# -- Write back -----------------------------------------------------------------------------------------------------
+
+
+def trained(*records: dict, **answers: object) -> pd.DataFrame:
+    return pd.DataFrame(list(records)).assign(**answers)
+
+
+def test_one_networks_training_leaves_the_others_answers(store):
+    keep(store, jobs({**record(), **TRAINED}), "test", now=10)
+    assert write_back(store, trained(record(), bin_pred=2, split="test"), 1_800_000_000) == (1, 0)
+    (row,) = rows(store, JOBS)
+    assert told(row) == {**TRAINED, "bin_pred": 2, "split": "test", "trained_at": 1_800_000_000}
+    assert row["stored_at"] == 10
+
+
+def test_records_that_have_changed_or_gone_are_left_alone(store):
+    keep(store, jobs(record(), record("j8c601010"), record("j8c601030")), "test")
+    keep(store, jobs(record("j8c601010", timestamp=1_800_000_000, memory=1.2)), "test")
+    rows_before = rows(store, JOBS, "j8c601010")
+    found = trained(record(), record("j8c601010"), record("j8c601030"), record("j8c601040"), bin_pred=1)
+    assert write_back(store, found, 1_700_000_000) == (2, 2)
+    assert rows(store, JOBS, "j8c601010") == rows_before
+    assert [rows(store, JOBS, name)[0]["bin_pred"] for name in (NAME, "j8c601030")] == [1, 1]
+    assert rows(store, JOBS, "j8c601040") == []
+
+
+def test_what_a_store_has_is_not_rounded_by_a_training(store):
+    store.put(JOBS, frame(JOBS, [record(total_mb=93.7)]))
+    assert write_back(store, trained(record(total_mb=94.0), mem_pred=1.25), 1_700_000_000) == (1, 0)
+    (row,) = rows(store, JOBS)
+    assert (row["total_mb"], row["mem_pred"]) == (93.7, 1.25)
+
+
+def test_a_write_back_that_fails_in_the_middle_leaves_nothing(uri, monkeypatch):
+    monkeypatch.setattr(keeping, "CHUNK_ROWS", 10)
+    store = open_sql(uri, create=True)
+    records = [record(f"j{number:07d}q", dtype=0) for number in range(35)]
+    keep(store, jobs(*records), "test")
+    real, puts = store.put, []
+
+    def put(table, part) -> None:
+        puts.append(len(part))
+        if len(puts) == 3:
+            raise ZeroDivisionError
+        real(table, part)
+
+    monkeypatch.setattr(store, "put", put)
+    with pytest.raises(ZeroDivisionError):
+        write_back(store, trained(*records, bin_pred=1), 1_700_000_000)
+    assert puts == [10, 10, 10]
+    assert contents(store, JOBS)["bin_pred"].isna().all()
+    assert write_back(store, trained(*records, bin_pred=1), 1_700_000_000) == (35, 0)
+    assert contents(store, JOBS)["bin_pred"].tolist() == [1] * 35
+    store.close()
+
+
+# -- Kills ----------------------------------------------------------------------------------------------------------
+
+ROWS = 3_000
+WRITE_BACK = """
+import os, signal, sys
+import pandas as pd
+from tests.samples.store_samples import record
+from calmlflow.jobs import upsert as keeping
+from calmlflow.jobs.stores.sql import SqlStore, open_sql
+uri, rows, fatal, share = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+keeping.CHUNK_ROWS = 100
+real, puts = SqlStore.put, 0
+def put(self, table, part):
+    global puts
+    puts += 1
+    if puts == fatal:
+        # A part of it, and no further.
+        real(self, table, part.iloc[:int(len(part) * share)])
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(self, table, part)
+SqlStore.put = put
+jobs = pd.DataFrame([record(f"j{number:07d}q", dtype=0) for number in range(rows)])
+print(*keeping.write_back(open_sql(uri), jobs.assign(bin_pred=2, split="test"), 1_700_000_000))
+"""
+
+
+def child(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def some_seeds() -> Iterator[tuple[int, int, float]]:
+    for seed in range(20):
+        draw: Callable[[], float] = random.Random(seed).random
+        yield seed, 1 + int(draw() * ROWS / 100), draw()
+
+
+@pytest.mark.slow
+def test_a_killed_write_back_leaves_all_or_nothing(uri):
+    store = open_sql(uri, create=True)
+    records = pd.DataFrame([record(f"j{number:07d}q", dtype=0) for number in range(ROWS)])
+    keep(store, Batch(jobs=records), "test")
+    for seed, fatal, share in some_seeds():
+        store.put(JOBS, records)
+        done = child(WRITE_BACK, uri, ROWS, fatal, share)
+        assert done.returncode == -signal.SIGKILL, (seed, done.stderr)
+        assert contents(store, JOBS)["bin_pred"].notna().sum() == 0, seed
+        done = child(WRITE_BACK, uri, ROWS, 0, 1.0)
+        assert done.stdout == f"{ROWS} 0\n", (seed, done.stderr)
+        found = contents(store, JOBS)
+        assert found["bin_pred"].tolist() == [2] * ROWS, seed
+        assert found["trained_at"].tolist() == [1_700_000_000] * ROWS, seed
+    store.close()

@@ -1,0 +1,74 @@
+"""An ONNX file is kept only if it answers as Keras does."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+
+from calmlflow.errors import CalmlflowError
+from calmlflow.networks.architectures import TargetRange, build_classifier, build_regressor
+from calmlflow.networks.backend import keras
+from calmlflow.networks.onnx import check_agreement, export_onnx
+
+INPUTS = np.random.default_rng(0).normal(0, 1, (200, 9)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """An untrained regressor and its file."""
+    keras.utils.set_random_seed(3)
+    model = build_regressor("mem_reg", TargetRange(1.0, 0.5, 0.2, 60.0), members=2)
+    path = tmp_path_factory.mktemp("onnx") / "mem_reg.onnx"
+    export_onnx(model, path, INPUTS)
+    return model, path
+
+
+def change_weights(path, change) -> None:
+    """Change every number of one hidden layer of one member in a file."""
+    network = onnx.load(path)
+    kernel, _ = [weights for weights in network.graph.initializer if tuple(weights.dims) == (32, 64)]
+    kernel.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(kernel)), kernel.name))
+    onnx.save_model(network, path)
+
+
+def test_the_file_answers_as_keras_for_any_number_of_jobs(exported):
+    model, path = exported
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (given,), (answer,) = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.shape[1], answer.shape[1]) == ("features", 9, 1)
+    for count in (1, 2, 200):
+        found = session.run(None, {"features": INPUTS[:count]})[0]
+        np.testing.assert_allclose(found, model(INPUTS[:count]), rtol=1e-4)
+    assert check_agreement(model, path, INPUTS) <= 1e-4
+    assert [file.name for file in path.parent.iterdir()] == ["mem_reg.onnx"]
+
+
+@pytest.mark.parametrize(
+    "change", [lambda kernel: kernel * np.float32(1.01), lambda kernel: kernel * np.float32("nan")]
+)
+def test_changed_weights_are_told(exported, tmp_path, change):
+    model, path = exported
+    (tmp_path / "changed.onnx").write_bytes(path.read_bytes())
+    change_weights(tmp_path / "changed.onnx", change)
+    with pytest.raises(CalmlflowError, match="mem_reg: ONNX and Keras answers differ by"):
+        check_agreement(model, tmp_path / "changed.onnx", INPUTS)
+
+
+def test_a_file_of_another_shape_is_told(exported):
+    with pytest.raises(CalmlflowError, match=r"shape \(200, 1\); Keras gives \(200, 4\)"):
+        check_agreement(build_classifier(2), exported[1], INPUTS)
+
+
+def test_an_export_that_went_wrong_leaves_no_file(exported, tmp_path, monkeypatch):
+    model, path = exported
+
+    def export_wrongly(self, target, **options):
+        target.write_bytes(path.read_bytes())
+        change_weights(target, lambda kernel: kernel[:, ::-1].copy())
+
+    # The exporter itself makes no such error on demand.
+    monkeypatch.setattr(keras.Model, "export", export_wrongly)
+    with pytest.raises(CalmlflowError, match="answers differ"):
+        export_onnx(model, tmp_path / "mem_reg.onnx", INPUTS)
+    assert list(tmp_path.iterdir()) == []

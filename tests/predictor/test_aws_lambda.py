@@ -1,0 +1,327 @@
+"""The handler: what cannot be answered is told; what is not the event's fault is raised; nothing of the data leaks."""
+
+import json
+import logging
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+
+import calmlflow.storage.s3
+from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.predictor import Predictor, aws_lambda
+from calmlflow.predictor.answers import fallback_policy, mosaic_policy
+from calmlflow.predictor.registry_client import RegistryUnavailableError
+from tests.samples.event_samples import BUCKET, EVENTS, EXTREMES, FOLDER, JOB, KEY, eventbridge, s3_record
+from tests.samples.predictor_samples import (
+    ALIASES,
+    CONTROL,
+    NO_ALIAS,
+    STAGES,
+    http_registry,
+    keep_in_cache,
+    staged,
+    write_bundle,
+)
+
+EVENT = {"Bucket": BUCKET, "Key": KEY, "Ipppssoot": JOB}
+MOSAIC = {"Bucket": "any", "Ipppssoot": "acs_8ph_01"}
+BODY = "\n".join(f"{key}={value}" for key, value in CONTROL.items()).encode()
+S3_ADDRESSES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL")
+
+
+@pytest.fixture(autouse=True)
+def cold(monkeypatch):
+    """Each test begins with a new Lambda instance."""
+    for name in ("STAGE", "BUNDLE", "POLICY_FALLBACK", "EMIT"):
+        monkeypatch.delenv(f"CALMLFLOW_{name}", raising=False)
+    kept = (aws_lambda._kept_predictor, aws_lambda._emitter, calmlflow.storage.s3._kept_client)
+    for cache in kept:
+        cache.cache_clear()
+    yield
+    for cache in kept:
+        cache.cache_clear()
+
+
+@pytest.fixture
+def registry(tmp_path, monkeypatch):
+    monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path / "cache"))
+    with http_registry({STAGES: staged("3"), ALIASES: NO_ALIAS}) as found:
+        monkeypatch.setenv("MLFLOW_REGISTRY_URI", found.uri)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", found.uri)
+        keep_in_cache(tmp_path / "cache", found.uri, "3")
+        yield found
+
+
+@pytest.fixture
+def control_file(s3, registry):
+    # `s3` points MLflow at its server; `registry` comes after it and points it elsewhere.
+    s3.put_object(Bucket=BUCKET, Key=KEY, Body=BODY)
+    s3.put_object(Bucket=BUCKET, Key=f"{FOLDER}much", Body=b"n_files=900\ntotal_mb=90000")
+
+
+@pytest.fixture
+def no_s3(monkeypatch, ports):
+    """A store that nobody answers for."""
+    for name in S3_ADDRESSES:
+        monkeypatch.setenv(name, f"http://127.0.0.1:{ports[0]}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+
+
+# -- One job --------------------------------------------------------------------------------------------------------
+
+
+def test_an_event_is_answered_as_the_predictor_does(control_file):
+    assert aws_lambda.handler(EVENT, object()) == Predictor().predict(JOB, CONTROL)
+    much = aws_lambda.handler({**EVENT, "Key": f"{FOLDER}much"})
+    assert much == Predictor().predict(JOB, {"n_files": 900, "total_mb": 90000})
+
+
+def test_the_stage_is_that_of_the_environment(control_file, registry, monkeypatch):
+    monkeypatch.setenv("CALMLFLOW_STAGE", "Staging")
+    aws_lambda.handler(EVENT)
+    assert registry.queries[-1][1]["stages"] == ["Staging"]
+
+
+def test_a_warm_instance_has_one_predictor(control_file, registry):
+    for _ in range(3):
+        aws_lambda.handler(EVENT)
+    assert len([path for path, _ in registry.queries if path == STAGES]) == 1
+
+
+@pytest.mark.parametrize("name", ["acs_8ph_01", "skycell-p0797x14y06"])
+def test_a_mosaic_needs_neither_registry_nor_s3(name, no_s3, monkeypatch, ports, tmp_path):
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"http://127.0.0.1:{ports[0]}")
+    monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path))
+    answer = aws_lambda.handler({"Bucket": "any", "Dataset": name})
+    assert answer == mosaic_policy()
+    assert (answer["memBin"], answer["clockTime"], answer["killTime"]) == (1, 43_200, 259_200)
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        (None, "the event is a NoneType"),
+        ({"Ipppssoot": JOB}, "the event has no Bucket"),
+        ({**EVENT, "Key": "control/jabc07010/file"}, "is not that of a file of jabc07020"),
+        ({**EVENT, "Ipppssoot": "../../etc"}, "is no dataset name"),
+        ({"Records": 5}, "Records are no list"),
+    ],
+)
+def test_an_event_that_cannot_be_answered_is_told_why(event, words):
+    answer = aws_lambda.handler(event)
+    assert answer.keys() == {"errorType", "errorMessage"}
+    assert answer["errorType"] == "InputError"
+    assert words in answer["errorMessage"]
+
+
+def test_a_control_file_that_is_not_there_or_is_none_is_told(control_file, s3):
+    gone = aws_lambda.handler({"Bucket": BUCKET, "Ipppssoot": "jzzz88010"})
+    assert "control/jzzz88010/jzzz88010_MemModelFeatures.txt cannot be read (NoSuchKey)" in gone["errorMessage"]
+    s3.put_object(Bucket=BUCKET, Key=f"{FOLDER}empty", Body=b"")
+    empty = aws_lambda.handler({**EVENT, "Key": f"{FOLDER}empty"})
+    assert empty == {"errorType": "InputError", "errorMessage": empty["errorMessage"]}
+    assert "jabc07020: n_files is missing" in empty["errorMessage"]
+
+
+# -- What is not the event's fault ----------------------------------------------------------------------------------
+
+
+def test_a_registry_out_of_reach_is_raised(monkeypatch, ports, tmp_path):
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"http://127.0.0.1:{ports[0]}")
+    monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path))
+    with pytest.raises(RegistryUnavailableError) as caught:
+        aws_lambda.handler(EVENT)
+    assert caught.value.__suppress_context__
+
+
+def test_the_policy_answers_without_a_bundle_where_it_is_wanted(s3, monkeypatch, ports, tmp_path):
+    s3.put_object(Bucket=BUCKET, Key=KEY, Body=BODY)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"http://127.0.0.1:{ports[0]}")
+    monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path))
+    monkeypatch.setenv("CALMLFLOW_POLICY_FALLBACK", "true")
+    assert aws_lambda.handler(EVENT) == fallback_policy()
+
+
+def test_a_store_out_of_reach_is_raised(registry, no_s3):
+    with pytest.raises(CalmlflowError, match="EndpointConnectionError") as caught:
+        aws_lambda.handler(EVENT)
+    assert not isinstance(caught.value, InputError)
+
+
+@pytest.mark.parametrize(("name", "value"), [("STAGE", "Prod"), ("POLICY_FALLBACK", "perhaps"), ("TIMEOUT", "soon")])
+def test_a_wrong_setting_is_not_the_events_fault(registry, no_s3, monkeypatch, name, value):
+    monkeypatch.setenv(f"CALMLFLOW_{name}", value)
+    with pytest.raises(CalmlflowError, match=value) as caught:
+        aws_lambda.handler(EVENT)
+    assert not isinstance(caught.value, InputError)
+
+
+@contextmanager
+def broken(monkeypatch, **error):
+    """A bug, which only a changed module can show."""
+
+    def read(*words):
+        raise error["of"]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(aws_lambda, "read_control_object", read)
+        yield
+
+
+def test_of_a_bug_the_place_is_told_and_nothing_of_the_data(registry, monkeypatch, caplog):
+    with broken(monkeypatch, of=ValueError("secret data")), pytest.raises(CalmlflowError) as caught:
+        aws_lambda.handler(EVENT)
+    assert "internal error (ValueError at test_predictor_aws_lambda.py:" in str(caught.value)
+    assert type(caught.value) is CalmlflowError
+    assert caught.value.__suppress_context__
+    assert "ValueError at test_predictor_aws_lambda.py:" in caplog.text
+    assert "secret" not in str(caught.value) + caplog.text
+
+
+# -- Notifications --------------------------------------------------------------------------------------------------
+
+
+def test_a_notification_is_answered_record_by_record(control_file):
+    event = {
+        "Records": [
+            s3_record(),
+            s3_record("control/jzzz88010/file"),
+            s3_record("control/acs_8ph_01/file"),
+            s3_record("outputs/file"),
+            s3_record(f"{FOLDER}much"),
+        ]
+    }
+    answers = aws_lambda.handler(event)["answers"]
+    predictor = Predictor()
+    assert [answer.pop("dataset") for answer in answers] == [JOB, "jzzz88010", "acs_8ph_01", None, JOB]
+    assert answers[0] == predictor.predict(JOB, CONTROL)
+    assert (answers[1]["errorType"], answers[3]["errorType"]) == ("InputError", "InputError")
+    assert answers[2] == mosaic_policy()
+    assert answers[4] == predictor.predict(JOB, {"n_files": 900, "total_mb": 90000})
+
+
+def test_eventbridge_and_s3s_test_are_answered(control_file):
+    (answer,) = aws_lambda.handler(eventbridge())["answers"]
+    assert answer == {"dataset": JOB, **Predictor().predict(JOB, CONTROL)}
+    assert aws_lambda.handler({"Event": "s3:TestEvent", "Bucket": BUCKET}) == {"answers": []}
+
+
+def test_a_fault_costs_no_other_records_answer(registry, no_s3, caplog):
+    answers = aws_lambda.handler({"Records": [s3_record(), s3_record("control/acs_8ph_01/file")]})["answers"]
+    assert answers[0]["errorType"] == "CalmlflowError"
+    assert "EndpointConnectionError" in answers[0]["errorMessage"]
+    assert answers[1] == {"dataset": "acs_8ph_01", **mosaic_policy()}
+    assert "was not answered: s3://calcloud-processing/control/jabc07020" in caplog.text
+
+
+def test_a_bug_costs_no_other_records_answer(registry, monkeypatch):
+    with broken(monkeypatch, of=KeyError("secret data")):
+        answers = aws_lambda.handler({"Records": [s3_record(), s3_record("control/acs_8ph_01/file")]})["answers"]
+    assert "internal error (KeyError" in answers[0]["errorMessage"]
+    assert "secret" not in json.dumps(answers)
+    assert answers[1]["memBin"] == 1
+
+
+@pytest.mark.parametrize("records", [[s3_record()], [s3_record(), s3_record("outputs/file")]])
+def test_a_fault_is_raised_where_a_second_try_loses_nothing(registry, no_s3, records):
+    with pytest.raises(CalmlflowError, match="EndpointConnectionError"):
+        aws_lambda.handler({"Records": records})
+
+
+# -- What is kept and told ------------------------------------------------------------------------------------------
+
+
+def test_every_answer_is_kept_and_logged(control_file, monkeypatch, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "calmlflow.answers")
+    monkeypatch.setenv("CALMLFLOW_EMIT", str(tmp_path / "kept.jsonl"))
+    answer = aws_lambda.handler(EVENT)
+    aws_lambda.handler(MOSAIC)
+    job, mosaic = map(json.loads, (tmp_path / "kept.jsonl").read_text().splitlines())
+    assert (job["ipst"], job["n_files"], job["bin_pred"], job["version"]) == (JOB, 17, answer["memBin"], "3")
+    assert (mosaic["ipst"], mosaic["n_files"], mosaic["bin_pred"]) == ("acs_8ph_01", None, 1)
+    assert [record.dataset for record in caplog.records if record.name == "calmlflow.answers"] == [JOB, "acs_8ph_01"]
+
+
+@pytest.mark.parametrize("uri", ["ftp://me:hidden@host/a.jsonl", "/dev/null/a.jsonl", "s3://No Bucket/a"])
+def test_what_predictions_cannot_be_kept_in_costs_no_answer(registry, monkeypatch, caplog, uri):
+    monkeypatch.setenv("CALMLFLOW_EMIT", uri)
+    assert aws_lambda.handler(MOSAIC) == mosaic_policy()
+    assert "predictions are not kept" in caplog.text
+    assert "hidden" not in caplog.text
+
+
+def test_a_store_that_fails_later_costs_no_answer(control_file, monkeypatch, caplog, tmp_path):
+    (tmp_path / "folder.jsonl").mkdir()
+    monkeypatch.setenv("CALMLFLOW_EMIT", str(tmp_path / "folder.jsonl"))
+    assert aws_lambda.handler(MOSAIC) == mosaic_policy()
+    assert aws_lambda.handler(EVENT) == Predictor().predict(JOB, CONTROL)
+    assert caplog.text.count("was not kept") == 2
+
+
+def test_a_warm_call_loads_nothing_heavy_and_boto3_only_to_read_s3(tmp_path):
+    write_bundle(tmp_path / "bundle")
+    (tmp_path / "bundle" / "version.json").write_text('{"version": "3"}')
+    code = """
+import sys
+from calmlflow.predictor import aws_lambda
+heavy = {"tensorflow", "keras", "mlflow", "pandas", "sklearn", "matplotlib", "pyarrow", "boto3", "botocore"}
+assert aws_lambda.handler({"Bucket": "any", "Ipppssoot": "acs_8ph_01"})["memBin"] == 1
+assert aws_lambda.handler({"Bucket": "any"})["errorType"] == "InputError"
+assert aws_lambda._predictor().predict("jabc07020", {"n_files": 1, "total_mb": 2})["version"] == "3"
+print(*sorted(heavy & set(sys.modules)))
+"""
+    environment = {"CALMLFLOW_BUNDLE": str(tmp_path / "bundle"), "CALMLFLOW_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+# -- Anything else --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def baked(no_s3, monkeypatch, tmp_path):
+    """A bundle of the image's own, and no store to be reached: what is answered is mosaics and reasons."""
+    folder = write_bundle(tmp_path / "baked")
+    (folder / "version.json").write_text(json.dumps({"version": "3"}))
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CALMLFLOW_BUNDLE", str(folder))
+    monkeypatch.setenv("CALMLFLOW_HOME", str(tmp_path))
+
+
+@pytest.mark.parametrize("event", EXTREMES.values(), ids=EXTREMES)
+def test_an_extreme_event_is_told_why(event):
+    answer = aws_lambda.handler(event)
+    (told,) = answer.get("answers", [answer])
+    assert told["errorType"] == "InputError"
+    assert len(json.dumps(answer)) < 1000
+
+
+def test_any_event_is_answered_with_json_or_the_documented_error(baked):
+    told = set()
+
+    @given(EVENTS)
+    def check(event):
+        try:
+            answer = aws_lambda.handler(event)
+        except CalmlflowError as error:
+            # Of a job that is right nothing can be read here.
+            assert "cannot be read (EndpointConnectionError)" in str(error)
+            told.add("raised")
+            return
+        json.loads(json.dumps(answer, allow_nan=False))
+        for one in answer.get("answers", [answer]):
+            told.add(one.get("errorType", "answer"))
+            assert len(one.get("errorMessage", "")) < 900
+
+    check()
+    assert {"InputError", "raised"} <= told

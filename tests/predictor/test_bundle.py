@@ -1,0 +1,492 @@
+"""A bundle is what its manifest says, or it is refused; its answers are those of its files."""
+
+import hashlib
+import itertools
+import json
+import math
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import onnxruntime
+import pytest
+from scipy.stats import yeojohnson
+
+from calmlflow.errors import InputError
+from calmlflow.hst.scaling import Scaling
+from calmlflow.predictor.answers import as_answers
+from calmlflow.predictor.bundle import Bundle, combine
+from calmlflow.predictor.decision import Decision, SeenRows
+from calmlflow.predictor.killtime import KillTime
+from calmlflow.predictor.manifest import write_manifest
+from tests.samples.predictor_samples import KILL_TIME, NETWORKS, SCALING, write_bundle, write_network
+
+generator = np.random.default_rng(7)
+FEATURES = np.column_stack(
+    [
+        generator.integers(1, 60, 200),
+        np.round(generator.lognormal(3, 1.5, 200)),
+        generator.integers(0, 2, (200, 6)),
+        generator.integers(0, 4, 200),
+    ]
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_bundle(tmp_path / "bundle")
+
+
+def scaled(features):
+    """By scipy, which fits and transforms on its own."""
+    found = features.astype(float)
+    for column in range(2):
+        powered = yeojohnson(found[:, column], SCALING.lambdas[column])
+        found[:, column] = (powered - SCALING.mu[column]) / SCALING.sigma[column]
+    return found.astype(np.float32)
+
+
+def test_predictions_are_those_of_the_three_files(folder):
+    found = Bundle.load(folder).predict(FEATURES)
+    direct = {
+        network: onnxruntime.InferenceSession(folder / network / f"{network}.onnx").run(
+            None, {"features": scaled(FEATURES)}
+        )[0]
+        for network in NETWORKS
+    }
+    np.testing.assert_allclose(found["probabilities"], direct["mem_clf"], rtol=1e-4)
+    np.testing.assert_array_equal(found["bin_pred"], direct["mem_clf"].argmax(axis=1))
+    assert len(set(found["bin_pred"])) == 4
+    np.testing.assert_allclose(found["mem_pred"], direct["mem_reg"][:, 0], rtol=1e-4)
+    np.testing.assert_allclose(found["wall_pred"], direct["wall_reg"][:, 0], rtol=1e-4)
+    wall = found["wall_pred"]
+    (edge,), (low, high) = KILL_TIME.edges_s, KILL_TIME.factors
+    assert wall.min() < edge < wall.max()
+    expected = np.clip(np.ceil(wall * np.where(wall <= edge, low, high)), 60, 172_800)
+    np.testing.assert_array_equal(found["kill_time"], expected)
+
+
+def add_rows(folder, rows, spread=None, ratio_lines=None):
+    """Give a bundle the rows it was trained on, and tables with so many lines."""
+    if rows is not None:
+        (folder / "seen_rows.json").write_text(json.dumps(np.asarray(rows).tolist()))
+    if spread is not None:
+        (folder / "killtime.json").write_text(replace(KILL_TIME, spread=tuple(spread)).to_json())
+    if ratio_lines is not None:
+        (folder / "decision.json").write_text(Decision(np.ones((ratio_lines, 4))).to_json())
+    write_manifest(folder)
+
+
+def test_kill_times_follow_the_spread_of_a_jobs_row(folder):
+    rows = [[2, 40, 0, 1, 2, 0, 1, 0, 3], [2, 40, 1, 1, 2, 0, 1, 0, 3]]
+    add_rows(folder, rows, spread=[0.5, 2.0, 1.0])
+    found = Bundle.load(folder).predict([*rows, [2, 40, 0, 0, 0, 0, 0, 0, 0]])
+    wall = found["wall_pred"]
+    (edge,), (low, high) = KILL_TIME.edges_s, KILL_TIME.factors
+    factors = [low if seconds <= edge else high for seconds in wall]
+    expected = [math.ceil(wall[0] * factors[0] ** 0.5), math.ceil(wall[1] * factors[1] ** 2)]
+    # Neither of them at an end of the range, where any factor would do.
+    assert all(60 < seconds < 172_800 for seconds in expected)
+    assert found["kill_time"].tolist() == [*expected, 172_800]
+    assert found["unseen"].tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("rows", "spread", "ratio_lines", "file"),
+    [
+        (2, [1.0], None, "killtime.json"),
+        (2, [1.0, 1.0], None, "killtime.json"),
+        (2, [1.0, 1.0, 1.0, 1.0], None, "killtime.json"),
+        (None, [1.0, 1.0], None, "killtime.json"),
+        (2, None, 2, "decision.json"),
+        (2, None, 4, "decision.json"),
+        (None, None, 2, "decision.json"),
+    ],
+)
+def test_tables_of_another_training_are_refused(folder, rows, spread, ratio_lines, file):
+    add_rows(folder, None if rows is None else FEATURES[:rows], spread, ratio_lines)
+    words = rf"^bundle {re.escape(str(folder))}: {file} and seen_rows\.json do not belong together; expected[^.]*$"
+    with pytest.raises(InputError, match=words):
+        Bundle.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("rows", "spread", "ratio_lines"),
+    [(2, [1.0] * 3, 3), (None, [1.0], 1), (2, (), None), (2, None, None), (None, None, None)],
+)
+def test_tables_that_belong_together_are_read(folder, rows, spread, ratio_lines):
+    add_rows(folder, None if rows is None else FEATURES[:rows], spread, ratio_lines)
+    found = Bundle.load(folder).predict(FEATURES)
+    assert ("unseen" in found) == (rows is not None)
+    assert len(found["kill_time"]) == len(FEATURES)
+
+
+PROBABILITIES = np.array([[0.6, 0.3, 0.1, 0.0], [0.0, 0.0, 0.1, 0.9], [0.55, 0.44, 0.01, 0.0]])
+
+
+def test_predictions_are_made_of_what_networks_say():
+    # One line per row, and one for jobs unlike any seen. In row 1 the jobs that need more than rung 0 run for ages.
+    decision = Decision(np.array([[1.0, 1, 1, 1], [1, 1e3, 1e3, 1e3], [1, 1, 1, 1]]))
+    kill_time = KillTime((), (4.0,), 0.9, (1,), (0.5, 1.0, 1.0))
+    outputs = {"mem_clf": PROBABILITIES, "mem_reg": np.array([[1.5], [30], [2]]), "wall_reg": np.full((3, 1), 100.0)}
+    bare = combine(outputs, {}, None, None)
+    assert set(bare) == {"bin_pred", "probabilities", "mem_pred", "wall_pred"}
+    assert bare["bin_pred"].tolist() == [0, 3, 0]
+    assert bare["mem_pred"].tolist() == [1.5, 30, 2]
+    assert bare["wall_pred"].tolist() == [100, 100, 100]
+    np.testing.assert_array_equal(bare["probabilities"], PROBABILITIES)
+
+    nearest = np.array([0, -1, 1])
+    found = combine(outputs, dict.fromkeys(NETWORKS, nearest), decision, kill_time)
+    assert found["unseen"].tolist() == [False, True, False]
+    assert found["bin_pred"][1:].tolist() == [3, 1]
+    np.testing.assert_array_equal(found["bin_pred"][[0, 2]], decision.choose(PROBABILITIES, nearest)[[0, 2]])
+    assert found["kill_time"].tolist() == [200, 172_800, 400]
+
+    # Where rows are not known, the lines for jobs unlike any seen serve all, and nobody is told to be one.
+    found = combine(outputs, {}, decision, kill_time)
+    assert "unseen" not in found
+    np.testing.assert_array_equal(found["bin_pred"], decision.choose(PROBABILITIES, np.full(3, -1)))
+    assert found["kill_time"].tolist() == [400, 400, 400]
+
+
+def test_a_job_unlike_any_seen_gets_a_rung_more_up_to_the_last():
+    outputs = {"mem_clf": PROBABILITIES}
+    for nearest, expected in ((np.full(3, -1), [1, 3, 1]), (np.array([-1, 0, 0]), [1, 3, 0])):
+        assert combine(outputs, {"mem_clf": nearest}, None, None)["bin_pred"].tolist() == expected
+
+
+@pytest.mark.parametrize("knowing", [{}, {"mem_clf"}, {"mem_reg"}, {"wall_reg"}, {"mem_reg", "wall_reg"}, {*NETWORKS}])
+@pytest.mark.parametrize("rows_of", [("mem_clf",), ("mem_reg",), ("wall_reg",), ("mem_clf", "wall_reg"), NETWORKS])
+def test_what_is_unseen_to_one_network_changes_what_that_network_says(rows_of, knowing):
+    outputs = {"mem_clf": PROBABILITIES[:1], "mem_reg": np.full((1, 1), 2.0), "wall_reg": np.full((1, 1), 100.0)}
+    nearest = {network: np.array([0 if network in knowing else -1]) for network in rows_of}
+    unsure = set(rows_of) - set(knowing)
+    found = combine(outputs, nearest, None, KillTime((), (4.0,), 0.9, (1,)))
+    assert found["bin_pred"].tolist() == [1 if "mem_clf" in unsure else 0]
+    assert found["kill_time"].tolist() == [172_800 if "wall_reg" in unsure else 400]
+    assert found["unseen"].tolist() == [bool(unsure)]
+    assert (found["mem_pred"].tolist(), found["wall_pred"].tolist()) == ([2], [100])
+
+
+@pytest.mark.parametrize(
+    ("network", "output", "names"),
+    [
+        ("mem_clf", PROBABILITIES, {"bin_pred", "probabilities"}),
+        ("mem_reg", np.ones((3, 1)), {"mem_pred"}),
+        ("wall_reg", np.ones((3, 1)), {"wall_pred", "kill_time"}),
+    ],
+)
+def test_what_no_network_says_is_not_made_up(network, output, names):
+    kill_time = KillTime((), (2.0,), 0.9, (1,))
+    assert set(combine({network: output}, {}, None, kill_time)) == names
+    assert set(combine({network: output}, {network: np.zeros(3, dtype=int)}, None, kill_time)) == {*names, "unseen"}
+
+
+def test_a_job_gets_the_same_answer_alone_and_among_others(folder):
+    bundle = Bundle.load(folder)
+    together = as_answers(bundle.predict(FEATURES))
+    assert [as_answers(bundle.predict([row]))[0]["memBin"] for row in FEATURES] == [one["memBin"] for one in together]
+
+
+def test_a_bundle_can_be_asked_by_many_threads(folder):
+    bundle = Bundle.load(folder)
+    expected = bundle.predict(FEATURES)["wall_pred"]
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda _: bundle.predict(FEATURES)["wall_pred"], range(50)):
+            np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("network", "columns", "keys"),
+    [
+        ("mem_clf", {"bin_pred", "probabilities"}, ("memBin", "probabilities", "unseen")),
+        ("mem_reg", {"mem_pred"}, ("memVal",)),
+        ("wall_reg", {"wall_pred", "kill_time"}, ("clockTime", "killTime")),
+    ],
+)
+def test_one_network_answers_its_own_keys(folder, network, columns, keys):
+    bundle = Bundle.load(folder, [network])
+    found = bundle.predict(FEATURES[:2])
+    assert set(found) == columns
+    assert bundle.answer_keys == keys
+    assert [set(answer) for answer in as_answers(found)] == [set(keys)] * 2
+
+
+def test_an_answer_is_in_the_words_of_the_answer(folder):
+    bundle = Bundle.load(folder)
+    found = bundle.predict(FEATURES[:1])
+    (answer,) = as_answers(found)
+    assert json.loads(json.dumps(answer)) == answer
+    assert answer["memVal"] == round(float(found["mem_pred"][0]), 2)
+    assert answer["clockTime"] == int(found["wall_pred"][0])
+    assert answer["killTime"] == found["kill_time"][0]
+    assert answer["probabilities"] == pytest.approx(found["probabilities"][0].tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("file", ["mem_reg/mem_reg.onnx", "tx_data.json", "killtime.json"])
+def test_a_file_that_is_not_there_is_named(folder, file):
+    (folder / file).unlink()
+    with pytest.raises(InputError, match=f"{file} cannot be read"):
+        Bundle.load(folder)
+
+
+@pytest.mark.parametrize("file", ["mem_clf/mem_clf.onnx", "mem_reg/mem_reg.onnx", "wall_reg/wall_reg.onnx"])
+def test_one_flipped_bit_is_enough(folder, file):
+    content = bytearray((folder / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / file).write_bytes(content)
+    with pytest.raises(InputError, match=f"{file} does not match its SHA-256"):
+        Bundle.load(folder)
+
+
+def test_a_scaling_of_another_training_is_refused(folder):
+    (folder / "tx_data.json").write_text((folder / "tx_data.json").read_text().replace("1.2", "1.3"))
+    with pytest.raises(InputError, match=r"tx_data\.json does not match"):
+        Bundle.load(folder)
+
+
+def change_manifest(folder, change):
+    manifest = json.loads((folder / "bundle.json").read_text())
+    change(manifest)
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_file_outside_of_the_folder_is_refused(folder, tmp_path, absolute):
+    content = b"of somebody else"
+    (tmp_path / "secret").write_bytes(content)
+    name = str(tmp_path / "secret") if absolute else "../secret"
+    change_manifest(folder, lambda manifest: manifest["sha256"].update({name: hashlib.sha256(content).hexdigest()}))
+    with pytest.raises(InputError, match="lies outside the bundle"):
+        Bundle.load(folder)
+
+
+def test_a_link_out_of_the_folder_is_refused(folder, tmp_path):
+    (folder / "tx_data.json").rename(tmp_path / "tx_data.json")
+    (folder / "tx_data.json").symlink_to(tmp_path / "tx_data.json")
+    with pytest.raises(InputError, match="lies outside the bundle"):
+        Bundle.load(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest.update(format=3),
+        lambda manifest: manifest.update(format=[1]),
+        lambda manifest: manifest.update(format="1"),
+        lambda manifest: manifest.pop("format"),
+        lambda manifest: manifest.pop("networks"),
+        lambda manifest: manifest.update(networks=["mem_clf", "other"]),
+        lambda manifest: manifest.update(networks=3),
+        lambda manifest: manifest.update(networks=[[]]),
+        lambda manifest: manifest.pop("sha256"),
+        lambda manifest: manifest.update(sha256=["tx_data.json"]),
+        lambda manifest: manifest["sha256"].update({"tx_data.json": 5}),
+    ],
+)
+def test_a_manifest_of_another_shape_is_refused(folder, change):
+    change_manifest(folder, change)
+    with pytest.raises(InputError, match=r"bundle\.json is damaged; expected format 1 or 2, "):
+        Bundle.load(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
+def test_a_manifest_that_is_none_is_refused(folder, content):
+    (folder / "bundle.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"bundle\.json is damaged"):
+        Bundle.load(folder)
+
+
+def test_a_folder_without_a_manifest_is_named(folder, tmp_path):
+    (folder / "bundle.json").unlink()
+    for path in (folder, tmp_path / "none"):
+        with pytest.raises(InputError, match=r"bundle\.json cannot be read"):
+            Bundle.load(path)
+
+
+@pytest.mark.parametrize("file", ["wall_reg/wall_reg.onnx", "killtime.json", "tx_data.json"])
+def test_what_the_manifest_does_not_list_is_not_read(folder, file):
+    change_manifest(folder, lambda manifest: manifest["sha256"].pop(file))
+    with pytest.raises(InputError, match=f"{file} is not listed"):
+        Bundle.load(folder)
+
+
+@pytest.mark.parametrize(("network", "outputs"), [("mem_clf", 1), ("mem_reg", 4), ("wall_reg", 4)])
+def test_a_network_of_another_shape_is_refused(folder, network, outputs):
+    write_network(folder / network / f"{network}.onnx", outputs, 1)
+    write_manifest(folder)
+    with pytest.raises(InputError, match=rf"{network}\.onnx takes and gives"):
+        Bundle.load(folder)
+
+
+def test_a_network_that_is_none_is_refused(folder):
+    (folder / "mem_reg" / "mem_reg.onnx").write_bytes(b"a picture of a network")
+    write_manifest(folder)
+    with pytest.raises(InputError, match=r"mem_reg\.onnx is no ONNX network"):
+        Bundle.load(folder)
+
+
+def test_the_manifest_lists_every_file_and_the_networks_that_are_there(folder):
+    (folder / "mem_reg" / "mem_reg.onnx").unlink()
+    (folder / "mem_reg" / "mem_reg.keras").write_bytes(b"x")
+    write_manifest(folder)
+    manifest = json.loads((folder / "bundle.json").read_text())
+    assert manifest["networks"] == ["mem_clf", "wall_reg"]
+    assert set(manifest["sha256"]) == {
+        "killtime.json", "tx_data.json", "mem_clf/mem_clf.onnx", "mem_reg/mem_reg.keras", "wall_reg/wall_reg.onnx",
+    }  # fmt: skip
+    assert set(Bundle.load(folder).predict(FEATURES)) >= {"bin_pred", "wall_pred"}
+
+
+# -- Networks of different trainings ----------------------------------------------------------------------------------
+
+OTHER_SCALING = Scaling((0.3, -0.2), (2.0, 1.0), (0.8, 1.1))
+
+
+@pytest.fixture
+def trainings(tmp_path):
+    """Two bundles that differ in everything: networks, scaling, seen rows, decision and kill times."""
+    folders = []
+    for seed, (scaling, rows) in enumerate([(SCALING, FEATURES[:60]), (OTHER_SCALING, FEATURES[40:140])]):
+        folder = write_bundle(tmp_path / f"training-{seed}", seed)
+        (folder / "tx_data.json").write_text(scaling.to_json())
+        ratios = np.random.default_rng(seed).uniform(0.5, 2, (len(rows) + 1, 4))
+        (folder / "decision.json").write_text(Decision(ratios).to_json())
+        add_rows(folder, rows, spread=np.linspace(0.5, 1.5, len(rows) + 1))
+        folders.append(folder)
+    return folders
+
+
+def mix(target, sources):
+    """A bundle of networks from these folders, each with tables of its own."""
+    for network, source in sources.items():
+        shutil.copytree(source / network, target / network)
+        for table in ("tx_data.json", "seen_rows.json"):
+            if (source / table).exists():
+                shutil.copy(source / table, target / network)
+    shutil.copy(sources["mem_clf"] / "decision.json", target)
+    shutil.copy(sources["wall_reg"] / "killtime.json", target)
+    write_manifest(target)
+    return target
+
+
+COLUMNS = {
+    "mem_clf": ("bin_pred", "probabilities"),
+    "mem_reg": ("mem_pred",),
+    "wall_reg": ("wall_pred", "kill_time"),
+}
+
+
+@pytest.mark.parametrize("choice", list(itertools.product((0, 1), repeat=3)))
+def test_each_network_answers_as_in_the_bundle_it_comes_from(trainings, tmp_path, choice):
+    sources = {network: trainings[number] for network, number in zip(NETWORKS, choice, strict=True)}
+    mixed = Bundle.load(mix(tmp_path / "mixed", sources)).predict(FEATURES)
+    origins = [Bundle.load(folder).predict(FEATURES) for folder in trainings]
+    for network, number in zip(NETWORKS, choice, strict=True):
+        for column in COLUMNS[network]:
+            np.testing.assert_array_equal(mixed[column], origins[number][column], strict=True)
+            assert not np.array_equal(origins[0][column], origins[1][column])
+    unseen = np.any([origins[number]["unseen"] for number in choice], axis=0)
+    assert 0 < origins[0]["unseen"].sum() < len(FEATURES)
+    np.testing.assert_array_equal(mixed["unseen"], unseen)
+
+
+def test_a_job_is_known_or_not_alone_as_among_others(trainings, tmp_path):
+    bundle = Bundle.load(mix(tmp_path / "mixed", dict(zip(NETWORKS, [*trainings, trainings[0]], strict=True))))
+    together = bundle.predict(FEATURES)
+    assert 0 < together["unseen"].sum() < len(FEATURES)
+    for column in ("unseen", "bin_pred", "kill_time"):
+        alone = np.concatenate([bundle.predict([row])[column] for row in FEATURES])
+        np.testing.assert_array_equal(alone, together[column])
+
+
+def test_tables_of_its_own_change_the_format_and_nothing_else_does(trainings, tmp_path):
+    def format_of(folder):
+        return json.loads((folder / "bundle.json").read_text())["format"]
+
+    whole, other = trainings
+    before = (whole / "bundle.json").read_bytes()
+    write_manifest(whole)
+    assert (whole / "bundle.json").read_bytes() == before
+    assert format_of(whole) == 1
+    for table in ("tx_data.json", "seen_rows.json"):
+        folder = shutil.copytree(whole, tmp_path / table)
+        shutil.copy(other / table, folder / "mem_reg")
+        write_manifest(folder)
+        assert format_of(folder) == 2
+
+
+def test_each_table_of_its_own_goes_before_the_one_at_the_top(trainings, tmp_path):
+    whole, other = trainings
+    (only_scaling, only_rows) = (shutil.copytree(whole, tmp_path / name) for name in ("scaling", "rows"))
+    shutil.copy(other / "tx_data.json", only_scaling / "mem_reg")
+    shutil.copy(other / "seen_rows.json", only_rows / "mem_reg")
+    for folder in (only_scaling, only_rows):
+        write_manifest(folder)
+    before, scaled_anew, known_anew = (
+        Bundle.load(folder).predict(FEATURES) for folder in (whole, only_scaling, only_rows)
+    )
+    assert not np.array_equal(before["mem_pred"], scaled_anew["mem_pred"])
+    assert not np.array_equal(before["unseen"], known_anew["unseen"])
+    np.testing.assert_array_equal(before["mem_pred"], known_anew["mem_pred"])
+    for column in ("bin_pred", "kill_time", "wall_pred"):
+        np.testing.assert_array_equal(before[column], scaled_anew[column])
+        np.testing.assert_array_equal(before[column], known_anew[column])
+
+
+@pytest.mark.parametrize(("network", "table"), [("mem_clf", "decision.json"), ("wall_reg", "killtime.json")])
+def test_lines_are_held_against_the_rows_of_their_own_network(trainings, tmp_path, network, table):
+    whole, other = trainings
+    sources = {**dict.fromkeys(NETWORKS, whole), network: other}
+    folder = mix(tmp_path / "mixed", sources)
+    Bundle.load(folder)
+    shutil.copy(whole / table, folder)
+    write_manifest(folder)
+    words = f"bundle {folder}: {table} and {network}/seen_rows.json do not belong together"
+    with pytest.raises(InputError, match=f"^{re.escape(words)}"):
+        Bundle.load(folder)
+    # Whoever loads the other networks needs neither.
+    rest = [name for name in NETWORKS if name != network]
+    assert Bundle.load(folder, rest).predict(FEATURES[:1])
+
+
+def test_a_network_without_seen_rows_knows_no_unseen_job(trainings, tmp_path):
+    whole = trainings[0]
+    plain = write_bundle(tmp_path / "plain", seed=3)
+    folder = mix(tmp_path / "mixed", {"mem_clf": whole, "mem_reg": plain, "wall_reg": plain})
+    found, of_whole, of_plain = (Bundle.load(path).predict(FEATURES) for path in (folder, whole, plain))
+    assert "unseen" not in of_plain
+    np.testing.assert_array_equal(found["unseen"], of_whole["unseen"])
+    np.testing.assert_array_equal(found["bin_pred"], of_whole["bin_pred"])
+    np.testing.assert_array_equal(found["kill_time"], of_plain["kill_time"])
+
+
+def test_what_networks_share_is_done_once(trainings, tmp_path, monkeypatch):
+    whole, other = trainings
+    calls = []
+    for owner, name in ((Scaling, "apply"), (SeenRows, "nearest")):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *words, real=real, name=name: calls.append(name) or real(*words))
+    for sources, times in (
+        (dict.fromkeys(NETWORKS, whole), 1),
+        ({"mem_clf": whole, "mem_reg": whole, "wall_reg": other}, 2),
+        ({"mem_clf": whole, "mem_reg": other, "wall_reg": whole}, 2),
+    ):
+        bundle = Bundle.load(mix(tmp_path / str(len(list(tmp_path.iterdir()))), sources))
+        calls.clear()
+        bundle.predict(FEATURES[:1])
+        assert sorted(calls) == ["apply"] * times + ["nearest"] * times
+        assert bundle.answer_keys == ("memBin", "probabilities", "unseen", "memVal", "clockTime", "killTime")
+
+
+@pytest.mark.parametrize("table", ["tx_data.json", "seen_rows.json"])
+def test_a_table_that_does_not_parse_is_named_with_its_network_and_bundle(trainings, tmp_path, table):
+    whole, other = trainings
+    folder = mix(tmp_path / "mixed", {"mem_clf": whole, "mem_reg": other, "wall_reg": whole})
+    (folder / "mem_reg" / table).write_text("{}")
+    write_manifest(folder)
+    with pytest.raises(InputError, match=rf"^bundle {re.escape(str(folder))}: mem_reg/{table} cannot be used \("):
+        Bundle.load(folder)

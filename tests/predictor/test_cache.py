@@ -1,0 +1,393 @@
+"""A version is fetched once, checked, and kept whole, whatever the server, the disk or another process does."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+
+import pytest
+
+from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.predictor.cache import LEFT_BEHIND_S, RETRY_S, Cache
+from calmlflow.predictor.manifest import write_manifest
+from calmlflow.predictor.registry_client import RegistryUnavailableError
+from calmlflow.predictor.stage import StagedVersion
+from tests.samples.predictor_samples import FILES, PLACE, PROXIED, files_of, http_registry, source, write_bundle
+
+JOB = [[17, 10, 1, 0, 0, 0, 0, 1, 0]]
+VERSION = StagedVersion("3", source("3"))
+
+
+def wallclock(bundle) -> float:
+    return bundle.predict(JOB)["wall_pred"][0]
+
+
+@pytest.fixture
+def published(tmp_path):
+    """The files of version 3, where a tracking server has them."""
+    return write_bundle(tmp_path / "published")
+
+
+@pytest.fixture
+def server(published, monkeypatch, tmp_path):
+    monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path / "cache"))
+    with http_registry({FILES: files_of(published), PLACE: PROXIED}) as found:
+        yield found
+
+
+def kept(cache) -> list[str]:
+    """What lies in a cache beside its locks, and notes of what failed."""
+    names = [path.name for path in cache.folder.iterdir()]
+    return sorted(name for name in names if not name.endswith(".lock") and not name.startswith(".failed-"))
+
+
+def test_a_version_is_fetched_once_and_answers_from_disk_after(server, published):
+    first = wallclock(Cache(server.uri).load(VERSION))
+    shutil.rmtree(published)
+    server.queries.clear()
+    cache = Cache(server.uri)
+    assert wallclock(cache.load(VERSION)) == first
+    assert server.queries == []
+    assert kept(cache) == [VERSION.folder]
+
+
+def test_only_what_the_manifest_lists_is_fetched(server, published):
+    (published / "calmlflow.py").write_text("not listed")
+    Cache(server.uri).load(VERSION)
+    paths = {query["path"][0] for path, query in server.queries if path == FILES}
+    listed = json.loads((published / "bundle.json").read_text())["sha256"]
+    assert paths == {f"artifacts/bundle/{name}" for name in ("bundle.json", *listed)}
+
+
+def test_a_version_may_be_a_bundle_as_such(server, published):
+    server.answers[FILES] = files_of(published, place="")
+    assert wallclock(Cache(server.uri).load(VERSION)) > 0
+
+
+@pytest.mark.parametrize("file", ["bundle.json", "tx_data.json", "mem_reg/mem_reg.onnx"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_damaged_copy_is_fetched_again(server, file, damage):
+    cache = Cache(server.uri)
+    expected = wallclock(cache.load(VERSION))
+    path = cache.path(VERSION) / file
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-1] if damage == "cut" else bytes([content[0] ^ 1]) + content[1:])
+    assert cache.load_kept(VERSION) is None
+    assert wallclock(cache.load(VERSION)) == expected
+    assert path.read_bytes() == content
+    assert kept(cache) == [VERSION.folder]
+
+
+def break_file(published, damage: str):
+    """How the server answers when one of the files is not what it was."""
+    whole = files_of(published)
+
+    def answer(query):
+        status, content = whole(query)
+        if not query["path"][0].endswith("wall_reg.onnx"):
+            return status, content
+        return {
+            "cut": (200, content[:-9]),
+            "flipped": (200, content[:-1] + bytes([content[-1] ^ 1])),
+            "empty": (200, b""),
+            "another": (200, b"<html>"),
+            "gone": (404, b""),
+            "failing": (500, b"oops"),
+            "moved": (302, b""),
+            "late": None,
+        }[damage]
+
+    return answer
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "another", "gone", "failing", "moved", "late"])
+def test_a_download_that_is_not_whole_is_refused_and_leaves_nothing(server, published, monkeypatch, damage):
+    monkeypatch.setenv("CALMLFLOW_TIMEOUT", "0.3")
+    server.answers[FILES] = break_file(published, damage)
+    cache = Cache(server.uri)
+    with pytest.raises(CalmlflowError):
+        cache.load(VERSION)
+    assert kept(cache) == []
+    monkeypatch.setenv("CALMLFLOW_TIMEOUT", "5")
+    server.answers[FILES] = files_of(published)
+    assert wallclock(cache.load(VERSION)) > 0
+
+
+def test_a_connection_that_is_cut_is_told(server, published):
+    # The server promises more than it sends.
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Cutting(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "5000")
+            self.end_headers()
+            self.wfile.write(b'{"format": 1}')
+
+        def log_message(self, *words):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Cutting) as cutting:
+        thread = threading.Thread(target=cutting.handle_request)
+        thread.start()
+        with pytest.raises(RegistryUnavailableError, match="IncompleteRead"):
+            Cache(f"http://127.0.0.1:{cutting.server_port}").load(VERSION)
+        thread.join()
+
+
+def test_a_file_outside_of_the_bundle_is_not_asked_for(server, published, tmp_path):
+    content = b"of somebody else"
+    manifest = json.loads((published / "bundle.json").read_text())
+    manifest["sha256"]["../../.note"] = hashlib.sha256(content).hexdigest()
+    (published / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="lies outside the bundle"):
+        Cache(server.uri).load(VERSION)
+    assert not any("note" in query["path"][0] for path, query in server.queries if path == FILES)
+
+
+def test_a_file_without_end_is_not_read_to_its_end(server, published, monkeypatch):
+    monkeypatch.setattr("calmlflow.predictor.fetch.MAX_BYTES", 400)
+    with pytest.raises(RegistryUnavailableError, match="more than 400 bytes"):
+        Cache(server.uri).load(VERSION)
+
+
+def test_a_bundle_that_lacks_a_network_is_refused(server, published):
+    shutil.rmtree(published / "mem_reg")
+    write_manifest(published)
+    cache = Cache(server.uri)
+    with pytest.raises(InputError, match=r"version 3: mem_reg/mem_reg\.onnx is not listed"):
+        cache.load(VERSION)
+    assert kept(cache) == []
+
+
+def test_a_version_that_is_not_there_is_told(server):
+    server.answers[FILES] = 404, b""
+    with pytest.raises(RegistryUnavailableError, match="version 3 of calcloud-predictor cannot be downloaded"):
+        Cache(server.uri).load(VERSION)
+
+
+def test_a_store_that_the_server_does_not_enter_is_entered_with_mlflow(server, published, monkeypatch):
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    server.answers[FILES] = 500, b"no credentials"
+    place = f"file://{published}"
+    server.answers[PLACE] = 200, json.dumps({"artifact_uri": place}).encode()
+    version = {"name": "calcloud-predictor", "version": "3", "source": place, "status": "READY"}
+    server.answers["/api/2.0/mlflow/model-versions/get"] = 200, json.dumps({"model_version": version}).encode()
+    server.answers["/api/2.0/mlflow/registered-models/get"] = (
+        200,
+        b'{"registered_model": {"name": "calcloud-predictor"}}',
+    )
+    assert wallclock(Cache(server.uri).load(VERSION)) > 0
+    mlflow.set_tracking_uri(None)
+
+
+def test_who_is_in_a_hurry_does_not_try_again_what_has_just_failed(server, published):
+    cache = Cache(server.uri)
+    server.answers[FILES] = 404, b""
+    with pytest.raises(RegistryUnavailableError, match="cannot be downloaded"):
+        cache.load(VERSION, hurried=True)
+    server.answers[FILES] = files_of(published)
+    with pytest.raises(RegistryUnavailableError, match="could not be had a moment ago"):
+        cache.load(VERSION, hurried=True)
+    long_ago = time.time() - RETRY_S - 1
+    (failed,) = cache.folder.glob(".failed-*")
+    os.utime(failed, (long_ago, long_ago))
+    assert wallclock(cache.load(VERSION, hurried=True)) > 0
+
+
+def test_a_download_that_trickles_is_given_up_in_time(server, published, monkeypatch):
+    # Each file comes, but all of them together take too long.
+    whole = files_of(published)
+
+    def slowly(query):
+        time.sleep(0.25)
+        return whole(query)
+
+    server.answers[FILES] = slowly
+    monkeypatch.setenv("CALMLFLOW_TIMEOUT", "0.3")
+    with pytest.raises(RegistryUnavailableError, match="no answer in time"):
+        Cache(server.uri).load(VERSION, hurried=True)
+
+
+def test_a_fetch_leaves_mlflow_as_it_was(server, published, tmp_path, monkeypatch):
+    import mlflow
+
+    uri = f"sqlite:///{tmp_path}/mine.db"
+    mlflow.set_tracking_uri(uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    server.answers[FILES] = server.answers[PLACE] = 404, b""
+    with pytest.raises(RegistryUnavailableError):
+        Cache(server.uri).load(VERSION)
+    assert mlflow.get_tracking_uri() == uri
+    mlflow.set_tracking_uri(None)
+
+
+def test_a_copy_that_may_not_be_read_is_as_good_as_none(server, monkeypatch, caplog):
+    cache = Cache(server.uri)
+    cache.load(VERSION)
+
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied")
+
+    # Root may read everything, so the system's refusal is made here.
+    monkeypatch.setattr("pathlib.Path.is_dir", forbidden)
+    assert cache.load_kept(VERSION) is None
+    assert "cannot be read (Permission denied)" in caplog.text
+
+
+def test_a_child_that_was_forked_meanwhile_holds_no_lock(server):
+    cache = Cache(server.uri)
+    with cache.alone("fetch", 1):
+        child = subprocess.Popen(["sleep", "60"], close_fds=False)
+    try:
+        began = time.monotonic()
+        with cache.alone("fetch", 30):
+            assert time.monotonic() - began < 20
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_version_of_a_registry_that_was_set_up_anew_is_another(server):
+    elsewhere = StagedVersion("3", "elsewhere")
+    old = write_bundle(Cache(server.uri).path(elsewhere), seed=5)
+    assert wallclock(Cache(server.uri).load(VERSION)) != wallclock(Cache(server.uri).load(elsewhere))
+    assert old.is_dir()
+
+
+def test_many_at_once_fetch_once(server):
+    found = []
+
+    def load():
+        found.append(wallclock(Cache(server.uri).load(VERSION)))
+
+    threads = [threading.Thread(target=load) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert len(set(found)) == 1
+    assert [query["path"][0] for path, query in server.queries].count("artifacts/bundle/bundle.json") == 1
+
+
+def test_who_waits_too_long_for_another_goes_on_alone(server, monkeypatch):
+    cache = Cache(server.uri)
+    with cache.alone("fetch", 1):
+        monkeypatch.setenv("CALMLFLOW_TIMEOUT", "0.1")
+        assert wallclock(Cache(server.uri).load(VERSION)) > 0
+
+
+def test_a_disk_that_cannot_be_written_costs_the_cache_and_not_the_answer(server, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    cache = Cache(server.uri, tmp_path / "file" / "cache")
+    assert wallclock(cache.load(VERSION)) > 0
+    cache.remember("Production", VERSION)
+    assert "CALMLFLOW_CACHE" in caplog.text
+    assert "Production.json cannot be written" in caplog.text
+
+
+# -- Notes and old versions -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path):
+    found = Cache("http://one", tmp_path)
+    found.folder.mkdir()
+    return found
+
+
+def version(number: int) -> StagedVersion:
+    return StagedVersion(str(number), f"s{number}")
+
+
+def test_what_a_stage_held_is_remembered_and_what_it_held_before(cache, tmp_path):
+    assert cache.recall("Production") == []
+    for number in (1, 2, 2, 3):
+        cache.remember("Production", version(number))
+    cache.remember("Staging", version(4))
+    assert Cache("http://one", tmp_path).recall("Production") == [version(3), version(2)]
+    assert cache.recall("Staging") == [version(4)]
+    assert cache.recall("Archived") == []
+    # Back to the one before.
+    cache.remember("Production", version(2))
+    assert cache.recall("Production") == [version(2), version(3)]
+    assert kept(cache) == ["Production.json", "Staging.json"]
+
+
+def test_a_note_is_for_everybody_who_may_read_the_versions(cache):
+    cache.remember("Production", version(1))
+    assert (cache.folder / "Production.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_nothing_goes_where_a_note_cannot_be_read(cache):
+    write_bundle(cache.path(version(7)))
+    (cache.folder / "Staging.json").write_text("{")
+    cache.remember("Production", version(1))
+    assert cache.path(version(7)).is_dir()
+
+
+def test_a_cache_stays_where_it_was_when_the_process_moves(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CALMLFLOW_CACHE", "cache")
+    found = Cache("http://one")
+    monkeypatch.chdir("/")
+    assert found.folder.parent == tmp_path / "cache"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", b"[]", b"null", b'{"versions": 3}', b'{"versions": [{"version": "1"}]}', b"\xff\xfe", b"[" * 9999],
+)
+def test_a_damaged_note_is_none_and_is_written_anew(cache, content):
+    (cache.folder / "Production.json").write_bytes(content)
+    assert cache.recall("Production") == []
+    cache.remember("Production", version(2))
+    assert cache.recall("Production") == [version(2)]
+
+
+def test_old_versions_go_and_those_that_a_stage_may_need_stay(cache):
+    for number in range(1, 7):
+        write_bundle(cache.path(version(number)), number)
+    somebodys = cache.folder / "12-notes"
+    somebodys.mkdir()
+    cache.remember("Staging", version(5))
+    for number in (1, 2, 3):
+        write_bundle(cache.path(version(number)), number)
+        cache.remember("Production", version(number))
+    expected = [version(number).folder for number in (2, 3, 5)]
+    assert kept(cache) == sorted([*expected, "12-notes", "Production.json", "Staging.json"])
+
+
+def test_what_killed_processes_left_behind_goes_after_some_time(cache):
+    long_ago = time.time() - LEFT_BEHIND_S - 60
+    for name in (".fetch-old", ".fetch-new", ".old-old"):
+        (cache.folder / name / "deep").mkdir(parents=True)
+    (cache.folder / ".note-old").write_text("{")
+    for path in cache.folder.glob(".*-old"):
+        os.utime(path, (long_ago, long_ago))
+    cache.remember("Production", version(1))
+    assert kept(cache) == [".fetch-new", "Production.json"]
+
+
+def test_two_registries_do_not_share(tmp_path, cache):
+    cache.remember("Production", version(2))
+    other = Cache("http://other", tmp_path)
+    assert other.recall("Production") == []
+    assert cache.folder != other.folder
+    # A password that was changed is no other registry.
+    assert Cache("http://user:new@one", tmp_path).folder == cache.folder
+
+
+def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path))
+    assert Cache("http://one").folder.parent == tmp_path

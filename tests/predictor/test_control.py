@@ -1,0 +1,289 @@
+import contextlib
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import calmlflow.storage.s3
+from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.predictor.control import control_object, read_control_file, read_control_object
+from calmlflow.storage.s3 import s3_client
+
+TEXT = "n_files=17\ntotal_mb=9.6\nDETECTOR=SBC\n"
+KEYS = {"n_files": "17", "total_mb": "9.6", "DETECTOR": "SBC"}
+BUCKET = "calcloud-processing"
+JOB = "jabc03020"
+FOLDER = f"control/{JOB}/"
+USUAL = f"{FOLDER}{JOB}_MemModelFeatures.txt"
+
+
+@pytest.fixture(autouse=True)
+def _no_client_of_another_test():
+    calmlflow.storage.s3._kept_client.cache_clear()
+    yield
+    calmlflow.storage.s3._kept_client.cache_clear()
+
+
+def test_a_file_is_read(tmp_path):
+    (tmp_path / "control.txt").write_text(TEXT)
+    assert read_control_file(tmp_path / "control.txt") == KEYS
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    for path in (tmp_path / "none.txt", tmp_path):
+        with pytest.raises(InputError, match=f"control file {path} cannot be read"):
+            read_control_file(path)
+
+
+def test_a_file_without_end_is_not_read_to_it():
+    with pytest.raises(InputError, match="expected at most 65536"):
+        read_control_file(Path("/dev/zero"))
+
+
+# -- Which object ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [None, "", "control", USUAL])
+def test_the_usual_key_is_that_of_the_dataset(key):
+    found = control_object(JOB.upper(), BUCKET, key)
+    assert (found.dataset.name, found.bucket, found.key) == (JOB, BUCKET, USUAL)
+
+
+def test_another_file_of_the_dataset_may_be_named():
+    assert control_object(JOB, BUCKET, f"{FOLDER}old/été +1.txt").key == f"{FOLDER}old/été +1.txt"
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        (5, r"Key is no text \(int\)"),
+        (["a"], r"Key is no text \(list\)"),
+        (False, r"Key is no text \(bool\)"),
+        (
+            "elsewhere",
+            "'elsewhere' is not that of a file of jabc03020; expected a key of one file in control/jabc03020/",
+        ),
+        ("control/jabc03010/jabc03010_MemModelFeatures.txt", "is not that of a file of jabc03020"),
+        ("control/JABC03020/JABC03020_MemModelFeatures.txt", "is not that of a file"),
+        (f"/{USUAL}", "is not that of a file"),
+        (f"x/{USUAL}", "is not that of a file"),
+        (FOLDER, "is not that of a file"),
+        (f"{FOLDER}old/", "is not that of a file"),
+        (f"{FOLDER}../jabc03010/file", "is not that of a file"),
+        (f"{FOLDER}./file", "is not that of a file"),
+        (f"{FOLDER}a\nb", "cannot be printed"),
+        (f"{FOLDER}\0", "cannot be printed"),
+        (f"{FOLDER}\ud800", "cannot be printed"),
+        (f"{FOLDER}\u202etxt", "cannot be printed"),
+        (f"{FOLDER}{'ü' * 600}", "has 1218 bytes; expected at most 1024"),
+    ],
+)
+def test_a_key_that_is_not_the_datasets_own_is_refused(key, words):
+    with pytest.raises(InputError, match=words) as caught:
+        control_object(JOB, BUCKET, key)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("bucket", ["abc", "a.b", "calcloud-processing-ops", "0ab-c9", "1.2.3.4.5", "x" * 63])
+def test_the_names_that_s3_allows_are_buckets(bucket):
+    assert control_object(JOB, bucket).bucket == bucket
+
+
+@pytest.mark.parametrize(
+    "bucket",
+    ["", "ab", "x" * 64, "Calcloud", "a_b", "-ab", "ab-", ".ab", "ab.", "a..b", "192.168.5.4", "a/b", "ab\n", "bücket"],
+)
+def test_the_names_that_s3_does_not_allow_are_none(bucket):
+    with pytest.raises(InputError, match=r"is no bucket's name; expected 3 to 63"):
+        control_object(JOB, bucket)
+
+
+@given(st.text(max_size=70))
+def test_a_bucket_is_taken_or_refused_with_the_documented_error(bucket):
+    try:
+        control_object(JOB, bucket)
+    except InputError as error:
+        assert len(str(error)) < 800
+    else:
+        # S3's rules, said another way.
+        assert 3 <= len(bucket) <= 63
+        assert set(bucket) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-")
+        assert bucket[0] not in ".-"
+        assert bucket[-1] not in ".-"
+        assert ".." not in bucket
+
+
+# -- Reading it -----------------------------------------------------------------------------------------------------
+
+
+def test_an_object_is_read_by_its_key_or_that_of_its_dataset(s3):
+    s3.put_object(Bucket=BUCKET, Key=USUAL, Body=TEXT.encode())
+    s3.put_object(Bucket=BUCKET, Key=f"{FOLDER}elsewhere", Body=b"n_files=1\ntotal_mb=2\n")
+    assert read_control_object(JOB, BUCKET) == KEYS
+    assert read_control_object(JOB.upper(), BUCKET, "control") == KEYS
+    assert read_control_object(JOB, BUCKET, f"{FOLDER}elsewhere") == {"n_files": "1", "total_mb": "2"}
+
+
+def test_an_object_that_is_not_there_is_the_fault_of_who_asked(s3):
+    with pytest.raises(InputError, match=rf"s3://{BUCKET}/{FOLDER}none cannot be read \(NoSuchKey\)"):
+        read_control_object(JOB, BUCKET, f"{FOLDER}none")
+    with pytest.raises(InputError, match=r"s3://no-such-bucket/control/.* cannot be read \(NoSuchBucket\)"):
+        read_control_object(JOB, "no-such-bucket")
+
+
+def test_an_object_that_is_no_control_file_is_told(s3):
+    s3.put_object(Bucket=BUCKET, Key=f"{FOLDER}picture", Body=b"\x89PNG\x0d\x0a\xff")
+    s3.put_object(Bucket=BUCKET, Key=f"{FOLDER}large", Body=b"#" * 70_000)
+    with pytest.raises(InputError, match="is not UTF-8 text"):
+        read_control_object(JOB, BUCKET, f"{FOLDER}picture")
+    with pytest.raises(InputError, match=r"large has 70000 bytes; expected a control file, at most 65536"):
+        read_control_object(JOB, BUCKET, f"{FOLDER}large")
+
+
+def point_s3_at(monkeypatch, address):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL"):
+        monkeypatch.setenv(name, address)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def test_a_mosaic_needs_no_object(monkeypatch, ports):
+    point_s3_at(monkeypatch, f"http://127.0.0.1:{ports[0]}")
+    assert read_control_object("acs_8ph_01", BUCKET) == {}
+
+
+def test_a_store_out_of_reach_is_nobodys_input(monkeypatch, ports):
+    point_s3_at(monkeypatch, f"http://127.0.0.1:{ports[0]}")
+    with pytest.raises(CalmlflowError, match=rf"s3://{BUCKET}/.* cannot be read \(EndpointConnectionError\)") as caught:
+        read_control_object(JOB, BUCKET)
+    assert not isinstance(caught.value, InputError)
+
+
+def test_an_address_that_is_none_is_told_without_its_password(monkeypatch):
+    point_s3_at(monkeypatch, "nobody:secret@nowhere")
+    with pytest.raises(CalmlflowError, match="boto3 cannot make a client") as caught:
+        read_control_object(JOB, BUCKET)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_a_refused_login_is_nobodys_input(tracking, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(CalmlflowError, match="cannot be read") as caught:
+        read_control_object(JOB, BUCKET)
+    assert not isinstance(caught.value, InputError)
+    assert "wrong" not in str(caught.value)
+
+
+@contextmanager
+def store(answer):
+    """A server that says ``answer`` to the first request of each connection, as raw bytes; None: nothing, for long."""
+    over = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if answer is None:
+                over.wait(20)
+            elif isinstance(answer, bytes):
+                self.wfile.write(answer)
+            else:
+                with contextlib.suppress(OSError):
+                    for part in answer:
+                        self.wfile.write(part)
+                        over.wait(0.1)
+            self.close_connection = True
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            over.set()
+            server.shutdown()
+            thread.join()
+
+
+def test_a_store_that_sends_a_byte_now_and_then_is_given_up(monkeypatch):
+    monkeypatch.setenv("CALMLFLOW_TIMEOUT", "0.3")
+    trickle = [b"HTTP/1.1 200 OK\r\nContent-Length: 600\r\n\r\n", *[b"#"] * 600]
+    with store(trickle) as uri:
+        point_s3_at(monkeypatch, uri)
+        with pytest.raises(CalmlflowError, match=r"cannot be read \(no answer in time\)"):
+            read_control_object(JOB, BUCKET)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\nn_files=17\n", "cannot be read"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nn_fi", "cannot be read"),
+        (b"HTTP/1.1 503 Slow Down\r\nContent-Length: 4\r\n\r\noops", r"cannot be read \(503\)"),
+        (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", "cannot be read"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", "cannot be read"),
+        (b"rubbish\r\n\r\n", "cannot be read"),
+        (None, r"cannot be read \(ReadTimeoutError\)"),
+    ],
+)
+def test_a_store_that_breaks_off_or_talks_rubbish_is_nobodys_input(monkeypatch, answer, reason):
+    monkeypatch.setenv("CALMLFLOW_TIMEOUT", "0.3" if answer is None else "5")
+    with store(answer) as address:
+        point_s3_at(monkeypatch, address)
+        with pytest.raises(CalmlflowError, match=reason) as caught:
+            read_control_object(JOB, BUCKET)
+    assert not isinstance(caught.value, InputError)
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_a_large_object_is_refused_before_it_is_read(monkeypatch):
+    # Of a terabyte only the header ever comes.
+    with store(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n#") as address:
+        point_s3_at(monkeypatch, address)
+        with pytest.raises(InputError, match="has 1000000000000 bytes; expected a control file, at most 65536"):
+            read_control_object(JOB, BUCKET)
+
+
+# -- The client -----------------------------------------------------------------------------------------------------
+
+
+def test_mlflows_address_of_the_store_counts_where_boto3_has_none(s3, tracking, monkeypatch):
+    s3.put_object(Bucket=BUCKET, Key=USUAL, Body=TEXT.encode())
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    assert "AWS_ENDPOINT_URL" not in os.environ
+    assert read_control_object(JOB, BUCKET) == KEYS
+    monkeypatch.setenv("AWS_ENDPOINT_URL", tracking.s3_endpoint)
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://nowhere.invalid")
+    assert read_control_object(JOB, BUCKET) == KEYS
+
+
+def test_threads_share_one_client(monkeypatch, ports):
+    point_s3_at(monkeypatch, f"http://127.0.0.1:{ports[0]}")
+    with ThreadPoolExecutor(8) as pool:
+        clients = [pool.submit(s3_client).result() for _ in range(16)]
+    assert len({id(client) for client in clients}) == 1
+    assert (clients[0].meta.config.connect_timeout, clients[0].meta.config.read_timeout) == (2, 2)
+
+
+def test_boto3_is_loaded_when_s3_is_read_and_not_before():
+    code = """
+import sys
+from calmlflow.predictor.control import control_object, read_control_object
+control_object("jabc03020", "bucket")
+read_control_object("acs_8ph_01", "bucket")
+assert not {"boto3", "botocore"} & set(sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

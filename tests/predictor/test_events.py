@@ -1,0 +1,184 @@
+"""Events of AWS Lambda: calcloud's own, S3's and EventBridge's; nothing but the documented error for the rest."""
+
+from urllib.parse import quote_plus
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from calmlflow.errors import InputError
+from calmlflow.predictor.events import read_job, read_notification
+from calmlflow.storage.s3_events import MAX_RECORDS, is_notification
+from tests.samples.event_samples import BUCKET, EVENTS, EXTREMES, FOLDER, JOB, JOB_EVENT, KEY, eventbridge, s3_record
+
+# -- One job --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        JOB_EVENT,
+        {"Bucket": BUCKET, "Key": KEY, "Dataset": JOB},
+        {"Bucket": BUCKET, "Key": KEY, "Ipppssoot": "", "Dataset": JOB},
+        {"Bucket": BUCKET, "Key": "control", "Ipppssoot": JOB},
+        {"Bucket": BUCKET, "Key": "", "Ipppssoot": JOB, "Dataset": None},
+        {"Bucket": BUCKET, "Key": None, "Ipppssoot": JOB},
+        {"Bucket": BUCKET, "Ipppssoot": JOB, "Dataset": JOB.upper()},
+        {"Bucket": BUCKET, "Ipppssoot": JOB.upper(), "Other": 1},
+    ],
+)
+def test_a_job_is_read(event):
+    assert not is_notification(event)
+    job = read_job(event)
+    assert (job.dataset.name, job.bucket, job.key) == (JOB, BUCKET, KEY)
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        (None, "the event is a NoneType"),
+        ([], "the event is a list"),
+        (JOB, "the event is a str"),
+        ({}, "the event has no Ipppssoot"),
+        ({"Ipppssoot": JOB}, "the event has no Bucket"),
+        ({"Ipppssoot": JOB, "Bucket": ""}, "the event has no Bucket"),
+        ({"Ipppssoot": JOB, "Bucket": 5}, "the event has no Bucket"),
+        ({"Ipppssoot": JOB, "Bucket": "No Bucket"}, "Bucket 'No Bucket' is no bucket's name"),
+        ({"Bucket": BUCKET}, "the event has no Ipppssoot"),
+        ({"Bucket": BUCKET, "Ipppssoot": 5}, "the event has no Ipppssoot"),
+        ({"Bucket": BUCKET, "Ipppssoot": JOB, "Key": 5}, "Key is no text"),
+        ({"Bucket": BUCKET, "Ipppssoot": JOB, "Key": ["a"]}, "Key is no text"),
+        ({"Bucket": BUCKET, "Ipppssoot": JOB, "Key": "control/jabc07010/f"}, "is not that of a file of jabc07020"),
+        ({"Bucket": BUCKET, "Ipppssoot": "zabc07020"}, "'z'"),
+        ({"Bucket": BUCKET, "Ipppssoot": "../../etc"}, "is no dataset name"),
+        ({"Bucket": BUCKET, "Ipppssoot": JOB, "Dataset": "jabc07010"}, "Ipppssoot 'jabc07020' and Dataset 'jabc07010'"),
+        ({"Bucket": BUCKET, "Ipppssoot": JOB, "Dataset": 5}, "5 is no dataset name"),
+    ],
+)
+def test_an_event_that_is_no_job_is_told_why(event, words):
+    with pytest.raises(InputError, match=words):
+        read_job(event)
+
+
+# -- Notifications --------------------------------------------------------------------------------------------------
+
+
+def test_the_jobs_of_a_notification_are_read_in_order():
+    event = {"Records": [s3_record(), s3_record("control/acs_8ph_01/x"), s3_record(bucket="other-bucket")]}
+    assert is_notification(event)
+    found = [(job.dataset.name, job.bucket, job.key) for job in read_notification(event)]
+    assert found == [
+        (JOB, BUCKET, KEY),
+        ("acs_8ph_01", BUCKET, "control/acs_8ph_01/acs_8ph_01_MemModelFeatures.txt"),
+        (JOB, "other-bucket", KEY),
+    ]
+
+
+@given(st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=50).map(lambda text: f"{text} +%2B"))
+@example("a b+c%20é")
+def test_keys_are_url_encoded_by_s3_and_plain_by_eventbridge(name):
+    if {".", ".."} & set(name.split("/")):
+        return
+    key = FOLDER + name.strip("/")
+    (encoded,) = read_notification({"Records": [s3_record(quote_plus(key, safe="/"))]})
+    (plain,) = read_notification(eventbridge(key))
+    assert encoded == plain
+    assert plain.key == key
+
+
+def test_a_test_of_s3s_holds_no_job():
+    event = {"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": BUCKET, "RequestId": "1"}
+    assert is_notification(event)
+    assert read_notification(event) == []
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *(None, 5, [], {}),
+        {"eventSource": "aws:sqs", "body": "{}"},
+        s3_record(eventName="ObjectRemoved:Delete"),
+        s3_record(eventName=5),
+        s3_record(s3=None),
+        s3_record(s3={"bucket": BUCKET, "object": KEY}),
+        s3_record(s3={"bucket": {"name": BUCKET}}),
+        s3_record(key=None),
+        s3_record(key=""),
+        s3_record(key=["control"]),
+        s3_record("outputs/jabc07020/process_metrics.txt"),
+        s3_record("control"),
+        s3_record("control/"),
+        s3_record("control/jabc07020"),
+        s3_record("control/jabc07020/"),
+        s3_record("control/JABC07020/file"),
+        s3_record("control/zabc07020/file"),
+        s3_record("control/jabc07020/..%2F..%2Ffile"),
+        s3_record("control/jabc07020/%0A"),
+        s3_record("control/jabc07020/%ff"),
+        s3_record("control/jabc07020/" + "x" * 2000),
+        s3_record(bucket=None),
+        s3_record(bucket="No Bucket"),
+        *(
+            s3_record(s3={"bucket": {"name": BUCKET}, "object": {"key": KEY, "size": size}})
+            for size in (65_537, -1, "5", 1.5, True, None, 10**5000)
+        ),
+    ],
+)
+def test_a_record_that_is_no_job_is_told_in_its_place(record):
+    before, error, after = read_notification({"Records": [s3_record(), record, s3_record()]})
+    assert isinstance(error, InputError)
+    assert "expected" in str(error) or "known" in str(error)
+    assert len(str(error)) < 300
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        eventbridge(source="aws.ec2"),
+        eventbridge("outputs/file"),
+        eventbridge(detail=None),
+        {**eventbridge(), "detail-type": "Object Deleted"},
+    ],
+)
+def test_what_eventbridge_tells_of_other_things_is_no_job(event):
+    (error,) = read_notification(event)
+    assert isinstance(error, InputError)
+
+
+@pytest.mark.parametrize("records", [None, {}, "x", 5, [], [s3_record()] * (MAX_RECORDS + 1)])
+def test_records_that_are_none_or_too_many_are_refused(records):
+    with pytest.raises(InputError, match="Records are no list of 1 to 1000"):
+        read_notification({"Records": records})
+
+
+# -- Anything else --------------------------------------------------------------------------------------------------
+
+
+def check_message(error: InputError) -> None:
+    """Nothing longer than a name is quoted, and what is quoted can be printed."""
+    assert len(str(error)) < 900
+    assert str(error).isprintable()
+
+
+@pytest.mark.parametrize("event", EXTREMES.values(), ids=EXTREMES)
+def test_an_extreme_event_is_refused_with_the_documented_error(event):
+    try:
+        (error,) = read_notification(event) if is_notification(event) else [read_job(event)]
+    except InputError as raised:
+        error = raised
+    assert isinstance(error, InputError)
+    check_message(error)
+
+
+@given(EVENTS)
+def test_any_event_is_read_or_refused_with_the_documented_error(event):
+    try:
+        found = read_notification(event) if is_notification(event) else [read_job(event)]
+    except InputError as error:
+        found = [error]
+    for one in found:
+        if isinstance(one, InputError):
+            check_message(one)
+        else:
+            assert one.key.startswith(f"control/{one.dataset.name}/")

@@ -1,0 +1,253 @@
+"""The predictor against a real server that dies, hangs or lies, a disk that is full, and two hundred others."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from calmlflow import settings
+from calmlflow.hst.features import job_features
+from calmlflow.predictor import Bundle, Predictor
+from calmlflow.predictor.answers import as_answers
+from tests.conftest import free_ports
+from tests.samples.commands import ROOT, environment
+from tests.samples.predictor_samples import NETWORKS, write_bundle
+
+pytestmark = pytest.mark.slow
+
+JOB = "j8c601020"
+CONTROL_FILE = ROOT / "examples" / "j8c601020_MemModelFeatures.txt"
+CALMLFLOW = str(Path(sys.executable).parent / "calmlflow")
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> Iterator:
+    """A server that may be hurt, with versions 1 to 3 registered; gives the server and what each version answers."""
+    import mlflow
+
+    from calmlflow.registry.package import log_model
+    from calmlflow.server import supervisor as embedded
+
+    folder = tmp_path_factory.mktemp("faults")
+    port, s3_port = free_ports()
+    server = embedded.start(port, s3_port, folder / "home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("MLFLOW_", "AWS_"))]:
+            patch.delenv(name)
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        mlflow.set_tracking_uri(server.tracking_uri)
+        mlflow.set_registry_uri(server.tracking_uri)
+        answers = {}
+        for seed in (1, 2, 3):
+            models = write_bundle(folder / f"models{seed}", seed)
+            with mlflow.start_run():
+                logged = log_model(models, NETWORKS, "bundle", {})
+            found = mlflow.register_model(logged.uri, settings.BUNDLE_MODEL)
+            keys = dict(line.split("=") for line in CONTROL_FILE.read_text().split())
+            (answer,) = as_answers(Bundle.load(models).predict([job_features(JOB, keys)]))
+            answers[str(found.version)] = answer
+        mlflow.set_tracking_uri(None)
+        mlflow.set_registry_uri(None)
+    try:
+        yield server, answers
+    finally:
+        embedded.stop(folder / "home")
+
+
+def stage(server, version: str) -> None:
+    """Put a version in Production."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(server.tracking_uri)
+    client.transition_model_version_stage(settings.BUNDLE_MODEL, version, "Production", True)
+
+
+def predict(server, cache: Path, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [CALMLFLOW, "predict", JOB, "--control", str(CONTROL_FILE), *options]
+    shell = environment(server, CALMLFLOW_CACHE=str(cache), **more)
+    return subprocess.run(command, env=shell, capture_output=True, text=True, timeout=120)
+
+
+def answered(done: subprocess.CompletedProcess[str], answers: dict, version: str, source: str) -> None:
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {**answers[version], "version": version, "source": source}
+    assert "Traceback" not in done.stderr
+
+
+def told(done: subprocess.CompletedProcess[str], words: str) -> None:
+    """It failed with one sentence that says so; warnings may stand before it."""
+    assert (done.returncode, done.stdout) == (1, "")
+    *warnings, error = done.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert words in error
+    assert "expected" in error
+    assert all("expected" in warning for warning in warnings)
+
+
+def processes(home: Path, word: str) -> list[int]:
+    """Processes of a server's home whose command line holds a word."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "cwd").resolve() == home and word in (folder / "cmdline").read_text():
+                found.append(int(folder.name))
+    return found
+
+
+@contextlib.contextmanager
+def stopped(home: Path, word: str) -> Iterator[None]:
+    """Processes that hang for a while: connections are taken, and nothing is said."""
+    hanging = processes(home, word)
+    assert hanging
+    try:
+        for pid in hanging:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in hanging:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("part", ["mlflow", "weed"])
+def test_a_part_that_hangs_costs_seconds_and_not_the_answer(own, tmp_path, part):
+    server, answers = own
+    stage(server, "1")
+    answered(predict(server, tmp_path), answers, "1", "registry")
+    stage(server, "2")
+    with stopped(server.home, part):
+        answered(predict(server, tmp_path, CALMLFLOW_TIMEOUT="0.5"), answers, "1", "cache")
+        told(predict(server, tmp_path / "empty", CALMLFLOW_TIMEOUT="0.5"), "no answer in time")
+        done = predict(server, tmp_path / "empty", "--policy-fallback", CALMLFLOW_TIMEOUT="0.5")
+        assert json.loads(done.stdout)["fallback"] is True
+    # What could not be had is tried again after a minute, or where nobody has failed.
+    for failed in tmp_path.rglob(".failed-*"):
+        failed.unlink()
+    answered(predict(server, tmp_path), answers, "2", "registry")
+
+
+def test_a_full_disk_costs_the_cache_and_not_the_answer(own, tmp_path):
+    server, answers = own
+    stage(server, "3")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    # A bundle of the samples has some kilobytes, of which the first fits.
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        for filled in (False, True):
+            if filled:
+                with contextlib.suppress(OSError):
+                    (disk / "rest").write_bytes(b"x" * 100_000)
+            done = predict(server, disk / "cache")
+            answered(done, answers, "3", "registry")
+            assert "No space left on device" in done.stderr
+            left = [path.name for path in (disk / "cache").rglob("*") if path.is_file() and path.stat().st_size]
+            assert all(name.endswith(".json") for name in left)
+        (disk / "rest").unlink()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    answered(predict(server, disk / "cache"), answers, "3", "registry")
+
+
+def test_one_flipped_byte_in_the_cache_is_mended_or_told(own, tmp_path):
+    server, answers = own
+    stage(server, "1")
+    predict(server, tmp_path)
+    for file in sorted(path for path in tmp_path.rglob("*-*/**/*") if path.is_file()):
+        content = file.read_bytes()
+        file.write_bytes(content[:7] + bytes([content[7] ^ 4]) + content[8:])
+        with stopped(server.home, "mlflow"):
+            told(predict(server, tmp_path, CALMLFLOW_TIMEOUT="0.2"), "no answer in time")
+        answered(predict(server, tmp_path), answers, "1", "registry")
+        assert file.read_bytes() == content
+
+
+def test_two_hundred_processes_on_an_empty_cache(own, tmp_path):
+    server, answers = own
+    stage(server, "2")
+    command = [CALMLFLOW, "predict", JOB, "--control", str(CONTROL_FILE)]
+    # Two cores are busy with two hundred processes: what is to be seen here is not how long the server takes.
+    shell = environment(server, CALMLFLOW_CACHE=str(tmp_path / "cache"), CALMLFLOW_TIMEOUT="60")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = [subprocess.Popen(command, env=shell, text=True, **pipes) for _ in range(200)]
+    found = [process.communicate(timeout=500) for process in started]
+    for process, (out, err) in zip(started, found, strict=True):
+        assert (process.returncode, err) == (0, "")
+        assert json.loads(out) == {**answers["2"], "version": "2", "source": "registry"}
+    (registry,) = (tmp_path / "cache").iterdir()
+    names = [path.name for path in registry.iterdir()]
+    assert not any(name.startswith((".fetch-", ".old-", ".note-")) for name in names)
+    with stopped(server.home, "mlflow"):
+        answered(predict(server, tmp_path / "cache", CALMLFLOW_TIMEOUT="0.2"), answers, "2", "cache")
+
+
+def test_sixty_four_threads_while_the_version_changes_fifty_times(own, tmp_path, monkeypatch):
+    server, answers = own
+    stage(server, "1")
+    monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path))
+    predictor = Predictor(registry_uri=server.tracking_uri, refresh=0)
+    keys = dict(line.split("=") for line in CONTROL_FILE.read_text().split())
+    over = threading.Event()
+    seen: set[str] = set()
+    wrong: list[object] = []
+
+    def ask() -> None:
+        # A breath between two answers, as callers have: Python runs one thread at a time, and this one changes stages.
+        while not over.wait(0.002):
+            try:
+                answer = predictor.predict(JOB, keys)
+                seen.add(answer["version"])
+                if {**answers[answer["version"]], "version": answer["version"]} != {
+                    key: value for key, value in answer.items() if key != "source"
+                }:
+                    wrong.append(answer)
+            except Exception as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(64)]
+    for thread in threads:
+        thread.start()
+    try:
+        for change in range(50):
+            stage(server, "123"[(change + 1) % 3])
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+    assert len(seen) > 1
+
+
+def test_a_dead_server_leaves_the_last_good_version(own, tmp_path):
+    """Last in this file: what it kills stays dead."""
+    server, answers = own
+    stage(server, "1")
+    answered(predict(server, tmp_path), answers, "1", "registry")
+    stage(server, "2")
+    supervisor = server.pid
+    # Held still, so that it does not end MLflow when it sees the store gone.
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        for pid in processes(server.home, "weed"):
+            os.kill(pid, signal.SIGKILL)
+        answered(predict(server, tmp_path), answers, "1", "cache")
+        told(predict(server, tmp_path / "empty"), "version 2 of calcloud-predictor cannot be downloaded")
+        shutil.rmtree(tmp_path / "empty", ignore_errors=True)
+        for pid in processes(server.home, "mlflow"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        answered(predict(server, tmp_path), answers, "1", "cache")
+        told(predict(server, tmp_path / "empty"), "no MLflow server answers")
+        assert json.loads(predict(server, tmp_path / "empty", "--policy-fallback").stdout)["killTime"] == 7200
+    finally:
+        os.kill(supervisor, signal.SIGCONT)

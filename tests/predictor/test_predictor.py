@@ -1,0 +1,442 @@
+"""An answer every time: from the registry's version, or else from the last good one."""
+
+import shutil
+import time
+
+import pytest
+
+from calmlflow import settings
+from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.hst.features import job_features
+from calmlflow.predictor import Bundle, Predictor
+from calmlflow.predictor.cache import Cache
+from calmlflow.predictor.registry_client import AccessDeniedError, RegistryUnavailableError
+from calmlflow.predictor.stage import NoSuchVersionError, StagedVersion
+from tests.samples.predictor_samples import (
+    ALIASES,
+    CONTROL,
+    FILES,
+    NO_ALIAS,
+    NOTHING,
+    STAGES,
+    empty_database,
+    files_of,
+    http_registry,
+    keep_in_cache,
+    source,
+    staged,
+    write_bundle,
+)
+
+JOB = "jabc03020"
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A registry whose version 3 is in Production, and in the cache."""
+    for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path / "cache"))
+    # A version that is not on disk is asked for through MLflow, which would try for long.
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with http_registry({STAGES: staged("3"), ALIASES: NO_ALIAS}) as found:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", found.uri)
+        found.folder = keep_in_cache(tmp_path / "cache", found.uri, "3")
+        yield found
+    import sys
+
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_tracking_uri(None)
+
+
+def test_the_answer_is_that_of_the_bundle_in_the_stage(server):
+    predictor = Predictor()
+    answer = predictor.predict(JOB, CONTROL)
+    found = Bundle.load(server.folder).predict([job_features(JOB, CONTROL)])
+    assert answer["memBin"] == found["bin_pred"][0]
+    assert answer["memVal"] == round(float(found["mem_pred"][0]), 2)
+    assert answer["clockTime"] == int(found["wall_pred"][0])
+    assert answer["killTime"] == found["kill_time"][0]
+    assert answer["probabilities"] == pytest.approx(found["probabilities"][0].tolist(), abs=1e-6)
+    assert (answer["version"], answer["source"]) == ("3", "registry")
+    assert (predictor.version, predictor.source) == ("3", "registry")
+
+
+def test_the_stage_is_asked_by_its_name(server):
+    server.answers[STAGES] = staged("3")
+    Predictor("staging")
+    assert server.queries[-1][1]["stages"] == ["Staging"]
+    with pytest.raises(InputError, match="stage 'Prod' does not exist"):
+        Predictor("Prod")
+
+
+def test_a_registry_that_is_named_comes_before_the_environment(server, monkeypatch, ports):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{ports[0]}")
+    assert Predictor(registry_uri=server.uri).source == "registry"
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", server.uri)
+    assert Predictor().source == "registry"
+
+
+@pytest.mark.parametrize("answer", [(500, b"oops"), (200, b"<html>"), staged("latest"), None])
+def test_the_remembered_version_answers_when_the_registry_does_not(server, monkeypatch, caplog, answer):
+    expected = Predictor().predict(JOB, CONTROL)
+    monkeypatch.setenv("CALMLFLOW_TIMEOUT", "0.1")
+    server.answers[STAGES] = answer
+    assert Predictor().predict(JOB, CONTROL) == {**expected, "source": "cache"}
+    assert "answering with version 3 from the cache" in caplog.text
+
+
+def test_the_remembered_version_is_that_of_the_stage(server):
+    Predictor("Production")
+    server.answers[STAGES] = 500, b"oops"
+    with pytest.raises(RegistryUnavailableError):
+        Predictor("Staging")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_credentials_that_ran_out_cost_a_warning_and_not_the_answer(server, caplog, status):
+    Predictor()
+    server.answers[STAGES] = status, b""
+    assert Predictor().source == "cache"
+    assert f"refused the request with status {status}" in caplog.text
+    shutil.rmtree(server.folder)
+    with pytest.raises(AccessDeniedError):
+        Predictor()
+
+
+def test_a_bug_at_the_start_leaves_the_last_good_version(server, monkeypatch, caplog):
+    Predictor()
+    monkeypatch.setattr("calmlflow.predictor.predictor.resolve_stage", lambda *words: 1 / 0)
+    assert Predictor().predict(JOB, CONTROL)["source"] == "cache"
+    assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("value", ["abc", "0", "-1", "nan", "1e10"])
+def test_a_timeout_that_is_none_is_no_registry_that_is_away(server, monkeypatch, value):
+    Predictor()
+    monkeypatch.setenv("CALMLFLOW_TIMEOUT", value)
+    with pytest.raises(InputError, match="CALMLFLOW_TIMEOUT is"):
+        Predictor(policy_fallback=True)
+
+
+def test_a_stage_that_was_emptied_is_not_papered_over(server):
+    Predictor()
+    server.answers[STAGES] = NOTHING
+    with pytest.raises(NoSuchVersionError):
+        Predictor()
+
+
+def test_a_new_version_that_cannot_be_had_leaves_the_last_one_in_place(server, caplog):
+    Predictor()
+    server.answers[STAGES] = staged("4")
+    found = Predictor()
+    assert (found.version, found.source) == ("3", "cache")
+    assert "version 4 of calcloud-predictor cannot be downloaded" in caplog.text
+    # It is not the one to fall back on next time either.
+    server.answers[STAGES] = 500, b"oops"
+    assert Predictor().version == "3"
+
+
+def test_no_bundle_anywhere_is_an_error(server):
+    shutil.rmtree(server.folder)
+    with pytest.raises(CalmlflowError, match="version 3 of calcloud-predictor cannot be downloaded"):
+        Predictor()
+    server.answers[STAGES] = 500, b"oops"
+    with pytest.raises(RegistryUnavailableError, match="status 500"):
+        Predictor()
+
+
+@pytest.fixture
+def database(tmp_path, monkeypatch):
+    """A real registry in a file, whose first version is in Production; gives its address and its client."""
+    import mlflow
+
+    (tmp_path / "registry.db").write_bytes(empty_database())
+    uri = f"sqlite:///{tmp_path}/registry.db"
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path / "cache"))
+    yield mlflow.MlflowClient(uri, uri)
+    mlflow.set_tracking_uri(None)
+
+
+def put_in_production(client, folder) -> StagedVersion:
+    found = client.create_model_version(settings.BUNDLE_MODEL, f"file://{folder}")
+    client.transition_model_version_stage(settings.BUNDLE_MODEL, found.version, "Production", True)
+    return StagedVersion(str(found.version), found.source)
+
+
+def test_a_new_version_that_is_broken_leaves_the_last_one_in_place(database, tmp_path, caplog):
+    write_bundle(tmp_path / "good" / "artifacts" / "bundle")
+    put_in_production(database, tmp_path / "good")
+    expected = Predictor().predict(JOB, CONTROL)
+    assert (expected["version"], expected["source"]) == ("1", "registry")
+
+    bundle = write_bundle(tmp_path / "broken" / "artifacts" / "bundle", seed=1)
+    (bundle / "tx_data.json").write_text("{}")
+    broken = put_in_production(database, tmp_path / "broken")
+    assert Predictor().predict(JOB, CONTROL) == {**expected, "source": "cache"}
+    assert "tx_data.json does not match" in caplog.text
+    assert not (Cache(settings.registry_uri()).folder / broken.folder).exists()
+
+    write_bundle(tmp_path / "mended" / "artifacts" / "bundle", seed=1)
+    put_in_production(database, tmp_path / "mended")
+    found = Predictor().predict(JOB, CONTROL)
+    assert (found["version"], found["source"]) == ("3", "registry")
+    assert found["clockTime"] != expected["clockTime"]
+
+
+@pytest.mark.parametrize("name", ["acs_8ph_01", "SKYCELL-p0797x14y06"])
+def test_a_mosaic_needs_no_control_file(server, name):
+    answer = Predictor().predict(name, {})
+    assert (answer["memBin"], answer["memVal"], answer["clockTime"], answer["killTime"]) == (1, 7.17, 43_200, 259_200)
+    assert (answer["probabilities"], answer["version"], answer["source"]) == ([0, 1, 0, 0], None, "policy")
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "words"),
+    [
+        ("xabc03020", CONTROL, "'x'"),
+        ("", CONTROL, "is no dataset name"),
+        (JOB, {}, "n_files is missing"),
+        (JOB, {**CONTROL, "total_mb": "much"}, "total_mb is 'much'"),
+    ],
+)
+def test_a_job_that_breaks_a_rule_is_named(server, name, keys, words):
+    with pytest.raises(InputError, match=words):
+        Predictor().predict(name, keys)
+
+
+# -- A predictor that goes on -----------------------------------------------------------------------------------------
+
+
+def wait_until(condition, seconds=20):
+    """Wait for what another thread does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+def publish(server, tmp_path, version, seed):
+    """Put another version in the stage, with its files on the server; gives the clock time that it answers."""
+    bundle = write_bundle(tmp_path / version, seed)
+    server.answers[FILES] = files_of(bundle)
+    server.answers[STAGES] = staged(version)
+    return int(Bundle.load(bundle).predict([job_features(JOB, CONTROL)])["wall_pred"][0])
+
+
+def test_a_new_version_takes_over_in_the_background(server, tmp_path):
+    predictor = Predictor(refresh=0)
+    first = predictor.predict(JOB, CONTROL)["clockTime"]
+    second = publish(server, tmp_path, "4", seed=4)
+    answers = []
+    wait_until(lambda: answers.append(predictor.predict(JOB, CONTROL)) or answers[-1]["version"] == "4")
+    assert {(answer["version"], answer["clockTime"], answer["source"]) for answer in answers} <= {
+        ("3", first, "registry"),
+        ("4", second, "registry"),
+    }
+    assert first != second
+
+
+def test_the_registry_is_asked_no_more_often_than_it_should_be(server):
+    predictor = Predictor(refresh=3600)
+    server.queries.clear()
+    for _ in range(20):
+        predictor.predict(JOB, CONTROL)
+    assert server.queries == []
+
+
+def test_the_same_version_is_not_read_again(server):
+    predictor = Predictor(refresh=0)
+    bundle = predictor.bundle
+    shutil.rmtree(server.folder)
+    asked = len(server.queries)
+    wait_until(lambda: predictor.predict(JOB, CONTROL) and len(server.queries) > asked + 1)
+    assert predictor.bundle is bundle
+
+
+@pytest.mark.parametrize("answer", [(500, b"oops"), (401, b""), NOTHING, staged("latest"), staged("9")])
+def test_a_running_predictor_goes_on_with_what_it_has_and_comes_back(server, caplog, answer):
+    predictor = Predictor(refresh=0)
+    expected = predictor.predict(JOB, CONTROL)
+    server.answers[STAGES] = answer
+    wait_until(lambda: predictor.predict(JOB, CONTROL)["source"] == "cache")
+    assert predictor.predict(JOB, CONTROL) == {**expected, "source": "cache"}
+    assert "answering with" in caplog.text
+    server.answers[STAGES] = staged("3")
+    wait_until(lambda: predictor.predict(JOB, CONTROL)["source"] == "registry")
+
+
+def test_what_is_in_memory_goes_before_what_is_on_disk(server, tmp_path):
+    Predictor()
+    publish(server, tmp_path, "4", seed=4)
+    predictor = Predictor(refresh=0)
+    expected = predictor.predict(JOB, CONTROL)
+    assert expected["version"] == "4"
+    (server.folder.parent / StagedVersion("4", source("4")).folder / "tx_data.json").write_text("{}")
+    server.answers[STAGES] = 500, b"oops"
+    wait_until(lambda: predictor.predict(JOB, CONTROL)["source"] == "cache")
+    assert predictor.predict(JOB, CONTROL) == {**expected, "source": "cache"}
+
+
+def test_a_thread_that_cannot_be_started_costs_no_answer(server, monkeypatch, caplog):
+    predictor = Predictor(refresh=0)
+    expected = predictor.predict(JOB, CONTROL)
+    wait_until(lambda: not predictor._checking.locked())
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("threading.Thread.start", refuse)
+        assert predictor.predict(JOB, CONTROL) == expected
+    assert "must wait (can't start new thread)" in caplog.text
+    server.answers[STAGES] = 500, b"oops"
+    wait_until(lambda: predictor.predict(JOB, CONTROL)["source"] == "cache")
+
+
+def test_a_child_that_was_forked_during_a_check_looks_for_itself(server):
+    predictor = Predictor(refresh=0)
+    wait_until(lambda: not predictor._checking.locked())
+    # As a fork in the middle of a check leaves it: locked, by a thread that is not there.
+    predictor._checking.acquire()
+    predictor._process += 1
+    server.answers[STAGES] = 500, b"oops"
+    wait_until(lambda: predictor.predict(JOB, CONTROL)["source"] == "cache")
+
+
+def test_a_bug_in_the_background_costs_no_answer(server, monkeypatch, caplog):
+    predictor = Predictor(refresh=0)
+    monkeypatch.setattr("calmlflow.predictor.predictor.resolve_stage", lambda *words: 1 / 0)
+    wait_until(lambda: predictor.predict(JOB, CONTROL) and "ZeroDivisionError" in caplog.text)
+    assert predictor.predict(JOB, CONTROL)["version"] == "3"
+
+
+def test_the_version_before_answers_where_the_last_one_is_damaged(server, tmp_path, caplog):
+    expected = Predictor().predict(JOB, CONTROL)
+    publish(server, tmp_path, "4", seed=4)
+    assert Predictor().version == "4"
+    (server.folder.parent / StagedVersion("4", source("4")).folder / "tx_data.json").write_text("{}")
+    server.answers[STAGES] = 500, b"oops"
+    assert Predictor().predict(JOB, CONTROL) == {**expected, "source": "cache"}
+    assert "tx_data.json does not match" in caplog.text
+
+
+@pytest.mark.parametrize("refresh", [-1, float("nan")])
+def test_a_refresh_that_is_none_is_refused(server, refresh):
+    with pytest.raises(InputError, match=r"refresh is .*; expected seconds"):
+        Predictor(refresh=refresh)
+
+
+# -- No bundle at all, and one that an image brings -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", [(500, b"oops"), NOTHING])
+def test_the_policy_answers_where_it_may_and_is_marked(server, tmp_path, caplog, answer):
+    shutil.rmtree(server.folder)
+    server.answers[STAGES] = answer
+    predictor = Predictor(policy_fallback=True, refresh=0)
+    answer = predictor.predict(JOB, CONTROL)
+    assert (answer["memBin"], answer["clockTime"], answer["killTime"]) == (1, 20 * 60, 20 * 60 * 6)
+    assert (answer["source"], answer["version"], answer["fallback"]) == ("policy", None, True)
+    assert "answering by policy" in caplog.text
+    # Who asks for nonsense is told, policy or not.
+    with pytest.raises(InputError, match="n_files is missing"):
+        predictor.predict(JOB, {})
+    publish(server, tmp_path, "4", seed=4)
+    wait_until(lambda: predictor.predict(JOB, CONTROL)["version"] == "4")
+    assert "fallback" not in predictor.predict(JOB, CONTROL)
+
+
+@pytest.fixture
+def baked(server, tmp_path, monkeypatch):
+    folder = write_bundle(tmp_path / "baked", seed=7)
+    (folder / "version.json").write_text('{"version": "7"}')
+    monkeypatch.setenv("CALMLFLOW_BUNDLE", str(folder))
+    shutil.rmtree(server.folder)
+    return folder
+
+
+def test_a_bundle_of_the_image_answers_without_a_registry(baked, server, monkeypatch, tmp_path, caplog):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("CALMLFLOW_HOME", str(tmp_path / "none"))
+    answer = Predictor(refresh=0).predict(JOB, CONTROL)
+    assert (answer["version"], answer["source"]) == ("7", "cache")
+    assert server.queries == []
+    assert caplog.text == ""
+
+
+def test_a_bundle_of_the_image_is_the_last_to_fall_back_on(baked, server, tmp_path):
+    server.answers[STAGES] = 500, b"oops"
+    assert Predictor().version == "7"
+    publish(server, tmp_path, "4", seed=4)
+    assert Predictor().version == "4"
+    server.answers[STAGES] = 500, b"oops"
+    assert Predictor().version == "4"
+
+
+def test_the_image_never_answers_for_the_registrys_version(baked, server, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    # A full disk: what is fetched is in memory only.
+    monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path / "file" / "cache"))
+    publish(server, tmp_path, "4", seed=4)
+    predictor = Predictor(refresh=0)
+    expected = predictor.predict(JOB, CONTROL)
+    server.answers[STAGES] = 500, b"oops"
+    wait_until(lambda: predictor.predict(JOB, CONTROL)["source"] == "cache")
+    server.answers[STAGES] = staged("4")
+    wait_until(lambda: predictor.predict(JOB, CONTROL)["source"] == "registry")
+    assert predictor.predict(JOB, CONTROL) == expected
+
+
+@pytest.mark.parametrize("content", [None, "{}", "[", "[]"])
+def test_an_image_without_a_version_is_told(baked, server, content):
+    server.answers[STAGES] = 500, b"oops"
+    (baked / "version.json").unlink()
+    if content is not None:
+        (baked / "version.json").write_text(content)
+    with pytest.raises(InputError, match=r"version\.json cannot be used; expected the version"):
+        Predictor()
+
+
+def test_an_answer_that_was_given_before_is_the_callers_own(server, monkeypatch):
+    predictor = Predictor()
+    first = predictor.predict(JOB, CONTROL)
+    expected = {**first, "probabilities": [*first["probabilities"]]}
+    first["memBin"] = 99
+    first["probabilities"].clear()
+    monkeypatch.setattr(Bundle, "predict", lambda *words: 1 / 0)
+    assert predictor.predict(JOB, CONTROL) == expected
+    # Other features, another answer.
+    with pytest.raises(ZeroDivisionError):
+        predictor.predict(JOB, {**CONTROL, "n_files": "18"})
+
+
+def test_no_more_answers_are_kept_than_fit(server, monkeypatch):
+    monkeypatch.setattr("calmlflow.predictor.predictor.MAX_KNOWN", 3)
+    predictor = Predictor()
+    for n_files in range(1, 9):
+        predictor.predict(JOB, {**CONTROL, "n_files": n_files})
+    assert len(predictor.serving.known) == 3
+
+
+# -- What is kept of an answer ----------------------------------------------------------------------------------------
+
+
+def test_every_prediction_is_given_on(server):
+    kept = []
+    answer = Predictor(emit=kept.append).predict(JOB, CONTROL)
+    (record,) = kept
+    assert record["ipst"] == JOB
+    assert (record["n_files"], record["total_mb"], record["instr"]) == (17, 10, 0)
+    assert (record["bin_pred"], record["kill_time"]) == (answer["memBin"], answer["killTime"])
+    assert record["version"] == "3"
+
+
+def test_what_cannot_be_kept_costs_no_answer(server, caplog):
+    def refuse(record):
+        raise OSError("no room")
+
+    assert Predictor(emit=refuse).predict(JOB, CONTROL)["version"] == "3"
+    assert f"the prediction of {JOB} was not kept (no room)" in caplog.text

@@ -1,0 +1,642 @@
+"""The gate against the real server: every check fails alone, a refusal changes no stage, force is seen."""
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.hst.ladder import LADDER
+from calmlflow.predictor.manifest import MANIFEST, write_manifest
+from calmlflow.registry import gate
+from calmlflow.registry.checks import check_whole
+from calmlflow.registry.gate import champion_checks, judge
+from calmlflow.registry.history import read_history
+from calmlflow.registry.limits import COMPARED, DEFAULT, Limits, read_limits
+from calmlflow.registry.versions import read_state
+from calmlflow.runs.promote import PromotionRequest, parse_version, promote_in_run, roll_back_to
+from tests.samples.commands import run
+
+NUMBERS = itertools.count()
+NETWORKS = ("mem_clf", "mem_reg", "wall_reg")
+WITHOUT_CHAMPION = {
+    *("artifacts", "serving", "data.schema", "data.jobs", "data.age"),
+    *(f"onnx.{network}" for network in NETWORKS),
+    *("mem_bin.accuracy", "mem_bin.excess_cost", "memory.mae", "memory.log_mae"),
+    *("wallclock.log_mae", "wallclock.kill_time_coverage", "wallclock.kill_time_reserved"),
+}
+STRICT = Limits({}, {}, None, None)
+"""No margins."""
+
+AGAINST_CHAMPION = {
+    *(f"champion.mem_bin.{score}" for score in ("accuracy", "recall_2g", "recall_8g", "excess_cost")),
+    *(f"champion.{target}.{score}" for target in ("memory", "wallclock") for score in ("rmse", "mae")),
+    "champion.wallclock.kill_time_coverage",
+}
+
+
+@pytest.fixture
+def client(trained, tracking) -> MlflowClient:
+    mlflow.set_experiment("gate-test")
+    return MlflowClient()
+
+
+@pytest.fixture
+def model(client) -> str:
+    """A registered model of this test's own."""
+    name = f"gate-test-{next(NUMBERS)}"
+    client.create_registered_model(name)
+    return name
+
+
+def add(client, model, source=None, run_id=None, **tags: str) -> int:
+    """A new version: the session's training, but for what is given."""
+    known = client.get_model_version("calcloud-predictor", "1")
+    version = client.create_model_version(
+        model,
+        source or known.source,
+        run_id or known.run_id,
+        {**known.tags, **tags},
+        await_creation_for=0,
+        model_id=None if source else known.source.removeprefix("models:/"),
+    )
+    return int(version.version)
+
+
+def verdict(client, model, number=1, champion=None, limits="default", data=None):
+    challenger = client.get_model_version(model, str(number))
+    other = client.get_model_version(model, str(champion)) if champion else None
+    return judge(client, challenger, other, read_limits(str(limits)), data, lambda done, note: None)
+
+
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    """Leave out the two checks that take seconds, where a test is not about them."""
+    monkeypatch.setattr(gate, "onnx_difference", lambda bundle, network, features: 0.0)
+    monkeypatch.setattr(gate, "check_serving", lambda model, bundle, networks: "left out")
+
+
+@pytest.fixture(scope="session")
+def downloaded(trained, server, tmp_path_factory) -> Path:
+    """The folder of the session's version, without the server's environment of a test."""
+    folder = tmp_path_factory.mktemp("version")
+    code = (
+        "import mlflow; "
+        f"mlflow.artifacts.download_artifacts('models:/calcloud-predictor/1', dst_path={str(folder / 'model')!r})"
+    )
+    done = run(server, "python", "-c", code)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder / "model"
+
+
+@pytest.fixture
+def copy(downloaded, tmp_path) -> Path:
+    """A copy of the version's folder that a test may spoil."""
+    return shutil.copytree(downloaded, tmp_path / "model")
+
+
+@pytest.fixture
+def add_spoiled(client, model, trained):
+    """Makes a version whose files are those of a folder, of a run with the session's training jobs."""
+
+    def add_version(folder: Path) -> int:
+        with mlflow.start_run() as active:
+            mlflow.log_artifacts(str(folder), "model")
+            mlflow.log_artifact(str(trained / "data" / "latest.csv"), "data")
+            source = mlflow.get_artifact_uri("model")
+        return add(client, model, source, active.info.run_id)
+
+    return add_version
+
+
+# -- What passes, and each check failing alone ------------------------------------------------------------------------
+
+
+def test_a_good_version_passes_every_check(client, model):
+    number = add(client, model)
+    found = verdict(client, model, number)
+    assert found.failed == []
+    assert {check.name for check in found.checks} == WITHOUT_CHAMPION
+    # What was logged when it was trained, found again from its artifacts alone.
+    run_id = client.get_model_version(model, str(number)).run_id
+    logged = client.get_run(run_id).data.metrics
+    for name, value in found.metrics.items():
+        assert value == pytest.approx(logged[name.replace("challenger_", "test_")], rel=1e-4), name
+
+
+def test_a_version_is_no_worse_than_itself(quick, client, model):
+    add(client, model), add(client, model)
+    found = verdict(client, model, 2, champion=1)
+    assert found.failed == []
+    names = {check.name for check in found.checks}
+    assert names >= WITHOUT_CHAMPION | AGAINST_CHAMPION
+    assert {value for name, value in found.metrics.items() if name.startswith("difference")} == {0.0}
+
+
+def flip_a_byte(bundle: Path) -> None:
+    network = bundle / "mem_reg" / "mem_reg.onnx"
+    content = bytearray(network.read_bytes())
+    content[len(content) // 2] ^= 1
+    network.write_bytes(content)
+
+
+SPOILED = {
+    "mem_reg/mem_reg.onnx does not match its SHA-256": flip_a_byte,
+    "wall_reg/wall_reg.keras cannot be read": lambda bundle: (bundle / "wall_reg" / "wall_reg.keras").unlink(),
+    "surplus.txt is not listed": lambda bundle: (bundle / "surplus.txt").write_text("x"),
+    "holds 0 files bundle.json": lambda bundle: (bundle / MANIFEST).unlink(),
+    "bundle.json has the SHA-256": lambda bundle: (bundle / "tx_data.json").write_text(
+        '{"lambdas": [1, 1], "mu": [0, 0], "sigma": [1, 1]}'
+    ) and write_manifest(bundle),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", SPOILED)
+def test_artifacts_must_be_those_that_were_registered(client, model, add_spoiled, copy, words):
+    SPOILED[words](copy / "artifacts" / "bundle")
+    found = verdict(client, model, add_spoiled(copy))
+    (failed,) = found.failed
+    assert failed.name == "artifacts"
+    assert words in failed.figure
+    assert "/tmp" not in failed.figure
+
+
+def test_a_version_whose_files_are_gone_fails(client, model):
+    found = verdict(client, model, add(client, model, source="s3://calcloud-artifacts/nothing-here"))
+    (failed,) = found.failed
+    assert (failed.name, "holds 0 files bundle.json" in failed.figure) == ("artifacts", True)
+
+
+@pytest.mark.slow
+def test_a_version_without_a_recorded_digest_fails(client, model):
+    known = client.get_model_version("calcloud-predictor", "1")
+    number = client.create_model_version(
+        model, known.source, known.run_id, await_creation_for=0, model_id=known.source.removeprefix("models:/")
+    ).version
+    (failed,) = verdict(client, model, number).failed
+    assert "no tag bundle_sha256" in failed.figure
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["mem_clf", "wall_reg"])
+def test_onnx_must_answer_as_keras_does(client, model, add_spoiled, copy, network):
+    from calmlflow.networks.architectures import TargetRange, build_classifier, build_regressor
+
+    bundle = copy / "artifacts" / "bundle"
+    other = build_classifier(2) if network == "mem_clf" else build_regressor(network, TargetRange(6, 1, 10, 9000), 2)
+    other.save(bundle / network / f"{network}.keras")
+    write_manifest(bundle)
+    number = add_spoiled(copy)
+    client.set_model_version_tag(model, str(number), "bundle_sha256", digest_of(bundle / MANIFEST))
+    (failed,) = verdict(client, model, number).failed
+    assert failed.name == f"onnx.{network}"
+    assert "ONNX and Keras answers differ" in failed.figure
+
+
+@pytest.mark.parametrize(
+    ("expected", "words"), [(["mem_clf"], "expected mem_clf"), (("mem_clf", "mem_reg", "wall_reg"), None), (None, None)]
+)
+def test_a_version_must_hold_the_networks_of_its_model(downloaded, expected, words):
+    bundle = downloaded / "artifacts" / "bundle"
+    if words is None:
+        assert "files match" in check_whole(bundle, digest_of(bundle / MANIFEST), expected)
+        return
+    with pytest.raises(InputError, match=f"it holds the networks mem_clf, mem_reg, wall_reg; {words}"):
+        check_whole(bundle, digest_of(bundle / MANIFEST), expected)
+
+
+def test_a_challenger_must_give_every_answer_that_the_champion_gives(quick, client, model):
+    known = client.get_model_version("calcloud-wallclock", "1")
+    client.create_model_version(
+        model, known.source, known.run_id, known.tags, await_creation_for=0,
+        model_id=known.source.removeprefix("models:/"),
+    )  # fmt: skip
+    add(client, model)
+    (failed,) = verdict(client, model, 1, champion=2).failed
+    assert (failed.name, failed.expected) == ("champion", "every answer that version 2 gives")
+    assert "it gives no bin_pred, mem_pred, probabilities" in failed.figure
+
+
+def digest_of(path: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def change_mlmodel(folder: Path, change) -> None:
+    described = yaml.safe_load((folder / "MLmodel").read_text())
+    change(described)
+    (folder / "MLmodel").write_text(yaml.safe_dump(described))
+
+
+def drop_a_column(described: dict) -> None:
+    signature = described["signature"]
+    signature["inputs"] = json.dumps(json.loads(signature["inputs"])[:-1])
+
+
+UNSERVABLE = {
+    "cannot answer the input example (it has no input example)": lambda folder: change_mlmodel(
+        folder, lambda described: described.pop("saved_input_example_info")
+    ),
+    "the signature's inputs are": lambda folder: change_mlmodel(folder, drop_a_column),
+    "cannot answer the input example (": lambda folder: next(folder.rglob("served.py")).write_text(
+        "raise ValueError('no')"
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", UNSERVABLE)
+def test_a_version_must_be_servable(client, model, add_spoiled, copy, words):
+    UNSERVABLE[words](copy)
+    (failed,) = verdict(client, model, add_spoiled(copy)).failed
+    assert failed.name == "serving"
+    assert words in failed.figure
+
+
+def strict(tmp_path: Path, group: str, key: str, value) -> Path:
+    """The default limits, one of them out of reach."""
+    limits = yaml.safe_load(DEFAULT.read_text())
+    place = limits["data"] if group == "data" else limits["scores"][group]
+    place[key] = value
+    path = tmp_path / "gate.yaml"
+    path.write_text(yaml.safe_dump(limits))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("group", "key", "value"),
+    [
+        ("mem_bin", "accuracy", {"min": 0.9999}),
+        ("mem_bin", "excess_cost", {"max": 0.0}),
+        ("memory", "mae", {"max": 0.001}),
+        ("memory", "log_mae", {"max": 0.001}),
+        ("wallclock", "log_mae", {"max": 0.001}),
+        ("wallclock", "kill_time_coverage", {"min": 1.0001}),
+        ("wallclock", "kill_time_reserved", {"min": 1, "max": 1.01}),
+        ("data", "min_jobs", 1601),
+        ("data", "max_age_days", 1),
+    ],
+)
+def test_each_limit_fails_alone(quick, client, model, tmp_path, group, key, value):
+    found = verdict(client, model, add(client, model), limits=strict(tmp_path, group, key, value))
+    names = {"min_jobs": "data.jobs", "max_age_days": "data.age"}
+    (failed,) = found.failed
+    assert failed.name == names.get(key, f"{group}.{key}")
+    assert failed.expected
+
+
+@pytest.mark.slow
+def test_a_limit_that_is_taken_out_is_not_checked(quick, client, model, tmp_path):
+    path = tmp_path / "gate.yaml"
+    path.write_text("data: {min_jobs: 10}\n")
+    names = {check.name for check in verdict(client, model, add(client, model), limits=path).checks}
+    assert names == {name for name in WITHOUT_CHAMPION if name.split(".")[0] in ("artifacts", "onnx", "serving")} | {
+        "data.schema",
+        "data.jobs",
+    }
+
+
+def add_with_table(client, model, trained, tmp_path, change) -> int:
+    table = change(pd.read_csv(trained / "data" / "latest.csv", dtype={"ipst": str}))
+    table.to_csv(tmp_path / "latest.csv", index=False)
+    with mlflow.start_run() as active:
+        mlflow.log_artifact(str(tmp_path / "latest.csv"), "data")
+    return add(client, model, run_id=active.info.run_id)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "name", "words"),
+    [
+        (lambda t: t.assign(n_files=[0, *t["n_files"][1:]]), "data.schema", "1 of 2,000 records break the schema"),
+        (lambda t: t.drop(columns="memory"), "data.schema", "has no column memory"),
+        (lambda t: t.drop(columns="split"), "data.schema", "has no column split"),
+        (lambda t: t.assign(split="train"), "data.schema", "holds no test jobs"),
+        (lambda t: t.assign(timestamp=0), "data.age", "no timestamps"),
+        (lambda t: t.assign(timestamp=4_000_000_000), "data.age", "newest job -"),
+    ],
+)
+def test_training_jobs_must_be_valid_and_of_known_age(quick, client, model, trained, tmp_path, change, name, words):
+    found = verdict(client, model, add_with_table(client, model, trained, tmp_path, change))
+    failed = {check.name: check.figure for check in found.failed}
+    assert words in failed[name]
+    # Without a table, nothing is known of its age and size either.
+    assert set(failed) <= {name, "data.jobs", "data.age"}
+
+
+@pytest.mark.slow
+def test_a_version_without_a_run_fails(quick, client, model):
+    number = add(client, model, run_id="0" * 32)
+    failed = {check.name: check.figure for check in verdict(client, model, number).failed}
+    assert "data/latest.csv of run 0000" in failed["data.schema"]
+
+
+# -- Against the champion: each score failing alone -------------------------------------------------------------------
+
+
+def judged(jobs: int = 400) -> tuple[pd.DataFrame, dict]:
+    """Jobs of bins 0, 1 and 2, and answers: nine of ten bins right, small errors but for each twentieth job."""
+    generator = np.random.default_rng(3)
+    bins = np.repeat([0, 1, 2, 2], jobs // 4)
+    table = pd.DataFrame(
+        {
+            "ipst": [f"j{number:08d}" for number in range(jobs)],
+            "mem_bin": bins,
+            "memory": np.array([1.0, 4.0, 10.0])[bins],
+            "wallclock": generator.uniform(100, 1000, jobs),
+        }
+    )
+    said = np.where(generator.random(jobs) < 0.9, bins, (bins + 1) % 3)
+    error = generator.uniform(0.5, 1.5, jobs) * np.where(far_off(jobs), 12, 1)
+    answers = {
+        "probabilities": np.eye(len(LADDER))[said] * 0.96 + 0.01,
+        "bin_pred": said,
+        "mem_pred": table["memory"].to_numpy() + 0.05 * error,
+        "wall_pred": table["wallclock"].to_numpy() + 10 * error,
+        "kill_time": np.full(jobs, 990),
+    }
+    return table, answers
+
+
+def far_off(jobs: int) -> np.ndarray:
+    return np.arange(jobs) % 20 == 0
+
+
+def worse_bin(answers: dict, table: pd.DataFrame, of_bin: int) -> dict:
+    """Some jobs of one bin get the bin above, and as many of the others, that were wrong, are right."""
+    likeliest, needed = answers["probabilities"].argmax(axis=1), table["mem_bin"].to_numpy()
+    probabilities = answers["probabilities"].copy()
+    wrong = np.flatnonzero((likeliest != needed) & (needed != of_bin))
+    probabilities[wrong] = np.eye(4)[needed[wrong]] * 0.96 + 0.01
+    right = np.flatnonzero((likeliest == needed) & (needed == of_bin))[: len(wrong)]
+    probabilities[right] = np.roll(probabilities[right], 1, axis=1)
+    return {**answers, "probabilities": probabilities}
+
+
+def dearer(answers: dict, table: pd.DataFrame) -> dict:
+    return {**answers, "bin_pred": np.minimum(answers["bin_pred"] + (np.arange(len(table)) % 3 == 0), 3)}
+
+
+def all_worse(answers: dict, table: pd.DataFrame) -> dict:
+    wrong = answers["probabilities"].copy()
+    wrong[::3] = np.eye(4)[(table["mem_bin"].to_numpy()[::3] + 1) % 3] * 0.96 + 0.01
+    return {**answers, "probabilities": wrong}
+
+
+def errors_times(answers: dict, table: pd.DataFrame, name: str, small: float, large: float) -> dict:
+    """Small errors make the mae, large ones the rmse."""
+    actual = table[{"mem_pred": "memory", "wall_pred": "wallclock"}[name]].to_numpy()
+    factor = np.where(far_off(len(table)), large, small)
+    return {**answers, name: actual + factor * (answers[name] - actual)}
+
+
+WORSE = {
+    "champion.mem_bin.excess_cost": dearer,
+    "champion.mem_bin.recall_16g": lambda answers, table: worse_bin(answers, table, 2),
+    "champion.mem_bin.recall_2g": lambda answers, table: worse_bin(answers, table, 0),
+    "champion.memory.mae": lambda answers, table: errors_times(answers, table, "mem_pred", 1.5, 0.9),
+    "champion.memory.rmse": lambda answers, table: errors_times(answers, table, "mem_pred", 0.5, 1.2),
+    "champion.wallclock.mae": lambda answers, table: errors_times(answers, table, "wall_pred", 1.5, 0.9),
+    "champion.wallclock.rmse": lambda answers, table: errors_times(answers, table, "wall_pred", 0.5, 1.2),
+    "champion.wallclock.kill_time_reserved": lambda answers, table: {**answers, "kill_time": 2 * answers["kill_time"]},
+    "champion.wallclock.kill_time_coverage": lambda answers, table: {
+        **answers,
+        "kill_time": answers["kill_time"] - 100,
+    },
+}
+
+
+@pytest.mark.parametrize("name", WORSE)
+def test_each_score_that_is_worse_fails_alone(name):
+    table, answers = judged()
+    checks = {
+        check.name: check
+        for check in champion_checks("version 1", table, WORSE[name](answers, table), answers, STRICT, {})
+    }
+    assert {check.name for check in checks.values() if not check.passed} == {name}
+    assert checks[name].expected == "not worse than version 1"
+    # The other way round it is better, and passes.
+    back = champion_checks("version 1", table, answers, WORSE[name](answers, table), STRICT, {})
+    assert name not in {check.name for check in back if not check.passed}
+
+
+@pytest.mark.parametrize("name", WORSE)
+def test_within_its_margin_a_score_may_be_worse(name):
+    table, answers = judged()
+    _, target, score = name.split(".")
+    metrics = {}
+    list(champion_checks("v", table, WORSE[name](answers, table), answers, STRICT, metrics))
+    lost = abs(metrics[f"difference_{target}_{score}"])
+    is_share = score in ("rmse", "mae", "kill_time_reserved")
+    share = metrics[f"champion_{target}_{score}"] if is_share else 1.0
+    for margin, fails in ((lost / share * 1.001, False), (lost / share * 0.999, True)):
+        limits = Limits({}, {target: {score: margin}}, None, None)
+        checks = champion_checks("v", table, WORSE[name](answers, table), answers, limits, {})
+        assert [check.name for check in checks if not check.passed] == [name] * fails
+
+
+def test_every_score_that_is_compared_has_a_margin_by_default():
+    margins = read_limits("default").margins
+    assert {target: tuple(found) for target, found in margins.items()} == COMPARED
+    assert 0 < max(value for found in margins.values() for value in found.values()) <= 0.25
+
+
+@pytest.mark.slow
+def test_the_champion_is_not_judged_by_jobs_that_it_was_trained_on(quick, client, model, trained, tmp_path):
+    table = pd.read_csv(trained / "data" / "latest.csv", dtype={"ipst": str})
+    held_out = table.loc[table["split"] == "test", "ipst"]
+
+    def trained_on(names) -> int:
+        """A champion that was trained on some of the jobs that the challenger held out."""
+        return add_with_table(
+            client, model, trained, tmp_path,
+            lambda t: t.assign(split=np.where(t["ipst"].isin(set(names)), "train", "test")),
+        )  # fmt: skip
+
+    number = add(client, model)
+    few, most = trained_on(held_out[:100]), trained_on(held_out[:-10])
+    assert verdict(client, model, number, few).metrics["jobs_compared"] == len(held_out) - 100
+    # Ten jobs tell nothing.
+    assert verdict(client, model, number, most).metrics["jobs_compared"] == len(held_out)
+    assert verdict(client, model, number, number).metrics["jobs_compared"] == len(held_out)
+
+
+def test_a_worse_classifier_fails_by_its_accuracy():
+    table, answers = judged()
+    failed = {
+        check.name
+        for check in champion_checks("v", table, all_worse(answers, table), answers, STRICT, {})
+        if not check.passed
+    }
+    assert "champion.mem_bin.accuracy" in failed
+    assert "champion.memory.rmse" not in failed
+
+
+def test_what_may_be_chance_passes():
+    table, answers = judged()
+    probabilities = answers["probabilities"].copy()
+    right = np.flatnonzero(probabilities.argmax(axis=1) == table["mem_bin"])[:2]
+    probabilities[right] = np.roll(probabilities[right], 1, axis=1)
+    metrics = {}
+    checks = list(champion_checks("v", table, {**answers, "probabilities": probabilities}, answers, STRICT, metrics))
+    assert all(check.passed for check in checks)
+    assert metrics["difference_mem_bin_accuracy"] == pytest.approx(-2 / 400)
+    assert metrics["difference_low_mem_bin_accuracy"] < -2 / 400 < metrics["difference_high_mem_bin_accuracy"] + 1e-12
+
+
+def test_a_bin_of_a_few_jobs_decides_nothing():
+    table, answers = judged()
+    table.loc[[0, 1], "mem_bin"] = 3
+    right = answers["probabilities"].copy()
+    right[[0, 1]] = np.eye(4)[3] * 0.96 + 0.01
+    checks = {
+        check.name: check
+        for check in champion_checks("v", table, answers, {**answers, "probabilities": right}, STRICT, {})
+    }
+    assert checks["champion.mem_bin.recall_64g"].passed
+    assert "too few jobs (2) to tell" in checks["champion.mem_bin.recall_64g"].figure
+
+
+# -- Jobs that are newer than both trainings ---------------------------------------------------------------------------
+
+
+def newer_jobs(trained, tmp_path, newer: int) -> str:
+    """The training's jobs, the first of them with newer records."""
+    table = pd.read_csv(trained / "data" / "latest.csv", dtype={"ipst": str})
+    newest = table["timestamp"].max()
+    table.loc[: newer - 1, "timestamp"] = newest + 1 + np.arange(newer)
+    table.to_csv(tmp_path / "newer.csv", index=False)
+    return str(tmp_path / "newer.csv")
+
+
+@pytest.mark.slow
+def test_newer_jobs_judge_instead_of_those_held_out(quick, client, model, trained, tmp_path):
+    add(client, model), add(client, model)
+    found = verdict(client, model, 2, champion=1, data=newer_jobs(trained, tmp_path, 500))
+    assert {check.name for check in found.checks} >= WITHOUT_CHAMPION
+    held_out = verdict(client, model, 2)
+    assert found.metrics["challenger_memory_mae"] != held_out.metrics["challenger_memory_mae"]
+
+
+@pytest.mark.slow
+def test_jobs_that_one_of_the_two_was_trained_on_judge_nothing(quick, client, model, trained, tmp_path):
+    newest = int(pd.read_csv(trained / "data" / "latest.csv")["timestamp"].max())
+    add(client, model, newest_job=str(newest + 10_000))
+    add(client, model)
+    path = newer_jobs(trained, tmp_path, 500)
+    assert verdict(client, model, 2, data=path).checks
+    with pytest.raises(InputError, match=r"newer\.csv holds 2,000 jobs, 0 of them newer than .* version 2 or 1"):
+        verdict(client, model, 2, champion=1, data=path)
+    with pytest.raises(InputError, match="39 of them newer"):
+        verdict(client, model, 2, data=newer_jobs(trained, tmp_path, 39))
+
+
+# -- The whole of it ---------------------------------------------------------------------------------------------------
+
+
+def runs_of(client, model) -> list:
+    experiment = client.get_experiment_by_name("calcloud")
+    return client.search_runs([experiment.experiment_id], f"tags.promoted_model = '{model}'")
+
+
+def test_a_refusal_is_written_down_and_changes_no_stage(quick, client, model, tmp_path):
+    add(client, model)
+    path = strict(tmp_path, "memory", "mae", {"max": 0.001})
+    with pytest.raises(
+        CalmlflowError, match=r"may not go to Staging: memory\.mae: 0\.\d+, expected at most 0\.001 \(run"
+    ) as caught:
+        promote_in_run(PromotionRequest("Staging", model=model, gate=str(path)))
+    assert "\n" not in str(caught.value)
+    state = read_state(client, model)
+    assert (state.stages, state.aliases, state.events) == ({1: "None"}, {}, ())
+    (found,) = runs_of(client, model)
+    assert (found.info.status, found.data.tags["gate"]) == ("FAILED", "refused")
+    assert found.data.metrics["checks_failed"] == 1
+    assert "| **failed** | memory.mae |" in found.data.tags["mlflow.note.content"]
+    version = client.get_model_version(model, "1")
+    assert version.tags["gate"] == "refused"
+    assert version.tags["gate.memory.mae"].startswith("failed: ")
+    assert version.tags["gate.artifacts"].startswith("passed: ")
+    assert "Refused for **Staging**: 1 of 15 checks failed." in version.description
+
+
+def test_force_goes_through_with_a_reason_and_is_seen(quick, client, model, tmp_path):
+    add(client, model)
+    path = strict(tmp_path, "memory", "mae", {"max": 0.001})
+    with pytest.raises(InputError, match="no reason is given"):
+        promote_in_run(PromotionRequest("Production", 1, model, gate=str(path), force=True))
+    promote_in_run(PromotionRequest("Production", 1, model, gate=str(path), force=True, reason="the queue is full"))
+    (event,) = read_history(client, model)
+    assert (event.forced, event.reason, event.stage) == (True, "the queue is full", "Production")
+    assert [check.name for check in event.checks if not check.passed] == ["memory.mae"]
+    version = client.get_model_version(model, "1")
+    assert (version.current_stage, version.tags["gate"]) == ("Production", "forced")
+    assert "**forced**" in version.description
+    found = next(found for found in runs_of(client, model) if found.info.run_id == event.run_id)
+    assert (found.info.status, found.data.tags["gate"]) == ("FINISHED", "forced")
+
+
+def test_a_promotion_is_a_run_with_every_figure(client, model):
+    add(client, model), add(client, model)
+    promote_in_run(PromotionRequest("Production", 1, model))
+    assert "2 is in Production" in promote_in_run(PromotionRequest("Production", 2, model, reason="better"))
+    newest = runs_of(client, model)[0]
+    assert newest.data.tags["champion_version"] == "1"
+    assert newest.data.metrics["difference_memory_mae"] == 0
+    assert newest.data.metrics["champion_mem_bin_accuracy"] == newest.data.metrics["challenger_mem_bin_accuracy"]
+    event = read_history(client, model)[-1]
+    assert (event.run_id, event.before, event.reason) == (newest.info.run_id, 1, "better")
+    checks = json.loads(Path(client.download_artifacts(newest.info.run_id, "gate.json")).read_text())
+    assert [check["name"] for check in checks] == [check.name for check in event.checks]
+    assert "is in Production already" in promote_in_run(PromotionRequest("Production", None, model))
+    assert roll_back_to(None, "a test", model) == f"{model} version 1 is back in Production, version 2 is archived"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("scores: [1]", "scores is .1.; expected keys and values"),
+        ("score: {}", "the file has the key 'score'; expected scores, margins, data"),
+        ("scores: {disk: {}}", "scores has the key 'disk'"),
+        ("scores: {memory: {mea: {max: 1}}}", r"scores\.memory\.mea is no score; expected one of rmse, mae"),
+        ("scores: {memory: {mae: 1}}", r"scores\.memory\.mae is 1; expected keys and values"),
+        ("scores: {memory: {mae: {max: x}}}", r"scores\.memory\.mae\.max is 'x'; expected a number"),
+        ("scores: {memory: {mae: {max: .inf}}}", "expected a number"),
+        ("scores: {memory: {mae: {min: 2, max: 1}}}", "min 2 above max 1"),
+        ("margins: {memory: {log_mae: 1}}", "has the key 'log_mae'; expected rmse, mae"),
+        ("margins: {memory: {mae: -1}}", "is -1; expected 0 or more"),
+        ("data: {max_age: 3}", "data has the key 'max_age'"),
+        ("data: {min_jobs: true}", r"data\.min_jobs is True"),
+        ("a: [", "is not YAML"),
+        ("!!python/object/apply:os.system [echo]", "is not YAML"),
+    ],
+)
+def test_limits_that_do_not_fit_are_named(tmp_path, text, words):
+    path = tmp_path / "gate.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=words) as caught:
+        read_limits(str(path))
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_limits_must_be_there():
+    with pytest.raises(InputError, match=r"gate no-such\.yaml cannot be read"):
+        read_limits("no-such.yaml")
+
+
+@pytest.mark.parametrize("text", ["x", "1.5", "-1", ""])
+def test_a_version_is_a_number_or_auto(text):
+    assert (parse_version("auto"), parse_version("12")) == (None, 12)
+    with pytest.raises(InputError, match="expected a number, or auto"):
+        parse_version(text)

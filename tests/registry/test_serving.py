@@ -1,0 +1,353 @@
+"""`mlflow models serve` as anybody runs it: every form of request, every way to be wrong, equal jobs answered alike."""
+
+import json
+import math
+import random
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow.exceptions import MlflowException
+
+# Benchmarks are no part of the installed package.
+from benchmarks.serving import serving
+from calmlflow.hst.features import OPTIONAL_KEYS, job_features
+from calmlflow.predictor import Bundle
+from calmlflow.predictor.answers import as_answers
+from calmlflow.registry import served
+from calmlflow.registry.package import write_bundle
+from calmlflow.settings import NETWORKS
+from tests.samples.serving_samples import (
+    JOBS,
+    MOSAIC,
+    SEEN,
+    SPARSE,
+    UNLIKE,
+    Scorer,
+    free_port,
+    outside,
+    publish,
+    write_models,
+)
+
+
+@pytest.fixture(scope="module")
+def published(server, tmp_path_factory):
+    return publish(server, tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture(scope="module")
+def scorer(server, published, tmp_path_factory):
+    """The version, served from the registry by two workers, out of reach of the project."""
+    folder, port = tmp_path_factory.mktemp("outside"), free_port()
+    options = ["--env-manager", "local", "--workers", "2"]
+    with serving(published.uri, port, outside(server, folder), options, folder):
+        yield Scorer(port)
+
+
+def close(answers, expected):
+    """Equal but for the last digit of probabilities: one job alone and among others differ in the seventh."""
+    for answer, one in zip(answers, expected, strict=True):
+        assert answer == {**one, "probabilities": pytest.approx(one["probabilities"], abs=2e-6)}
+
+
+def columns(jobs) -> list[str]:
+    return list(dict.fromkeys(key for job in jobs for key in job))
+
+
+def split(jobs):
+    names = columns(jobs)
+    return {"columns": names, "data": [[job.get(name) for name in names] for job in jobs]}
+
+
+def by_column(jobs):
+    return {name: [job.get(name) for job in jobs] for name in columns(jobs)}
+
+
+def full(jobs):
+    """With every key in every row."""
+    return [{name: job.get(name) for name in columns(jobs)} for job in jobs]
+
+
+FORMS = {
+    "dataframe_split": lambda jobs: {"dataframe_split": split(jobs)},
+    "dataframe_records": lambda jobs: {"dataframe_records": jobs},
+    "instances": lambda jobs: {"instances": full(jobs)},
+    "inputs, records": lambda jobs: {"inputs": jobs},
+    "inputs, columns": lambda jobs: {"inputs": by_column(jobs)},
+}
+form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+
+
+# -- Right requests ---------------------------------------------------------------------------------------------------
+
+
+@form
+def test_rows_in_every_form_that_mlflow_knows_are_answered_in_order(scorer, published, form):
+    close(scorer.answers(form(JOBS)), published.expected(*JOBS))
+    close(scorer.answers(form(JOBS[::-1])), published.expected(*JOBS[::-1]))
+
+
+@form
+def test_one_row_is_answered(scorer, published, form):
+    for job in JOBS:
+        close(scorer.answers(form([job])), published.expected(job))
+
+
+def test_one_row_may_come_without_brackets(scorer, published):
+    close(scorer.answers({"inputs": SEEN}), published.expected(SEEN))
+    close(scorer.answers({"inputs": SPARSE}), published.expected(SPARSE))
+
+
+def test_rows_as_csv(scorer, published):
+    content = pd.DataFrame(JOBS).to_csv(index=False)
+    close(scorer.answers(content, "text/csv"), published.expected(*JOBS))
+
+
+@form
+@pytest.mark.parametrize("nothing", [None, math.nan, "", "NaN"], ids=["null", "NaN", "empty", "text NaN"])
+def test_nothing_in_an_optional_key_is_as_if_it_were_absent(scorer, published, form, nothing):
+    close(scorer.answers(form([{**SPARSE, **dict.fromkeys(OPTIONAL_KEYS, nothing)}])), published.expected(SPARSE))
+
+
+@form
+@pytest.mark.parametrize(("key", "value"), [("n_files", 7.0), ("n_files", "7"), ("total_mb", "11.1")])
+def test_numbers_may_be_spelt_otherwise(scorer, published, form, key, value):
+    close(scorer.answers(form([{**SPARSE, key: value}])), published.expected(SPARSE))
+
+
+@pytest.mark.parametrize(("key", "value", "text"), [("SUBARRAY", True, "True"), ("CRSPLIT", 1, "1")])
+def test_optional_keys_need_not_be_text(scorer, published, key, value, text):
+    job = {**SPARSE, key: value}
+    close(scorer.answers({"dataframe_records": [job]}), published.expected({**SPARSE, key: text}))
+
+
+def test_keys_that_nobody_asks_for_are_ignored(scorer, published):
+    close(scorer.answers({"dataframe_records": [{**SEEN, "ROOTNAME": "x"}]}), published.expected(SEEN))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"dataframe_split": {"columns": list(SPARSE), "data": []}}, {"inputs": {name: [] for name in SPARSE}}],
+    ids=["dataframe_split", "inputs"],
+)
+def test_no_rows_no_answers(scorer, body):
+    assert scorer.answers(body) == []
+
+
+def test_many_clients_of_two_workers_get_their_own_answers(scorer, published):
+    jobs = [{**SPARSE, "n_files": 1 + number % 40, "total_mb": float(number % 7)} for number in range(200)]
+    with ThreadPoolExecutor(8) as clients:
+        found = clients.map(lambda job: scorer.answers({"dataframe_records": [job]})[0], jobs)
+        close(found, published.expected(*jobs))
+
+
+# -- Wrong requests ---------------------------------------------------------------------------------------------------
+
+REFUSED = [
+    ({"n_files": 0}, "j8c601020: n_files is '0'; expected a whole number of raw files, 1 to 1000000"),
+    ({"n_files": -3}, "j8c601020: n_files is '-3'; expected a whole number of raw files, 1 to 1000000"),
+    ({"total_mb": -1.5}, "j8c601020: total_mb is '-1.5'; expected a number of megabytes, 0 to 1000000000"),
+    ({"total_mb": math.inf}, "j8c601020: total_mb is 'inf'; expected a number of megabytes, 0 to 1000000000"),
+    ({"total_mb": None}, "j8c601020: total_mb is missing; expected a number of megabytes, 0 to 1000000000"),
+    ({"ipppssoot": "no-dataset"}, "'no-dataset' is no dataset name; expected nine characters such as j8c601020"),
+    ({"ipppssoot": "x8c601020"}, "dataset 'x8c601020' starts with 'x', which is no known instrument"),
+]
+
+
+@form
+@pytest.mark.parametrize(("change", "reason"), REFUSED, ids=[str(change) for change, _ in REFUSED])
+def test_a_row_that_breaks_a_rule_fails_the_request_with_the_reason(scorer, form, change, reason):
+    for jobs in ([{**SEEN, **change}], [SPARSE, {**SEEN, **change}, MOSAIC]):
+        status, answer = scorer.post(form(jobs))
+        assert (status, answer["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+        assert answer["message"].rpartition("Error: ")[2].startswith(reason)
+        assert "stack_trace" not in answer
+        assert "Traceback" not in answer["message"]
+
+
+@form
+@pytest.mark.parametrize(
+    "change",
+    [{"n_files": None}, {"n_files": math.nan}, {"n_files": "many"}, {"n_files": 10**30}, {"total_mb": "large"}],
+    ids=str,
+)
+def test_what_is_no_number_is_refused_by_the_signature(scorer, form, change):
+    status, answer = scorer.post(form([{**SEEN, **change}]))
+    assert (status, answer["error_code"]) == (400, "BAD_REQUEST")
+    assert "stack_trace" not in answer
+
+
+@pytest.mark.parametrize(
+    "row", ["j8c601020,many,9.6", "j8c601020,,9.6", "j8c601020,0,9.6", "j8c601020,1,large", "x,1,9"]
+)
+def test_csv_rows_that_break_a_rule_are_refused(scorer, row):
+    # Of a cell that is no number MLflow itself tells, before the model is asked, and adds pandas' stack trace.
+    status, answer = scorer.post(f"ipppssoot,n_files,total_mb\n{row}\n", "text/csv")
+    assert status == 400
+    assert answer["message"]
+
+
+@pytest.mark.parametrize("key", ["ipppssoot", "n_files", "total_mb"])
+def test_a_required_key_that_is_absent_is_named(scorer, key):
+    job = {name: value for name, value in SEEN.items() if name != key}
+    status, answer = scorer.post({"dataframe_records": [job]})
+    assert status == 400
+    assert f"Model is missing inputs ['{key}']" in answer["message"]
+
+
+def test_instances_with_different_keys_are_refused_and_never_mixed_up(scorer):
+    # MLflow puts the values of each key into a column; what one row lacks would be taken from the next.
+    status, answer = scorer.post({"instances": [SPARSE, SEEN]})
+    assert status == 400
+    assert "All arrays must be of the same length" in answer["message"]
+
+
+@pytest.mark.parametrize("body", ["", "{", "[]", "{}", '{"dataframe_records": 3}', '{"inputs": "j8c601020"}', "\xff"])
+def test_what_is_no_request_is_refused(scorer, body):
+    status, answer = scorer.post(body.encode("latin-1"))
+    assert status == 400
+    assert answer["message"]
+
+
+def test_the_server_goes_on_after_refusals(scorer, published):
+    close(scorer.answers({"dataframe_records": [SEEN]}), published.expected(SEEN))
+
+
+# -- The model alone --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A bundle on disk."""
+    root = tmp_path_factory.mktemp("bundle")
+    return write_bundle(write_models(root / "models"), NETWORKS, root / "bundle")
+
+
+@pytest.fixture
+def model(folder):
+    """The model as MLflow makes it, without MLflow around it."""
+    made = served.ServedBundle()
+    made.load_context(SimpleNamespace(artifacts={"bundle": str(folder)}))
+    return made
+
+
+def answer(model, jobs) -> list[dict]:
+    return model.predict(None, pd.DataFrame(jobs)).to_dict("records")
+
+
+def alone(folder, jobs) -> list[dict]:
+    bundle = Bundle.load(folder)
+    return [as_answers(bundle.predict([job_features(job["ipppssoot"], job)]))[0] for job in jobs]
+
+
+@pytest.mark.parametrize("kept", [0, 5, 4096])
+def test_answers_that_are_remembered_are_those_that_the_networks_give(folder, model, monkeypatch, kept):
+    monkeypatch.setattr(served, "KEPT", kept)
+    different = [{**SPARSE, "n_files": number, "total_mb": 3.0 * number} for number in range(1, 13)]
+    expected = alone(folder, different)
+    draw = random.Random(kept)
+    for size in (1, 1, 2, 12, 1, 5, 40, 3, 1, 1):
+        chosen = draw.choices(range(12), k=size)
+        close(answer(model, [different[number] for number in chosen]), [expected[number] for number in chosen])
+        assert len(model.known.table) <= max(kept, 1)
+
+
+def test_threads_that_share_a_model_get_their_own_answers(folder, model, monkeypatch):
+    monkeypatch.setattr(served, "KEPT", 20)
+    different = [{**SPARSE, "n_files": number} for number in range(1, 31)]
+    expected = alone(folder, different)
+    asked = random.Random(1).choices(range(30), k=1500)
+    with ThreadPoolExecutor(16) as threads:
+        found = list(threads.map(lambda number: answer(model, [different[number]])[0], asked))
+    close(found, [expected[number] for number in asked])
+
+
+def test_the_networks_see_each_different_job_once(model, monkeypatch):
+    seen = []
+    real = model.bundle.predict
+    monkeypatch.setattr(type(model.bundle), "predict", lambda self, rows: seen.extend(rows) or real(rows))
+    jobs = pd.DataFrame([SEEN, SPARSE, MOSAIC, UNLIKE] * 2500)
+    found = model.predict(None, jobs)
+    assert len(found) == 10_000
+    assert sorted(seen) == sorted({job_features(job["ipppssoot"], job) for job in (SEEN, SPARSE, UNLIKE)})
+    model.predict(None, jobs.head(1))
+    assert len(seen) == 3
+
+
+def test_what_a_caller_does_to_an_answer_changes_no_other(model):
+    jobs = pd.DataFrame([SEEN])
+    before = model.predict(None, jobs)
+    kept = before.copy()
+    before.loc[0, "memBin"] = 77
+    before["killTime"] = 1
+    pd.testing.assert_frame_equal(model.predict(None, jobs), kept)
+
+
+@pytest.mark.parametrize("jobs", [[SEEN], [MOSAIC], JOBS, JOBS * 3], ids=["one", "mosaic", "four", "twelve"])
+def test_answers_have_the_columns_and_types_that_the_signature_names(model, jobs):
+    frame = pd.DataFrame(jobs, index=range(7, 7 + len(jobs)))
+    found = model.predict(None, frame)
+    kinds = {"memBin": "i", "probabilities": "O", "unseen": "b", "memVal": "f", "clockTime": "i", "killTime": "i"}
+    assert {name: kind.kind for name, kind in found.dtypes.items()} == kinds
+    assert found.index.tolist() == list(range(len(jobs)))
+    assert [len(row) for row in found["probabilities"]] == [4] * len(jobs)
+
+
+CELL = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12), st.sampled_from(["T", "NaN", "PERFORM"])
+)
+ROW = st.fixed_dictionaries(
+    {"ipppssoot": st.one_of(st.sampled_from(["j8c601020", "acs_8ph_01", "OABC06090"]), CELL)},
+    optional=dict.fromkeys(("n_files", "total_mb", *OPTIONAL_KEYS), CELL),
+)
+
+
+@given(st.lists(ROW, min_size=1, max_size=4))
+def test_whatever_stands_in_a_row_is_answered_or_refused_in_a_sentence(any_model, rows):
+    try:
+        assert len(any_model.predict(None, pd.DataFrame(rows))) == len(rows)
+    except MlflowException as error:
+        assert error.error_code == "INVALID_PARAMETER_VALUE"
+        assert "expected" in error.message or "no known instrument" in error.message
+
+
+@pytest.fixture(scope="module")
+def any_model(folder):
+    made = served.ServedBundle()
+    made.load_context(SimpleNamespace(artifacts={"bundle": str(folder)}))
+    return made
+
+
+def test_loading_a_model_brings_its_own_code_and_onnxruntime_and_no_more(server, published, tmp_path):
+    script = """
+import json, sys
+import mlflow.pyfunc
+before = set(sys.modules)
+mlflow.pyfunc.load_model(sys.argv[1]).predict({"ipppssoot": "j8c601020", "n_files": 2, "total_mb": 3.0})
+print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
+print(json.dumps([name for name in sys.modules if name.startswith("calmlflow")]))
+print(sys.modules["calmlflow"].__file__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, published.uri],
+        env=outside(server, tmp_path),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    new, ours, file = done.stdout.splitlines()[-3:]
+    heavy = {"tensorflow", "keras", "sklearn", "scipy", "matplotlib", "plotly", "boto3", "onnx", "optuna", "rich"}
+    assert "onnxruntime" in json.loads(new)
+    assert not heavy & set(json.loads(new))
+    wings = {name.split(".")[1] for name in json.loads(ours) if "." in name}
+    assert "predictor" in wings
+    assert not {"jobs", "networks", "results", "registry", "runs", "tracking", "cli"} & wings
+    assert str(tmp_path) not in file
+    assert "/code/calmlflow/" in file

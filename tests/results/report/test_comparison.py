@@ -1,0 +1,256 @@
+"""The page of a comparison: who is better in words, what was left out, and no text of a user read as HTML."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_report import Page
+
+from calmlflow.results.comparison import Comparison
+from calmlflow.results.files import write_results
+from calmlflow.results.plots.charts import Line, Points
+from calmlflow.results.plots.draw_png import png
+from calmlflow.results.report.comparison import (
+    FEWEST_JOBS,
+    ComparisonContent,
+    comparison_charts,
+    comparison_html,
+    counted_verdict,
+    paired_rows,
+)
+from tests.samples.comparison_samples import sampled_comparison
+from tests.samples.results_samples import small
+
+
+def comparison(target="mem_bin", left_out=(0, 0, 0), **scores):
+    """Scores as name=(this, other, low, high, jobs)."""
+    table = pd.DataFrame.from_dict(scores, "index", columns=["this", "other", "low", "high", "jobs"], dtype=float)
+    table.insert(2, "difference", table["this"] - table["other"])
+    return Comparison(target, table, 100, *left_out)
+
+
+def content_of(*comparisons, **fields):
+    known = {"this": "a", "other": "b", "run_id": "0" * 32, "created": "2026-01-02"}
+    return ComparisonContent(**known | fields, comparisons={found.target: found for found in comparisons})
+
+
+def words(found):
+    return {row.score.name: row.verdict for row in paired_rows(found)}
+
+
+@pytest.fixture(scope="module")
+def content():
+    return sampled_comparison()
+
+
+@pytest.fixture(scope="module")
+def page(content):
+    return Page(comparison_html(content))
+
+
+# -- Verdicts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high", "verdict"),
+    [
+        ("accuracy", 0.1, 0.3, "better"),
+        ("accuracy", -0.3, -0.1, "worse"),
+        ("recall_8g", 0.1, 0.3, "better"),
+        ("log_loss", 0.1, 0.3, "worse"),
+        ("excess_cost", -0.3, -0.1, "better"),
+        ("log_loss", -0.1, 0.3, "no difference"),
+        ("accuracy", 0.0, 0.3, "no difference"),
+        ("accuracy", -0.3, 0.0, "no difference"),
+        ("log_loss", 0.0, 0.0, "no difference"),
+    ],
+)
+def test_a_score_is_better_or_worse_where_its_interval_leaves_out_nothing(name, low, high, verdict):
+    (row,) = paired_rows(comparison(**{name: (0.5, 0.4, low, high, 100)}))
+    assert row.verdict == verdict
+
+
+def test_a_score_of_a_few_jobs_has_no_verdict():
+    found = comparison(recall_16g=(1, 0.5, 0.5, 0.5, FEWEST_JOBS), recall_64g=(1, 0.5, 0.5, 0.5, FEWEST_JOBS - 1))
+    assert words(found) == {"recall 16g": "better", "recall 64g": "too few jobs"}
+
+
+def test_verdicts_are_counted_in_a_sentence():
+    better, worse, same, few = (0.1, 0.3, 50), (-0.3, -0.1, 50), (-0.1, 0.3, 50), (0.1, 0.3, 1)
+    rows = paired_rows(
+        comparison(
+            accuracy=(0.5, 0.4, *better), recall_2g=(0.5, 0.4, *better), recall_8g=(0.5, 0.4, *worse),
+            log_loss=(0.5, 0.4, *same), recall_64g=(0.5, 0.4, *few),
+        )
+    )  # fmt: skip
+    assert counted_verdict(rows) == (
+        "better on 2 scores, worse on 1, no difference that 95 % intervals could tell on 1, too few jobs to tell on 1"
+    )
+    assert counted_verdict(rows[2:3]) == "worse on 1 score"
+    assert counted_verdict(rows[3:4] * 11) == "no difference that 95 % intervals could tell on 11 scores"
+
+
+def test_differences_are_written_with_sign_and_unit():
+    found = comparison(
+        accuracy=(0.95, 0.9375, -0.005, 0.0305, 1234),
+        recall_2g=(0.5, 0.5, 0, 0, 3),
+        log_loss=(0.1, 0.25, -0.2, -0.1, 9),
+    )
+    rows = paired_rows(found)
+    assert [cell.text for cell in rows[0].score.cells] == ["95.00%", "93.75%"]
+    # A difference of two shares is no share of anything.
+    assert [(row.jobs, row.difference, row.interval) for row in rows] == [
+        ("1,234", "+1.25 pp", "-0.50 to +3.05 pp"),
+        ("3", "0.00 pp", "0.00 to 0.00 pp"),
+        ("9", "-0.1500 nats", "-0.2000 to -0.1000 nats"),
+    ]
+    (seconds,) = paired_rows(comparison("wallclock", rmse=(700, 2000, -1500, 12.5, 50)))
+    assert (seconds.difference, seconds.interval) == ("-1,300 s", "-1,500 to +12.5 s")
+
+
+# -- The chart ------------------------------------------------------------------------------------------------------
+
+
+def test_dots_and_whiskers_are_shares_of_the_others_score():
+    found = comparison(
+        accuracy=(0.9, 0.6, 0.15, 0.45, 50), recall_2g=(0.5, 0, 0.5, 0.5, 50), log_loss=(0.5, 0.4, -0.1, 0.3, 50)
+    )
+    chart = comparison_charts({"mem_bin": found})["mem_bin"]
+    (panel,) = chart.panels
+    # The first score stands on top; what is a share of 0 cannot be drawn, and is said.
+    assert panel.y.labels == ("log loss", "accuracy")
+    assert "the other's is 0: recall 2g." in chart.reading
+    dots = {mark.name: mark for mark in panel.marks if isinstance(mark, Points)}
+    assert {name: (list(mark.x), list(mark.y)) for name, mark in dots.items()} == {
+        "better": ([pytest.approx(0.5)], [1]),
+        "no difference": ([pytest.approx(0.25)], [0]),
+    }
+    assert dots["better"].texts == ["accuracy: 90.00% against 60.00%\ndifference +30.00 pp (+15.00 to +45.00 pp)"]
+    whiskers = {mark.color: mark for mark in panel.marks if isinstance(mark, Line) and not mark.dashed}
+    better = whiskers[dots["better"].color]
+    np.testing.assert_allclose(better.x, [0.25, 0.75, np.nan])
+    assert set(better.y) == {1}
+    same = whiskers[dots["no difference"].color]
+    np.testing.assert_allclose(same.x, [-0.25, 0.75, np.nan])
+    assert panel.x.span[0] < -0.25
+    assert panel.x.span[1] > 0.75
+
+
+def test_a_comparison_that_found_nothing_is_drawn_around_nothing():
+    chart = comparison_charts({"memory": comparison("memory", rmse=(2, 2, 0, 0, 50))})["memory"]
+    assert chart.panels[0].x.span == (-0.01, 0.01)
+    assert png(chart).startswith(b"\x89PNG")
+
+
+def test_nothing_is_drawn_where_all_is_a_share_of_nothing():
+    found = comparison(recall_64g=(0.5, 0, 0, 1, 50))
+    assert comparison_charts({"mem_bin": found}) == {}
+    page = Page(comparison_html(content_of(found)))
+    assert "recall 64g" in page.texts
+    assert not page.plots()
+
+
+def test_a_chart_is_a_picture_too(content):
+    charts = comparison_charts(content.comparisons)
+    assert set(charts) == {"mem_bin", "memory"}
+    assert all(png(chart).startswith(b"\x89PNG") for chart in charts.values())
+
+
+# -- The whole page -------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_one_file_that_loads_nothing(content, page):
+    assert 4_500_000 < len(comparison_html(content).encode()) < 6_000_000
+    addresses = [(tag, value) for tag, attrs in page.tags for name, value in attrs.items()
+                 if name in ("src", "href", "srcset", "action", "data", "poster")]  # fmt: skip
+    ids = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+    assert addresses
+    assert {(tag, value[0], value[1:] in ids) for tag, value in addresses} == {("a", "#", True)}
+    policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv"))
+    assert "default-src 'none'" in policy
+
+
+def test_it_says_who_is_better_and_what_was_left_out(content, page):
+    text = " ".join(page.texts)
+    assert f"{content.this} against {content.other}" in page.texts
+    rows = [row for found in content.comparisons.values() for row in paired_rows(found)]
+    verdict = next(said for said in page.texts if said.startswith("This against the other:"))
+    assert verdict == f"This against the other: {counted_verdict(rows)}."
+    # As they were made: this classifier is the better one, this regressor the worse one, and 5 jobs need 64 GB.
+    found = {target: words(held) for target, held in content.comparisons.items()}
+    assert found["mem_bin"]["accuracy"] == found["mem_bin"]["log loss"] == "better"
+    assert found["mem_bin"]["recall 64g"] == "too few jobs"
+    assert set(found["memory"].values()) == {"worse"}
+    plain = re.sub(r"\s+", " ", text)
+    assert "360 test jobs compared. Left out: 30 that only this saw, 0 that only the other saw, 10 whose" in plain
+    assert "400 test jobs compared. Left out: 0 that only this saw, 0 that only the other saw, 0 whose" in plain
+    assert "Wallclock: only the other has it" in plain
+    assert [attrs["id"] for tag, attrs in page.tags if tag == "h2"] == ["mem_bin", "memory"]
+
+
+def test_every_score_of_both_is_in_a_table_and_in_a_plot(content, page):
+    for target, found in content.comparisons.items():
+        rows = paired_rows(found)
+        assert len(rows) == len(found.scores)
+        drawn = page.plots()[f"differences-{target}"]["layout"]["yaxis"]["ticktext"]
+        for row in rows:
+            told = [row.score.name, row.score.better, row.jobs, *(cell.text for cell in row.score.cells),
+                    row.difference, row.interval, row.verdict]  # fmt: skip
+            start = page.texts.index(row.score.name)
+            assert page.texts[start : start + len(told)] == told
+            assert row.score.name in drawn
+
+
+@given(
+    st.text(alphabet=st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=30)
+    .map(str.strip)
+    .filter(bool)
+)
+@settings(max_examples=25, deadline=None)
+def test_any_name_is_shown_as_it_is(text):
+    # Without a plot the page is short.
+    found = comparison(recall_64g=(0.5, 0, 0, 1, 50))
+    page = Page(comparison_html(content_of(found, this=text, other=text, run_id=text, created=text)))
+    plain = Page(comparison_html(content_of(found)))
+    assert f"{text} against {text}".split() in [said.split() for said in page.texts]
+    assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
+
+
+@pytest.mark.parametrize("text", ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "{{ 7*7 }}"])
+def test_hostile_names_stay_text_beside_plots(content, page, text):
+    hostile = Page(comparison_html(replace(content, this=text, other=text)))
+    assert f"{text} against {text}" in hostile.texts
+    assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in page.tags]
+
+
+# -- The run --------------------------------------------------------------------------------------------------------
+
+
+def test_the_run_keeps_page_pictures_tables_and_text(tracking, tmp_path):
+    import mlflow
+
+    from calmlflow.runs.compare import compare_in_run
+
+    for name, targets in (("one", ("mem_bin", "memory")), ("two", ("memory", "wallclock"))):
+        for target in targets:
+            write_results(small(target), tmp_path / name / "results" / target)
+    mlflow.set_experiment("comparison")
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    text = compare_in_run(one, two)
+
+    client = mlflow.MlflowClient()
+    run_id = mlflow.last_active_run().info.run_id
+    assert {artifact.path for artifact in client.list_artifacts(run_id)} == {
+        "comparison.html", "comparison.txt", "comparison_memory.csv", "differences_memory.png",
+    }  # fmt: skip
+    assert mlflow.artifacts.load_text(f"runs:/{run_id}/comparison.txt") == text
+    page = Page(mlflow.artifacts.load_text(f"runs:/{run_id}/comparison.html"))
+    assert f"{one} against {two}" in page.texts
+    assert [said.partition(",")[0] for said in page.texts if said.startswith(("Memory bin:", "Wallclock:"))] == [
+        "Memory bin: only this has it",
+        "Wallclock: only the other has it",
+    ]

@@ -1,0 +1,279 @@
+"""The report: everything is in one file, in order, and no text of a user is ever read as HTML."""
+
+import json
+import re
+from dataclasses import replace
+from html import unescape
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plotly.offline import get_plotlyjs
+
+from calmlflow.errors import CalmlflowError
+from calmlflow.hst.features import FEATURES
+from calmlflow.results.plots.data import data_charts
+from calmlflow.results.report.report_scores import score_rows, score_text, verdict
+from calmlflow.results.report.training import WORST, ReportContent, report_html, worst_jobs, write_report
+from tests.samples.report_samples import sampled_content
+
+BARE = ReportContent("Training", "0" * 32, "2026-01-02", "sample", {})
+
+
+class Page(HTMLParser):
+    """What a browser sees: tags with their attributes, texts, and the texts of scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.texts, self.scripts, self.inside = [], [], [], None
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self.inside = None
+
+    def handle_data(self, data):
+        if self.inside == "script":
+            self.scripts[-1] += data
+        elif data.strip():
+            self.texts.append(data.strip())
+
+    def plots(self):
+        scripts = [attrs for tag, attrs in self.tags if tag == "script"]
+        named = zip(scripts, self.scripts, strict=True)
+        return {attrs["data-plot"]: json.loads(text) for attrs, text in named if "data-plot" in attrs}
+
+
+@pytest.fixture(scope="module")
+def content():
+    return sampled_content()
+
+
+@pytest.fixture(scope="module")
+def page(content):
+    return Page(report_html(content))
+
+
+# -- The whole page -------------------------------------------------------------------------------------------------
+
+
+def test_the_report_is_one_file_below_six_megabytes(content, tmp_path):
+    path = tmp_path / "deep" / "report.html"
+    write_report(path, content)
+    assert 5_000_000 < path.stat().st_size < 6_000_000
+    assert path.read_text(encoding="utf-8") == report_html(content)
+    assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
+
+
+def test_it_loads_nothing(content, page):
+    addresses = [(tag, name, value) for tag, attrs in page.tags for name, value in attrs.items()
+                 if name in ("src", "href", "srcset", "action", "data", "poster")]  # fmt: skip
+    assert addresses
+    assert all(tag == "a" and name == "href" and value.startswith("#") for tag, name, value in addresses)
+    ids = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+    assert {value[1:] for *_, value in addresses} <= ids
+    policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv"))
+    assert "default-src 'none'" in policy
+    assert not re.search(r"@import|url\(", report_html(replace(content, charts={})))
+
+
+def test_scores_come_first_then_plots_then_the_worst_jobs_then_the_data(page):
+    order = [attrs["id"] for tag, attrs in page.tags if tag == "h2"]
+    assert order == ["scores", "mem_bin", "memory", "wallclock", "jobs", "worst", "facts"]
+
+
+def test_every_plot_is_there_with_a_word_on_how_to_read_it(content, page):
+    charts = {f"{section}-{name}": chart for section, part in content.charts.items() for name, chart in part.items()}
+    assert len(charts) > 20
+    found = page.plots()
+    assert set(found) == set(charts)
+    assert {attrs["id"] for tag, attrs in page.tags if attrs.get("class") == "plot"} == set(charts)
+    assert all(found[name]["data"] for name in found)
+    # Line breaks in labels are tags, but none of them begins in the page itself.
+    assert any("<br>" in json.dumps(plot) for plot in found.values())
+    assert not [text for text in page.scripts[: len(found)] if "<" in text]
+    for chart in charts.values():
+        assert chart.reading in page.texts
+        assert chart.reading.endswith(".")
+
+
+def test_plotly_stands_in_it_once_and_only_where_there_are_plots(content):
+    start = get_plotlyjs()[:200]
+    assert report_html(content).count(start) == 1
+    assert len(report_html(replace(content, charts={}))) < 300_000
+
+
+@given(
+    st.text(alphabet=st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=30)
+    .map(str.strip)
+    .filter(bool)
+)
+@settings(max_examples=40, deadline=None)
+def test_any_text_is_shown_as_it_is(text):
+    jobs = pd.DataFrame({name: [1, 1] for name in FEATURES} | {"ipst": [text, "j8c601020"]})
+    jobs = jobs.assign(wallclock=1.0, memory=1.0, mem_bin=0, bin_pred=3, split="test")
+    html = report_html(replace(BARE, title=text, source=text, run_id=text, jobs=jobs, quarantine={text: 3},
+                               scores={"mem_bin": {"test": {"accuracy": 1.0}, "champion": {"accuracy": 0.5}}},
+                               champion_name=text))  # fmt: skip
+    page, plain = Page(html), Page(report_html(replace(BARE, title="x", jobs=jobs.assign(ipst="j8c601020"))))
+    shown = [word.split() for word in page.texts]
+    assert shown.count(text.split()) >= 4
+    assert f"champion ({text})".split() in shown
+    known = {tag for tag, _ in plain.tags}
+    assert {tag for tag, _ in page.tags} <= known | {"thead", "tbody"}
+
+
+@pytest.mark.parametrize(
+    "text", ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "{{ 7*7 }}", "&lt;b&gt;"]
+)
+def test_hostile_names_of_datasets_stay_text_in_tables_and_plots(text):
+    content = sampled_content(400)
+    jobs = content.jobs.assign(ipst=[text + name for name in content.jobs["ipst"]])
+
+    page = Page(report_html(replace(content, title=text, jobs=jobs, charts={"jobs": data_charts(jobs)})))
+    plain = Page(report_html(replace(content, charts={"jobs": data_charts(content.jobs)})))
+    assert [tag for tag, _ in page.tags].count("script") == [tag for tag, _ in plain.tags].count("script")
+    assert {tag for tag, _ in page.tags} == {tag for tag, _ in plain.tags}
+    assert text in page.texts
+    assert any(word.startswith(text) for word in page.texts[1:])
+    plots = page.plots().values()
+    texts = [said for plot in plots for trace in plot["data"] for said in trace.get("text") or []]
+    # Plotly reads tags in what it shows, so they must not be any.
+    assert any(unescape(said).startswith(text) for said in texts)
+    assert not [said for said in texts if "<" in said]
+
+
+def test_a_report_of_next_to_nothing_is_still_a_page():
+    page = Page(report_html(BARE))
+    assert [attrs["id"] for tag, attrs in page.tags if tag == "h2"] == ["scores", "facts"]
+    assert any("No champion" in text for text in page.texts)
+    assert "none: every record was valid" in page.texts
+
+
+def test_a_report_that_cannot_be_written_says_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CalmlflowError, match=r"report\.html cannot be written"):
+        write_report(tmp_path / "file" / "report.html", BARE)
+
+
+# -- Scores ---------------------------------------------------------------------------------------------------------
+
+
+def scores(cost, memory, wallclock):
+    return {"mem_bin": {"excess_cost": cost}, "memory": {"rmse": memory}, "wallclock": {"rmse": wallclock}}
+
+
+def held(new, old):
+    return {target: {"test": new[target], "champion": old[target]} for target in new}
+
+
+def test_the_verdict_judges_every_target_by_its_own_measure():
+    said = verdict(held(scores(0.03, 0.5, 700), scores(0.06, 0.4, 701)), "version 7")
+    assert said == (
+        "Against the champion, version 7: memory bin is better (excess cost over always right 3.00% against 6.00%); "
+        "memory is worse (RMSE 0.5 GB against 0.4 GB); wallclock is as good (RMSE 700 s against 701 s)."
+    )
+
+
+def test_the_verdict_speaks_of_what_both_were_scored_on():
+    only_memory = held({"memory": {"rmse": 1.0}}, {"memory": {"rmse": 2.0}}) | {"wallclock": {"test": {"rmse": 3.0}}}
+    assert "wallclock" not in verdict(only_memory, "version 1")
+    assert "memory is better" in verdict(only_memory, "version 1")
+    assert verdict({"memory": {"test": {"rmse": 1.0}}}, "").startswith("No champion")
+
+
+def test_the_best_predictor_is_marked_and_the_floor_is_none():
+    columns = {"test": {"rmse": 2.0, "r2": 0.5}, "floor": {"rmse": 1.0}, "forest": {"rmse": 3.0, "r2": 0.9}}
+    rmse, r2 = score_rows("memory", columns, ("rmse", "r2", "mae"))
+    assert [(cell.text, cell.best) for cell in rmse.cells] == [("2 GB", True), ("1 GB", False), ("3 GB", False)]
+    assert [(cell.text, cell.best) for cell in r2.cells] == [("0.5000", False), ("", False), ("0.9000", True)]
+    reached = score_rows("memory", {"test": {"rmse": 1.0}, "floor": {"rmse": 1.0}, "forest": {"rmse": 3.0}}, ("rmse",))
+    assert [cell.best for cell in reached[0].cells] == [True, False, False]
+    alone = score_rows("memory", {"test": {"rmse": 2.0}, "floor": {"rmse": 1.0}}, ("rmse",))
+    assert not any(cell.best for cell in alone[0].cells)
+
+
+def test_a_target_that_was_not_trained_has_no_scores_in_the_report():
+    champion = {"champion": {"rmse": 1.0}}
+    page = Page(
+        report_html(replace(BARE, scores={"memory": {"test": {"rmse": 2.0}} | champion, "wallclock": champion}))
+    )
+    assert "Memory" in page.texts
+    assert "Wallclock" not in page.texts
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "value", "text"),
+    [
+        ("mem_bin", "accuracy", 0.953, "95.30%"),
+        ("mem_bin", "recall_64g", 1.0, "100.00%"),
+        ("mem_bin", "log_loss", 0.07551, "0.0755 nats"),
+        ("wallclock", "rmse", 1234.5, "1,234 s"),
+        ("memory", "mae", 0.0984, "0.0984 GB"),
+        ("memory", "ape_p95", 0.5, "50.00%"),
+        ("wallclock", "kill_time_reserved", 3.9, "3.90 x"),
+        ("wallclock", "something_new", 0.25, "0.2500"),
+    ],
+)
+def test_scores_have_their_unit(target, name, value, text):
+    assert score_text(target, name, value) == text
+
+
+def test_every_score_of_the_run_is_in_the_report(content, page):
+    for target, whose in content.scores.items():
+        for kind in whose.values():
+            for name, value in kind.items():
+                assert score_text(target, name, value) in page.texts, (target, name)
+
+
+# -- Worst jobs and data --------------------------------------------------------------------------------------------
+
+
+def job_table(**columns):
+    n = len(next(iter(columns.values())))
+    base = {name: [0] * n for name in FEATURES} | {"wallclock": [3600.0] * n, "memory": [1.0] * n, "mem_bin": [0] * n}
+    names = [f"j{number:07d}0" for number in range(n)]
+    return pd.DataFrame({"ipst": names, "split": ["test"] * n} | base | columns)
+
+
+def test_the_dearest_mistakes_come_first_and_right_choices_do_not_come_at_all():
+    # $ per job-hour: 2g 0.308/8 = 0.0385, 8g 0.344/4 = 0.086, 16g 0.226/2 = 0.113.
+    table = worst_jobs(job_table(mem_bin=[0, 0, 2, 1, 0], bin_pred=[0, 2, 0, 1, 1]))[0]
+    shown = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [(row["dataset"], row["needed"], row["predicted"], row["excess cost"]) for row in shown] == [
+        ("j00000020", "16g", "2g", "$0.1245"),
+        ("j00000010", "2g", "16g", "$0.0745"),
+        ("j00000040", "2g", "8g", "$0.0475"),
+    ]
+    assert set(FEATURES) - {"instr"} <= set(table.columns)
+    assert "$0.25 more" in table.note
+
+
+def test_fifty_test_jobs_by_the_size_of_their_residual():
+    n = 120
+    wall_pred = 3600.0 + np.where(np.arange(n) % 2, 1, -1) * np.arange(n)
+    split = np.where(np.arange(n) < 100, "test", "train")
+    (table,) = worst_jobs(job_table(wall_pred=wall_pred, split=split))
+    assert table.title.startswith("Wallclock")
+    assert [row[0] for row in table.rows] == [f"j{number:07d}0" for number in range(99, 99 - WORST, -1)]
+    shown = dict(zip(table.columns, table.rows[1], strict=True))
+    assert (shown["actual, s"], shown["predicted, s"], shown["residual, s"]) == ("3,600", "3,502", "-98")
+
+
+def test_the_facts_count_jobs_by_instrument_and_bin():
+    jobs = job_table(mem_bin=[0, 0, 1, 3]).assign(ipst=["j00000010", "i00000020", "i00000030", "i00000040"])
+    sizes = {"n_jobs": 4, "n_distinct_rows": 1234}
+    page = Page(report_html(replace(BARE, jobs=jobs, sizes=sizes, quarantine={"memory is under 0.2 GB": 33})))
+    texts = "|".join(page.texts)
+    assert "|distinct rows|1,234|" in texts
+    assert "|memory is under 0.2 GB|33|" in texts
+    assert "|instrument|2g|8g|16g|64g|all|ACS|1|0|0|0|1|WFC3|1|1|0|1|3|all|2|1|0|1|4" in texts

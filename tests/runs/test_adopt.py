@@ -1,0 +1,337 @@
+"""Networks trained elsewhere become a champion on the real server: spacekit's own archive, from end to end."""
+
+import hashlib
+import itertools
+import json
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from scipy.stats import yeojohnson
+from test_adoption_source import write
+
+from calmlflow import load_results, settings
+from calmlflow.errors import CalmlflowError
+from calmlflow.hst.features import FEATURES, job_features
+from calmlflow.jobs.stores.open import read_jobs
+from calmlflow.networks.backend import keras
+from calmlflow.predictor import Predictor
+from calmlflow.results.scores import classification_scores, regression_scores
+from calmlflow.runs import adopt as adoption
+from calmlflow.runs.adopt import AdoptionRequest, adopt, print_adoption, write_models
+from calmlflow.runs.adoption_source import SPACEKIT_ARCHIVE, SourceFile, read_scaling, read_source
+from calmlflow.runs.baselines import champion
+from calmlflow.runs.data import load_training_data
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    # spacekit's networks want their one input in a list; a tensor does as well.
+    pytest.mark.filterwarnings("ignore:The structure of `inputs`"),
+]
+ROOT = Path(__file__).parents[2]
+NETWORKS = ("mem_clf", "mem_reg", "wall_reg")
+# The names of the house belong to another test on this server.
+BUNDLE = "adopt-test-predictor"
+MODELS = {network: f"adopt-test-{network}" for network in NETWORKS}
+DATA = "sample:1500"
+CONTROLS = {
+    "iabc01xyq": {"n_files": 2, "total_mb": 4.1, "DETECTOR": "UVIS", "CRSPLIT": "1"},
+    "jabc03020": {"n_files": 17, "total_mb": 9.6, "DETECTOR": "SBC", "DRIZCORR": "PERFORM", "PCTECORR": "OMIT"},
+    "jbcd04010": {"n_files": 5, "total_mb": 171.7, "DETECTOR": "WFC", "PCTECORR": "PERFORM", "CRSPLIT": "2"},
+    "labc05010": {"n_files": 3, "total_mb": 2.3, "SUBARRAY": "True"},
+    "oabc06090": {"n_files": 7, "total_mb": 11.1},
+}
+SEED = 3
+NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def names(monkeypatch):
+    for module in (settings, adoption):
+        monkeypatch.setattr(module, "BUNDLE_MODEL", BUNDLE)
+        monkeypatch.setattr(module, "NETWORK_MODELS", MODELS)
+
+
+@pytest.fixture(scope="module")
+def kept():
+    """What the one adoption of this file gave, once it was made."""
+    return SimpleNamespace(outcome=None)
+
+
+@pytest.fixture
+def adopted(kept, tracking, names, tmp_path_factory):
+    """spacekit's networks, adopted and put into Production once for all tests here."""
+    if kept.outcome is None:
+        output = tmp_path_factory.mktemp("adopted")
+        kept.outcome = adopt(AdoptionRequest("spacekit", DATA, SEED, str(output), "production"))
+    return kept.outcome
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory) -> Path:
+    """The folder that spacekit's archive unpacks to."""
+    from importlib.metadata import distribution
+
+    folder = tmp_path_factory.mktemp("theirs")
+    with zipfile.ZipFile(str(distribution("spacekit").locate_file(SPACEKIT_ARCHIVE))) as archive:
+        archive.extractall(folder)
+    return folder / "hst_cal"
+
+
+def expected_answers(theirs: Path, features) -> dict[str, np.ndarray]:
+    """What Keras says of raw features, scaled by SciPy: nothing of this project in between."""
+    scaling = json.loads((theirs / "tx_data.json").read_text())
+    scaled = np.array(features, dtype=float)
+    for column in range(2):
+        powered = yeojohnson(scaled[:, column], lmbda=scaling["lambdas"][column])
+        scaled[:, column] = (powered - scaling["mu"][column]) / scaling["sigma"][column]
+    found = {}
+    for network in NETWORKS:
+        model = keras.saving.load_model(theirs / f"{network}.keras", compile=False)
+        found[network] = np.asarray(model(scaled.astype(np.float32)), dtype=float)
+    return found
+
+
+def close(found, expected) -> None:
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+# -- What is left behind ----------------------------------------------------------------------------------------------
+
+
+def test_every_network_and_the_bundle_become_a_version_that_says_where_it_comes_from(adopted):
+    assert adopted.versions == dict.fromkeys([*MODELS.values(), BUNDLE], 1)
+    assert adopted.promoted.startswith(f"{BUNDLE} version 1 is in Production")
+    client = MlflowClient()
+    for name, networks in {BUNDLE: NETWORKS, **{MODELS[network]: (network,) for network in NETWORKS}}.items():
+        version = client.get_model_version(name, "1")
+        tags = version.tags
+        assert version.current_stage == ("Production" if name == BUNDLE else "None")
+        assert (tags["data"], tags["jobs"], tags["newest_job"]) == ("adopted from spacekit", "0", "0")
+        assert "seed" not in tags
+        assert {key: value for key, value in tags.items() if key.startswith("run.")} == {
+            f"run.{network}": adopted.run_id for network in networks
+        }
+        assert len(tags["bundle_sha256"]) == 64
+    assert float(tags["score.wallclock.mae"]) == pytest.approx(adopted.scores["wallclock"]["test"]["mae"], rel=1e-5)
+
+
+def test_the_run_tells_what_was_adopted_and_on_which_jobs_it_was_scored(adopted, theirs):
+    run = MlflowClient().get_run(adopted.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.runName"] == "adopt"
+    params = run.data.params
+    assert (params["source"], params["data"], params["seed"], params["n_jobs"]) == ("spacekit", DATA, "3", "1500")
+    assert "version_keras" in params
+    for network in NETWORKS:
+        content = (theirs / f"{network}.keras").read_bytes()
+        assert params[f"sha256_{network}"] == hashlib.sha256(content).hexdigest()
+        assert params[f"bytes_{network}"] == str(len(content))
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.tags[0].value == "testing"
+    for target, kinds in adopted.scores.items():
+        for kind, scores in kinds.items():
+            for name, value in scores.items():
+                assert run.data.metrics[f"{kind}_{target}_{name}"] == value
+
+
+def test_the_tree_is_that_of_a_training_and_the_artifacts_are_the_tree(adopted, theirs, tmp_path):
+    tree = adopted.tree
+    copy = Path(mlflow.artifacts.download_artifacts(run_id=adopted.run_id, dst_path=str(tmp_path)))
+    on_disk = {path.relative_to(tree): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+    as_artifacts = {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    assert as_artifacts == on_disk
+    assert [path.name for path in tree.parent.iterdir()] == [tree.name]
+    for network in NETWORKS:
+        theirs_bytes = (theirs / f"{network}.keras").read_bytes()
+        assert (tree / "models" / network / f"{network}.keras").read_bytes() == theirs_bytes
+    assert json.loads((tree / "models/tx_data.json").read_text()) == json.loads((theirs / "tx_data.json").read_text())
+    # Nobody knows what they were trained on.
+    assert not (tree / "models/seen_rows.json").exists()
+    assert not (tree / "models/decision.json").exists()
+    table = pd.read_csv(tree / "data/latest.csv")
+    assert set(table["split"]) == {"test"}
+    jobs = read_jobs(DATA, SEED).valid
+    assert table["ipst"].tolist() == jobs["ipst"].tolist()
+    answers = expected_answers(theirs, jobs[list(FEATURES)])
+    close(table["mem_pred"], answers["mem_reg"][:, 0])
+    close(table["wall_pred"], answers["wall_reg"][:, 0])
+
+
+def test_scores_are_those_of_all_jobs(adopted, theirs):
+    jobs = read_jobs(DATA, SEED).valid
+    answers = expected_answers(theirs, jobs[list(FEATURES)])
+    likeliest, wall_s = answers["mem_clf"].argmax(axis=1), answers["wall_reg"][:, 0]
+    scores = {target: kinds["test"] for target, kinds in adopted.scores.items()}
+    expected = classification_scores(jobs["mem_bin"], answers["mem_clf"], likeliest, jobs["wallclock"])
+    for name in ("accuracy", "recall_2g", "recall_8g", "excess_cost"):
+        assert scores["mem_bin"][name] == pytest.approx(expected[name], rel=1e-3)
+    assert scores["memory"]["mae"] == pytest.approx(
+        regression_scores(jobs["memory"], answers["mem_reg"][:, 0])["mae"], rel=1e-4
+    )
+    kill_time_s = np.clip(np.ceil(6 * wall_s), 60, 172_800)
+    assert scores["wallclock"]["kill_time_coverage"] == np.mean(jobs["wallclock"] <= kill_time_s)
+    assert scores["wallclock"]["kill_time_reserved"] == pytest.approx(kill_time_s.sum() / jobs["wallclock"].sum(), 1e-4)
+    assert 0.9 < adopted.scores["mem_bin"]["test"]["accuracy"] <= adopted.scores["mem_bin"]["floor"]["accuracy"]
+
+
+def test_results_load_and_compare_as_those_of_a_training(adopted):
+    here, there = load_results(adopted.tree), load_results(f"models:/{BUNDLE}/1")
+    assert len(here.jobs) == 1500
+    for target, comparison in here.compare(there).items():
+        assert comparison.jobs == 1500
+        assert np.all(comparison.scores["difference"] == 0), target
+    assert here.mem_bin.scores()["excess_cost"] == pytest.approx(adopted.scores["mem_bin"]["test"]["excess_cost"])
+
+
+def test_the_summary_tells_scores_and_versions(adopted, capsys):
+    print_adoption(adopted)
+    printed = capsys.readouterr().out
+    assert f"{adopted.scores['wallclock']['test']['mae']:.0f} s" in printed
+    assert f"{adopted.scores['wallclock']['floor']['mae']:.0f} s" in printed
+    assert f"registered: {BUNDLE} version 1" in printed
+    assert f"promoted:   {BUNDLE} version 1 is in Production" in printed
+    assert adopted.run_id in printed
+
+
+# -- In operation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of each test's own."""
+    monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path / "cache"))
+
+
+def test_answers_are_those_of_keras_with_the_scaling_it_came_with(adopted, theirs):
+    predictor = Predictor()
+    expected = expected_answers(theirs, [job_features(name, control) for name, control in CONTROLS.items()])
+    for number, (name, control) in enumerate(CONTROLS.items()):
+        answer = predictor.predict(name, control)
+        assert (answer["version"], answer["source"], answer["unseen"]) == ("1", "registry", False)
+        close(answer["probabilities"], expected["mem_clf"][number])
+        assert answer["memBin"] == expected["mem_clf"][number].argmax()
+        assert answer["memVal"] == pytest.approx(expected["mem_reg"][number, 0], abs=0.0051)
+        wall_s = expected["wall_reg"][number, 0]
+        assert answer["clockTime"] == pytest.approx(wall_s, rel=1e-4, abs=1)
+        assert answer["killTime"] == pytest.approx(np.clip(6 * wall_s, 60, 172_800), rel=1e-4, abs=1)
+
+
+def test_a_later_training_has_it_as_its_champion(adopted, theirs):
+    data = load_training_data("sample:800", seed=5, test_size=0.3)
+    found = champion()
+    assert found.version == "1"
+    scores = found.scores(data)
+    jobs = data.jobs.iloc[data.test]
+    answers = expected_answers(theirs, jobs[list(FEATURES)])
+    hits = answers["mem_clf"].argmax(axis=1) == jobs["mem_bin"].to_numpy()
+    assert scores["mem_bin"]["accuracy"] == pytest.approx(hits.mean())
+    assert scores["memory"]["mae"] == pytest.approx(
+        np.abs(answers["mem_reg"][:, 0] - jobs["memory"].to_numpy()).mean(), rel=1e-4
+    )
+    assert "kill_time_coverage" in scores["wallclock"]
+
+
+def test_the_older_scaling_gives_the_same_answers(adopted, theirs, tmp_path):
+    scaling = json.loads((theirs / "tx_data.json").read_text())
+    names = {"lambda": "lambdas", "mean": "mu", "sigma": "sigma"}
+    older = {f"{who}_{key}": scaling[long][n] for n, who in enumerate("fs") for key, long in names.items()}
+    files = {f"{network}.keras": (theirs / f"{network}.keras").read_bytes() for network in NETWORKS}
+    folder = write(tmp_path / "older", {**files, "pt_transform": json.dumps(older).encode()})
+    found = read_source(str(folder))
+    jobs = read_jobs(DATA, SEED).valid
+    predictions = write_models(found, read_scaling(found["scaling"]), jobs, tmp_path / "models")
+    table = pd.read_csv(adopted.tree / "data/latest.csv")
+    for name in ("bin_pred", "mem_pred", "wall_pred"):
+        np.testing.assert_allclose(predictions[name], table[name])
+    for name in ("tx_data.json", "killtime.json"):
+        assert (tmp_path / "models" / name).read_bytes() == (adopted.tree / "models" / name).read_bytes()
+
+
+# -- Refusals ---------------------------------------------------------------------------------------------------------
+
+
+def lambda_network(files: dict[str, bytes], folder: Path) -> None:
+    doubled = keras.layers.Lambda(lambda x: x * 2)
+    keras.Sequential([keras.Input((9,)), doubled, keras.layers.Dense(1)]).save(folder / "lambda.keras")
+    files["wall_reg.keras"] = (folder / "lambda.keras").read_bytes()
+
+
+def swapped(files: dict[str, bytes], folder: Path) -> None:
+    files["mem_clf.keras"] = files["mem_reg.keras"]
+
+
+def no_scaling(files: dict[str, bytes], folder: Path) -> None:
+    del files["tx_data.json"]
+
+
+def nan_scaling(files: dict[str, bytes], folder: Path) -> None:
+    files["tx_data.json"] = b'{"lambdas": [1, 1], "mu": [0, 0], "sigma": [NaN, 1]}'
+
+
+def leaves_the_folder(files: dict[str, bytes], folder: Path) -> None:
+    files["../mem_clf.keras"] = files.pop("mem_clf.keras")
+
+
+@pytest.mark.parametrize(
+    ("change", "request_change", "words"),
+    [
+        (lambda_network, {}, r"wall_reg\.keras: config\.json asks for class 'Lambda' of module 'keras\.layers'"),
+        (swapped, {}, r"mem_clf\.keras takes \(None, 9\) and gives \(None, 1\); expected a mem_clf"),
+        (no_scaling, {}, r"holds no tx_data\.json"),
+        (nan_scaling, {}, r"tx_data\.json: scaling: sigma is \(nan, 1\.0\)"),
+        (leaves_the_folder, {}, r"'\.\./mem_clf\.keras' is no plain path"),
+        (None, {"data": "sample:x"}, "sample size is 'x'"),
+        (None, {"stage": "Prod"}, "stage 'Prod' does not exist"),
+        (None, {"source": "nowhere"}, "source 'nowhere' does not exist"),
+    ],
+)
+def test_what_cannot_be_adopted_fails_the_run_and_leaves_nothing(
+    tracking, theirs, tmp_path, monkeypatch, change, request_change, words
+):
+    experiment = f"adopt-test-{next(NUMBERS)}"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", experiment)
+    for name in ("BUNDLE_MODEL", "NETWORK_MODELS"):
+        none = {network: f"{experiment}-{network}" for network in NETWORKS} if name == "NETWORK_MODELS" else experiment
+        monkeypatch.setattr(adoption, name, none)
+    files = {path.name: path.read_bytes() for path in theirs.iterdir()}
+    if change:
+        change(files, tmp_path)
+    source = write(tmp_path / "theirs.zip", files)
+    request = AdoptionRequest(str(source), "sample:50", 0, str(tmp_path / "out"))
+    with pytest.raises(CalmlflowError, match=words) as caught:
+        adopt(replace(request, **request_change))
+    assert "\n" not in str(caught.value)
+    client = MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    assert run.info.status == "FAILED"
+    assert not list((tmp_path / "out").glob("*"))
+    assert not list((tmp_path / "out").glob(".*"))
+    assert not client.search_registered_models(f"name LIKE '{experiment}%'")
+
+
+def test_a_network_that_onnx_cannot_express_is_told(theirs, tmp_path):
+    inputs = keras.layers.Dense(1, activation="gelu")
+    keras.Sequential([keras.Input((9,)), inputs]).save(tmp_path / "gelu.keras")
+    files = {path.stem: SourceFile(path, path.read_bytes()) for path in theirs.iterdir()}
+    scaling = read_scaling(files["tx_data"])
+    files["mem_reg"] = SourceFile(Path("mem_reg.keras"), (tmp_path / "gelu.keras").read_bytes())
+    with pytest.raises(CalmlflowError, match=r"mem_reg\.keras cannot be run as ONNX"):
+        write_models(files, scaling, read_jobs("sample:50", 0).valid, tmp_path / "models")
+
+
+def test_the_script_says_one_line(tracking, tmp_path):
+    command = [sys.executable, "-m", "entrypoints.adopt", "--source", "nowhere", "--output", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line == "error: source 'nowhere' does not exist; expected a folder, an archive, or spacekit"

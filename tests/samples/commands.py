@@ -1,0 +1,47 @@
+"""Commands as a user runs them: in a shell that has turned to a server, in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FAST = str(ROOT / "tests" / "fast.json")
+
+
+def environment(server, **more: str) -> dict[str, str]:
+    """What a user's shell holds that has turned to the server; nothing of the test process's own MLflow."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "AWS_", "CALMLFLOW_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
+    cache = str(server.home.parent / "cache")
+    return {
+        **kept,
+        **server.environment(),
+        "PATH": path,
+        "CALMLFLOW_CACHE": cache,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        **more,
+    }
+
+
+def run(server, *command: str, cwd: Path = ROOT, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=cwd, env=environment(server, **more), capture_output=True, text=True, timeout=300
+    )
+
+
+def mlflow_run(server, entry: str, **parameters: object) -> subprocess.CompletedProcess[str]:
+    given = [word for name, value in parameters.items() for word in ("-P", f"{name}={value}")]
+    return run(
+        server,
+        "mlflow",
+        "run",
+        str(ROOT),
+        "-e",
+        entry,
+        "--env-manager",
+        "local",
+        "--experiment-name",
+        "calcloud",
+        *given,
+    )

@@ -1,0 +1,71 @@
+"""A report from real parts in seconds: jobs of the sample, and forests in place of the networks."""
+
+import numpy as np
+import pandas as pd
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+
+from calmlflow.hst.features import FEATURES
+from calmlflow.jobs.stores.open import read_jobs
+from calmlflow.results.classification import classification_results
+from calmlflow.results.floors import classification_floor, regression_floor
+from calmlflow.results.plots.classification import classification_charts
+from calmlflow.results.plots.data import data_charts
+from calmlflow.results.plots.regression import regression_charts
+from calmlflow.results.regression import regression_results
+from calmlflow.results.report.training import ReportContent
+from calmlflow.results.scores import classification_scores, regression_scores
+from calmlflow.results.table import training_table
+
+
+def history(metric, epochs=40):
+    falling = np.geomspace(1, 0.1, epochs)
+    return {"loss": falling, metric: falling / 2, "val_loss": falling + 0.1, f"val_{metric}": falling}
+
+
+def sampled_content(n=1500):
+    checked = read_jobs(f"sample:{n}", 0)
+    jobs = checked.valid
+    features = jobs[list(FEATURES)].to_numpy(dtype=float)
+    test = np.arange(len(jobs)) % 4 == 0
+    forest = RandomForestClassifier(20, random_state=0).fit(features[~test], jobs["mem_bin"][~test])
+
+    def probabilities(rows):
+        found = np.zeros((len(rows), 4))
+        found[:, forest.classes_] = forest.predict_proba(rows)
+        return found
+
+    held = jobs[test]
+    predictions = {"bin_pred": probabilities(features).argmax(axis=1)}
+    names = pd.Index(held["ipst"], name="ipst")
+    answers = probabilities(features[test])
+    split = pd.Series(held["mem_bin"].to_numpy(), index=names, name="mem_bin")
+    results = classification_results(split, answers, history("accuracy"), (0.97, 0.1))
+    charts = {"mem_bin": classification_charts(results, jobs, probabilities)}
+    scores = {
+        "mem_bin": {
+            "test": classification_scores(split, answers, answers.argmax(axis=1), held["wallclock"]),
+            "floor": classification_floor(features[test], split, held["wallclock"]),
+        }
+    }
+    for target, column in (("memory", "mem_pred"), ("wallclock", "wall_pred")):
+        trees = RandomForestRegressor(20, random_state=0).fit(features[~test], jobs[target][~test])
+        predictions[column] = trees.predict(features)
+        split = pd.Series(held[target].to_numpy(), index=names, name=target)
+        results = regression_results(split, predictions[column][test], history("rmse"), 1.0)
+        charts[target] = regression_charts(results, jobs, trees.predict)
+        scores[target] = {
+            "test": regression_scores(split, predictions[column][test]),
+            "floor": regression_floor(features[test], split),
+        }
+    charts["jobs"] = data_charts(jobs)
+    return ReportContent(
+        title=f"Training on {len(jobs):,} jobs",
+        run_id="0" * 32,
+        created="2026-01-02 03:04:05 UTC",
+        source=f"sample:{n}",
+        scores=scores,
+        charts=charts,
+        jobs=training_table(jobs, predictions, np.where(test, "test", "train")),
+        quarantine=checked.reasons(),
+        sizes={"n_jobs": len(jobs), "n_test": int(test.sum())},
+    )

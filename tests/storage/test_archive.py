@@ -1,0 +1,498 @@
+"""Archives of a training: the same bytes for the same content, whole or not at all, and nothing out of the folder."""
+
+import gzip
+import io
+import os
+import stat
+import struct
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.storage import archive
+from calmlflow.storage.archive import pack, unpack
+
+NAME = "2021-11-04-1636048291"
+TREE = {
+    "data": {"latest.csv": b"ipst,memory\nj8c601020,0.66\n" * 50},
+    "models": {"tx_data.json": b"{}", "mem_clf": {"mem_clf.onnx": bytes(range(256)) * 20}},
+    "results": {"mem_bin": {}},
+    "empty.txt": b"",
+}
+
+# Everything that a Linux file system takes, but for what `pack` refuses.
+names = st.text(st.characters(codec="utf-8", exclude_characters="/\\\0"), min_size=1, max_size=20).filter(
+    lambda name: name not in (".", "..") and len(name.encode()) < 200
+)
+folders = st.dictionaries(
+    names,
+    st.recursive(st.binary(max_size=300), lambda child: st.dictionaries(names, child, max_size=3), max_leaves=8),
+    max_size=4,
+)
+trees = st.builds(lambda rest, models: {**rest, "models": models}, folders, folders)
+
+
+def make(folder: Path, content: dict) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in content.items():
+        if isinstance(value, dict):
+            make(folder / name, value)
+        else:
+            (folder / name).write_bytes(value)
+    return folder
+
+
+def read(folder: Path) -> dict:
+    return {path.name: read(path) if path.is_dir() else path.read_bytes() for path in folder.iterdir()}
+
+
+def reversed_tree(content: dict) -> dict:
+    return {
+        name: reversed_tree(value) if isinstance(value, dict) else value for name, value in reversed(content.items())
+    }
+
+
+@contextmanager
+def new_folder() -> Iterator[Path]:
+    # Hypothesis runs many examples in one test, so tmp_path would be shared.
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+# -- Packing --------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(trees)
+def test_any_tree_comes_back_from_both_archives(tree):
+    with new_folder() as folder:
+        whole, models = pack(make(folder / NAME, tree), folder / "out")
+        assert (whole.name, models.name) == (f"{NAME}.tar.gz", "models.zip")
+        assert unpack(whole, folder / "back") == folder / "back" / NAME
+        assert read(folder / "back" / NAME) == tree
+        assert unpack(models, folder / "back") == folder / "back" / "models"
+        assert read(folder / "back" / "models") == tree["models"]
+        assert {path.name for path in (folder / "back").iterdir()} == {NAME, "models"}
+        assert {path.name for path in (folder / "out").iterdir()} == {whole.name, models.name}
+
+
+@settings(deadline=None, max_examples=25)
+@given(trees, st.integers(min_value=0, max_value=2**31), st.sampled_from([0o600, 0o444, 0o777]))
+def test_the_same_content_gives_the_same_bytes(tree, seconds, mode):
+    with new_folder() as folder:
+        one = make(folder / "one" / NAME, tree)
+        other = make(folder / "other" / NAME, reversed_tree(tree))
+        for path in other.rglob("*"):
+            if path.is_file():
+                path.chmod(mode)
+            os.utime(path, (seconds, seconds))
+        assert [path.read_bytes() for path in pack(one, folder / "a")] == [
+            path.read_bytes() for path in pack(other, folder / "b")
+        ]
+
+
+def test_archives_say_nothing_of_the_machine_or_the_moment(tmp_path):
+    whole, models = pack(make(tmp_path / NAME, TREE), tmp_path)
+    header = whole.read_bytes()[:10]
+    # RFC 1952: no name nor anything else optional, no time, and no operating system.
+    assert (header[3], header[4:8], header[9]) == (0, bytes(4), 255)
+    with tarfile.open(whole) as tar:
+        members = tar.getmembers()
+    assert [member.name for member in members] == sorted(member.name for member in members)
+    assert {(member.uid, member.gid, member.uname, member.gname, member.mtime) for member in members} == {
+        (0, 0, "", "", 0)
+    }
+    assert {(member.isdir(), member.mode) for member in members} == {(True, 0o755), (False, 0o644)}
+    with zipfile.ZipFile(models) as zipped:
+        infos = zipped.infolist()
+    assert [info.filename for info in infos] == [
+        *("models/", "models/mem_clf/", "models/mem_clf/mem_clf.onnx", "models/tx_data.json")
+    ]
+    assert {(info.date_time, info.create_system, info.extra) for info in infos} == {((1980, 1, 1, 0, 0, 0), 3, b"")}
+    assert {(info.is_dir(), info.external_attr >> 16) for info in infos} == {
+        (True, stat.S_IFDIR | 0o755),
+        (False, stat.S_IFREG | 0o644),
+    }
+
+
+def test_packing_again_replaces_the_archives_of_other_content(tmp_path):
+    tree = make(tmp_path / NAME, TREE)
+    whole, models = pack(tree, tmp_path / "out")
+    before = whole.read_bytes()
+    (tree / "models" / "tx_data.json").write_bytes(b"[]")
+    assert pack(tree, tmp_path / "out") == (whole, models)
+    assert whole.read_bytes() != before
+    assert (unpack(models, tmp_path / "back") / "tx_data.json").read_bytes() == b"[]"
+
+
+def test_a_link_to_a_training_is_packed_under_the_name_of_the_training(tmp_path):
+    make(tmp_path / NAME, TREE)
+    (tmp_path / "latest").symlink_to(NAME)
+    assert pack(tmp_path / "latest", tmp_path / "out")[0].name == f"{NAME}.tar.gz"
+
+
+@pytest.mark.parametrize("where", [".", "models"])
+@pytest.mark.parametrize(
+    ("kind", "spoil"),
+    [
+        ("a symbolic link", lambda path: path.symlink_to("/etc/hostname")),
+        ("a symbolic link", lambda path: path.symlink_to(path.parent, target_is_directory=True)),
+        ("a symbolic link", lambda path: path.symlink_to("nowhere")),
+        ("a named pipe", os.mkfifo),
+    ],
+)
+def test_links_and_special_files_are_refused_by_name(tmp_path, where, kind, spoil):
+    tree = make(tmp_path / NAME, TREE)
+    spoil(tree / where / "bad")
+    with pytest.raises(InputError, match=rf"bad is {kind}; expected only files and folders"):
+        pack(tree, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [b"back\\slash", b"not-\xff-text"])
+def test_names_that_cannot_be_unpacked_everywhere_are_not_packed(tmp_path, name):
+    tree = make(tmp_path / NAME, TREE)
+    Path(os.fsdecode(os.fsencode(tree) + b"/" + name)).touch()
+    with pytest.raises(InputError, match="cannot be packed; expected Unicode without backslashes"):
+        pack(tree, tmp_path / "out")
+
+
+def test_a_tree_that_is_none_is_refused(tmp_path):
+    with pytest.raises(InputError, match="nothing is no folder"):
+        pack(tmp_path / "nothing", tmp_path / "out")
+    with pytest.raises(InputError, match="models is no folder"):
+        pack(make(tmp_path / NAME, {"data": {}}), tmp_path / "out")
+
+
+def test_archives_do_not_land_in_what_they_pack(tmp_path):
+    tree = make(tmp_path / NAME, TREE)
+    with pytest.raises(InputError, match="expected a folder outside"):
+        pack(tree, tree / "results")
+    assert read(tree) == TREE
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_MEMBERS", 6), ("MAX_UNPACKED_BYTES", 1000)])
+def test_what_could_not_be_unpacked_is_not_packed(tmp_path, monkeypatch, limit, value):
+    monkeypatch.setattr(archive, limit, value)
+    with pytest.raises(InputError, match=str(value)):
+        pack(make(tmp_path / NAME, TREE), tmp_path / "out")
+
+
+def test_an_output_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    tree = make(tmp_path / NAME, TREE)
+    with pytest.raises(CalmlflowError, match=r"cannot be packed into .*file"):
+        pack(tree, tmp_path / "file")
+    whole, _ = pack(tree, tmp_path / "out")
+    with pytest.raises(CalmlflowError, match=r"cannot be unpacked into .*file"):
+        unpack(whole, tmp_path / "file")
+
+
+# -- Unpacking ------------------------------------------------------------------------------------------------------
+
+
+def tar_bytes(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for info, content in members:
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def tar_info(name: str, kind: bytes = tarfile.REGTYPE, **values: object) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    for key, value in values.items():
+        setattr(info, key, value)
+    return info
+
+
+def write_tar(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
+    path.write_bytes(gzip.compress(tar_bytes(*members)))
+    return path
+
+
+def write_zip(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as zipped:
+        for info, content in members:
+            zipped.writestr(info, content)
+    return path
+
+
+def write_named(path: Path, *members: tuple[str, bytes]) -> Path:
+    """An archive of either kind; a name that ends in a slash is a folder."""
+    if path.suffix == ".zip":
+        return write_zip(path, *members)
+    infos = [
+        (tar_info(name.removesuffix("/"), tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE), content)
+        for name, content in members
+    ]
+    return write_tar(path, *infos)
+
+
+def refuse(path: Path, output: Path, *words: str) -> None:
+    """Unpacking fails with one sentence that names the archive, and leaves nothing."""
+    around = {*output.parent.rglob("*")}
+    with pytest.raises(InputError) as caught:
+        unpack(path, output)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert [word for word in (str(path), *words) if word not in text] == []
+    assert {*output.parent.rglob("*")} - around <= {output}
+    assert not output.exists() or not list(output.iterdir())
+
+
+both = pytest.mark.parametrize("kind", ["tgz", "zip"])
+
+
+@both
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("/etc/cron.d/x", "t/../../x", "..", "../x", "t/..", "t/./x", "./t/x", "t//x", "C:/x", "c:x", "C:"),
+        *("t\\..\\..\\x", "\\\\host\\share"),
+    ],
+)
+def test_names_that_leave_the_folder_are_refused(tmp_path, kind, name):
+    path = write_named(tmp_path / f"bad.{kind}", ("t/good", b"1"), (name, b"2"))
+    refuse(path, tmp_path / "in" / "out", repr(name), "is no plain path")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_of_a_tar_archive_are_refused(tmp_path, kind):
+    info = tar_info("t/bad", kind, linkname="/etc/hostname" if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else "")
+    refuse(write_tar(tmp_path / "bad.tar.gz", (info, b"")), tmp_path / "out", "'t/bad'")
+
+
+def test_a_link_that_later_members_would_follow_is_refused(tmp_path):
+    (tmp_path / "victim").mkdir()
+    link = tar_info("t/link", tarfile.SYMTYPE, linkname=str(tmp_path / "victim"))
+    path = write_tar(tmp_path / "bad.tgz", (link, b""), (tar_info("t/link/x"), b"1"))
+    refuse(path, tmp_path / "out", "'t/link'")
+
+
+def test_a_sparse_member_is_refused(tmp_path):
+    info = tar_info("t/holes", pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": str(1 << 30)})
+    refuse(write_tar(tmp_path / "bad.tgz", (info, b"1")), tmp_path / "out", "'t/holes'", "special file")
+
+
+@pytest.mark.parametrize("mode", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK])
+def test_links_and_devices_of_a_zip_archive_are_refused(tmp_path, mode):
+    info = zipfile.ZipInfo("t/bad")
+    info.external_attr = (mode | 0o777) << 16
+    refuse(write_zip(tmp_path / "bad.zip", (info, b"/etc/hostname")), tmp_path / "out", "'t/bad'", "special file")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@both
+@pytest.mark.parametrize(
+    "members",
+    [
+        pytest.param([("t/x", b"1"), ("t/x", b"2")], id="twice"),
+        pytest.param([("t/", b""), ("t/x/", b""), ("t/x/", b"")], id="folder twice"),
+        pytest.param([("t/x", b"1"), ("t/x/", b"")], id="file, then folder"),
+        pytest.param([("t/x", b"1"), ("t/x/y", b"2")], id="file, then in it"),
+        pytest.param([("t/x/y", b"1"), ("t/x", b"2")], id="folder, then file"),
+        pytest.param([("t/x", b"1"), ("u/x", b"2")], id="two folders"),
+        pytest.param([("x", b"1")], id="file on top"),
+        pytest.param([("t/x", b"1"), ("y", b"2")], id="file beside the folder"),
+    ],
+)
+def test_archives_that_contradict_themselves_are_refused(tmp_path, kind, members):
+    path = write_named(tmp_path / f"bad.{kind}", *members)
+    refuse(path, tmp_path / "out", repr(members[-1][0].removesuffix("/")))
+
+
+@both
+def test_an_archive_of_nothing_is_refused(tmp_path, kind):
+    refuse(write_named(tmp_path / f"empty.{kind}"), tmp_path / "out", "is empty")
+
+
+@both
+def test_names_that_differ_by_case_alone_are_two_files(tmp_path, kind):
+    path = write_named(tmp_path / f"good.{kind}", ("t/x", b"1"), ("t/X", b"2"))
+    assert read(unpack(path, tmp_path / "out")) == {"x": b"1", "X": b"2"}
+
+
+def test_a_zip_name_with_a_zero_byte_is_refused(tmp_path):
+    path = write_zip(tmp_path / "bad.zip", ("t/good_", b"1"))
+    path.write_bytes(path.read_bytes().replace(b"t/good_", b"t/goo\0_"))
+    refuse(path, tmp_path / "out", r"t/goo\x00_")
+
+
+def test_an_encrypted_member_is_refused(tmp_path):
+    path = write_zip(tmp_path / "bad.zip", ("t/secret", b"1"))
+    data = bytearray(path.read_bytes())
+    # Bit 0 of the flags, in the header of the member and in the directory.
+    data[6] |= 1
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    refuse(path, tmp_path / "out", "'t/secret'", "encrypted")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_rare_compression_is_refused(tmp_path, method):
+    refuse(write_zip(tmp_path / "bad.zip", ("t/x", b"1" * 100), method=method), tmp_path / "out", "'t/x'", "deflate")
+
+
+@both
+def test_too_many_members_are_refused(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(archive, "MAX_MEMBERS", 3)
+    fine = [(f"t/{number}", b"") for number in range(3)]
+    assert len(read(unpack(write_named(tmp_path / f"fine.{kind}", *fine), tmp_path / "fine"))) == 3
+    path = write_named(tmp_path / f"bad.{kind}", *fine, ("t/3", b""))
+    refuse(path, tmp_path / "out", "more than 3 files and folders")
+
+
+@both
+def test_too_many_bytes_are_refused_before_they_are_written(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(archive, "MAX_UNPACKED_BYTES", 1 << 20)
+    monkeypatch.setattr(archive, "_write", lambda path, chunks: pytest.fail("a member was written"))
+    path = write_named(tmp_path / f"bomb.{kind}", ("t/zeros", bytes((1 << 20) + 1)))
+    assert path.stat().st_size < 10_000
+    refuse(path, tmp_path / "out", f"holds {(1 << 20) + 1} bytes or more", f"at most {1 << 20}")
+
+
+def test_the_size_that_a_tar_archive_claims_is_limited(tmp_path):
+    info = tar_info("t/huge", size=archive.MAX_UNPACKED_BYTES + 1)
+    path = tmp_path / "bomb.tar.gz"
+    path.write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT)))
+    refuse(path, tmp_path / "out", str(archive.MAX_UNPACKED_BYTES + 1))
+
+
+def test_a_bomb_in_a_header_is_refused(tmp_path):
+    # The name of the next member, as long as the bomb.
+    size = 8 << 20
+    header = tar_info("././@LongLink", tarfile.GNUTYPE_LONGNAME, size=size).tobuf(tarfile.GNU_FORMAT)
+    path = tmp_path / "bomb.tar.gz"
+    path.write_bytes(gzip.compress(header + b"t/" + b"x" * (size - 2) + tar_bytes((tar_info("t/x"), b"1"))))
+    refuse(path, tmp_path / "out", f"a header of {size} bytes")
+
+
+@pytest.mark.parametrize("claimed", [10, 20_000])
+def test_a_zip_member_of_another_size_than_it_claims_is_refused(tmp_path, claimed):
+    path = write_zip(tmp_path / "bad.zip", ("t/x", bytes(10_000)))
+    path.write_bytes(path.read_bytes().replace(struct.pack("<I", 10_000), struct.pack("<I", claimed)))
+    refuse(path, tmp_path / "out", "'t/x'", "damaged")
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_an_archive_that_was_cut_short_is_refused(data):
+    with new_folder() as folder:
+        for path in pack(make(folder / NAME, TREE), folder):
+            content = path.read_bytes()
+            path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+            refuse(path, folder / "out", "is damaged")
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_damage_is_told_in_one_sentence_or_changes_nothing_else(data):
+    with new_folder() as folder:
+        for path in pack(make(folder / NAME, TREE), folder):
+            content = bytearray(path.read_bytes())
+            content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+            path.write_bytes(content)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(archive, "MAX_UNPACKED_BYTES", 1 << 20)
+                try:
+                    unpack(path, folder / "out")
+                except CalmlflowError as error:
+                    assert str(path) in str(error)
+        assert {path.name for path in folder.iterdir()} == {NAME, f"{NAME}.tar.gz", "models.zip", "out"}
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".zip"])
+def test_damaged_content_is_never_taken_for_good(tmp_path, suffix):
+    content = os.urandom(5000)
+    path = write_named(tmp_path / f"bad{suffix}", ("t/x", content))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    refuse(path, tmp_path / "out", "is damaged")
+
+
+@pytest.mark.parametrize("where", [0, 148, 512, 512 + 148])
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path, where):
+    # Compressed after it was damaged, so that only the tar archive's own checks can tell.
+    data = bytearray(tar_bytes((tar_info("t", tarfile.DIRTYPE), b""), (tar_info("t/x"), b"")))
+    data[where] ^= 0xFF
+    path = tmp_path / "bad.tgz"
+    path.write_bytes(gzip.compress(data))
+    refuse(path, tmp_path / "out", "is damaged")
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_a_tar_archive_without_its_end_is_refused(tmp_path, blocks):
+    data = tar_bytes((tar_info("t", tarfile.DIRTYPE), b""), (tar_info("t/x"), b"1"))
+    path = tmp_path / "bad.tgz"
+    path.write_bytes(gzip.compress(data[: blocks * tarfile.BLOCKSIZE]))
+    refuse(path, tmp_path / "out", "is damaged")
+
+
+def test_data_after_the_end_of_a_tar_archive_are_refused(tmp_path):
+    path = tmp_path / "bad.tgz"
+    path.write_bytes(gzip.compress(tar_bytes((tar_info("t/x"), b"1")) + tar_bytes((tar_info("t/y"), b"1"))))
+    refuse(path, tmp_path / "out", "no end of the archive")
+
+
+@both
+def test_what_is_no_archive_is_refused(tmp_path, kind):
+    path = tmp_path / f"text.{kind}"
+    path.write_text("not an archive")
+    refuse(path, tmp_path / "out", "is damaged")
+    refuse(tmp_path / f"missing.{kind}", tmp_path / "out", "No such file")
+
+
+def test_an_unknown_ending_is_refused(tmp_path):
+    refuse(tmp_path / "models.rar", tmp_path / "out", "expected a name in .tar.gz, .tgz, .zip")
+
+
+# -- An existing folder ---------------------------------------------------------------------------------------------
+
+
+def test_unpacking_again_keeps_what_is_there(tmp_path):
+    whole, _ = pack(make(tmp_path / NAME, TREE), tmp_path)
+    target = unpack(whole, tmp_path / "out")
+    before = {path: path.stat().st_ino for path in (target, *target.rglob("*"))}
+    assert unpack(whole, tmp_path / "out") == target
+    assert {path: path.stat().st_ino for path in (target, *target.rglob("*"))} == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda target: (target / "empty.txt").write_bytes(b"1"),
+        lambda target: (target / "empty.txt").unlink(),
+        lambda target: (target / "results" / "mem_bin").rmdir(),
+        lambda target: (target / "new").mkdir(),
+        lambda target: (target / "models" / "tx_data.json").write_bytes(b"[]"),
+    ],
+)
+def test_a_folder_of_other_content_is_refused_and_kept(tmp_path, change):
+    whole, _ = pack(make(tmp_path / NAME, TREE), tmp_path)
+    target = unpack(whole, tmp_path / "out")
+    change(target)
+    before = read(target)
+    with pytest.raises(InputError, match=f"out/{NAME} is there with other content"):
+        unpack(whole, tmp_path / "out")
+    assert read(target) == before
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [NAME]
+
+
+def test_a_link_in_place_of_the_folder_is_not_followed(tmp_path):
+    whole, _ = pack(make(tmp_path / NAME, TREE), tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / NAME).symlink_to(tmp_path / NAME)
+    with pytest.raises(InputError, match="is a symbolic link"):
+        unpack(whole, tmp_path / "out")
