@@ -292,7 +292,7 @@ def test_networks_train_where_spacekit_has_changed_how_tensorflow_counts():
     """It turns NumPy behaviour on for the whole process, where operators refuse variables."""
     code = """
 import numpy as np
-import test_networks_training as own
+from tests.networks import test_training as own
 expected = own.train("mem_reg", own.BRIEF).history["loss"]
 from tensorflow.python.ops.numpy_ops import np_config
 np_config.enable_numpy_behavior()

@@ -16,7 +16,6 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from scipy.stats import yeojohnson
-from test_adoption_source import write
 
 from calmlflow import load_results, settings
 from calmlflow.errors import CalmlflowError
@@ -30,6 +29,7 @@ from calmlflow.runs.adopt import AdoptionRequest, adopt, print_adoption, write_m
 from calmlflow.runs.adoption_source import SPACEKIT_ARCHIVE, SourceFile, read_scaling, read_source
 from calmlflow.runs.baselines import champion
 from calmlflow.runs.data import load_training_data
+from tests.runs.test_adoption_source import write
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_end_to_end import environment
 
 from calmlflow.runs.workers import Failure, share_out
 from calmlflow.server.processes import wait_until
+from tests.test_end_to_end import environment
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ("mem_bin", "memory", "wallclock")
@@ -75,7 +75,7 @@ def children_of(pid: int) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 def test_workers_do_not_outlive_a_killed_parent(tmp_path):
-    code = "from test_crossval import *\nif __name__ == '__main__': list(share_out(work, 1, ['wait', 'wait'], 2))"
+    code = "from tests.runs.test_crossval import *\nif __name__ == '__main__': list(share_out(work, 1, ['wait', 'wait'], 2))"
     script = tmp_path / "parent.py"
     script.write_text(code)
     path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_end_to_end import client, runs_named
 
 from calmlflow.errors import InputError
 from calmlflow.hst.features import FEATURES
@@ -14,6 +13,7 @@ from calmlflow.predictor.bundle import Bundle
 from calmlflow.settings import NETWORKS
 from tests.conftest import free_ports
 from tests.samples.commands import FAST, mlflow_run, run
+from tests.test_end_to_end import client, runs_named
 
 pytestmark = pytest.mark.slow
 

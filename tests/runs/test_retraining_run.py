@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_end_to_end import client, runs_named
-from test_retraining import predicted
 
 from calmlflow.jobs.sample import draw_sample
 from calmlflow.predictor.emit import open_emitter
 from tests.conftest import free_ports
+from tests.runs.test_retrain import predicted
 from tests.samples.commands import FAST, mlflow_run
+from tests.test_end_to_end import client, runs_named
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_report import Page
 
 from calmlflow.results.comparison import Comparison
 from calmlflow.results.files import write_results
@@ -22,6 +21,7 @@ from calmlflow.results.report.comparison import (
     counted_verdict,
     paired_rows,
 )
+from tests.results.report.test_training import Page
 from tests.samples.comparison_samples import sampled_comparison
 from tests.samples.results_samples import small
 
