@@ -75,7 +75,10 @@ def children_of(pid: int) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 def test_workers_do_not_outlive_a_killed_parent(tmp_path):
-    code = "from tests.runs.test_crossval import *\nif __name__ == '__main__': list(share_out(work, 1, ['wait', 'wait'], 2))"
+    code = (
+        "from tests.runs.test_crossval import *\n"
+        "if __name__ == '__main__': list(share_out(work, 1, ['wait', 'wait'], 2))"
+    )
     script = tmp_path / "parent.py"
     script.write_text(code)
     path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
