@@ -117,6 +117,22 @@ def new_app(**settings: Any) -> "typer.Typer":
 
 def script(main: Callable[..., Any]) -> None:
     """Run ``main`` as the command line of an entry point: its annotated arguments become options."""
+    command = script_command(main)
+    run_guarded(lambda: command.main(standalone_mode=False))
+
+
+def script_command(main: Callable[..., Any]) -> Any:
+    """The Typer command of an entry point.
+
+    MLflow passes a value for every parameter, so a flag of an operator's command (``--force``) takes one here
+    (``--force true``).
+    """
+    import typer.main
+
     app = new_app()
     app.command()(main)
-    run_guarded(lambda: app(standalone_mode=False))
+    command: Any = typer.main.get_command(app)
+    for option in command.params:
+        option.is_flag = option.is_bool_flag = False
+        option.secondary_opts = []
+    return command

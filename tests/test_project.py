@@ -16,6 +16,8 @@ import pytest
 import typer.main
 import yaml
 
+from calmlflow.console import script_command
+
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for folder in ("calmlflow", "entrypoints") for path in (ROOT / folder).rglob("*.py"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -260,11 +262,11 @@ SCRIPTS = sorted(path.stem for path in (ROOT / "entrypoints").glob("*.py") if pa
 
 
 def script_options(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, typer.core.TyperOption]:
-    """What typer makes of the signature of a script's ``main``: option, by the name of the parameter."""
+    """What typer makes of the command that a script runs: option, by the name of the parameter."""
     monkeypatch.syspath_prepend(ROOT)
-    app = typer.Typer(add_completion=False)
-    app.command()(importlib.import_module(f"entrypoints.{name}").main)
-    return {option.name: option for option in typer.main.get_command(app).params}
+    script = importlib.import_module(f"entrypoints.{name}")
+    (command,) = (found for found in vars(script).values() if callable(found) and found is not script.script)
+    return {option.name: option for option in script_command(command).params}
 
 
 def same_value(one: object, other: object) -> bool:
@@ -292,8 +294,6 @@ def test_the_command_of_an_entry_point_passes_every_parameter(name, monkeypatch)
     words = shlex.split(entry["command"])
     assert words[:3] == ["python", "-m", f"entrypoints.{name}"]
     options = script_options(name, monkeypatch)
-    # A flag (--x/--no-x) takes no value, so MLproject could not pass one.
-    assert not [option.name for option in options.values() if option.secondary_opts]
     passed = dict(zip(words[3::2], words[4::2], strict=True))
     assert passed == {option.opts[0]: f"{{{parameter}}}" for parameter, option in options.items()}
     assert set(entry.get("parameters", {})) == set(options)
@@ -317,13 +317,13 @@ def variables_in(*paths: Path) -> set[str]:
     return {name for path in paths for name in re.findall(r"CALMLFLOW_[A-Z0-9_]*[A-Z0-9]", path.read_text())}
 
 
-def test_every_environment_variable_is_listed_in_settings_and_in_the_readme():
+def test_every_environment_variable_is_listed_in_settings_and_documented():
     others = [path for folder in ("benchmarks", "deploy") for path in (ROOT / folder).rglob("*") if path.is_file()]
     texts = [path for path in others if path.suffix in ("", ".py", ".sh", ".yaml", ".yml", ".md")]
     settings = variables_in(ROOT / "calmlflow" / "settings.py")
     used = variables_in(*SOURCES, *texts, ROOT / "Makefile", ROOT / "MLproject", ROOT / ".ci" / "run")
     assert used == settings
-    assert variables_in(ROOT / "README.md") == settings
+    assert variables_in(ROOT / "README.md", *(ROOT / "docs").glob("*.md")) == settings
 
 
 @pytest.mark.parametrize("file", ["CONTRIBUTING.md", ".ci/run", ".github/workflows/ci.yml"])

@@ -75,54 +75,8 @@ def predict(context: typer.Context) -> None:
     cli_predict.predict(context.args)
 
 
-@app.command()
-def promote(
-    stage: Annotated[str, typer.Option(help="Staging, Production or Archived.")] = "Staging",
-    version: Annotated[
-        int | None, typer.Option(help="Default: the newest for Staging, Staging's for Production.")
-    ] = None,
-    model: Annotated[str, typer.Option(help="Registered model.")] = settings.BUNDLE_MODEL,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Jobs to judge by, newer than those of both trainings; default: the challenger's held-out ones."
-        ),
-    ] = None,
-    gate: Annotated[str, typer.Option(help="Limits: 'default', or a YAML file.")] = "default",
-    force: Annotated[bool, typer.Option("--force", help="Go through although a check fails; needs --reason.")] = False,
-    reason: Annotated[str, typer.Option(help="Why; written down.")] = "",
-    notify: Annotated[str, typer.Option(metavar="URL", help="URL that is told; default CALMLFLOW_NOTIFY_URL.")] = "",
-) -> None:
-    """Judge a version and move it to a stage, if it passes the gate.
-
-    The version that was there is archived, and aliases follow. Exit status 1 if a check fails, or if somebody else
-    moves a version at the same time; then the stages are as they were.
-    """
-    from calmlflow.runs.promote import PromotionRequest, promote_in_run
-
-    say(promote_in_run(PromotionRequest(stage, version, model, data, gate, force, reason, notify)))
-
-
-@app.command()
-def rollback(
-    reason: Annotated[str, typer.Option(help="Why; written down.")],
-    to: Annotated[
-        int | None, typer.Option(metavar="VERSION", help="A version that was in Production; default: the one before.")
-    ] = None,
-    model: Annotated[str, typer.Option(help="Registered model.")] = settings.BUNDLE_MODEL,
-    notify: Annotated[str, typer.Option(metavar="URL", help="URL that is told; default CALMLFLOW_NOTIFY_URL.")] = "",
-) -> None:
-    """Put an earlier version back into Production, in seconds and without a gate.
-
-    Twice in a row goes back two steps; a version that was rolled back from comes back by `calmlflow promote` only.
-    """
-    from calmlflow.registry.tracking import connect
-    from calmlflow.runs.promote import roll_back_to
-
-    connect()
-    say(roll_back_to(to, reason, model, notify))
-
-
+app.command()(cli_registry.promote)
+app.command()(cli_registry.rollback)
 app.command()(cli_registry.stages)
 app.command()(cli_registry.diff)
 

@@ -1,4 +1,4 @@
-"""`calmlflow jobs`: ingest, copy and look after job records, without MLflow's help."""
+"""Commands that ingest, copy, check and ship job records and trainings."""
 
 import json
 import re
@@ -137,3 +137,56 @@ def copy(
 
     copied = copy_jobs(source, target)
     print(json.dumps(copied.figures()) if as_json else copied)
+
+
+# -- Entry points: the same, written down as MLflow runs ----------------------------------------------------------
+
+
+def ingest_run(
+    bucket: Annotated[str, typer.Option(help="S3 bucket with control/ and outputs/ of finished jobs.")],
+    datasets: Datasets = "new",
+    store: Annotated[
+        str, typer.Option(help="Store: sqlite:///jobs.db, postgresql://..., dynamodb://...; default: CALMLFLOW_JOBS.")
+    ] = "default",
+    retry_quarantine: Annotated[
+        bool, typer.Option(help="Also read those in the quarantine whose files are the same.")
+    ] = False,
+) -> None:
+    """Read finished jobs from S3 into a store; what cannot be stored goes to its quarantine, with the reason."""
+    from calmlflow.runs.ingest import ingest_in_run
+
+    print(ingest_in_run(bucket, datasets, store, retry_quarantine))
+
+
+def copy_run(
+    source: Annotated[str, typer.Option(help="Store to read: a URI, a file, a folder, an archive, or sample:N.")],
+    target: Annotated[str, typer.Option(help="Store to write: a URI, or a CSV or Parquet file, here or in S3.")],
+) -> None:
+    """Copy job records from one store into another, counted on both sides; the newer record of a dataset wins."""
+    from calmlflow.runs.ingest import copy_in_run
+
+    print(copy_in_run(source, target))
+
+
+def ship(
+    tree: Annotated[str, typer.Option(help="Folder of a training, such as data/2021-11-04-1636048291.")],
+    output: Annotated[
+        str, typer.Option(help="Folder that gets {date}-{epoch}/{date}-{epoch}.tar.gz and models.zip.")
+    ] = "out",
+    destination: Annotated[str, typer.Option(help="s3://bucket/prefix to send them to, or none.")] = "none",
+) -> None:
+    """Pack a training (the same bytes for the same content) and send it to S3 with checksums."""
+    from calmlflow.runs.ship import ship_training
+
+    for line in ship_training(tree, output, destination):
+        print(line)
+
+
+def fetch(
+    source: Annotated[str, typer.Option(help="s3://bucket/key of an archive that ship sent.")],
+    output: Annotated[str, typer.Option(help="Folder that gets the training's folder.")] = "data",
+) -> None:
+    """Fetch an archive of a training from S3, check it, and unpack it."""
+    from calmlflow.runs.ship import fetch_training
+
+    print(fetch_training(source, output))

@@ -1,4 +1,4 @@
-"""The operator's commands that look at the registry."""
+"""Commands that promote, roll back and show versions of the registry."""
 
 import json
 import sys
@@ -12,6 +12,49 @@ from calmlflow.console import say
 
 SHOWN = 5
 """Versions of a stage in the table, without --all."""
+
+
+def promote(
+    stage: Annotated[str, typer.Option(help="Staging, Production or Archived.")] = "Staging",
+    version: Annotated[
+        str, typer.Option(help="A number; auto: the newest for Staging, Staging's for Production.")
+    ] = "auto",
+    model: Annotated[str, typer.Option(help="Registered model.")] = settings.BUNDLE_MODEL,
+    data: Annotated[
+        str, typer.Option(help="Jobs to judge by, newer than those of both trainings; held-out: the challenger's.")
+    ] = "held-out",
+    gate: Annotated[str, typer.Option(help="Limits: 'default', or a YAML file.")] = "default",
+    force: Annotated[bool, typer.Option("--force", help="Go through although a check fails; needs --reason.")] = False,
+    reason: Annotated[str, typer.Option(help="Why; written down.")] = "",
+) -> None:
+    """Judge a version and move it to a stage, if it passes the gate.
+
+    The version that was there is archived, and aliases follow. Exit status 1 if a check fails, or if somebody else
+    moves a version at the same time; then the stages are as they were.
+    """
+    from calmlflow.runs.promote import PromotionRequest, parse_version, promote_in_run
+
+    jobs = None if data == "held-out" else data
+    say(promote_in_run(PromotionRequest(stage, parse_version(version), model, jobs, gate, force, reason)))
+
+
+def rollback(
+    reason: Annotated[str, typer.Option(help="Why; written down.")],
+    to: Annotated[
+        int | None, typer.Option(metavar="VERSION", help="A version that was in Production; default: the one before.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Registered model.")] = settings.BUNDLE_MODEL,
+    notify: Annotated[str, typer.Option(metavar="URL", help="URL that is told; default CALMLFLOW_NOTIFY_URL.")] = "",
+) -> None:
+    """Put an earlier version back into Production, in seconds and without a gate.
+
+    Twice in a row goes back two steps; a version that was rolled back from comes back by `calmlflow promote` only.
+    """
+    from calmlflow.registry.tracking import connect
+    from calmlflow.runs.promote import roll_back_to
+
+    connect()
+    say(roll_back_to(to, reason, model, notify))
 
 
 def stages(

@@ -1,0 +1,214 @@
+"""Commands of the entry points that train, compare and apply networks."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from calmlflow.cli.options import (
+    Config,
+    Data,
+    Destination,
+    Networks,
+    Output,
+    Register,
+    Risk,
+    Seed,
+    Stage,
+    TestSize,
+    Writeback,
+)
+from calmlflow.settings import parse_networks
+
+# Imports of `calmlflow.runs` stay inside the commands: TensorFlow and MLflow take seconds, --help must not.
+
+
+def main(
+    data: Data = "sample",
+    output: Output = "data",
+    seed: Seed = 0,
+    test_size: TestSize = 0.2,
+    register: Register = True,
+    stage: Stage = "None",
+    config: Config = "default",
+    risk: Risk = 0.0,
+    only: Annotated[
+        str,
+        typer.Option(
+            help="Networks to train: all, or some of mem_clf,mem_reg,wall_reg (or of their targets); the others come "
+            "from the version in Production."
+        ),
+    ] = "all",
+    writeback: Writeback = False,
+    destination: Destination = "none",
+) -> None:
+    """Train the networks, score and register them, and promote the new version if a stage is given."""
+    networks = parse_networks(only)
+    from calmlflow.runs.summary import print_training
+    from calmlflow.runs.train import TrainingRequest, train
+
+    request = TrainingRequest(data, output, seed, test_size, register, stage, config, risk, writeback, destination)
+    print_training(train(request, networks))
+
+
+def _train_alone(network: str, summary: str) -> Callable[..., None]:
+    def command(
+        data: Data = "sample",
+        output: Output = "data",
+        seed: Seed = 0,
+        test_size: TestSize = 0.2,
+        register: Register = True,
+        stage: Stage = "None",
+        config: Config = "default",
+        risk: Risk = 0.0,
+        writeback: Writeback = False,
+        destination: Destination = "none",
+    ) -> None:
+        from calmlflow.runs.summary import print_training
+        from calmlflow.runs.train import TrainingRequest, train
+
+        request = TrainingRequest(data, output, seed, test_size, register, stage, config, risk, writeback, destination)
+        print_training(train(request, [network], bundle=False))
+
+    command.__doc__ = summary
+    return command
+
+
+mem_bin = _train_alone("mem_clf", "Train the memory-bin classifier alone.")
+memory = _train_alone("mem_reg", "Train the memory regressor alone.")
+wallclock = _train_alone("wall_reg", "Train the wallclock regressor alone.")
+
+
+def crossval(
+    data: Data = "sample",
+    output: Output = "data",
+    seed: Seed = 0,
+    folds: Annotated[int, typer.Option(help="Parts of which each is held out once; 2 or more.")] = 10,
+    networks: Networks = "all",
+    config: Config = "default",
+    workers: Annotated[int, typer.Option(help="Processes; 0: one per core. Changes no number.")] = 0,
+) -> None:
+    """Cross-validate the networks, folds in parallel, with mean, spread and interval of every score."""
+    from calmlflow.runs.crossval import CrossvalRequest, cross_validate
+    from calmlflow.runs.study_summary import print_crossval
+
+    print_crossval(cross_validate(CrossvalRequest(data, output, seed, folds, networks, config, workers)))
+
+
+def tune(
+    data: Data = "sample",
+    network: Networks = "all",
+    trials: Annotated[int, typer.Option(help="Trials of each network, with those of an interrupted search.")] = 30,
+    seed: Seed = 0,
+    output: Annotated[str, typer.Option(help="Folder that keeps the search, and gets config.json.")] = "out/tune",
+    config: Config = "default",
+) -> None:
+    """Search around a config for better hyper-parameters; after an interruption, the same command goes on."""
+    from calmlflow.runs.study_summary import print_search
+    from calmlflow.runs.tune import TuneRequest
+    from calmlflow.runs.tune import tune as search
+
+    print_search(search(TuneRequest(data, network, trials, seed, output, config)))
+
+
+def adopt(
+    source: Annotated[str, typer.Option(help="Folder or .zip with three .keras files and tx_data.json; or spacekit.")],
+    data: Data = "sample",
+    seed: Seed = 0,
+    output: Output = "data",
+    stage: Stage = "None",
+) -> None:
+    """Register networks that were trained elsewhere, scored on jobs, so that a challenger has a champion to beat."""
+    from calmlflow.runs.adopt import AdoptionRequest, print_adoption
+    from calmlflow.runs.adopt import adopt as register
+
+    print_adoption(register(AdoptionRequest(source, data, seed, output, stage)))
+
+
+def retrain(
+    data: Data,
+    predictions: Annotated[
+        str, typer.Option(help="Recorded predictions: s3://bucket/prefix or a store; none: those of the store in data.")
+    ] = "none",
+    min_new: Annotated[
+        int, typer.Option(help="Enough new jobs: not seen by the version in Production, or seen older. 0: off.")
+    ] = 1000,
+    min_share: Annotated[float, typer.Option(help="Enough new jobs over jobs that it saw. 0: off.")] = 0.1,
+    drift: Annotated[
+        float,
+        typer.Option(
+            help="Enough change of a feature or target, as population stability index, with 200 new jobs or more and "
+            "beyond chance. 0: off."
+        ),
+    ] = 0.25,
+    accuracy_drop: Annotated[
+        float,
+        typer.Option(
+            help="Enough loss of accuracy of its recorded predictions against its held-out jobs, with 40 of them or "
+            "more and beyond chance. 0: off."
+        ),
+    ] = 0.02,
+    cost_rise: Annotated[float, typer.Option(help="The same of a rise of the excess cost. 0: off.")] = 0.02,
+    coverage_drop: Annotated[
+        float, typer.Option(help="The same of the share of jobs that end before their kill time. 0: off.")
+    ] = 0.01,
+    stage: Annotated[
+        str, typer.Option(help="Stage for the new version, through the gate: None, Staging or Production.")
+    ] = "Staging",
+    dry_run: Annotated[bool, typer.Option(help="Only say what would be done.")] = False,
+    output: Output = "data",
+    seed: Seed = 0,
+    test_size: TestSize = 0.2,
+    config: Config = "default",
+    risk: Risk = 0.0,
+    writeback: Writeback = False,
+    destination: Destination = "none",
+) -> None:
+    """Train anew if enough has changed since the version in Production was trained, and ask the gate.
+
+    One criterion that is met is enough.
+    """
+    from calmlflow.runs.retrain import Limits
+    from calmlflow.runs.retraining_run import RetrainRequest, retrain_in_run
+    from calmlflow.runs.summary import print_training
+    from calmlflow.runs.train import TrainingRequest
+
+    training = TrainingRequest(data, output, seed, test_size, True, stage, config, risk, writeback, destination)
+    limits = Limits(min_new, min_share, drift, accuracy_drop, cost_rise, coverage_drop)
+    decision, outcome = retrain_in_run(RetrainRequest(training, limits, predictions, dry_run))
+    if outcome:
+        print_training(outcome)
+        print(f"{decision.verdict}: version {decision.version}")
+
+
+def compare(
+    this: Annotated[
+        str, typer.Option(help="A training: its folder, runs:/ID, models:/NAME/VERSION or models:/NAME/STAGE.")
+    ],
+    other: Annotated[
+        str, typer.Option(help="The training it is held against.")
+    ] = "models:/calcloud-predictor/Production",
+) -> None:
+    """Compare two trainings on the test jobs that both saw, with paired differences and 95 % bootstrap intervals."""
+    from calmlflow.runs.compare import compare_in_run
+
+    print(compare_in_run(this, other))
+
+
+def predict(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="CSV or Parquet file (here or s3://), folder of Parquet files or of a training, s3://bucket/prefix of "
+            "control files, or sample:N; rows name ipst or ipppssoot and hold features or control-file keys."
+        ),
+    ] = "sample:100",
+    output: Annotated[
+        str, typer.Option(help="CSV or Parquet file to write, here or s3://; rows without answer go to *.errors.csv.")
+    ] = "out/predictions.csv",
+    stage: Annotated[str, typer.Option(help="Stage that answers.")] = "Production",
+) -> None:
+    """Predict many jobs with the version that a stage holds."""
+    from calmlflow.runs.compare import predict_in_run
+
+    print(predict_in_run(data, output, stage))
