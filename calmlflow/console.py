@@ -1,7 +1,6 @@
 """How a command of calmlflow talks to a person: one line for a failure, progress only on a terminal."""
 
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from calmlflow.errors import CalmlflowError
+from calmlflow.settings import hide_password
 
 if TYPE_CHECKING:
     import typer
@@ -103,8 +103,7 @@ def run_guarded(command: Callable[[], Any]) -> None:
 
 def fail(text: str, status: int = 1) -> NoReturn:
     """Print ``error: ...`` as one line on standard error and exit."""
-    # Texts of other libraries may hold an address with its password.
-    say("error: " + re.sub(r"//[^/\s]+@", "//", " ".join(text.split())))
+    say("error: " + hide_password(" ".join(text.split())))
     sys.exit(status)
 
 

@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from calmlflow.errors import InputError
 
@@ -168,3 +170,39 @@ def _number(variable: str, default: float) -> float:
             f"environment variable {variable} is {value!r}; expected seconds above 0, {MAX_SECONDS} at most"
         )
     return number
+
+
+# -- Passwords ------------------------------------------------------------------------------------------------------
+
+_SECRET_KEYS = re.compile(r"(?i)pass(word|wd)|pwd|secret|token|signature|credential|api_?key")
+_PARAMETER = re.compile(r"(?<=[?&;])([^=&;#\s]+)=[^&;#\s]+")
+# A user's name alone may be a token.
+_HTTP_USER = re.compile(r"(?i)(https?://)[^/?#\s]*@")
+# In a text, an address ends at a space. Passwords of databases hold unescaped slashes and @.
+_USER = re.compile(r"(?<!/)(?<!http:)(?<!https:)(//[^/?#:@\s]*):\S+@")
+_WHOLE_USER = re.compile(r"(?is)^(\s*(?!https?:)[a-z][a-z0-9+.-]+://[^/?#:@]*):(?!\*\*\*@)(?:(?!://).)+@")
+
+
+def hide_password(text: str) -> str:
+    """Replace passwords and tokens in a URI, or in the URIs of a text, by ``***``, for logs, parameters and errors."""
+    text = _USER.sub(r"\1:***@", _WHOLE_USER.sub(r"\1:***@", _HTTP_USER.sub(r"\1***@", text)))
+    return _PARAMETER.sub(_hidden_parameter, text)
+
+
+def _hidden_parameter(found: re.Match[str]) -> str:
+    # A database reads the name of a parameter with its percent signs decoded.
+    return f"{found[1]}=***" if _SECRET_KEYS.search(unquote(found[1])) else found[0]
+
+
+def has_password(uri: str) -> bool:
+    """Whether a URI holds a password or a token."""
+    return hide_password(uri) != uri
+
+
+def refuse_password(uri: str) -> None:
+    """Raise an InputError where a URI holds a password: MLflow shows the parameters of a run to everybody."""
+    if has_password(uri):
+        raise InputError(
+            f"the address {hide_password(uri)} holds a password, which MLflow has written down by now; expected none: "
+            "set PGPASSWORD or write ~/.pgpass, and change that password"
+        )

@@ -22,8 +22,9 @@ from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.fetch import fetch
 from calmlflow.predictor.manifest import MANIFEST, parse_manifest
-from calmlflow.predictor.registry_client import RegistryUnavailableError, public_uri
+from calmlflow.predictor.registry_client import RegistryUnavailableError
 from calmlflow.predictor.stage import IMPORT_S, StagedVersion
+from calmlflow.settings import hide_password
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Cache:
     def __init__(self, registry_uri: str, root: Path | None = None):
         self._registry_uri = registry_uri
         # Two registries must not share versions.
-        name = hashlib.sha256(public_uri(registry_uri).encode()).hexdigest()[:12]
+        name = hashlib.sha256(hide_password(registry_uri).encode()).hexdigest()[:12]
         # Absolute: a process that goes to another folder later keeps its cache.
         self.folder = (root or settings.cache_dir()).absolute() / name
 

@@ -15,10 +15,10 @@ from calmlflow.predictor.registry_client import (
     get_bytes,
     get_json,
     is_http,
-    public_uri,
     within,
 )
 from calmlflow.predictor.stage import StagedVersion
+from calmlflow.settings import hide_password
 
 PLACES = ("artifacts/bundle/", "")
 """Where a version's bundle lies: among the artifacts of a logged model, or the version is a bundle as such."""
@@ -84,7 +84,7 @@ def _is_proxied(staged: StagedVersion, registry_uri: str) -> bool:
 
 def _not_there(name: str, registry_uri: str, what: str) -> RegistryUnavailableError:
     return RegistryUnavailableError(
-        f"{name} cannot be downloaded from {public_uri(registry_uri)} ({what}); expected its artifacts"
+        f"{name} cannot be downloaded from {hide_password(registry_uri)} ({what}); expected its artifacts"
     )
 
 

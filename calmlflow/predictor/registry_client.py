@@ -5,7 +5,6 @@ import contextlib
 import http.client
 import json
 import os
-import re
 import socket
 import ssl
 import threading
@@ -16,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from calmlflow import settings
 from calmlflow.errors import CalmlflowError
+from calmlflow.settings import hide_password
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ def get_json(registry_uri: str, path: str, keys: Container[str]) -> dict[str, An
     ------
     NoEndpointError, AccessDeniedError, RegistryUnavailableError
     """
-    shown = public_uri(registry_uri)
+    shown = hide_password(registry_uri)
     status, body = _request(registry_uri, path, settings.timeout_s())
     try:
         answer = json.loads(body)
@@ -103,7 +103,7 @@ def get_bytes(registry_uri: str, path: str, limit: int, deadline: float) -> byte
         return None
     if len(body) > limit:
         raise RegistryUnavailableError(
-            f"{public_uri(registry_uri)} answered with more than {limit:,} bytes; expected a file of a bundle"
+            f"{hide_password(registry_uri)} answered with more than {limit:,} bytes; expected a file of a bundle"
         )
     return body
 
@@ -139,7 +139,7 @@ def _request(
 
     Each wait takes at most ``timeout_s``, and all of it ``patience_s``, by default as long.
     """
-    shown = public_uri(uri)
+    shown = hide_password(uri)
     opened: list[socket.socket] = []
     try:
         patience_s = timeout_s if patience_s is None else patience_s
@@ -205,11 +205,3 @@ def _authorization(username: str | None, password: str | None) -> dict[str, str]
         return {"Authorization": "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()}
     token = os.environ.get("MLFLOW_TRACKING_TOKEN")
     return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-def public_uri(uri: str) -> str:
-    """A URI without user, password and query, for logs and errors."""
-    # Not urlsplit, which refuses some addresses that an error is about to speak of. A query may hold a password too,
-    # and in a database's address a password may hold any character.
-    uri = uri.partition("?")[0]
-    return re.sub(r"^([^/?#]*//)[^/?#]*@" if is_http(uri) else r"^([^/?#]*//).*@", r"\1", uri)

@@ -12,14 +12,8 @@ from urllib.parse import quote
 
 from calmlflow import settings
 from calmlflow.errors import CalmlflowError
-from calmlflow.predictor.registry_client import (
-    NoEndpointError,
-    RegistryUnavailableError,
-    get_json,
-    is_http,
-    public_uri,
-    within,
-)
+from calmlflow.predictor.registry_client import NoEndpointError, RegistryUnavailableError, get_json, is_http, within
+from calmlflow.settings import hide_password
 
 IMPORT_S = 20.0
 """What MLflow may take to be imported, where two cores have other work."""
@@ -55,8 +49,8 @@ def resolve_stage(stage: str, registry_uri: str) -> StagedVersion:
     found = _ask_http(stage, registry_uri) if is_http(registry_uri) else _ask_mlflow(stage, registry_uri)
     if found is None:
         raise NoSuchVersionError(
-            f"no version of {settings.BUNDLE_MODEL} is in stage {stage} on {public_uri(registry_uri)}; expected one: "
-            f"promote a version with `calmlflow promote --stage {stage}`"
+            f"no version of {settings.BUNDLE_MODEL} is in stage {stage} on {hide_password(registry_uri)}; expected "
+            f"one: promote a version with `calmlflow promote --stage {stage}`"
         )
     return found
 
@@ -85,7 +79,7 @@ def _ask_http(stage: str, registry_uri: str) -> StagedVersion | None:
         found = StagedVersion("", "")
     if found and not (re.fullmatch("[0-9]{1,18}", found.version) and found.source.isprintable()):
         raise RegistryUnavailableError(
-            f"{public_uri(registry_uri)} named the version {found.version[:60]!r}; expected a number, as MLflow gives"
+            f"{hide_password(registry_uri)} named the version {found.version[:60]!r}; expected a whole number"
         )
     return found
 
@@ -94,13 +88,15 @@ def _ask_mlflow(stage: str, registry_uri: str) -> StagedVersion | None:
     path = registry_uri.removeprefix("sqlite:///").partition("?")[0]
     if path not in (registry_uri, "", ":memory:") and not Path(path).exists():
         # MLflow would make an empty one, in which nobody would look for what was lost.
-        raise RegistryUnavailableError(f"the registry {public_uri(registry_uri)} does not exist; expected a database")
+        raise RegistryUnavailableError(
+            f"the registry {hide_password(registry_uri)} does not exist; expected a database"
+        )
     try:
         # MLflow tries a database that does not answer for minutes.
         return within(IMPORT_S + settings.timeout_s(), lambda: _ask_client(stage, registry_uri))
     except TimeoutError:
         raise RegistryUnavailableError(
-            f"{public_uri(registry_uri)} cannot be asked (no answer in time); expected a model registry"
+            f"{hide_password(registry_uri)} cannot be asked (no answer in time); expected a model registry"
         ) from None
 
 
@@ -118,6 +114,6 @@ def _ask_client(stage: str, registry_uri: str) -> StagedVersion | None:
         if reason in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise RegistryUnavailableError(
-            f"{public_uri(registry_uri)} cannot be asked ({reason}); expected a model registry"
+            f"{hide_password(registry_uri)} cannot be asked ({reason}); expected a model registry"
         ) from None
     return StagedVersion(str(found.version), str(found.source))

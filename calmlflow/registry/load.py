@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.results.training import TrainingResults, read_training
+from calmlflow.settings import hide_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,11 +62,10 @@ def load_results(source: str | Path) -> TrainingResults:
 def _from_server(source: str, find_run: Callable[["MlflowClient"], str | None]) -> TrainingResults:
     from mlflow import MlflowClient
 
-    from calmlflow.predictor.registry_client import public_uri
     from calmlflow.registry.tracking import connect
 
     connect()
-    server = public_uri(settings.tracking_uri())
+    server = hide_password(settings.tracking_uri())
     with tempfile.TemporaryDirectory(prefix="calmlflow-") as temporary:
         try:
             client = MlflowClient()

@@ -21,8 +21,8 @@ from mlflow.data.pandas_dataset import PandasDataset, from_pandas
 from mlflow.entities import Metric
 
 from calmlflow import settings
-from calmlflow.jobs.stores.open import refuse_password
 from calmlflow.predictor.registry_client import check_reachable
+from calmlflow.settings import refuse_password
 
 VERSIONS = ("calmlflow", "keras", "mlflow", "numpy", "onnxruntime", "pandas", "scikit-learn", "tensorflow")
 BATCH = 1000

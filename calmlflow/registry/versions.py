@@ -2,7 +2,6 @@
 
 import getpass
 import os
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -12,6 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.registry.history import Event, events_of, next_number
+from calmlflow.settings import hide_password
 
 EXCLUSIVE = ("Staging", "Production")
 """Stages that hold one version: who comes in sends the one before to Archived."""
@@ -95,6 +95,5 @@ def explained(error: MlflowException, what: str, act: str = "read", permission: 
             f"the registry lets {who()} not {act} {what}; expected the permission {permission} on the registered model "
             "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD say who asks)"
         )
-    # The text of other libraries may hold an address with its password.
-    reason = re.sub(r"//[^/\s]+@", "//", str(error.message).strip().partition("\n")[0])
+    reason = hide_password(str(error.message).strip().partition("\n")[0])
     return CalmlflowError(f"the registry cannot {act} {what}: {reason or type(error).__name__}")

@@ -27,7 +27,6 @@ from calmlflow.networks.onnx import export_onnx
 from calmlflow.predictor.bundle import Bundle, Predictions
 from calmlflow.predictor.killtime import COVERAGE, KillTime
 from calmlflow.predictor.manifest import write_manifest
-from calmlflow.predictor.registry_client import public_uri
 from calmlflow.registry.lineage import Lineage
 from calmlflow.registry.package import log_model, register
 from calmlflow.registry.tracking import environment_params, lineage, log_new_params, tracked_run
@@ -41,8 +40,8 @@ from calmlflow.results.table import training_table
 from calmlflow.runs.adoption_source import SourceFile, read_scaling, read_source
 from calmlflow.runs.promote import PromotionRequest, promote_in_run
 from calmlflow.runs.summary import SHOWN
-from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS
-from calmlflow.storage.tree import new_tree
+from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS, hide_password
+from calmlflow.storage.files import new_tree
 
 OPERATIONAL_KILL_TIME = KillTime(edges_s=(), factors=(6.0,), coverage=COVERAGE, jobs=(0,))
 """Kill times as operation has them: six times the prediction. No job has calibrated them."""
@@ -220,4 +219,4 @@ def print_adoption(outcome: Adoption) -> None:
     if outcome.promoted:
         console.print(f"promoted:   {outcome.promoted}")
     console.print(f"results:    {outcome.tree}")
-    console.print(f"run:        {outcome.run_id} on {public_uri(settings.tracking_uri())}")
+    console.print(f"run:        {outcome.run_id} on {hide_password(settings.tracking_uri())}")

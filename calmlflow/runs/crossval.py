@@ -27,7 +27,7 @@ from calmlflow.runs.data import TrainingData, load_training_data
 from calmlflow.runs.folds import FoldResult, hold_out, train_and_score
 from calmlflow.runs.workers import Failure, count_cores, share_out
 from calmlflow.settings import TARGETS, parse_networks
-from calmlflow.storage.tree import new_tree
+from calmlflow.storage.files import new_tree
 
 CONFIDENCE = 0.95
 

@@ -12,7 +12,8 @@ from calmlflow.hst.dataset import parse_dataset
 from calmlflow.jobs.copy import Copied, copy
 from calmlflow.jobs.events import read_event
 from calmlflow.jobs.ingest import Ingested, ingest
-from calmlflow.jobs.stores.open import open_store, public_uri, refuse_password
+from calmlflow.jobs.stores.open import open_store
+from calmlflow.settings import hide_password, refuse_password
 from calmlflow.storage.s3 import check_bucket
 
 _MAX_LIST_BYTES = 64 << 20
@@ -121,7 +122,7 @@ def ingest_in_run(bucket: str, datasets: str, store: str, retry_quarantine: bool
         refuse_password(store)
         uri = settings.jobs_uri() if store == "default" else store
         params = {"bucket": bucket, "datasets": datasets, "store": store, "retry_quarantine": retry_quarantine}
-        log_new_params({**params, "store_uri": public_uri(uri)})
+        log_new_params({**params, "store_uri": hide_password(uri)})
         ingested = ingest_jobs(bucket, datasets, uri, retry_quarantine)
         mlflow.log_metrics(ingested.figures())
         check_complete(ingested)

@@ -14,10 +14,11 @@ from calmlflow.console import row_progress
 from calmlflow.hst.features import FEATURES
 from calmlflow.jobs.emission import store_predictions
 from calmlflow.jobs.stores.base import JOBS, Store
-from calmlflow.jobs.stores.open import is_database, open_store, public_uri
+from calmlflow.jobs.stores.open import is_database, open_store
 from calmlflow.predictor.batch import BatchOutcome
 from calmlflow.predictor.batch.sources import parquet_files
 from calmlflow.predictor.predictor import Predictor
+from calmlflow.settings import hide_password
 
 ERRORS = Path("out/predictions.errors.csv")
 """Rows without an answer, where the answers go into a database."""
@@ -62,7 +63,7 @@ def _into_store(data: str, uri: str, stage: str) -> BatchOutcome:
         if outcome.errors:
             ERRORS.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(outcome.errors, ERRORS)
-    return replace(outcome, output=public_uri(uri), errors=str(ERRORS) if outcome.errors else None)
+    return replace(outcome, output=hide_password(uri), errors=str(ERRORS) if outcome.errors else None)
 
 
 def _batches(store: Store) -> Iterator[pa.RecordBatch]:

@@ -13,7 +13,7 @@ from calmlflow import settings
 from calmlflow.errors import InputError
 from calmlflow.jobs.predictions import read_recorded, stored_predictions
 from calmlflow.jobs.records import sort_records
-from calmlflow.jobs.stores.open import public_uri, read_table, refuse_password
+from calmlflow.jobs.stores.open import read_table
 from calmlflow.registry.claim import PATIENCE_S, POLL_S, ConflictError, claimed
 from calmlflow.registry.tracking import environment_params, log_new_params, tracked_run
 from calmlflow.runs.data import MIN_JOBS
@@ -31,7 +31,7 @@ from calmlflow.runs.retrain import (
     stages_of,
 )
 from calmlflow.runs.train import Outcome, TrainingRequest, train
-from calmlflow.settings import BUNDLE_MODEL
+from calmlflow.settings import BUNDLE_MODEL, hide_password, refuse_password
 
 _HELD_HOURS = 6
 """A run that says it trains for longer was left behind by a process that is gone."""
@@ -138,8 +138,8 @@ def retrain_in_run(request: RetrainRequest) -> tuple[Decision, Outcome | None]:
         told = {name: value for name, value in asdict(training).items() if name not in ("register", "data", "stage")}
         log_new_params(
             {
-                "data": public_uri(data),
-                "predictions": public_uri(request.predictions),
+                "data": hide_password(data),
+                "predictions": hide_password(request.predictions),
                 **told,
                 **asdict(request.limits),
                 "stage": stage,
@@ -171,14 +171,14 @@ def retrain_in_run(request: RetrainRequest) -> tuple[Decision, Outcome | None]:
 
 def _decide(client: MlflowClient, request: RetrainRequest) -> Decision:
     training, limits = request.training, request.limits
-    checked = sort_records(read_table(training.data, training.seed), public_uri(training.data))
+    checked = sort_records(read_table(training.data, training.seed), hide_password(training.data))
     jobs = checked.valid
     state = stages_of(client)
     champion = champion_of(state)
     decision = Decision(
         "not needed",
         [],
-        public_uri(training.data),
+        hide_password(training.data),
         len(jobs),
         len(checked.quarantine),
         champion,

@@ -5,11 +5,10 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from calmlflow.predictor.registry_client import public_uri
 from calmlflow.runs.crossval import CrossvalOutcome
 from calmlflow.runs.summary import SHOWN
 from calmlflow.runs.tune import TuneOutcome
-from calmlflow.settings import tracking_uri
+from calmlflow.settings import hide_password, tracking_uri
 
 
 def print_crossval(outcome: CrossvalOutcome) -> None:
@@ -32,7 +31,7 @@ def print_crossval(outcome: CrossvalOutcome) -> None:
             console.print(f"warning:    {len(failures)} of {outcome.folds} folds of {target} failed and do not count")
     console.print(f"seconds:    {outcome.seconds:.1f}")
     console.print(f"results:    {outcome.tree}")
-    console.print(f"run:        {outcome.run_id} on {public_uri(tracking_uri())}")
+    console.print(f"run:        {outcome.run_id} on {hide_password(tracking_uri())}")
 
 
 def print_search(outcome: TuneOutcome) -> None:
@@ -47,7 +46,7 @@ def print_search(outcome: TuneOutcome) -> None:
     console = _console()
     console.print(table)
     console.print(f"config:     {outcome.config}: use it as -P config={outcome.config}")
-    console.print(f"run:        {outcome.run_id} on {public_uri(tracking_uri())}")
+    console.print(f"run:        {outcome.run_id} on {hide_password(tracking_uri())}")
 
 
 def _console() -> Console:

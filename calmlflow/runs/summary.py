@@ -5,9 +5,8 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from calmlflow.predictor.registry_client import public_uri
 from calmlflow.runs.train import Outcome
-from calmlflow.settings import tracking_uri
+from calmlflow.settings import hide_password, tracking_uri
 
 SHOWN = {
     "mem_bin": {"accuracy": "{:.4f}", "recall_16g": "{:.2f}", "excess_cost": "{:.2%}", "log_loss": "{:.4f}"},
@@ -51,4 +50,4 @@ def print_training(outcome: Outcome) -> None:
     if outcome.promoted:
         console.print(f"promoted:   {outcome.promoted}")
     console.print(f"results:    {outcome.tree}")
-    console.print(f"run:        {outcome.run_id} on {public_uri(tracking_uri())}")
+    console.print(f"run:        {outcome.run_id} on {hide_password(tracking_uri())}")

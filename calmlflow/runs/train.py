@@ -39,8 +39,8 @@ from calmlflow.runs.ship import send_training
 from calmlflow.runs.writeback import check_writable, write_predictions
 from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS
 from calmlflow.storage.archive import pack
+from calmlflow.storage.files import new_tree
 from calmlflow.storage.shipping_parts import parse_uri
-from calmlflow.storage.tree import new_tree
 
 
 @dataclass(frozen=True)

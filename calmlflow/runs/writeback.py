@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from calmlflow.jobs.stores.base import JOBS
-from calmlflow.jobs.stores.open import open_store, public_uri
+from calmlflow.jobs.stores.open import open_store
 from calmlflow.jobs.upsert import write_back
+from calmlflow.settings import hide_password
 
 
 def check_writable(data: str) -> None:
@@ -41,4 +42,4 @@ def write_predictions(data: str, table: pd.DataFrame, tree: Path) -> str:
     with closing(open_store(data)) as store:
         written, left = write_back(store, table, int(tree.name.rpartition("-")[2]))
     others = f"; {left:,} left alone, which are gone or others by now" if left else ""
-    return f"{written:,} records of {public_uri(data)}{others}"
+    return f"{written:,} records of {hide_password(data)}{others}"

@@ -1,40 +1,157 @@
-"""Write a file beside its place, then rename: nobody ever sees half of it."""
+"""Replace files and folders as a whole, and lock them against other processes."""
 
+import fcntl
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any, NamedTuple
 
 from calmlflow.errors import CalmlflowError
 
+_POLL_S = 0.02
+
+
+class LockedError(CalmlflowError):
+    """Another process holds the lock."""
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[TextIO]:
-    """A text file that takes the place of ``path`` once the block has ended well; the folder is made if need be.
+def replacing(path: Path, mode: str = "w", private: bool = False) -> Iterator[IO[Any]]:
+    """Open a temporary file that takes the place of ``path`` when the block succeeds.
+
+    Readers see the old file or the new one, never half of it. The folder is made where it is missing. A symbolic link
+    stays one.
+
+    Parameters
+    ----------
+    path : Path
+    mode : {"w", "wb"}, default "w"
+        Text is UTF-8, and line ends are written as they are.
+    private : bool, default False
+        Whether only the owner may read the file. Otherwise an old file keeps its permissions, and the user's mask
+        decides about those of a new one.
 
     Raises
     ------
     CalmlflowError
-        It cannot be written there.
+        The file cannot be written.
     """
+    place = Path(os.path.realpath(path))
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
         temporary = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+        text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+        with os.fdopen(handle, mode, **text) as file:
             yield file
-        # Temporary files are private; this one is for others too, as far as the user's mask allows.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
+        if not private:
+            temporary.chmod(_permissions(place))
+        temporary.replace(place)
     except OSError as error:
         raise CalmlflowError(
-            f"{path} cannot be written ({error.strerror}); expected a file in a folder of yours"
-        ) from None
+            f"{path} cannot be written ({error.strerror or error}); expected a file in a folder of yours"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _permissions(path: Path) -> int:
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+@contextmanager
+def locked(path: Path, patience_s: float = 0.0) -> Iterator[None]:
+    """Hold the exclusive lock of a file while the block runs; the kernel releases it when the process ends.
+
+    Parameters
+    ----------
+    path : Path
+        Made where it is missing, with its folder, and left behind: another process may wait for it.
+    patience_s : float, default 0
+        Seconds to wait for another process.
+
+    Raises
+    ------
+    LockedError
+        Another process holds it.
+    CalmlflowError
+        The file cannot be opened for writing.
+    """
+    deadline = time.monotonic() + patience_s
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise CalmlflowError(f"{path} cannot be locked ({error.strerror}); expected a folder of yours") from error
+    with file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise LockedError(f"{path} is locked by another process; expected to be the only one") from error
+                time.sleep(_POLL_S)
+        try:
+            yield
+        finally:
+            # Not by closing alone: a child that was forked meanwhile holds the file open too.
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+# -- The folder of a training ---------------------------------------------------------------------------------------
+
+
+class Tree(NamedTuple):
+    """The hidden folder that a training writes to, and the name that it gets at the end."""
+
+    partial: Path
+    final: Path
+
+
+@contextmanager
+def new_tree(output: Path) -> Iterator[Tree]:
+    """Make a folder ``{date}-{epoch}`` in ``output`` that gets its name when the block succeeds.
+
+    Raises
+    ------
+    CalmlflowError
+        ``output`` cannot be written.
+    """
+    epoch = int(time.time())
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        while not (tree := _claimed(output, epoch)):
+            # Another training began in the same second.
+            epoch += 1
+    except OSError as error:
+        raise CalmlflowError(f"output {output} cannot be written ({error.strerror}); expected a folder") from error
+    try:
+        yield tree
+        tree.partial.rename(tree.final)
+    finally:
+        shutil.rmtree(tree.partial, ignore_errors=True)
+
+
+def _claimed(output: Path, epoch: int) -> Tree | None:
+    """Folders of that second, or None where another training has them."""
+    name = f"{datetime.fromtimestamp(epoch, UTC).date().isoformat()}-{epoch}"
+    tree = Tree(output / f".{name}", output / name)
+    if os.path.lexists(tree.final):
+        return None
+    try:
+        tree.partial.mkdir()
+    except FileExistsError:
+        return None
+    return tree

@@ -12,7 +12,7 @@ import pandas as pd
 from calmlflow.errors import InputError
 from calmlflow.jobs.records import Checked, check_records
 from calmlflow.jobs.stores.base import JOBS, Store
-from calmlflow.settings import DATABASE_SCHEMES
+from calmlflow.settings import DATABASE_SCHEMES, hide_password
 
 _OPENERS = {
     "sqlite": ("calmlflow.jobs.stores.sql", "open_sql"),
@@ -25,12 +25,6 @@ _OPENERS = {
 # Scheme -> what opens a store: imported when it is asked for, since each stands on a heavy library.
 
 _KNOWN = "a path, file://, sample, sample:N, sqlite://, postgresql://, dynamodb:// or s3://"
-
-# In the query of an address, or in libpq's words.
-_HIDDEN_KEYS = "password|passwd|pwd|sslpassword|aws_secret_access_key|secret[a-z_]*|token"
-_SECRET_PARAMETER = re.compile(rf"(?i)(?<=[?&;])({_HIDDEN_KEYS})=[^&;#]*")
-# Up to the last @ before the path: passwords hold unescaped ones.
-_USER = re.compile(r"(?is)^(\s*[a-z][a-z0-9+.-]+:(?://)?)([^/?#:@]*):(.+)@")
 
 
 def open_store(uri: str, create: bool = False, seed: int = 0) -> Store:
@@ -81,7 +75,7 @@ def read_jobs(uri: str, seed: int = 0) -> Checked:
     InputError
         Also where no record is valid.
     """
-    return check_records(read_table(uri, seed), public_uri(uri))
+    return check_records(read_table(uri, seed), hide_password(uri))
 
 
 def read_table(uri: str, seed: int = 0) -> pd.DataFrame:
@@ -94,32 +88,6 @@ def read_table(uri: str, seed: int = 0) -> pd.DataFrame:
 def is_database(uri: str) -> bool:
     """Whether a URI is one of a database, which several may write to at once."""
     return _scheme(uri) in DATABASE_SCHEMES
-
-
-# -- Passwords ------------------------------------------------------------------------------------------------------
-
-
-def public_uri(uri: str) -> str:
-    """The URI of a store without any password, for logs, parameters and errors."""
-    if _scheme(uri) is None:
-        return uri
-    # What would be read as a password is one, however its name is written.
-    uri = re.sub(r"%[0-9a-fA-F]{2}(?=[^&;]*=)", lambda code: unquote(code[0]), uri) if "?" in uri else uri
-    return _SECRET_PARAMETER.sub(r"\1=***", _USER.sub(r"\1\2:***@", uri))
-
-
-def has_password(uri: str) -> bool:
-    """Whether the URI of a store holds a password."""
-    return public_uri(uri) != uri
-
-
-def refuse_password(uri: str) -> None:
-    """Raise an InputError where the URI of a store holds a password: MLflow writes parameters down, for all to read."""
-    if has_password(uri):
-        raise InputError(
-            f"the address {public_uri(uri)} holds a password, which MLflow has written down by now; expected none: set "
-            "PGPASSWORD or write ~/.pgpass, and change that password"
-        )
 
 
 # -- Kinds of URIs --------------------------------------------------------------------------------------------------
