@@ -4,15 +4,15 @@ import pandas as pd
 
 from calmlflow.hst.ladder import BIN_NAMES
 from calmlflow.predictor.bundle import Predictions
+from calmlflow.results.classification import classification_scores
 from calmlflow.results.comparison import BinAnswers, ValueAnswers, compare_bins, compare_values
 from calmlflow.results.floors import classification_floor, regression_floor
-from calmlflow.results.scores import classification_scores
-from calmlflow.results.scoring import PREDICTED, score_predictions
+from calmlflow.results.scores import PREDICTED, score_predictions
 from calmlflow.runs.data import TrainingData
 
 
 def scores_of(jobs: pd.DataFrame, predictions: Predictions) -> dict[str, float]:
-    """Scores of the test jobs as ``{target}_{score}``; see `calmlflow.results.scoring.score_predictions`.
+    """Scores of the test jobs as ``{target}_{score}``; see `calmlflow.results.scores.score_predictions`.
 
     Beside those: ``mem_bin_decided_recall_2g`` and so on, of the bins decided on; kill times of 3 and 6
     times the prediction are scored for who has no kill time of its own, too. Targets without predictions are left out.

@@ -20,7 +20,7 @@ from calmlflow.hst.ladder import LADDER
 from calmlflow.networks.architectures import HIDDEN
 from calmlflow.networks.backend import keras
 from calmlflow.predictor.bundle import Predictions
-from calmlflow.results.scoring import PREDICTED, score_predictions
+from calmlflow.results.scores import PREDICTED, score_predictions
 from calmlflow.runs.data import TrainingData, load_training_data
 from calmlflow.runs.train import TrainingRequest
 from calmlflow.settings import NETWORKS, TARGETS

@@ -25,7 +25,7 @@ from calmlflow.registry.held_out import Jobs, judged_jobs, new_to
 from calmlflow.registry.history import Check
 from calmlflow.registry.limits import COMPARED, Limits
 from calmlflow.results.comparison import BinAnswers, Comparison, ValueAnswers, compare_bins, compare_values
-from calmlflow.results.scoring import PREDICTED, score_predictions
+from calmlflow.results.scores import PREDICTED, score_predictions
 from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS
 
 NETWORKS_OF_MODEL = {BUNDLE_MODEL: NETWORKS} | {model: (network,) for network, model in NETWORK_MODELS.items()}

@@ -10,7 +10,7 @@ import yaml
 
 from calmlflow.errors import InputError
 from calmlflow.hst.ladder import BIN_NAMES, LADDER
-from calmlflow.results.scoring import PREDICTED, score_predictions
+from calmlflow.results.scores import PREDICTED, score_predictions
 from calmlflow.settings import TARGETS
 
 COMPARED = {

@@ -12,7 +12,7 @@ HEADLINES = {
     "memory": ("rmse", "mae"),
     "wallclock": ("rmse", "mae", "kill_time_coverage", "kill_time_reserved"),
 }
-"""Target -> the scores that a version is judged by, and carries as tags; see `calmlflow.results.scoring`."""
+"""Target -> the scores that a version is judged by, and carries as tags; see `calmlflow.results.scores`."""
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,21 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import classification_report, confusion_matrix, roc_auc_score
 
-from calmlflow.hst.ladder import BIN_NAMES
-from calmlflow.results.checks import CLASSIFIER_HISTORY, N_BINS, epochs, memory_bins, named_split, probability_rows
+from calmlflow.errors import InputError
+from calmlflow.hst.ladder import BIN_NAMES, excess_cost
+from calmlflow.results.checks import (
+    CLASSIFIER_HISTORY,
+    N_BINS,
+    epochs,
+    memory_bins,
+    named_split,
+    probability_rows,
+    wallclock_seconds,
+)
 
 ONEHOT_COLUMNS = tuple(f"bin_{label}" for label in range(N_BINS))
 PROBA_COLUMNS = ("y_true", "y_pred", "proba")
+CALIBRATION_BINS = 15
 ACC_LOSS = ("train_acc", "train_loss", "test_acc", "test_loss")
 
 # Keras clips here too, so that the test loss can be held against the training loss.
@@ -137,6 +147,99 @@ def classification_results(
     )
 
 
+def classification_scores(
+    y_true: ArrayLike, probabilities: ArrayLike, chosen: ArrayLike, wallclock_s: ArrayLike | None = None
+) -> dict[str, float]:
+    """Score the memory bins of a test split.
+
+    Parameters
+    ----------
+    y_true : array_like of int, shape (n,)
+        Needed bins, 0..3.
+    probabilities : array_like of float, shape (n, 4)
+        Softmax of the classifier.
+    chosen : array_like of int, shape (n,)
+        Bins that were decided on; need not be the most probable ones.
+    wallclock_s : array_like of float, shape (n,), optional
+        Actual wallclock of the jobs, seconds. Without it excess_cost is left out.
+
+    Returns
+    -------
+    dict of str to float
+        Of the chosen bins: accuracy; balanced_accuracy and f1_macro (means over the bins that the split has);
+        precision_2g, recall_2g and so on (precision is 0 for a bin never chosen); underallocated and overallocated
+        (shares of jobs chosen too low, too high); excess_cost (0.03 means 3 % dearer than always choosing the needed
+        bin). Of the probabilities: roc_auc_2g and so on; log_loss (nats); ece, the expected calibration error over 15
+        equally wide bins of the greatest probability. Keys of a bin that the split lacks are left out, and so is
+        the roc_auc of a bin that all its jobs need.
+
+    Raises
+    ------
+    InputError
+        Arrays that do not fit one another, bins that are none, rows that are no probabilities, or no job.
+
+    References
+    ----------
+    Guo et al., On calibration of modern neural networks, ICML 2017 (ece).
+    """
+    y_true, chosen = memory_bins(y_true, "y_true"), memory_bins(chosen, "chosen")
+    if len(y_true) == 0:
+        raise InputError("y_true is empty; expected at least one job")
+    if len(chosen) != len(y_true):
+        raise InputError(f"chosen has {len(chosen)} values; expected {len(y_true)}, as many as y_true")
+    probabilities = probability_rows(probabilities, len(y_true))
+    counts = confusion_matrix(y_true, chosen, labels=range(N_BINS))
+    hits, needed, picked = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    present = needed > 0
+    recall = hits / np.maximum(needed, 1)
+    scores = {
+        "accuracy": float(hits.sum() / len(y_true)),
+        "balanced_accuracy": float(recall[present].mean()),
+        "f1_macro": float((2 * hits / np.maximum(needed + picked, 1))[present].mean()),
+        "log_loss": cross_entropy(y_true, probabilities),
+        "ece": _calibration_error(y_true, probabilities),
+        "underallocated": float(np.mean(chosen < y_true)),
+        "overallocated": float(np.mean(chosen > y_true)),
+    }
+    if wallclock_s is not None:
+        scores["excess_cost"] = excess_cost(chosen, y_true, wallclock_seconds(wallclock_s, len(y_true)))
+    by_bin = {
+        "precision": np.where(present, hits / np.maximum(picked, 1), np.nan),
+        "recall": np.where(present, recall, np.nan),
+        "roc_auc": roc_auc_by_bin(y_true, probabilities),
+    }
+    for score, values in by_bin.items():
+        scores |= {f"{score}_{name}": float(value) for name, value in zip(BIN_NAMES, values, strict=True)}
+    return {name: score for name, score in scores.items() if not np.isnan(score)}
+
+
+def decision_scores(
+    y_true: ArrayLike, probabilities: ArrayLike, decided: ArrayLike, wallclock_s: ArrayLike | None = None
+) -> dict[str, float]:
+    """Score a classifier whose rung is decided by cost: being right, and what it costs, are judged apart.
+
+    Parameters
+    ----------
+    y_true, probabilities, wallclock_s
+        As for `classification_scores`.
+    decided : array_like of int, shape (n,)
+        Bins that jobs are put in.
+
+    Returns
+    -------
+    dict of str to float
+        Scores of the most probable bins, but excess_cost, underallocated and overallocated of the bins decided on;
+        excess_cost_argmax is what the most probable bins would have cost. Costs only where the wallclock is known.
+    """
+    likeliest = np.asarray(probabilities).argmax(axis=1)
+    scores = classification_scores(y_true, probabilities, likeliest, wallclock_s)
+    costs = classification_scores(y_true, probabilities, decided, wallclock_s)
+    if "excess_cost" in scores:
+        scores["excess_cost_argmax"] = scores["excess_cost"]
+    names = ("excess_cost", "underallocated", "overallocated")
+    return scores | {name: costs[name] for name in names if name in costs}
+
+
 def roc_auc_by_bin(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
     """Area under the ROC curve of each bin against the rest, shape (4,); NaN where no job or every job has the bin."""
     is_bin = y_true[:, None] == np.arange(N_BINS)
@@ -155,6 +258,13 @@ def cross_entropy(y_true: NDArray[np.int64], probabilities: NDArray[np.float64])
 
 def _one_hot(bins: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.eye(N_BINS, dtype=np.int64)[bins]
+
+
+def _calibration_error(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
+    confidence = probabilities.max(axis=1)
+    gaps = (probabilities.argmax(axis=1) == y_true) - confidence
+    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    return float(np.abs(np.bincount(bins, weights=gaps)).sum() / len(y_true))
 
 
 def _misclassified(split: pd.Series, chosen: NDArray[np.int64], proba: NDArray[np.float64]) -> Misclassified:

@@ -16,7 +16,7 @@ from calmlflow.errors import InputError
 from calmlflow.hst.ladder import BIN_NAMES, allocation_cost
 from calmlflow.results.checks import memory_bins, positive_values, probability_rows, wallclock_seconds
 from calmlflow.results.classification import SMALLEST_PROBABILITY
-from calmlflow.results.scores import SMALLEST_PREDICTION
+from calmlflow.results.regression import SMALLEST_PREDICTION
 
 RESAMPLES = 1000
 INTERVAL_PERCENT = 95

@@ -9,9 +9,12 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from calmlflow.errors import InputError
-from calmlflow.results.checks import REGRESSOR_HISTORY, epochs, named_split
+from calmlflow.results.checks import REGRESSOR_HISTORY, epochs, named_split, positive_values
 
 REGRESSION_TARGETS = ("memory", "wallclock")
+
+SMALLEST_PREDICTION = 1e-3
+"""Logarithms take a prediction below this (1 ms, 1 MB) as this: a network may answer 0 or less."""
 
 LOSS = (
     "train_loss", "train_rmse", "test_loss", "test_rmse", "rmse_pos", "rmse_neg", "l2_norm", "l2_pos", "l2_neg",
@@ -86,6 +89,46 @@ def regression_results(
         loss=_loss(residuals, float(train_mse)),
         history=epochs(history, REGRESSOR_HISTORY),
     )
+
+
+def regression_scores(actual: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
+    """Score the predictions of a regressor on a test split.
+
+    Parameters
+    ----------
+    actual, predicted : array_like of float, shape (n,)
+        GB or seconds; actual values above 0.
+
+    Returns
+    -------
+    dict of str to float
+        rmse, mae (unit of the target) and r2; log_rmse, log_mae, log_r2, the same of the natural logarithms;
+        ape_mean, ape_median, ape_p95, ape_p99: mean, median and percentiles of abs(predicted - actual) / actual (0.1
+        means 10 %). r2 and log_r2 are left out where all actual values are equal.
+
+    Raises
+    ------
+    InputError
+        Arrays that do not fit one another, values that are not finite, actual values of 0 or less, or no job.
+    """
+    actual = positive_values(actual)
+    predicted = np.asarray(predicted, dtype=float)
+    if predicted.shape != actual.shape or not np.all(np.isfinite(predicted)):
+        raise InputError(f"predictions of shape {predicted.shape} do not fit; expected {len(actual)} finite numbers")
+    logs = np.log(actual), np.log(np.maximum(predicted, SMALLEST_PREDICTION))
+    ape = np.abs(predicted - actual) / actual
+    median, p95, p99 = np.percentile(ape, [50, 95, 99])
+    percentages = {"ape_mean": ape.mean(), "ape_median": median, "ape_p95": p95, "ape_p99": p99}
+    scores = _errors(actual, predicted) | {f"log_{key}": value for key, value in _errors(*logs).items()} | percentages
+    return {name: float(score) for name, score in scores.items() if not np.isnan(score)}
+
+
+def _errors(actual: NDArray[np.float64], predicted: NDArray[np.float64]) -> dict[str, float]:
+    residuals = predicted - actual
+    mse, variance = np.mean(residuals**2), np.mean((actual - actual.mean()) ** 2)
+    # The mean of equal numbers can miss them by their last digit, so the variance alone does not tell them.
+    r2 = 1 - mse / variance if np.ptp(actual) > 0 and variance > 0 else np.nan
+    return {"rmse": np.sqrt(mse), "mae": np.mean(np.abs(residuals)), "r2": r2}
 
 
 def _loss(residuals: NDArray[np.float64], train_mse: float) -> dict[str, float]:

@@ -1,163 +1,213 @@
-"""Scores of a network on its test split: flat dicts of floats, ready to be logged.
+"""Score predictions, and judge the scores: one table of all scores, one rule for better and worse."""
 
-A score that is undefined for the split is left out, never NaN.
-"""
-
-import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import confusion_matrix
+from numpy.typing import NDArray
 
-from calmlflow.errors import InputError
-from calmlflow.hst.ladder import BIN_NAMES, excess_cost
-from calmlflow.results.checks import N_BINS, memory_bins, positive_values, probability_rows, wallclock_seconds
-from calmlflow.results.classification import cross_entropy, roc_auc_by_bin
+from calmlflow.hst.ladder import BIN_NAMES
+from calmlflow.settings import KILL_TIME_MAX_S, KILL_TIME_MIN_S
 
-CALIBRATION_BINS = 15
-SMALLEST_PREDICTION = 1e-3
-"""Logarithms take a prediction below this (1 ms, 1 MB) as this: a network may answer 0 or less."""
+if TYPE_CHECKING:
+    import pandas as pd
+
+PREDICTED = {"mem_bin": "bin_pred", "memory": "mem_pred", "wallclock": "wall_pred"}
+"""Target -> its prediction, as job records and bundles name it."""
+
+UNITS = {"memory": "GB", "wallclock": "s"}
+"""Unit of each target that has one."""
+
+FIXED_FACTORS = (3, 6)
+"""Kill times as multiples of the prediction, for comparison with the calibrated ones."""
+
+FEWEST_JOBS = 10
+"""A score of fewer jobs gets no verdict: resamples of so few hardly differ, so their interval is too narrow."""
+
+Verdict = Literal["better", "worse", "no difference", "too few jobs"]
 
 
-def classification_scores(
-    y_true: ArrayLike, probabilities: ArrayLike, chosen: ArrayLike, wallclock_s: ArrayLike | None = None
-) -> dict[str, float]:
-    """Score the memory bins of a test split.
+@dataclass(frozen=True)
+class Score:
+    """One score of one target.
+
+    Attributes
+    ----------
+    name : str
+        Its name in metrics, tags and files.
+    title : str
+        Its name in reports.
+    unit : {"%", "GB", "s", "nats", "x", ""}
+        Values of a score in % are shares: 0.03 is shown as 3 %.
+    higher_is_better : bool
+    headline : bool
+        The gate compares it with the champion's, and a version carries it as a tag.
+    summary : bool
+        It stands in the first table of a report.
+    relative_margin : bool
+        The gate's margin is a share of the champion's score.
+    """
+
+    name: str
+    title: str
+    unit: str
+    higher_is_better: bool = False
+    headline: bool = False
+    summary: bool = False
+    relative_margin: bool = False
+
+    def text(self, value: float) -> str:
+        """A value with its unit: ``95.40%``, ``0.487 GB``, ``3.60 x``."""
+        if self.unit == "%":
+            return f"{value:.2%}"
+        if self.unit in UNITS.values():
+            return f"{value:,.0f} {self.unit}" if abs(value) >= 100 else f"{value:.3g} {self.unit}"
+        return f"{value:.2f} x" if self.unit == "x" else f"{value:.4f} {self.unit}".rstrip()
+
+    def difference_text(self, value: float) -> str:
+        """A difference of two values with sign and unit; of two shares in percentage points."""
+        text = self.text(abs(value)).replace("%", " pp")
+        return ("+" if value > 0 else "-" if value < 0 else "") + text
+
+    def best(self, values: Iterable[float]) -> float:
+        """The best of some values."""
+        return max(values) if self.higher_is_better else min(values)
+
+    def verdict(
+        self,
+        difference: float,
+        interval: tuple[float, float] | None = None,
+        jobs: int | None = None,
+        margin: float = 0.0,
+    ) -> Verdict:
+        """Judge a difference between two values of this score.
+
+        It counts where it exceeds chance (its interval leaves out 0) and exceeds the margin.
+
+        Parameters
+        ----------
+        difference : float
+            This - other, in the unit of the score.
+        interval : tuple of 2 floats, optional
+            Bounds of the difference. Default: chance is not considered.
+        jobs : int, optional
+            Jobs behind the score; fewer than `FEWEST_JOBS` give the verdict "too few jobs".
+        margin : float, default 0
+            Largest difference that does not count.
+        """
+        if jobs is not None and jobs < FEWEST_JOBS:
+            return "too few jobs"
+        low, high = interval or (difference, difference)
+        if not (low > 0 or high < 0) or abs(difference) <= margin:
+            return "no difference"
+        return "better" if (difference > 0) == self.higher_is_better else "worse"
+
+
+def _regression_table(unit: str) -> list[Score]:
+    return [
+        Score("rmse", "RMSE", unit, headline=True, summary=True, relative_margin=True),
+        Score("rmse_unbiased", "RMSE, unbiased", unit),
+        Score("mae", "mean absolute error", unit, headline=True, summary=True, relative_margin=True),
+        Score("r2", "R²", "", higher_is_better=True, summary=True),
+        Score("log_rmse", "RMSE of logarithms", ""),
+        Score("log_mae", "mean absolute error of logarithms", "", summary=True),
+        Score("log_r2", "R² of logarithms", "", higher_is_better=True),
+        Score("ape_mean", "absolute error in %, mean", "%"),
+        Score("ape_median", "absolute error in %, median", "%", summary=True),
+        Score("ape_p95", "absolute error in %, 95th percentile", "%", summary=True),
+        Score("ape_p99", "absolute error in %, 99th percentile", "%"),
+    ]
+
+
+_TABLE = {
+    "mem_bin": [
+        Score("accuracy", "accuracy", "%", higher_is_better=True, headline=True, summary=True),
+        Score("balanced_accuracy", "balanced accuracy (mean recall)", "%", higher_is_better=True, summary=True),
+        Score("f1_macro", "macro F1", "", higher_is_better=True, summary=True),
+        *(
+            Score(f"recall_{name}", f"recall {name}", "%", higher_is_better=True, headline=True, summary=True)
+            for name in BIN_NAMES
+        ),
+        *(Score(f"precision_{name}", f"precision {name}", "%", higher_is_better=True) for name in BIN_NAMES),
+        *(Score(f"roc_auc_{name}", f"area under ROC {name}", "", higher_is_better=True) for name in BIN_NAMES),
+        Score("underallocated", "jobs put too low", "%", summary=True),
+        Score("overallocated", "jobs put too high", "%", summary=True),
+        Score("excess_cost", "excess cost over always right", "%", headline=True, summary=True),
+        Score("excess_cost_argmax", "excess cost of the most probable bin", "%"),
+        Score("log_loss", "log loss", "nats", summary=True),
+        Score("ece", "expected calibration error", "%", summary=True),
+    ],
+    "memory": _regression_table("GB"),
+    "wallclock": [
+        *_regression_table("s"),
+        Score(
+            "kill_time_coverage", "jobs that end before their kill time", "%",
+            higher_is_better=True, headline=True, summary=True,
+        ),
+        Score(
+            "kill_time_reserved", "kill time reserved over time used", "x",
+            headline=True, summary=True, relative_margin=True,
+        ),
+        *(
+            score
+            for n in FIXED_FACTORS
+            for score in (
+                Score(
+                    f"kill_time_{n}x_coverage", f"jobs that end before {n} x the prediction", "%",
+                    higher_is_better=True, summary=True,
+                ),
+                Score(f"kill_time_{n}x_reserved", f"{n} x the prediction over time used", "x", summary=True),
+            )
+        ),
+    ],
+}  # fmt: skip
+
+SCORES: dict[str, dict[str, Score]] = {
+    target: {score.name: score for score in scores} for target, scores in _TABLE.items()
+}
+"""Target -> name -> score, in the order of reports."""
+
+DECISIVE = {"mem_bin": "excess_cost", "memory": "rmse", "wallclock": "rmse"}
+"""Target -> the score that sums it up: dollars where they are known, otherwise what the networks minimise."""
+
+
+def headlines(target: str) -> tuple[str, ...]:
+    """Names of the scores of a target that the gate compares and that a version carries as tags."""
+    return tuple(score.name for score in SCORES[target].values() if score.headline)
+
+
+def score_predictions(target: str, jobs: "pd.DataFrame", predictions: Mapping[str, NDArray]) -> dict[str, float]:
+    """Score predictions of one target, of whatever made them: a network, a forest, the champion.
 
     Parameters
     ----------
-    y_true : array_like of int, shape (n,)
-        Needed bins, 0..3.
-    probabilities : array_like of float, shape (n, 4)
-        Softmax of the classifier.
-    chosen : array_like of int, shape (n,)
-        Bins that were decided on; need not be the most probable ones.
-    wallclock_s : array_like of float, shape (n,), optional
-        Actual wallclock of the jobs, seconds. Without it excess_cost is left out.
+    target : {"mem_bin", "memory", "wallclock"}
+    jobs : DataFrame of n jobs
+        Job records; their actual values are what the predictions are compared with.
+    predictions : mapping of str to ndarray of n rows
+        As `calmlflow.predictor.bundle.Predictions`: ``bin_pred`` and ``probabilities``, ``mem_pred``, or
+        ``wall_pred`` and, where there are kill times, ``kill_time`` (seconds).
 
     Returns
     -------
     dict of str to float
-        Of the chosen bins: accuracy; balanced_accuracy and f1_macro (means over the bins that the split has);
-        precision_2g, recall_2g and so on (precision is 0 for a bin never chosen); underallocated and overallocated
-        (shares of jobs chosen too low, too high); excess_cost (0.03 means 3 % dearer than always choosing the needed
-        bin). Of the probabilities: roc_auc_2g and so on; log_loss (nats); ece, the expected calibration error over 15
-        equally wide bins of the greatest probability. Keys of a bin that the split lacks are left out, and so is
-        the roc_auc of a bin that all its jobs need.
-
-    Raises
-    ------
-    InputError
-        Arrays that do not fit one another, bins that are none, rows that are no probabilities, or no job.
-
-    References
-    ----------
-    Guo et al., On calibration of modern neural networks, ICML 2017 (ece).
+        See `decision_scores` and `regression_scores`. With kill times also kill_time_coverage (share of jobs
+        that end before theirs) and kill_time_reserved (seconds reserved over seconds used), and the same with 3x
+        and 6x in the name for kill times of so many times the prediction.
     """
-    y_true, chosen = memory_bins(y_true, "y_true"), memory_bins(chosen, "chosen")
-    if len(y_true) == 0:
-        raise InputError("y_true is empty; expected at least one job")
-    if len(chosen) != len(y_true):
-        raise InputError(f"chosen has {len(chosen)} values; expected {len(y_true)}, as many as y_true")
-    probabilities = probability_rows(probabilities, len(y_true))
-    counts = confusion_matrix(y_true, chosen, labels=range(N_BINS))
-    hits, needed, picked = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
-    present = needed > 0
-    recall = hits / np.maximum(needed, 1)
-    scores = {
-        "accuracy": float(hits.sum() / len(y_true)),
-        "balanced_accuracy": float(recall[present].mean()),
-        "f1_macro": float((2 * hits / np.maximum(needed + picked, 1))[present].mean()),
-        "log_loss": cross_entropy(y_true, probabilities),
-        "ece": _calibration_error(y_true, probabilities),
-        "underallocated": float(np.mean(chosen < y_true)),
-        "overallocated": float(np.mean(chosen > y_true)),
-    }
-    if wallclock_s is not None:
-        scores["excess_cost"] = excess_cost(chosen, y_true, wallclock_seconds(wallclock_s, len(y_true)))
-    by_bin = {
-        "precision": np.where(present, hits / np.maximum(picked, 1), np.nan),
-        "recall": np.where(present, recall, np.nan),
-        "roc_auc": roc_auc_by_bin(y_true, probabilities),
-    }
-    for score, values in by_bin.items():
-        scores |= {f"{score}_{name}": float(value) for name, value in zip(BIN_NAMES, values, strict=True)}
-    return _defined(scores)
+    # Commands that only show scores of the table need not load scikit-learn.
+    from calmlflow.results.classification import decision_scores
+    from calmlflow.results.regression import regression_scores
 
-
-def decision_scores(
-    y_true: ArrayLike, probabilities: ArrayLike, decided: ArrayLike, wallclock_s: ArrayLike | None = None
-) -> dict[str, float]:
-    """Score a classifier whose rung is decided by cost: being right, and what it costs, are judged apart.
-
-    Parameters
-    ----------
-    y_true, probabilities, wallclock_s
-        As for `classification_scores`.
-    decided : array_like of int, shape (n,)
-        Bins that jobs are put in.
-
-    Returns
-    -------
-    dict of str to float
-        Scores of the most probable bins, but excess_cost, underallocated and overallocated of the bins decided on;
-        excess_cost_argmax is what the most probable bins would have cost. Costs only where the wallclock is known.
-    """
-    likeliest = np.asarray(probabilities).argmax(axis=1)
-    scores = classification_scores(y_true, probabilities, likeliest, wallclock_s)
-    costs = classification_scores(y_true, probabilities, decided, wallclock_s)
-    if "excess_cost" in scores:
-        scores["excess_cost_argmax"] = scores["excess_cost"]
-    names = ("excess_cost", "underallocated", "overallocated")
-    return scores | {name: costs[name] for name in names if name in costs}
-
-
-def regression_scores(actual: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
-    """Score the predictions of a regressor on a test split.
-
-    Parameters
-    ----------
-    actual, predicted : array_like of float, shape (n,)
-        GB or seconds; actual values above 0.
-
-    Returns
-    -------
-    dict of str to float
-        rmse, mae (unit of the target) and r2; log_rmse, log_mae, log_r2, the same of the natural logarithms;
-        ape_mean, ape_median, ape_p95, ape_p99: mean, median and percentiles of abs(predicted - actual) / actual (0.1
-        means 10 %). r2 and log_r2 are left out where all actual values are equal.
-
-    Raises
-    ------
-    InputError
-        Arrays that do not fit one another, values that are not finite, actual values of 0 or less, or no job.
-    """
-    actual = positive_values(actual)
-    predicted = np.asarray(predicted, dtype=float)
-    if predicted.shape != actual.shape or not np.all(np.isfinite(predicted)):
-        raise InputError(f"predictions of shape {predicted.shape} do not fit; expected {len(actual)} finite numbers")
-    logs = np.log(actual), np.log(np.maximum(predicted, SMALLEST_PREDICTION))
-    ape = np.abs(predicted - actual) / actual
-    median, p95, p99 = np.percentile(ape, [50, 95, 99])
-    percentages = {"ape_mean": ape.mean(), "ape_median": median, "ape_p95": p95, "ape_p99": p99}
-    scores = _errors(actual, predicted) | {f"log_{key}": value for key, value in _errors(*logs).items()} | percentages
-    return _defined({key: float(value) for key, value in scores.items()})
-
-
-def _errors(actual: NDArray[np.float64], predicted: NDArray[np.float64]) -> dict[str, float]:
-    residuals = predicted - actual
-    mse, variance = np.mean(residuals**2), np.mean((actual - actual.mean()) ** 2)
-    # The mean of equal numbers can miss them by their last digit, so the variance alone does not tell them.
-    r2 = 1 - mse / variance if np.ptp(actual) > 0 and variance > 0 else math.nan
-    return {"rmse": np.sqrt(mse), "mae": np.mean(np.abs(residuals)), "r2": r2}
-
-
-def _calibration_error(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
-    confidence = probabilities.max(axis=1)
-    gaps = (probabilities.argmax(axis=1) == y_true) - confidence
-    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
-    return float(np.abs(np.bincount(bins, weights=gaps)).sum() / len(y_true))
-
-
-def _defined(scores: dict[str, float]) -> dict[str, float]:
-    return {key: value for key, value in scores.items() if not math.isnan(value)}
+    actual = jobs[target].to_numpy()
+    predicted = predictions[PREDICTED[target]]
+    if target == "mem_bin":
+        return decision_scores(actual, predictions["probabilities"], predicted, jobs["wallclock"].to_numpy())
+    scores = regression_scores(actual, predicted)
+    if target == "wallclock" and "kill_time" in predictions:
+        fixed = {f"_{n}x": np.clip(np.ceil(n * predicted), KILL_TIME_MIN_S, KILL_TIME_MAX_S) for n in FIXED_FACTORS}
+        for name, kill_time_s in {"": predictions["kill_time"], **fixed}.items():
+            scores[f"kill_time{name}_coverage"] = float(np.mean(actual <= kill_time_s))
+            scores[f"kill_time{name}_reserved"] = float(kill_time_s.sum() / actual.sum())
+    return scores

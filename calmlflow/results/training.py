@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from calmlflow.errors import InputError
 from calmlflow.hst.ladder import BIN_NAMES
-from calmlflow.results.classification import ClassificationResults
+from calmlflow.results.classification import ClassificationResults, decision_scores
 from calmlflow.results.comparison import BinAnswers, Comparison, ValueAnswers, compare_bins, compare_values
 from calmlflow.results.files import read_results
-from calmlflow.results.regression import RegressionResults
-from calmlflow.results.scores import decision_scores, regression_scores
+from calmlflow.results.regression import RegressionResults, regression_scores
 from calmlflow.results.table import read_training_table
 from calmlflow.settings import TARGETS
 

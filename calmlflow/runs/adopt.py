@@ -35,7 +35,7 @@ from calmlflow.results.classification import classification_results
 from calmlflow.results.files import write_results
 from calmlflow.results.floors import classification_floor, regression_floor
 from calmlflow.results.regression import regression_results
-from calmlflow.results.scoring import PREDICTED, score_predictions
+from calmlflow.results.scores import PREDICTED, score_predictions
 from calmlflow.results.table import training_table
 from calmlflow.runs.adoption_source import SourceFile, read_scaling, read_source
 from calmlflow.runs.promote import PromotionRequest, promote_in_run

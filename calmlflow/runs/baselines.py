@@ -16,7 +16,7 @@ from calmlflow.networks.distinct import DistinctRows
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.cache import Cache
 from calmlflow.predictor.stage import NoSuchVersionError, resolve_stage
-from calmlflow.results.scoring import PREDICTED, score_predictions
+from calmlflow.results.scores import PREDICTED, score_predictions
 from calmlflow.runs.data import TrainingData
 
 TREES = 100
@@ -62,7 +62,7 @@ def random_forest(data: TrainingData, target: str, seed: int) -> dict[str, float
     Returns
     -------
     dict of str to float
-        See `calmlflow.results.scoring.score_predictions`.
+        See `calmlflow.results.scores.score_predictions`.
 
     References
     ----------

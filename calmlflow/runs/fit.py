@@ -21,7 +21,7 @@ from calmlflow.results.classification import ClassificationResults, classificati
 from calmlflow.results.files import write_results
 from calmlflow.results.floors import classification_floor, regression_floor
 from calmlflow.results.regression import RegressionResults, regression_results
-from calmlflow.results.scoring import score_predictions
+from calmlflow.results.scores import score_predictions
 from calmlflow.runs.data import TrainingData
 from calmlflow.settings import TARGETS
 

@@ -14,7 +14,7 @@ from calmlflow.predictor.bundle import Predictions, combine
 from calmlflow.predictor.decision import SeenRows, fit_decision
 from calmlflow.predictor.killtime import fit_kill_time
 from calmlflow.results.classification import cross_entropy
-from calmlflow.results.scoring import score_predictions
+from calmlflow.results.scores import score_predictions
 from calmlflow.runs.data import TrainingData
 from calmlflow.settings import TARGETS
 
@@ -29,7 +29,7 @@ class FoldResult:
     Attributes
     ----------
     scores : dict of str to float
-        Of the held-out jobs; see `calmlflow.results.scoring.score_predictions`. Bins are decided and kill times
+        Of the held-out jobs; see `calmlflow.results.scores.score_predictions`. Bins are decided and kill times
         calibrated as a training does it, with a risk of 0.
     answers : ndarray, shape (h, 4) or (h,)
         For each held-out job: probabilities, GB or seconds.

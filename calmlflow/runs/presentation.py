@@ -10,7 +10,7 @@ from calmlflow.results.classification import ClassificationResults
 from calmlflow.results.plots.charts import Chart
 from calmlflow.results.plots.classification import classification_charts
 from calmlflow.results.plots.regression import regression_charts
-from calmlflow.results.scoring import PREDICTED
+from calmlflow.results.scores import PREDICTED
 from calmlflow.runs.data import TrainingData
 from calmlflow.runs.fit import FittedNetwork
 from calmlflow.settings import TARGETS

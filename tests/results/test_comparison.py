@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calmlflow.errors import InputError
+from calmlflow.results.classification import classification_scores
 from calmlflow.results.comparison import BinAnswers, ValueAnswers, compare_bins, compare_values
-from calmlflow.results.scores import classification_scores, regression_scores
+from calmlflow.results.regression import regression_scores
 
 
 def series(names, values, target="mem_bin"):

@@ -2,16 +2,76 @@ import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from calmlflow.errors import InputError
 from calmlflow.hst.ladder import excess_cost
+from calmlflow.results.classification import classification_scores
 from calmlflow.results.floors import classification_floor, regression_floor
-from calmlflow.results.scores import classification_scores, regression_scores
+from calmlflow.results.regression import regression_scores
+from calmlflow.results.scores import FEWEST_JOBS, SCORES, headlines, score_predictions
 
 pytestmark = pytest.mark.filterwarnings("error")
+
+CHANCE, SURE = (-0.01, 0.03), (0.005, 0.03)
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "difference", "interval", "jobs", "margin", "verdict"),
+    [
+        ("mem_bin", "accuracy", 0.01, SURE, 100, 0, "better"),
+        ("mem_bin", "accuracy", -0.01, (-0.03, -0.005), 100, 0, "worse"),
+        ("mem_bin", "accuracy", 0.01, CHANCE, 100, 0, "no difference"),
+        ("mem_bin", "accuracy", 0.01, SURE, 100, 0.01, "no difference"),
+        ("mem_bin", "accuracy", 0.01, (math.nan, math.nan), 100, 0, "no difference"),
+        ("mem_bin", "accuracy", 0.01, SURE, FEWEST_JOBS - 1, 0, "too few jobs"),
+        ("mem_bin", "recall_64g", 0.01, SURE, FEWEST_JOBS, 0, "better"),
+        ("mem_bin", "excess_cost", 0.01, SURE, 100, 0, "worse"),
+        ("memory", "rmse", 0.01, SURE, 100, 0, "worse"),
+        ("wallclock", "kill_time_coverage", 0.01, SURE, 100, 0, "better"),
+        ("wallclock", "kill_time_reserved", 0.01, SURE, 100, 0.2, "no difference"),
+        ("wallclock", "r2", 0.01, None, None, 0, "better"),
+        ("wallclock", "r2", 0, None, None, 0, "no difference"),
+    ],
+)
+def test_a_difference_counts_beyond_chance_and_margin(target, name, difference, interval, jobs, margin, verdict):
+    assert SCORES[target][name].verdict(difference, interval, jobs, margin) == verdict
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "value", "text", "difference"),
+    [
+        ("mem_bin", "accuracy", 0.954, "95.40%", "+95.40 pp"),
+        ("mem_bin", "log_loss", -0.07, "-0.0700 nats", "-0.0700 nats"),
+        ("mem_bin", "f1_macro", 0, "0.0000", "0.0000"),
+        ("memory", "rmse", 0.4871, "0.487 GB", "+0.487 GB"),
+        ("wallclock", "rmse", -1234.5, "-1,234 s", "-1,234 s"),
+        ("wallclock", "kill_time_6x_reserved", 6.2, "6.20 x", "+6.20 x"),
+    ],
+)
+def test_a_score_is_written_with_its_unit(target, name, value, text, difference):
+    score = SCORES[target][name]
+    assert (score.text(value), score.difference_text(value)) == (text, difference)
+
+
+def test_the_table_holds_every_score_and_floor_that_there_is():
+    bins, values = np.arange(8) % 4, 1.0 + np.arange(8)
+    jobs = pd.DataFrame({"mem_bin": bins, "memory": values, "wallclock": values})
+    predictions = {"probabilities": np.eye(4)[bins], "bin_pred": bins, "mem_pred": values, "wall_pred": values}
+    rows = np.eye(9)[bins]
+    floors = {
+        "mem_bin": classification_floor(rows, bins, values),
+        "memory": regression_floor(rows, values),
+        "wallclock": regression_floor(rows, values),
+    }
+    for target, scores in SCORES.items():
+        found = score_predictions(target, jobs, predictions | {"kill_time": 2 * values})
+        assert found.keys() | floors[target].keys() == scores.keys()
+        assert set(headlines(target)) <= {score.name for score in scores.values() if score.summary}
+
 
 ROW_A, ROW_B, ROW_C = np.eye(9)[:3]
 

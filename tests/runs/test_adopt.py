@@ -23,7 +23,8 @@ from calmlflow.hst.features import FEATURES, job_features
 from calmlflow.jobs.stores.open import read_jobs
 from calmlflow.networks.backend import keras
 from calmlflow.predictor import Predictor
-from calmlflow.results.scores import classification_scores, regression_scores
+from calmlflow.results.classification import classification_scores
+from calmlflow.results.regression import regression_scores
 from calmlflow.runs import adopt as adoption
 from calmlflow.runs.adopt import AdoptionRequest, adopt, print_adoption, write_models
 from calmlflow.runs.adoption_source import SPACEKIT_ARCHIVE, SourceFile, read_scaling, read_source

@@ -12,8 +12,9 @@ from calmlflow.hst.scaling import Scaling
 from calmlflow.networks.distinct import distinct_rows
 from calmlflow.predictor.killtime import KillTime
 from calmlflow.predictor.manifest import write_manifest
-from calmlflow.results.scores import classification_scores, regression_scores
-from calmlflow.results.scoring import PREDICTED, score_predictions
+from calmlflow.results.classification import classification_scores
+from calmlflow.results.regression import regression_scores
+from calmlflow.results.scores import PREDICTED, score_predictions
 from calmlflow.runs.baselines import _grow_classifier, _grow_regressor, champion, random_forest
 from calmlflow.runs.data import TrainingData, load_training_data
 

@@ -6,14 +6,13 @@ from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
 from calmlflow.hst.features import FEATURES
 from calmlflow.jobs.stores.open import read_jobs
-from calmlflow.results.classification import classification_results
+from calmlflow.results.classification import classification_results, classification_scores
 from calmlflow.results.floors import classification_floor, regression_floor
 from calmlflow.results.plots.classification import classification_charts
 from calmlflow.results.plots.data import data_charts
 from calmlflow.results.plots.regression import regression_charts
-from calmlflow.results.regression import regression_results
+from calmlflow.results.regression import regression_results, regression_scores
 from calmlflow.results.report.training import ReportContent
-from calmlflow.results.scores import classification_scores, regression_scores
 from calmlflow.results.table import training_table
 
 

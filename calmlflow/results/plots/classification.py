@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from calmlflow.hst.ladder import BIN_NAMES
 from calmlflow.results.checks import N_BINS
-from calmlflow.results.classification import ClassificationResults
+from calmlflow.results.classification import CALIBRATION_BINS, ClassificationResults
 from calmlflow.results.plots.charts import (
     BLUE,
     FOUR,
@@ -32,7 +32,6 @@ from calmlflow.results.plots.common import (
     n_jobs,
     thinned,
 )
-from calmlflow.results.scores import CALIBRATION_BINS
 
 
 def classification_charts(

@@ -30,8 +30,7 @@ from calmlflow.results.plots.common import (
     quantiles,
     rounded,
 )
-from calmlflow.results.regression import RegressionResults
-from calmlflow.results.scores import SMALLEST_PREDICTION
+from calmlflow.results.regression import SMALLEST_PREDICTION, RegressionResults
 
 CELLS = 80
 WORST = 50

@@ -11,19 +11,21 @@ from numpy.typing import NDArray
 from calmlflow.results.comparison import INTERVAL_PERCENT, Comparison
 from calmlflow.results.plots.charts import BLUE, GREY, PURPLE, VERMILION, Axis, Chart, Line, Points, single
 from calmlflow.results.report.page import figure_json, render
-from calmlflow.results.report.report_scores import TITLES, Row, higher_is_better, score_rows, score_text
+from calmlflow.results.report.report_scores import TITLES, Row, score_rows
+from calmlflow.results.scores import FEWEST_JOBS, SCORES
 
-FEWEST_JOBS = 10
-"""A score of fewer jobs has no verdict: resamples of so few hardly differ from one another, and look certain."""
-
-BETTER, WORSE, NO_DIFFERENCE, TOO_FEW = "better", "worse", "no difference", "too few jobs"
 _SAID = {
-    BETTER: "better on",
-    WORSE: "worse on",
-    NO_DIFFERENCE: f"no difference that {INTERVAL_PERCENT} % intervals could tell on",
-    TOO_FEW: "too few jobs to tell on",
+    "better": "better on",
+    "worse": "worse on",
+    "no difference": f"no difference that {INTERVAL_PERCENT} % intervals could tell on",
+    "too few jobs": "too few jobs to tell on",
 }
-_LOOKS = {BETTER: (BLUE, "o"), WORSE: (VERMILION, "s"), NO_DIFFERENCE: (GREY, "o"), TOO_FEW: (PURPLE, "ring")}
+_LOOKS = {
+    "better": (BLUE, "o"),
+    "worse": (VERMILION, "s"),
+    "no difference": (GREY, "o"),
+    "too few jobs": (PURPLE, "ring"),
+}
 _PANEL_HEIGHT, _SCORE_HEIGHT = 162, 42
 
 
@@ -102,25 +104,13 @@ def paired_rows(comparison: Comparison) -> list[PairedRow]:
     sides = {whose: {str(name): value for name, value in scores[whose].items()} for whose in ("this", "other")}
     named = score_rows(target, sides, sides["this"])
 
-    def signed(name: str, value: float) -> str:
-        # A difference of two shares is in percentage points: 2 % after 1 % is not 1 % more.
-        text = score_text(target, name, abs(value)).replace("%", " pp")
-        return ("+" if value > 0 else "-" if value < 0 else "") + text
-
     rows = []
     for row, name, values in zip(named, sides["this"], scores.to_dict("records"), strict=True):
-        difference, low, high = (signed(name, values[column]) for column in ("difference", "low", "high"))
-        word = _verdict(name, values["low"], values["high"], values["jobs"])
+        score = SCORES[target][name]
+        difference, low, high = (score.difference_text(values[column]) for column in ("difference", "low", "high"))
+        word = score.verdict(values["difference"], (values["low"], values["high"]), int(values["jobs"]))
         rows.append(PairedRow(row, f"{values['jobs']:,.0f}", difference, f"{low.split()[0]} to {high}", word))
     return rows
-
-
-def _verdict(name: str, low: float, high: float, jobs: int) -> str:
-    if jobs < FEWEST_JOBS:
-        return TOO_FEW
-    if low <= 0 <= high:
-        return NO_DIFFERENCE
-    return BETTER if (low > 0) == higher_is_better(name) else WORSE
 
 
 def comparison_charts(comparisons: Mapping[str, Comparison]) -> dict[str, Chart]:

@@ -17,14 +17,13 @@ from calmlflow.results.report.page import figure_json, render
 from calmlflow.results.report.report_page import PAGE
 from calmlflow.results.report.report_scores import (
     PREDICTORS,
-    SUMMARY,
     TITLES,
     Row,
     Scores,
-    other_scores,
     score_rows,
     verdict,
 )
+from calmlflow.results.scores import SCORES
 
 WORST = 50
 SECTIONS = TITLES | {"jobs": "The jobs"}
@@ -121,7 +120,7 @@ def _score_tables(content: ReportContent, summary: bool) -> list[tuple[str, list
     for target, title in TITLES.items():
         scores = content.scores.get(target, {})
         columns = {whose: scores.get(whose, {}) for whose in _columns(content)}
-        rows = score_rows(target, columns, SUMMARY[target] if summary else other_scores(target, columns))
+        rows = score_rows(target, columns, [name for name, score in SCORES[target].items() if score.summary == summary])
         if "test" in scores and rows:
             tables.append((title, rows))
     return tables

@@ -16,8 +16,9 @@ from plotly.offline import get_plotlyjs
 from calmlflow.errors import CalmlflowError
 from calmlflow.hst.features import FEATURES
 from calmlflow.results.plots.data import data_charts
-from calmlflow.results.report.report_scores import score_rows, score_text, verdict
+from calmlflow.results.report.report_scores import score_rows, verdict
 from calmlflow.results.report.training import WORST, ReportContent, report_html, worst_jobs, write_report
+from calmlflow.results.scores import SCORES
 from tests.samples.report_samples import sampled_content
 
 BARE = ReportContent("Training", "0" * 32, "2026-01-02", "sample", {})
@@ -211,28 +212,11 @@ def test_a_target_that_was_not_trained_has_no_scores_in_the_report():
     assert "Wallclock" not in page.texts
 
 
-@pytest.mark.parametrize(
-    ("target", "name", "value", "text"),
-    [
-        ("mem_bin", "accuracy", 0.953, "95.30%"),
-        ("mem_bin", "recall_64g", 1.0, "100.00%"),
-        ("mem_bin", "log_loss", 0.07551, "0.0755 nats"),
-        ("wallclock", "rmse", 1234.5, "1,234 s"),
-        ("memory", "mae", 0.0984, "0.0984 GB"),
-        ("memory", "ape_p95", 0.5, "50.00%"),
-        ("wallclock", "kill_time_reserved", 3.9, "3.90 x"),
-        ("wallclock", "something_new", 0.25, "0.2500"),
-    ],
-)
-def test_scores_have_their_unit(target, name, value, text):
-    assert score_text(target, name, value) == text
-
-
 def test_every_score_of_the_run_is_in_the_report(content, page):
     for target, whose in content.scores.items():
         for kind in whose.values():
             for name, value in kind.items():
-                assert score_text(target, name, value) in page.texts, (target, name)
+                assert SCORES[target][name].text(value) in page.texts, (target, name)
 
 
 # -- Worst jobs and data --------------------------------------------------------------------------------------------
