@@ -16,6 +16,7 @@ from calmlflow.predictor.registry_client import (
     check_reachable,
     get_json,
 )
+from calmlflow.settings import hide_password
 from tests.samples.predictor_samples import http_registry
 
 MISSING = b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "none"}'
