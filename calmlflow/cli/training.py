@@ -168,8 +168,7 @@ def retrain(
 
     One criterion that is met is enough.
     """
-    from calmlflow.runs.retrain import Limits
-    from calmlflow.runs.retraining_run import RetrainRequest, retrain_in_run
+    from calmlflow.runs.retrain import Limits, RetrainRequest, retrain_in_run
     from calmlflow.runs.summary import print_training
     from calmlflow.runs.train import TrainingRequest
 

@@ -1,17 +1,17 @@
-"""What became of recorded predictions once the jobs had finished, against what a version's held-out jobs promised."""
+"""Score recorded predictions of finished jobs and compare them with a training's held-out scores."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from calmlflow.hst.ladder import BIN_NAMES, LADDER, allocation_cost
 
 FEWEST_JOBS = 40
-"""Fewer judged jobs than this say nothing, as in the gate."""
+"""Fewer jobs than this are not judged, as in the gate."""
 
-_Z = 1.959964
 _RESAMPLES = 1000
 _PROBABILITIES = [f"prob_{name}" for name in BIN_NAMES]
 
@@ -25,7 +25,7 @@ class Joined:
     judged : DataFrame
         One row a job: ``mem_bin``, ``wallclock`` and the columns of its prediction.
     others : dict of str to int
-        Jobs that were answered by another version, by the version.
+        Jobs that were answered by another version, by version.
     left_out : int
         Jobs that a policy answered, or whose prediction is incomplete.
     """
@@ -37,17 +37,16 @@ class Joined:
 
 @dataclass(frozen=True)
 class Realised:
-    """A score as it came out.
+    """A score of finished jobs beside the held-out one.
 
     Attributes
     ----------
     score : str
     found, held_out : float
-        Of the jobs that finished since; of those that the training held out.
     worse : float
-        By how much it is worse than held out; below 0 it is better.
+        By how much ``found`` is worse than ``held_out``; negative where it is better.
     low : float
-        Lower bound of the 95 % interval of ``worse``: above 0 it is worse beyond chance.
+        Lower bound of the 95 % interval of ``worse``: positive where it is worse beyond chance.
     """
 
     score: str
@@ -58,7 +57,7 @@ class Realised:
 
 
 def join_predictions(jobs: pd.DataFrame, predictions: pd.DataFrame, version: str) -> Joined:
-    """Give each finished job the latest prediction of before its end.
+    """Join each finished job with the latest prediction before its end.
 
     Parameters
     ----------
@@ -67,25 +66,22 @@ def join_predictions(jobs: pd.DataFrame, predictions: pd.DataFrame, version: str
     predictions : DataFrame
         See `calmlflow.jobs.predictions.Recorded`.
     version : str
-        Whose predictions are judged. A job is judged by the answer that it ran with: where that is another
-        version's, or a policy's, an earlier one of this version is no substitute.
+        The version to judge. A job is judged by the answer that it ran with: where that is another version's, or a
+        policy's, an earlier one of this version does not count.
     """
     finished = jobs[["ipst", "timestamp", "mem_bin", "wallclock"]].rename(columns={"timestamp": "finished"})
     paired = finished.merge(predictions, on="ipst")
     paired = paired[paired["timestamp"] <= paired["finished"]]
     latest = paired.sort_values("timestamp", kind="stable").drop_duplicates("ipst", keep="last")
-    answers = latest["bin_pred"].isin(range(len(LADDER))) & np.isfinite(latest["kill_time"])
-    sound = latest[answers & latest["version"].notna() & ~latest["source"].isin(["policy", "fallback"])]
+    complete = latest["bin_pred"].isin(range(len(LADDER))) & np.isfinite(latest["kill_time"])
+    sound = latest[complete & latest["version"].notna() & ~latest["source"].isin(["policy", "fallback"])]
     own = sound["version"] == version
     others = {str(name): int(count) for name, count in sound.loc[~own, "version"].value_counts().items()}
     return Joined(sound[own].reset_index(drop=True), others, len(latest) - len(sound))
 
 
-def realised_scores(judged: pd.DataFrame, held_out: pd.DataFrame, promised: dict[str, float]) -> list[Realised]:
+def realised_scores(judged: pd.DataFrame, held_out: pd.DataFrame, held_out_scores: dict[str, float]) -> list[Realised]:
     """Scores of judged jobs against those of a training; scores that the training does not have are left out.
-
-    Accuracy and coverage are shares of jobs: the interval of their difference is Newcombe's. Of the excess cost it is
-    the percentiles of 1000 resamples of the jobs of both sides.
 
     Parameters
     ----------
@@ -93,54 +89,45 @@ def realised_scores(judged: pd.DataFrame, held_out: pd.DataFrame, promised: dict
         See `Joined`.
     held_out : DataFrame of m jobs
         ``mem_bin``, ``wallclock`` and perhaps ``bin_pred`` of the training's test jobs.
-    promised : dict of str to float
+    held_out_scores : dict of str to float
         ``accuracy`` (of the most probable bin, as trainings score it) and ``kill_time_coverage`` on these test jobs.
+    """
+    if held_out.empty:
+        return []
+    probabilities = judged[_PROBABILITIES].to_numpy(dtype=float)
+    # Where an answer was recorded without probabilities, its bin stands for the most probable one.
+    likeliest = np.where(
+        np.isfinite(probabilities).all(axis=1), np.nan_to_num(probabilities).argmax(axis=1), judged["bin_pred"]
+    )
+    hits = {
+        "accuracy": likeliest == judged["mem_bin"],
+        "kill_time_coverage": judged["wallclock"] <= judged["kill_time"],
+    }
+    found = []
+    for score, hit in hits.items():
+        if score in held_out_scores:
+            share, before = float(hit.mean()), held_out_scores[score]
+            low = _low_difference(round(before * len(held_out)), len(held_out), int(hit.sum()), len(hit))
+            found.append(Realised(score, share, before, before - share, low))
+    if "bin_pred" in held_out and held_out["bin_pred"].notna().all():
+        (now, nows), (before, befores) = (_resampled_excess(side, n) for n, side in enumerate((judged, held_out)))
+        found.append(Realised("excess_cost", now, before, now - before, float(np.percentile(nows - befores, 2.5))))
+    return found
+
+
+def _low_difference(hits: int, n: int, other_hits: int, other_n: int) -> float:
+    """Lower bound of Newcombe's 95 % interval of a difference of two shares.
 
     References
     ----------
     Newcombe, Interval estimation for the difference between independent proportions, Statistics in Medicine 17 (1998).
     """
-    if held_out.empty:
-        return []
-    needed, wallclock_s = judged["mem_bin"].to_numpy(), judged["wallclock"].to_numpy()
-    probabilities = judged[_PROBABILITIES].to_numpy(dtype=float)
-    # Where an answer was recorded without them, the bin that was decided on stands for the most probable one.
-    likeliest = np.where(
-        np.isfinite(probabilities).all(axis=1), np.nan_to_num(probabilities).argmax(axis=1), judged["bin_pred"]
-    )
-    hits = {"accuracy": likeliest == needed, "kill_time_coverage": wallclock_s <= judged["kill_time"].to_numpy()}
-    found = [_share(score, hit, promised[score], len(held_out)) for score, hit in hits.items() if score in promised]
-    if "bin_pred" in held_out and held_out["bin_pred"].notna().all():
-        found.append(_excess_cost(judged, held_out))
-    return found
-
-
-def _share(score: str, hit: NDArray[np.bool_], promised: float, n_held_out: int) -> Realised:
-    share = float(hit.mean())
-    return Realised(score, share, promised, promised - share, _low_difference(promised, n_held_out, share, len(hit)))
-
-
-def _low_difference(one: float, n_one: int, other: float, n_other: int) -> float:
-    """Lower bound of Newcombe's interval of a difference of two shares."""
-    (low, _), (_, high) = _wilson(one, n_one), _wilson(other, n_other)
-    return one - other - float(np.hypot(one - low, high - other))
-
-
-def _wilson(share: float, n: int) -> tuple[float, float]:
-    """Wilson's interval of a share of n jobs."""
-    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * np.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return float(middle - half), float(middle + half)
-
-
-def _excess_cost(judged: pd.DataFrame, held_out: pd.DataFrame) -> Realised:
-    (now, nows), (then, thens) = (_resampled_excess(jobs, seed) for seed, jobs in enumerate((judged, held_out)))
-    low = float(np.percentile(nows - thens, 2.5))
-    return Realised("excess_cost", now, then, now - then, low)
+    one, other = (binomtest(*counts).proportion_ci(method="wilson") for counts in ((hits, n), (other_hits, other_n)))
+    return hits / n - other_hits / other_n - float(np.hypot(hits / n - one.low, other.high - other_hits / other_n))
 
 
 def _resampled_excess(jobs: pd.DataFrame, seed: int) -> tuple[float, NDArray[np.float64]]:
-    """Excess cost of the jobs, and of 1000 resamples of them."""
+    """Excess cost of the jobs, and of resamples of them."""
     needed, wallclock_s = jobs["mem_bin"].to_numpy(), jobs["wallclock"].to_numpy()
     chosen = jobs["bin_pred"].to_numpy(dtype=int)
     dollars = np.column_stack([allocation_cost(bins, needed, wallclock_s) for bins in (chosen, needed)])

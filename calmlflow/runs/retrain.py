@@ -1,28 +1,40 @@
-"""When to train anew: what has changed since the version in Production was trained, and whether that is enough."""
+"""Retrain when enough has changed since the version in Production was trained."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
+import mlflow
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.jobs.drift import FEWEST_NEW, drift_table
-from calmlflow.jobs.predictions import Recorded
+from calmlflow.jobs.predictions import Recorded, read_recorded, stored_predictions
 from calmlflow.jobs.records import sort_records
+from calmlflow.jobs.stores.open import read_table
 from calmlflow.registry.load import load_results
+from calmlflow.registry.tracking import environment_params, log_new_params, tracked_run
 from calmlflow.registry.versions import State, explained, read_state
 from calmlflow.results.realised import FEWEST_JOBS, Joined, Realised, join_predictions, realised_scores
+from calmlflow.runs.data import MIN_JOBS
+from calmlflow.runs.promote import PromotionRequest, promote_in_run
+from calmlflow.runs.train import Outcome, TrainingRequest, train
 from calmlflow.settings import BUNDLE_MODEL
 
-_PROMISED = {"accuracy": "score.mem_bin.accuracy", "kill_time_coverage": "score.wallclock.kill_time_coverage"}
+_STEPS = {"None": (), "Staging": ("Staging",), "Production": ("Staging", "Production")}
+_HELD_OUT = {"accuracy": "score.mem_bin.accuracy", "kill_time_coverage": "score.wallclock.kill_time_coverage"}
+_MARGINS = {"accuracy": "accuracy_drop", "excess_cost": "cost_rise", "kill_time_coverage": "coverage_drop"}
+_ABANDONED_H = 6
+"""A run that has trained for longer was left behind by a process that is gone."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is enough; 0 switches a criterion off.
+    """How much change is enough to retrain; 0 switches a criterion off.
 
     Attributes
     ----------
@@ -44,182 +56,225 @@ class Limits:
     coverage_drop: float = 0.01
 
     def check(self) -> None:
-        """Raise an InputError where a limit is below 0 or no number."""
+        """Raise an InputError where a limit is negative or not finite."""
         for name, value in asdict(self).items():
             if not 0 <= value < float("inf"):
                 raise InputError(f"{name} is {value:g}; expected 0 (switched off) or more")
 
 
 @dataclass(frozen=True)
-class Criterion:
-    """One reason to train, met or not.
+class RetrainRequest:
+    """Parameters of ``retrain``.
 
     Attributes
     ----------
-    name : str
-        Its parameter.
-    limit : float
-        0: switched off.
-    met : bool
-    told : str
-        What was found, for people.
+    training : TrainingRequest
+        How to train, and the stage that the new version is to reach.
+    limits : Limits
+    predictions : str
+        Recorded predictions, see `read_recorded`; none: those of the store that the jobs are in.
+    dry_run : bool
+        Decide, and train nothing.
     """
+
+    training: TrainingRequest
+    limits: Limits = field(default_factory=Limits)
+    predictions: str = "none"
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One reason to train, met or not; ``found`` is the finding in words."""
 
     name: str
     limit: float
     met: bool
-    told: str
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A version, and the jobs of its training, held-out ones too.
-
-    Attributes
-    ----------
-    version : int
-    stage : str
-    jobs : DataFrame
-        Job records with ``split`` and, where the training has them, ``bin_pred``.
-    promised : dict of str to float
-        Scores on its held-out jobs.
-    """
-
-    version: int
-    stage: str
-    jobs: pd.DataFrame
-    promised: dict[str, float] = field(default_factory=dict)
+    found: str
 
 
 @dataclass(frozen=True)
 class Change:
-    """What has changed since a training.
-
-    Attributes
-    ----------
-    criteria : tuple of Criterion
-    drift : DataFrame
-        See `calmlflow.jobs.drift.drift_table`; empty where it was not judged.
-    figures : dict of str to float
-        For metrics.
-    """
+    """Changes since a training: criteria, population stability index and chance by column, figures for metrics."""
 
     criteria: tuple[Criterion, ...]
-    drift: pd.DataFrame
+    drift: dict[str, dict[str, float]]
     figures: dict[str, float]
 
     @property
-    def reasons(self) -> list[str]:
-        """What is told of the criteria that are met."""
-        return [f"{found.told} ({found.name} {found.limit:g})" for found in self.criteria if found.met]
+    def reasons(self) -> tuple[str, ...]:
+        """Findings of the criteria that are met."""
+        return tuple(f"{one.found} ({one.name} {one.limit:g})" for one in self.criteria if one.met)
 
 
-# -- New jobs and drift ---------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Seen:
+    """A version, the jobs of its training with ``split`` and ``bin_pred``, and its scores on those held out."""
+
+    version: int
+    stage: str
+    jobs: pd.DataFrame
+    held_out_scores: dict[str, float] = field(default_factory=dict)
 
 
-def new_jobs(jobs: pd.DataFrame, seen: pd.DataFrame) -> pd.DataFrame:
-    """Those of some job records that others do not have, or have with an older timestamp."""
-    known = seen.set_index("ipst")["timestamp"].reindex(jobs["ipst"]).to_numpy()
-    # Nothing is older than a missing timestamp.
-    return jobs[~(known >= jobs["timestamp"].to_numpy())].reset_index(drop=True)
+@dataclass(frozen=True)
+class Decision:
+    """The decision of a run and its reasons, kept as ``decision.json``.
 
-
-def judge_jobs(jobs: pd.DataFrame, seen: pd.DataFrame, limits: Limits) -> Change:
-    """Count new jobs, and look where they have moved away from those seen.
-
-    A feature has drifted where its index reaches the limit and is more than chance, as is no index of a few jobs.
-
-    Parameters
+    Attributes
     ----------
-    jobs, seen : DataFrame
-        Job records there are now; those of a training, one at least.
-    limits : Limits
+    decision : {"not needed", "would train", "training", "trained"}
+    reasons : tuple of str
+    data : str
+    jobs, quarantined : int
+    champion, challenger, version : int or None
+        The version in Production; a newer one that waits; the one that this run trained.
+    since_champion, since_challenger : Change or None
     """
-    new = new_jobs(jobs, seen)
-    share = len(new) / len(seen)
-    criteria = [
-        Criterion("min_new", limits.min_new, 0 < limits.min_new <= len(new), f"{len(new):,} new jobs"),
-        Criterion("min_share", limits.min_share, 0 < limits.min_share <= share, f"{share:.1%} as many as it saw"),
-    ]
-    figures = {"new_jobs": float(len(new)), "new_share": share}
-    drift = pd.DataFrame({"psi": [], "chance": []})
-    if len(new) < FEWEST_NEW:
-        told = f"not judged: {len(new):,} new jobs; {FEWEST_NEW} tell drift from chance"
-        return Change((*criteria, Criterion("drift", limits.drift, False, told)), drift, figures)
-    drift = drift_table(seen, new)
-    moved = drift[(drift["psi"] >= limits.drift) & (drift["psi"] > drift["chance"])]
-    shown = moved if len(moved) else drift.head(3)
-    told = "drift of " + ", ".join(f"{name} {index:.3g}" for name, index in shown["psi"].head(5).items())
-    criteria.append(Criterion("drift", limits.drift, limits.drift > 0 and len(moved) > 0, told))
-    return Change(tuple(criteria), drift, figures | {f"psi_{name}": float(psi) for name, psi in drift["psi"].items()})
+
+    decision: str
+    reasons: tuple[str, ...]
+    data: str
+    jobs: int
+    quarantined: int
+    champion: int | None = None
+    challenger: int | None = None
+    version: int | None = None
+    since_champion: Change | None = None
+    since_challenger: Change | None = None
+
+    @property
+    def verdict(self) -> str:
+        """One line for people."""
+        return f"{self.decision}: {'; '.join(self.reasons)}"
 
 
-# -- Predictions ----------------------------------------------------------------------------------------------------
+def retrain_in_run(request: RetrainRequest) -> tuple[Decision, Outcome | None]:
+    """Decide whether to train, train, and promote the new version through the gate, as one MLflow run.
 
+    Returns
+    -------
+    tuple of Decision, and Outcome or None
+        None where nothing was trained. Findings are printed before a training begins.
 
-def judge_predictions(new: pd.DataFrame, seen: Seen, recorded: Recorded, limits: Limits) -> Change:
-    """Hold recorded predictions of new jobs against what the version's held-out jobs promised.
-
-    A score is worse where it is by more than its limit, and by more than chance.
-
-    Parameters
-    ----------
-    new : DataFrame
-        Job records that the version was not trained on.
-    seen : Seen
-    recorded : Recorded
-        What was predicted for them.
-    limits : Limits
+    Raises
+    ------
+    CalmlflowError
+        The jobs of the champion's training are lost, the training fails, or the gate refuses. The run is marked FAILED.
     """
-    joined = join_predictions(new, recorded.predictions, str(seen.version))
-    figures: dict[str, float] = {
-        "realised_jobs": len(joined.judged),
-        "realised_other_versions": sum(joined.others.values()),
-        "realised_left_out": joined.left_out,
-        "realised_unreadable": recorded.unreadable,
-    }
-    scores: list[Realised] = []
-    if len(joined.judged) >= FEWEST_JOBS and "split" in seen.jobs:
-        held_out = seen.jobs[seen.jobs["split"] == "test"]
-        scores = realised_scores(joined.judged, held_out, seen.promised)
-    for score in scores:
-        figures |= {f"realised_{score.score}": score.found, f"held_out_{score.score}": score.held_out}
-    margins = {"accuracy": "accuracy_drop", "excess_cost": "cost_rise", "kill_time_coverage": "coverage_drop"}
-    by_name = {score.score: score for score in scores}
-    criteria = [
-        _judged(by_name[score], name, limits)
-        if score in by_name
-        else Criterion(name, getattr(limits, name), False, f"{score} not judged: {_why_not(joined, seen)}")
-        for score, name in margins.items()
-    ]
-    return Change(tuple(criteria), pd.DataFrame(), figures)
+    with tracked_run("retrain") as run:
+        training = request.training
+        request.limits.check()
+        stage = "None" if training.stage == "None" else settings.parse_stage(training.stage)
+        if stage not in _STEPS:
+            raise InputError(f"stage is {stage}; expected one of {', '.join(_STEPS)}")
+        options = {"predictions": request.predictions, "dry_run": request.dry_run, **asdict(request.limits)}
+        log_new_params({**asdict(training), **options, "stage": stage, **environment_params()})
+        client = MlflowClient()
+        if not request.dry_run:
+            mlflow.set_tags({"retrain.data": training.data, "retrain.decision": "looking"})
+        decision = _decide(client, request)
+        if decision.decision == "training" and (obstacle := _obstacle(client, run, decision)):
+            decision = replace(decision, decision="not needed", reasons=(obstacle,))
+        _log(decision)
+        if change := decision.since_champion or decision.since_challenger:
+            mlflow.log_metrics(change.figures)
+            print(findings_table(change.criteria))
+        print(decision.verdict, flush=True)
+        if decision.decision != "training":
+            return decision, None
+        outcome = train(replace(training, register=True, stage="None"), nested=True)
+        decision = replace(decision, decision="trained", version=outcome.versions[BUNDLE_MODEL])
+        mlflow.set_tag("retrain.version", decision.version)
+        _log(decision)
+        for step in _STEPS[stage]:
+            promoted = promote_in_run(PromotionRequest(step, decision.version), nested=True)
+            outcome = replace(outcome, promoted=promoted)
+        return decision, outcome
 
 
-def _judged(score: Realised, name: str, limits: Limits) -> Criterion:
-    limit = getattr(limits, name)
-    met = limit > 0 and score.worse > limit and score.low > 0
-    told = f"realised {score.score} {score.found:.4g}, held out {score.held_out:.4g}"
-    beyond = "" if score.worse <= 0 else ", beyond chance" if score.low > 0 else ", perhaps by chance"
-    return Criterion(name, limit, met, told + beyond)
+def _decide(client: MlflowClient, request: RetrainRequest) -> Decision:
+    data, limits = request.training.data, request.limits
+    checked = sort_records(read_table(data, request.training.seed), data)
+    jobs = checked.valid
+    champion, challenger = champion_and_challenger(client)
+    decision = Decision("not needed", (), data, len(jobs), len(checked.quarantine), champion, challenger)
+    if len(jobs) < MIN_JOBS:
+        reason = f"{data} holds {len(jobs):,} valid jobs, {MIN_JOBS} are the fewest to train on"
+        return replace(decision, reasons=(reason,))
+    if champion is None:
+        decision = replace(decision, reasons=("no version is in Production",))
+    else:
+        seen = read_seen(client, champion)
+        change = judge_jobs(jobs, seen.jobs, limits)
+        new = new_jobs(jobs, seen.jobs)
+        names = new["ipst"].tolist()
+        recorded = (
+            stored_predictions(data, names)
+            if request.predictions == "none"
+            else read_recorded(request.predictions, names)
+        )
+        realised = judge_predictions(new, seen, recorded, limits)
+        change = Change(change.criteria + realised.criteria, change.drift, change.figures | realised.figures)
+        decision = replace(decision, since_champion=change, reasons=change.reasons)
+        if not change.reasons:
+            return replace(decision, reasons=(f"nothing has changed enough since version {champion} was trained",))
+    if challenger is not None:
+        waiting = read_seen(client, challenger)
+        change = judge_jobs(jobs, waiting.jobs, limits)
+        decision = replace(decision, since_challenger=change)
+        if not change.reasons:
+            reason = (
+                f"version {challenger} ({waiting.stage}) is newer than the one in Production and was trained on all "
+                f"but {len(new_jobs(jobs, waiting.jobs)):,} of these jobs: promote it, or archive it "
+                "(`calmlflow promote --stage Archived`)"
+            )
+            return replace(decision, reasons=(reason,))
+    return replace(decision, decision="would train" if request.dry_run else "training")
 
 
-def _why_not(joined: Joined, seen: Seen) -> str:
-    if len(joined.judged) >= FEWEST_JOBS:
-        return f"version {seen.version} has no such score of held-out jobs"
-    others = "".join(f", {count:,} by version {name}" for name, count in joined.others.items())
-    left_out = f", {joined.left_out:,} by a policy or incomplete" if joined.left_out else ""
-    return f"{len(joined.judged):,} new jobs with a prediction of version {seen.version}{others}{left_out}"
+def _obstacle(client: MlflowClient, run: Run, decision: Decision) -> str:
+    """The reason why this run must not train now; empty where it may.
+
+    Every run marks itself ``looking`` before it reads jobs. Of runs that look at the same jobs the first one trains.
+    """
+    if champion_and_challenger(client) != (decision.champion, decision.challenger):
+        return "versions have changed while this run looked; the next run sees them"
+    oldest = run.info.start_time - _ABANDONED_H * 3_600_000
+    running = f"attributes.status = 'RUNNING' and attributes.start_time > {oldest}"
+    for other in client.search_runs([run.info.experiment_id], running):
+        state = other.data.tags.get("retrain.decision")
+        earlier = (other.info.start_time, other.info.run_id) < (run.info.start_time, run.info.run_id)
+        if other.info.run_id == run.info.run_id or other.data.tags.get("retrain.data") != decision.data:
+            continue
+        if state == "training" or (state == "looking" and earlier):
+            return f"run {other.info.run_id} trains on the same jobs already"
+    return ""
 
 
-# -- Versions -------------------------------------------------------------------------------------------------------
+def _log(decision: Decision) -> None:
+    mlflow.log_text(json.dumps(asdict(decision), indent=2), "decision.json")
+    mlflow.set_tags(
+        {
+            "retrain.decision": decision.decision,
+            "retrain.reasons": "; ".join(decision.reasons),
+            "retrain.data": decision.data,
+            "champion_version": decision.champion or "none",
+        }
+    )
 
 
-def stages_of(client: MlflowClient) -> State:
-    """What the registry holds of the bundle; nothing where it does not know the model yet."""
+# -- Facts ----------------------------------------------------------------------------------------------------------
+
+
+def champion_and_challenger(client: MlflowClient) -> tuple[int | None, int | None]:
+    """The version in Production, and the newest one above it that may still become one; None where there is none."""
     try:
-        return read_state(client, BUNDLE_MODEL)
+        state = read_state(client, BUNDLE_MODEL)
     except InputError:
-        return State({}, {}, (), 1)
+        # Nothing has been registered yet.
+        return None, None
+    return champion_of(state), challenger_of(state)
 
 
 def champion_of(state: State) -> int | None:
@@ -228,20 +283,14 @@ def champion_of(state: State) -> int | None:
     return state.aliases.get("production") if held is None else held
 
 
-def challenger_of(state: State, champion: int | None) -> int | None:
-    """The newest version above the champion that may still become one."""
+def challenger_of(state: State) -> int | None:
+    """The newest version above the champion that is not archived."""
     waiting = [number for number, stage in state.stages.items() if stage in ("None", "Staging")]
-    return max((number for number in waiting if number > (champion or 0)), default=None)
+    return max((number for number in waiting if number > (champion_of(state) or 0)), default=None)
 
 
 def read_seen(client: MlflowClient, version: int) -> Seen:
-    """A version and the jobs of its training.
-
-    Raises
-    ------
-    CalmlflowError
-        They cannot be had: nobody could say what has changed.
-    """
+    """Read a version and the jobs of its training; a CalmlflowError where they are lost."""
     source = f"models:/{BUNDLE_MODEL}/{version}"
     table = load_results(source).jobs
     if table is None:
@@ -249,22 +298,89 @@ def read_seen(client: MlflowClient, version: int) -> Seen:
     carried = [name for name in ("bin_pred", "split") if name in table]
     jobs = sort_records(table, f"data/latest.csv of {source}", carried).valid
     if jobs.empty:
-        raise CalmlflowError(f"data/latest.csv of {source} holds no valid job record; expected what it was trained on")
+        raise CalmlflowError(f"data/latest.csv of {source} holds no valid job record; expected those of its training")
     try:
-        found: ModelVersion = client.get_model_version(BUNDLE_MODEL, str(version))
+        found = client.get_model_version(BUNDLE_MODEL, str(version))
     except MlflowException as error:
-        raise explained(error, f"version {version} of {BUNDLE_MODEL}") from None
-    promised = {score: float(found.tags[tag]) for score, tag in _PROMISED.items() if tag in found.tags}
-    return Seen(version, str(found.current_stage), jobs, promised)
+        raise explained(error, f"version {version} of {BUNDLE_MODEL}") from error
+    scores = {score: float(found.tags[tag]) for score, tag in _HELD_OUT.items() if tag in found.tags}
+    return Seen(version, str(found.current_stage), jobs, scores)
 
 
-# -- For people -----------------------------------------------------------------------------------------------------
+def new_jobs(jobs: pd.DataFrame, seen: pd.DataFrame) -> pd.DataFrame:
+    """Job records that others do not have, or have with an older timestamp."""
+    known = seen.set_index("ipst")["timestamp"].reindex(jobs["ipst"]).to_numpy()
+    # A missing timestamp is NaN here, and nothing is older than it.
+    return jobs[~(known >= jobs["timestamp"].to_numpy())].reset_index(drop=True)
+
+
+# -- Criteria -------------------------------------------------------------------------------------------------------
+
+
+def judge_jobs(jobs: pd.DataFrame, seen: pd.DataFrame, limits: Limits) -> Change:
+    """Judge the number of new jobs, and their drift from those seen where it is more than chance."""
+    new = new_jobs(jobs, seen)
+    share = len(new) / len(seen)
+    counts = (
+        Criterion("min_new", limits.min_new, 0 < limits.min_new <= len(new), f"{len(new):,} new jobs"),
+        Criterion("min_share", limits.min_share, 0 < limits.min_share <= share, f"{share:.1%} as many as it saw"),
+    )
+    figures = {"new_jobs": float(len(new)), "new_share": share}
+    if len(new) < FEWEST_NEW:
+        found = f"not judged: {len(new):,} new jobs; {FEWEST_NEW} tell drift from chance"
+        return Change((*counts, Criterion("drift", limits.drift, False, found)), {}, figures)
+    table = drift_table(seen, new)
+    moved = table[(table["psi"] >= limits.drift) & (table["psi"] > table["chance"])]
+    shown = moved.head(5) if len(moved) else table.head(3)
+    found = "drift of " + ", ".join(f"{name} {index:.3g}" for name, index in shown["psi"].items())
+    drift = Criterion("drift", limits.drift, limits.drift > 0 and len(moved) > 0, found)
+    figures |= {f"psi_{name}": float(index) for name, index in table["psi"].items()}
+    return Change((*counts, drift), table.to_dict("index"), figures)
+
+
+def judge_predictions(new: pd.DataFrame, seen: Seen, recorded: Recorded, limits: Limits) -> Change:
+    """Judge the version's recorded predictions of new jobs against its scores on held-out jobs.
+
+    A criterion is met where a score is worse by more than its limit, and by more than chance.
+    """
+    joined = join_predictions(new, recorded.predictions, str(seen.version))
+    scores: dict[str, Realised] = {}
+    if len(joined.judged) >= FEWEST_JOBS and "split" in seen.jobs:
+        held_out = seen.jobs[seen.jobs["split"] == "test"]
+        scores = {one.score: one for one in realised_scores(joined.judged, held_out, seen.held_out_scores)}
+    figures: dict[str, float] = {
+        "realised_jobs": len(joined.judged),
+        "realised_other_versions": sum(joined.others.values()),
+        "realised_left_out": joined.left_out,
+        "realised_unreadable": recorded.unreadable,
+    }
+    for name, score in scores.items():
+        figures |= {f"realised_{name}": score.found, f"held_out_{name}": score.held_out}
+    criteria = []
+    for name, option in _MARGINS.items():
+        limit = getattr(limits, option)
+        if name in scores:
+            score = scores[name]
+            beyond = "" if score.worse <= 0 else ", beyond chance" if score.low > 0 else ", perhaps by chance"
+            found = f"realised {name} {score.found:.4g}, held out {score.held_out:.4g}{beyond}"
+            criteria.append(Criterion(option, limit, limit > 0 and score.worse > limit and score.low > 0, found))
+        else:
+            criteria.append(Criterion(option, limit, False, f"{name} not judged: {_too_few(joined, seen)}"))
+    return Change(tuple(criteria), {}, figures)
+
+
+def _too_few(joined: Joined, seen: Seen) -> str:
+    if len(joined.judged) >= FEWEST_JOBS:
+        return f"version {seen.version} has no such score of held-out jobs"
+    others = "".join(f", {count:,} by version {name}" for name, count in joined.others.items())
+    left_out = f", {joined.left_out:,} by a policy or incomplete" if joined.left_out else ""
+    return f"{len(joined.judged):,} new jobs with a prediction of version {seen.version}{others}{left_out}"
 
 
 def findings_table(criteria: Sequence[Criterion]) -> str:
-    """A line for each criterion: met or not, its limit, and what was found."""
+    """A line for each criterion: met or not, its limit, and the finding."""
     rows = [f"{'criterion':<14}{'limit':>8}  {'':<4} found"]
     for one in criteria:
         limit = f"{one.limit:g}" if one.limit else "off"
-        rows.append(f"{one.name:<14}{limit:>8}  {'met' if one.met else '':<4} {one.told}")
+        rows.append(f"{one.name:<14}{limit:>8}  {'met' if one.met else '':<4} {one.found}")
     return "\n".join(row.rstrip() for row in rows)
