@@ -4,7 +4,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -67,30 +67,35 @@ def trained(server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tree
 
 
-@pytest.fixture
-def tracking(server, monkeypatch: pytest.MonkeyPatch) -> Iterator:
-    """Point MLflow and boto3 of the test process at `server`, for one test; gives the server."""
+@contextmanager
+def turned_to(server) -> Iterator[None]:
+    """Point MLflow and boto3 of the test process at a server."""
     import mlflow
 
-    foreign = ("AWS_", "MLFLOW_")
-    for name in [name for name in os.environ if name.startswith(foreign)]:
-        monkeypatch.delenv(name)
-    # Set once, so that what MLflow itself puts there during the test is taken back after it.
-    for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    for name, value in server.environment().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    mlflow.set_tracking_uri(server.tracking_uri)
-    mlflow.set_registry_uri(server.tracking_uri)
-    yield server
-    while mlflow.active_run():
-        mlflow.end_run()
-    mlflow.set_tracking_uri(None)
-    mlflow.set_registry_uri(None)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_"))]:
+            patch.delenv(name)
+        # Set once, so that a value that MLflow itself puts there is taken back at the end.
+        for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID"):
+            patch.setenv(name, "")
+            patch.delenv(name)
+        ours = {"MLFLOW_DISABLE_TELEMETRY": "true", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        for name, value in {**server.environment(), **ours}.items():
+            patch.setenv(name, value)
+        mlflow.set_tracking_uri(server.tracking_uri)
+        mlflow.set_registry_uri(server.tracking_uri)
+        yield
+        while mlflow.active_run():
+            mlflow.end_run()
+        mlflow.set_tracking_uri(None)
+        mlflow.set_registry_uri(None)
+
+
+@pytest.fixture
+def tracking(server) -> Iterator:
+    """Point the test process at `server`, for one test; gives the server."""
+    with turned_to(server):
+        yield server
 
 
 @pytest.fixture

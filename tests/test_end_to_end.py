@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.samples.commands import FAST, ROOT, environment, mlflow_run, run
+from tests.samples.commands import FAST, ROOT, client, environment, mlflow_run, run, runs_named
 
 MODELS = ("calcloud-mem-bin", "calcloud-memory", "calcloud-wallclock", "calcloud-predictor")
 # Control files of every shape that the instruments give; the last ones have keys left out.
@@ -23,19 +23,6 @@ CONTROLS = {
     "oabc06090": "n_files=7\ntotal_mb=11.1\nDETECTOR=NUV-MAMA\nSUBARRAY=False\n",
 }
 ANSWER_KEYS = ["memBin", "probabilities", "unseen", "memVal", "clockTime", "killTime", "version", "source"]
-
-
-def client(server):
-    from mlflow import MlflowClient
-
-    return MlflowClient(server.tracking_uri, server.tracking_uri)
-
-
-def runs_named(server, name: str) -> list:
-    """Runs of that name, newest first."""
-    api = client(server)
-    experiment = api.get_experiment_by_name("calcloud")
-    return api.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
 
 
 def test_main_is_one_parent_run_with_three_children(server, trained):

@@ -13,7 +13,7 @@ import pytest
 
 from calmlflow.runs.workers import Failure, share_out
 from calmlflow.server.processes import wait_until
-from tests.test_end_to_end import environment
+from tests.samples.commands import environment
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ("mem_bin", "memory", "wallclock")

@@ -12,8 +12,7 @@ from calmlflow.hst.features import FEATURES
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.settings import NETWORKS
 from tests.conftest import free_ports
-from tests.samples.commands import FAST, mlflow_run, run
-from tests.test_end_to_end import client, runs_named
+from tests.samples.commands import FAST, client, mlflow_run, run, runs_named
 
 pytestmark = pytest.mark.slow
 

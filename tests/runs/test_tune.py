@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calmlflow.server.processes import wait_until
-from tests.test_end_to_end import environment
+from tests.samples.commands import environment
 
 ROOT = Path(__file__).parents[2]
 TINY = {name: {"epochs": 45, "refit_epochs": 0, "members": 2} for name in ("mem_clf", "mem_reg", "wall_reg")}

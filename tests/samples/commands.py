@@ -45,3 +45,16 @@ def mlflow_run(server, entry: str, **parameters: object) -> subprocess.Completed
         "calcloud",
         *given,
     )
+
+
+def client(server):
+    from mlflow import MlflowClient
+
+    return MlflowClient(server.tracking_uri, server.tracking_uri)
+
+
+def runs_named(server, name: str) -> list:
+    """Runs of that name in the experiment of the entry points, newest first."""
+    api = client(server)
+    experiment = api.get_experiment_by_name("calcloud")
+    return api.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")

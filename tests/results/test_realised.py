@@ -1,0 +1,112 @@
+"""Realised scores by brute force, and their intervals by published figures and the delta method."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from calmlflow.hst.ladder import LADDER
+from calmlflow.jobs.sample import draw_sample
+from calmlflow.results.realised import join_predictions, realised_scores
+from tests.samples.prediction_samples import predicted, recorded
+
+JOBS = draw_sample(2000)
+
+
+def test_the_latest_prediction_before_the_end_is_joined_and_only_the_version_asked_for_is_judged():
+    jobs = JOBS.iloc[:7]
+    first, second, third, fourth, fifth, sixth, seventh = (row for _, row in jobs.iterrows())
+    end = float(first["timestamp"])
+    joined = join_predictions(
+        jobs,
+        recorded(
+            predicted(first, timestamp=end - 5, bin_pred=0),
+            predicted(first, timestamp=end, bin_pred=2),
+            predicted(first, timestamp=end + 1, bin_pred=3),
+            # It ran with the answer of another version: the earlier one of this version does not count.
+            predicted(second, timestamp=1.0),
+            predicted(second, version="2"),
+            predicted(third, version="2"),
+            predicted(fourth, source="policy", version=None),
+            predicted(fifth, kill_time=None),
+            predicted(sixth, source="cache"),
+            predicted(JOBS.iloc[100]),
+        ).predictions,
+        "3",
+    )
+    assert joined.judged.set_index("ipst")["bin_pred"].to_dict() == {first["ipst"]: 2, sixth["ipst"]: sixth["mem_bin"]}
+    assert joined.others == {"2": 2}
+    assert joined.left_out == 2
+    assert seventh["ipst"] not in set(joined.judged["ipst"])
+
+
+def brute_force(judged: pd.DataFrame) -> dict[str, float]:
+    hits = spent = best = in_time = 0.0
+    for _, job in judged.iterrows():
+        probabilities = [job[f"prob_{rung.name}"] for rung in LADDER]
+        hits += probabilities.index(max(probabilities)) == job["mem_bin"]
+        in_time += job["wallclock"] <= job["kill_time"]
+        prices = [rung.usd_per_hour / rung.jobs_at_once / 3600 for rung in LADDER]
+        chosen, needed = int(job["bin_pred"]), int(job["mem_bin"])
+        rungs = [chosen] if chosen >= needed else range(chosen, needed + 1)
+        spent += sum(prices[rung] for rung in rungs) * job["wallclock"]
+        best += prices[needed] * job["wallclock"]
+    n = len(judged)
+    return {"accuracy": hits / n, "kill_time_coverage": in_time / n, "excess_cost": spent / best - 1}
+
+
+def answered(jobs: pd.DataFrame, seed: int = 0, wrong: float = 0.3) -> pd.DataFrame:
+    """Predictions of which about a share is wrong in each way."""
+    draw = np.random.default_rng(seed)
+    records = [
+        predicted(
+            job,
+            bin_pred=int(draw.integers(4)) if draw.random() < wrong else int(job["mem_bin"]),
+            prob_8g=0.9 if draw.random() < wrong else 0.1,
+            kill_time=int(job["wallclock"] * (0.9 if draw.random() < wrong else 2)) + 1,
+        )
+        for _, job in jobs.iterrows()
+    ]
+    return recorded(*records).predictions
+
+
+def held_out(jobs: pd.DataFrame) -> pd.DataFrame:
+    return jobs[["ipst", "mem_bin", "wallclock"]].assign(bin_pred=jobs["mem_bin"], split="test")
+
+
+def test_realised_figures_are_those_of_brute_force():
+    jobs = JOBS.iloc[:60]
+    judged = join_predictions(jobs, answered(jobs), "3").judged
+    found = realised_scores(judged, held_out(JOBS.iloc[60:200]), {"accuracy": 1.0, "kill_time_coverage": 1.0})
+    assert {one.score: one.found for one in found} == pytest.approx(brute_force(judged))
+    assert {one.score: one.held_out for one in found} == {"accuracy": 1, "kill_time_coverage": 1, "excess_cost": 0}
+    assert all(one.low < one.worse for one in found)
+
+
+def test_the_interval_of_a_difference_is_newcombes():
+    """Newcombe 1998, table II, method 10, example a: 56/70 against 48/80 is 0.2 (0.0524 to 0.3339)."""
+    jobs = JOBS.iloc[:80]
+    judged = join_predictions(jobs, answered(jobs, wrong=0), "3").judged
+    judged["kill_time"] = judged["wallclock"] + np.where(np.arange(80) < 48, 1, -1)
+    (found,) = realised_scores(judged, JOBS.iloc[80:150].drop(columns="mem_bin"), {"kill_time_coverage": 56 / 70})
+    assert found.worse == pytest.approx(0.2)
+    assert found.low == pytest.approx(0.0524, abs=5e-5)
+
+
+def test_the_interval_of_the_excess_cost_holds_what_both_sides_draw():
+    """Against the delta method: the excess is a ratio of sums, whose standard error follows from its residuals."""
+    jobs, others = JOBS.iloc[:1000], JOBS.iloc[1000:2000]
+    judged = join_predictions(jobs, answered(jobs), "3").judged
+    base = held_out(others).assign(bin_pred=answered(others, seed=5)["bin_pred"].to_numpy())
+    found = {one.score: one for one in realised_scores(judged, base, {})}["excess_cost"]
+    variance = 0.0
+    for side in (judged, base):
+        prices = np.array([rung.usd_per_hour / rung.jobs_at_once for rung in LADDER])
+        climb = np.array([[prices[c : max(c, n) + 1].sum() for n in range(4)] for c in range(4)])
+        needed = side["mem_bin"].to_numpy()
+        spent = climb[side["bin_pred"].to_numpy(dtype=int), needed] * side["wallclock"].to_numpy()
+        best = prices[needed] * side["wallclock"].to_numpy()
+        residuals = spent - spent.sum() / best.sum() * best
+        variance += np.sum(residuals**2) / best.sum() ** 2
+    assert found.worse - found.low == pytest.approx(1.96 * math.sqrt(variance), rel=0.25)
