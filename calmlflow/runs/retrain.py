@@ -334,8 +334,9 @@ def judge_jobs(jobs: pd.DataFrame, seen: pd.DataFrame, limits: Limits) -> Change
     shown = moved.head(5) if len(moved) else table.head(3)
     found = "drift of " + ", ".join(f"{name} {index:.3g}" for name, index in shown["psi"].items())
     drift = Criterion("drift", limits.drift, limits.drift > 0 and len(moved) > 0, found)
-    figures |= {f"psi_{name}": float(index) for name, index in table["psi"].items()}
-    return Change((*counts, drift), table.to_dict("index"), figures)
+    by_column = {str(name): {"psi": float(psi), "chance": float(chance)} for name, psi, chance in table.itertuples()}
+    figures |= {f"psi_{name}": index["psi"] for name, index in by_column.items()}
+    return Change((*counts, drift), by_column, figures)
 
 
 def judge_predictions(new: pd.DataFrame, seen: Seen, recorded: Recorded, limits: Limits) -> Change:

@@ -277,7 +277,7 @@ def test_nothing_is_trained_where_nothing_is_new(own_server, champion, capsys):
     before = stages()
     done = retrain(own_server, champion)
     assert done.verdict == "not needed: nothing has changed enough since version 1 was trained"
-    assert "min_new            1000       0 new jobs" in capsys.readouterr().out
+    assert "min_new           1000       0 new jobs" in capsys.readouterr().out
     run = latest_run(own_server)
     assert (run.info.status, run.data.tags["retrain.decision"]) == ("FINISHED", "not needed")
     assert (run.data.metrics["new_jobs"], run.data.metrics["new_share"]) == (0, 0)
