@@ -1,6 +1,7 @@
-"""What holds the project together: pins, the direction of imports, entry points, environment variables."""
+"""The rules of the house: arrows between packages, declared imports, pins, entry points, variables, prose."""
 
 import ast
+import functools
 import graphlib
 import importlib
 import os
@@ -22,31 +23,24 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for folder in ("calmlflow", "entrypoints") for path in (ROOT / folder).rglob("*.py"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-HEAVY = {"tensorflow", "keras", "mlflow", "pandas", "sklearn", "matplotlib"}
+HEAVY = {"tensorflow", "keras", "mlflow", "pandas", "sklearn", "matplotlib", "pyarrow"}
 # Arrows run from a later floor to an earlier one, and never along a floor.
 FLOORS = (
     {"__init__", "errors"},
     {"settings", "hst"},
     {"console"},
     {"storage"},
-    {"jobs", "networks", "results", "predictor"},
+    {"jobs", "networks", "results", "predictor", "server"},
     {"registry"},
     {"runs"},
-    {"server"},
     {"cli"},
+    {"entrypoints", "__main__"},
 )
-STEPS = len(FLOORS)
-
-
-def floor_of(part: str) -> int:
-    return next((number for number, floor in enumerate(FLOORS) if part in floor), STEPS + (part == "entrypoints"))
+FLOOR_OF = {part: number for number, floor in enumerate(FLOORS) for part in floor}
 
 
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
-
-
-each_source = pytest.mark.parametrize("path", SOURCES, ids=name_of)
 
 
 # -- Imports --------------------------------------------------------------------------------------------------------
@@ -65,26 +59,33 @@ def imports_of(source: str, package: str = "") -> Iterator[str]:
             yield from (arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant))
 
 
-def module_imports(path: Path) -> set[str]:
-    return set(imports_of(path.read_text(), ".".join(path.relative_to(ROOT).parent.parts)))
+@functools.cache
+def module_imports(path: Path) -> frozenset[str]:
+    return frozenset(imports_of(path.read_text(), ".".join(path.relative_to(ROOT).parent.parts)))
 
 
-def part_of(dotted: str) -> str | None:
-    """The part of the house that a module belongs to; None outside the project."""
-    first, _, rest = dotted.partition(".")
-    if first == "entrypoints":
-        return first
-    part = rest.partition(".")[0]
-    exists = part and ((ROOT / "calmlflow" / part).is_dir() or (ROOT / "calmlflow" / f"{part}.py").is_file())
-    return part if first == "calmlflow" and exists else None
+def outside_imports(path: Path) -> set[str]:
+    """The libraries that a module imports."""
+    used = {name.partition(".")[0] for name in module_imports(path)}
+    return used - sys.stdlib_module_names - {"calmlflow", "entrypoints"}
 
 
 def dotted_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
-def home_of(path: Path) -> str | None:
-    return part_of(dotted_name(path))
+def part_of(dotted: str) -> str | None:
+    """The part of the house that a module belongs to; None outside the project."""
+    first, _, rest = dotted.partition(".")
+    if first != "calmlflow":
+        return first if first == "entrypoints" else None
+    part = rest.partition(".")[0]
+    return part if part in FLOOR_OF else "__init__"
+
+
+def part_imports(path: Path) -> set[str]:
+    """The other parts of the house that a module imports."""
+    return {part for name in module_imports(path) if (part := part_of(name))} - {part_of(dotted_name(path))}
 
 
 def test_imports_are_found_in_every_form():
@@ -102,26 +103,33 @@ def late():
     }
 
 
-@each_source
-def test_arrows_run_downward(path):
-    part = home_of(path)
-    floor = floor_of(part)
-    used = {part_of(module) for module in module_imports(path)} - {None, part}
-    upward = {other for other in used if floor_of(other) > floor or floor_of(other) == floor}
-    assert not upward, f"{name_of(path)} imports {sorted(upward)}, which stand beside or above it"
+def test_the_root_holds_these_files_and_the_packages_of_the_floors():
+    assert {part_of(dotted_name(path)) for path in SOURCES} == set(FLOOR_OF)
+    files = {path.stem for path in (ROOT / "calmlflow").glob("*.py")}
+    assert files == {"__init__", "__main__", "console", "errors", "settings"}
 
 
-def test_every_part_that_the_floors_name_exists():
-    assert {home_of(path) for path in SOURCES} >= {"entrypoints"}.union(*FLOORS)
+def test_arrows_run_downward():
+    upward = [
+        f"{name_of(path)} imports {part}"
+        for path in SOURCES
+        for part in part_imports(path)
+        if FLOOR_OF[part] >= FLOOR_OF[part_of(dotted_name(path))]
+    ]
+    assert not upward
+
+
+def test_only_the_command_reaches_the_server():
+    reaching = {part_of(dotted_name(path)) for path in SOURCES if "server" in part_imports(path)}
+    assert reaching == {"cli"}
 
 
 def test_no_module_imports_itself_in_a_circle():
     modules = {dotted_name(path).removesuffix(".__init__"): path for path in SOURCES}
-    imports = {name: module_imports(path) for name, path in modules.items()}
     graph = {
         # An imported name is a module, or something in one.
-        name: {module for used in names for module in (used, used.rpartition(".")[0]) if module in modules}
-        for name, names in imports.items()
+        name: {module for used in module_imports(path) for module in (used, used.rpartition(".")[0])} & set(modules)
+        for name, path in modules.items()
     }
     assert sum(map(len, graph.values())) > len(graph)
     graphlib.TopologicalSorter(graph).prepare()
@@ -132,23 +140,24 @@ def test_no_module_imports_itself_in_a_circle():
     [
         ("settings", HEAVY),
         ("console", HEAVY),
+        ("jobs", {"mlflow"}),
         ("networks", {"mlflow"}),
         ("results", {"mlflow", "tensorflow", "keras"}),
+        ("predictor", {"tensorflow", "keras"}),
+        ("storage", {"mlflow"}),
     ],
 )
 def test_what_a_part_never_imports(part, never):
-    paths = [path for path in SOURCES if home_of(path) == part]
+    paths = [path for path in SOURCES if part_of(dotted_name(path)) == part]
     assert paths
-    found = {name_of(path): sorted({name.split(".")[0] for name in module_imports(path)} & never) for path in paths}
+    found = {name_of(path): sorted(outside_imports(path) & never) for path in paths}
     assert not {path: names for path, names in found.items() if names}
 
 
-def test_hst_imports_the_standard_library_numpy_and_itself():
+def test_hst_imports_the_standard_library_numpy_and_errors():
     for path in (ROOT / "calmlflow" / "hst").rglob("*.py"):
-        outside = {
-            name for name in module_imports(path) if name.split(".")[0] not in {*sys.stdlib_module_names, "numpy"}
-        }
-        assert all(name.startswith(("calmlflow.hst.", "calmlflow.errors.")) for name in outside), name_of(path)
+        assert outside_imports(path) <= {"numpy"}, name_of(path)
+        assert part_imports(path) <= {"errors"}, name_of(path)
 
 
 @pytest.mark.parametrize("module", ["calmlflow.predictor", "calmlflow.predictor.aws_lambda", "calmlflow.settings"])
@@ -198,21 +207,21 @@ def test_the_search_for_pickles_finds_them(source):
     assert picklings(source)
 
 
-def test_the_search_for_pickles_lets_the_rest_pass():
+def test_nothing_is_unpickled():
     assert not picklings("import json\nnp.load(path, allow_pickle=False)\nyaml.safe_load(text)\njson.load(file)")
-
-
-@each_source
-def test_nothing_is_unpickled(path):
-    assert not picklings(path.read_text())
+    found = {name_of(path): picklings(path.read_text()) for path in SOURCES}
+    assert not {path: names for path, names in found.items() if names}
 
 
 # -- Files ----------------------------------------------------------------------------------------------------------
 
 
-@each_source
-def test_a_file_holds_one_thing(path):
-    assert len(path.read_text().splitlines()) <= 320, f"{name_of(path)} has outgrown a sitting; it holds two things"
+def test_a_file_holds_one_thing_and_is_named_for_it():
+    files = [*SOURCES, *(ROOT / "benchmarks").rglob("*.py")]
+    long = {name_of(path): lines for path in files if (lines := len(path.read_text().splitlines())) > 600}
+    assert not long
+    vague = re.compile(r"(^|_)(parts|items|helpers|utils|requests|members|misc|common_\w+)$")
+    assert not [name_of(path) for path in files if vague.search(path.stem)]
 
 
 # -- Pins -----------------------------------------------------------------------------------------------------------
@@ -253,16 +262,12 @@ def test_one_version_of_python_everywhere():
 
 # -- MLproject ------------------------------------------------------------------------------------------------------
 
-
-def entry_points() -> dict[str, dict]:
-    return yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
-
-
+MLPROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 SCRIPTS = sorted(path.stem for path in (ROOT / "entrypoints").glob("*.py") if path.stem != "__init__")
 
 
 def script_options(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, typer.core.TyperOption]:
-    """What typer makes of the command that a script runs: option, by the name of the parameter."""
+    """Options of the command that a script runs, by the name of the parameter."""
     monkeypatch.syspath_prepend(ROOT)
     script = importlib.import_module(f"entrypoints.{name}")
     (command,) = (found for found in vars(script).values() if callable(found) and found is not script.script)
@@ -281,33 +286,22 @@ def same_value(one: object, other: object) -> bool:
 
 def test_every_script_is_an_entry_point_and_the_other_way_round():
     assert SCRIPTS
-    assert sorted(entry_points()) == SCRIPTS
-
-
-def test_mlproject_runs_in_the_pinned_environment():
-    assert yaml.safe_load((ROOT / "MLproject").read_text())["conda_env"] == "conda.yaml"
+    assert sorted(MLPROJECT["entry_points"]) == SCRIPTS
+    assert MLPROJECT["conda_env"] == "conda.yaml"
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_command_of_an_entry_point_passes_every_parameter(name, monkeypatch):
-    entry = entry_points()[name]
+def test_an_entry_point_agrees_with_the_command_of_its_script(name, monkeypatch):
+    entry, options = MLPROJECT["entry_points"][name], script_options(name, monkeypatch)
     words = shlex.split(entry["command"])
     assert words[:3] == ["python", "-m", f"entrypoints.{name}"]
-    options = script_options(name, monkeypatch)
     passed = dict(zip(words[3::2], words[4::2], strict=True))
     assert passed == {option.opts[0]: f"{{{parameter}}}" for parameter, option in options.items()}
-    assert set(entry.get("parameters", {})) == set(options)
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_defaults_of_an_entry_point_are_those_of_its_script(name, monkeypatch):
-    parameters = entry_points()[name].get("parameters", {})
-    for parameter, option in script_options(name, monkeypatch).items():
-        # MLproject may give a type alone, which makes a parameter required.
-        declared = parameters[parameter] if isinstance(parameters[parameter], dict) else {}
-        assert ("default" in declared) != option.required, parameter
+    assert set(entry["parameters"]) == set(options)
+    for parameter, option in options.items():
+        assert ("default" in entry["parameters"][parameter]) != option.required, parameter
         if not option.required:
-            assert same_value(declared["default"], option.default), parameter
+            assert same_value(entry["parameters"][parameter]["default"], option.default), parameter
 
 
 # -- Environment variables, make targets ----------------------------------------------------------------------------
