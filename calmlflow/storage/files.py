@@ -46,9 +46,10 @@ def replacing(path: Path, mode: str = "w", private: bool = False) -> Iterator[IO
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
+        os.close(handle)
         temporary = Path(name)
         text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-        with os.fdopen(handle, mode, **text) as file:
+        with temporary.open(mode, **text) as file:
             yield file
         if not private:
             temporary.chmod(_permissions(place))

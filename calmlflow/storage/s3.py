@@ -1,16 +1,19 @@
 """What the project asks of S3, and how S3's refusals are told. boto3 is imported by the first who needs it."""
 
 import functools
+import hashlib
 import ipaddress
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.storage.files import replacing
 
 MAX_KEY_BYTES = 1024
 """S3's own limit."""
@@ -204,3 +207,100 @@ def s3_reason(error: Exception) -> str:
     response = getattr(error, "response", None)
     code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
     return str(code or type(error).__name__)[:60]
+
+
+# -- Files ----------------------------------------------------------------------------------------------------------
+
+
+def upload(path: Path, target: S3Object, client: Any = None, advance: Callable[[int], None] | None = None) -> str:
+    """Upload a file, in parts where it is large, with its SHA-256 as metadata ``sha256``.
+
+    Parameters
+    ----------
+    path : Path
+    target : S3Object
+        It holds the whole file afterwards, or what it held before.
+    client : optional
+        Default: a `new_client`.
+    advance : callable, optional
+        Called with the number of bytes that were sent since the last call; by several threads.
+
+    Returns
+    -------
+    str
+        The SHA-256, in hexadecimal digits.
+
+    Raises
+    ------
+    NoSuchBucketError
+        There is no such bucket.
+    CalmlflowError
+        S3 refused, or the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            with asking(target, "written", "a bucket that is there, and credentials that allow it"):
+                (client or new_client()).upload_fileobj(
+                    file, target.bucket, target.key, {"Metadata": {"sha256": sha256}}, Callback=advance
+                )
+    except OSError as error:
+        raise CalmlflowError(f"file {path} cannot be read ({error.strerror}); expected a file") from error
+    return sha256
+
+
+def download(
+    target: S3Object,
+    path: Path,
+    expected: str,
+    client: Any = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Download an object to a file, which is there when it is whole.
+
+    Parameters
+    ----------
+    target : S3Object
+    path : Path
+        What was there is replaced.
+    expected : str
+        What the object should be, for errors.
+    client : optional
+        Default: a `new_client`.
+    on_progress : callable, optional
+        Called with bytes done and bytes in all.
+
+    Raises
+    ------
+    NoSuchObjectError
+        There is no such bucket or key.
+    CalmlflowError
+        S3 refused, the content does not have the SHA-256 of its metadata, or the file cannot be written.
+    """
+    client = client or new_client()
+    with asking(target, "read", expected):
+        head = client.head_object(Bucket=target.bucket, Key=target.key)
+    done = 0
+    counting = threading.Lock()
+
+    def advance(size: int) -> None:
+        nonlocal done
+        with counting:
+            done += size
+            if on_progress:
+                on_progress(done, head["ContentLength"])
+
+    with replacing(path, "wb") as file:
+        with asking(target, "read", expected):
+            client.download_fileobj(target.bucket, target.key, file, Callback=advance)
+        file.flush()
+        with Path(file.name).open("rb") as written:
+            found = hashlib.file_digest(written, "sha256").hexdigest()
+        if found != (sha256 := _sha256(head, found)):
+            raise CalmlflowError(f"{target} came with SHA-256 {found}; expected {sha256}, as its metadata says")
+
+
+def _sha256(head: dict[str, Any], default: str) -> str:
+    """SHA-256 in the metadata of an object; some stores give the name of a value in capitals."""
+    return {name.lower(): value for name, value in head["Metadata"].items()}.get("sha256", default)
