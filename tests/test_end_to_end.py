@@ -70,8 +70,6 @@ def test_artifacts_are_the_tree(server, trained, tracking, s3, tmp_path):
         "models/tx_data.json",
         *(f"models/{name}/{name}.{kind}" for name in ("mem_clf", "mem_reg", "wall_reg") for kind in ("keras", "onnx")),
         *(f"results/{target}/history.npz" for target in ("mem_bin", "memory", "wallclock")),
-        *(f"plots/{target}/feature_importance.png" for target in ("mem_bin", "memory", "wallclock")),
-        "plots/jobs/memory_by_instrument.png",
         "report.html",
     }
     assert (trained / "report.html").stat().st_size < 6_000_000

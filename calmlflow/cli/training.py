@@ -208,6 +208,6 @@ def predict(
     stage: Annotated[str, typer.Option(help="Stage that answers.")] = "Production",
 ) -> None:
     """Predict many jobs with the version that a stage holds."""
-    from calmlflow.runs.compare import predict_in_run
+    from calmlflow.runs.predict import predict_in_run
 
     print(predict_in_run(data, output, stage))

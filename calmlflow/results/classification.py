@@ -188,6 +188,7 @@ def classification_scores(
     if len(chosen) != len(y_true):
         raise InputError(f"chosen has {len(chosen)} values; expected {len(y_true)}, as many as y_true")
     probabilities = probability_rows(probabilities, len(y_true))
+    n, stated, true = calibration_cells(y_true, probabilities)
     counts = confusion_matrix(y_true, chosen, labels=range(N_BINS))
     hits, needed, picked = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
     present = needed > 0
@@ -197,7 +198,7 @@ def classification_scores(
         "balanced_accuracy": float(recall[present].mean()),
         "f1_macro": float((2 * hits / np.maximum(needed + picked, 1))[present].mean()),
         "log_loss": cross_entropy(y_true, probabilities),
-        "ece": _calibration_error(y_true, probabilities),
+        "ece": float(np.sum(n * np.abs(true - stated)) / len(y_true)),
         "underallocated": float(np.mean(chosen < y_true)),
         "overallocated": float(np.mean(chosen > y_true)),
     }
@@ -260,11 +261,16 @@ def _one_hot(bins: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.eye(N_BINS, dtype=np.int64)[bins]
 
 
-def _calibration_error(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
+def calibration_cells(
+    y_true: NDArray[np.int64], probabilities: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Jobs, mean greatest probability and share of hits in each equally wide cell of that probability that has jobs."""
     confidence = probabilities.max(axis=1)
-    gaps = (probabilities.argmax(axis=1) == y_true) - confidence
-    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
-    return float(np.abs(np.bincount(bins, weights=gaps)).sum() / len(y_true))
+    hit = probabilities.argmax(axis=1) == y_true
+    cell = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    _, cell = np.unique(cell, return_inverse=True)
+    n = np.bincount(cell)
+    return n, np.bincount(cell, confidence) / n, np.bincount(cell, hit) / n
 
 
 def _misclassified(split: pd.Series, chosen: NDArray[np.int64], proba: NDArray[np.float64]) -> Misclassified:

@@ -1,12 +1,12 @@
-"""Permutation feature importance."""
+"""Measure how much the predictions rest on each feature."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from sklearn import inspection
 
-from calmlflow.hst.features import FEATURES
 from calmlflow.results.classification import cross_entropy
 
 REPEATS = 5
@@ -14,54 +14,50 @@ MAX_JOBS = 20_000
 """A larger test split is sampled: the spread over repeats is far below any difference that matters."""
 
 
+@dataclass(frozen=True)
+class _Estimator:
+    """A trained predictor as scikit-learn expects one."""
+
+    predict: Callable[[NDArray[np.float64]], ArrayLike]
+
+    def fit(self, features: ArrayLike, actual: ArrayLike) -> "_Estimator":
+        return self
+
+
 def permutation_importance(
     predict: Callable[[NDArray[np.float64]], ArrayLike], features: ArrayLike, actual: ArrayLike, seed: int = 0
-) -> dict[str, NDArray[np.float64]]:
-    """How much the error rises when one feature is shuffled among jobs.
+) -> NDArray[np.float64]:
+    """Rise of the error when one feature is shuffled among jobs, shape (9 features, 5 shuffles).
+
+    The error is the log loss (nats) of a classifier, or the root mean squared error (unit of the target) of a
+    regressor.
 
     Parameters
     ----------
     predict : callable
-        Raw features, shape (k, 9) -> probabilities (k, 4) of a classifier, or values (k,) of a regressor. Called with
-        distinct rows only.
+        Raw features, shape (k, 9) -> probabilities (k, 4) of a classifier, or values (k,) of a regressor.
     features : array_like, shape (n, 9)
         Raw, in the order of `FEATURES`. Of more than 20,000 jobs, as many are drawn.
     actual : array_like, shape (n,)
         Bins 0..3, GB or seconds.
     seed : int, default 0
 
-    Returns
-    -------
-    dict of str to ndarray, shape (5,)
-        Feature -> rise in each of five shuffles: of the log loss (nats) of a classifier, of the root mean squared
-        error (unit of the target) of a regressor.
-
     References
     ----------
     Fisher, Rudin and Dominici, All models are wrong, but many are useful, JMLR 20 (2019).
     """
-    generator = np.random.default_rng(seed)
     features, actual = np.asarray(features, dtype=float), np.asarray(actual)
     if len(features) > MAX_JOBS:
-        drawn = generator.choice(len(features), MAX_JOBS, replace=False)
+        drawn = np.random.default_rng(seed).choice(len(features), MAX_JOBS, replace=False)
         features, actual = features[drawn], actual[drawn]
 
-    def error(rows: NDArray[np.float64]) -> float:
-        # Many jobs share their features: what they have in common is predicted once.
-        table = pd.DataFrame(rows)
-        group = table.groupby(list(table.columns), sort=False).ngroup().to_numpy()
-        _, first = np.unique(group, return_index=True)
-        predicted = np.asarray(predict(rows[first]), dtype=float)[group]
+    def score(estimator: _Estimator, features: NDArray[np.float64], actual: NDArray) -> float:
+        predicted = np.asarray(estimator.predict(features), dtype=float)
         if predicted.ndim == 2:
-            return cross_entropy(actual.astype(np.int64), predicted)
-        return float(np.sqrt(np.mean((predicted - actual) ** 2)))
+            return -cross_entropy(actual.astype(np.int64), predicted)
+        return -float(np.sqrt(np.mean((predicted - actual) ** 2)))
 
-    before = error(features)
-    rises = {}
-    for column, name in enumerate(FEATURES):
-        shuffled = features.copy()
-        rises[name] = np.empty(REPEATS)
-        for repeat in range(REPEATS):
-            shuffled[:, column] = generator.permutation(features[:, column])
-            rises[name][repeat] = error(shuffled) - before
-    return rises
+    found = inspection.permutation_importance(
+        _Estimator(predict), features, actual, scoring=score, n_repeats=REPEATS, random_state=seed
+    )
+    return np.asarray(found.importances)

@@ -59,8 +59,8 @@ class LoadedClassification(ClassificationResults):
         return decision_scores(*self.answers)
 
     def plots(self) -> dict[str, Any]:
-        """Plotly figures by name, as told by `classification_charts`."""
-        from calmlflow.results.plots.png import classification_plots
+        """Plotly figures by name, see `classification_plots`."""
+        from calmlflow.results.plots.classification import classification_plots
 
         return classification_plots(self, self.jobs)
 
@@ -116,8 +116,8 @@ class LoadedRegression(RegressionResults):
         return regression_scores(self.predictions[:, 1], self.predictions[:, 0])
 
     def plots(self) -> dict[str, Any]:
-        """Plotly figures by name, as told by `regression_charts`."""
-        from calmlflow.results.plots.png import regression_plots
+        """Plotly figures by name, see `regression_plots`."""
+        from calmlflow.results.plots.regression import regression_plots
 
         return regression_plots(self, self.jobs)
 
@@ -167,7 +167,7 @@ class TrainingResults:
 
     def plots(self) -> dict[str, dict[str, Any]]:
         """Target -> plotly figures by name; and those of the jobs themselves under ``data``, where there are jobs."""
-        from calmlflow.results.plots.png import data_plots
+        from calmlflow.results.plots.data import data_plots
 
         figures = {target: results.plots() for target, results in self.by_target().items()}
         return figures if self.jobs is None else {**figures, "data": data_plots(self.jobs)}

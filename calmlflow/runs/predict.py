@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import mlflow
 import pyarrow as pa
 
 from calmlflow.console import row_progress
@@ -18,10 +19,21 @@ from calmlflow.jobs.stores.open import is_database, open_store
 from calmlflow.predictor.batch import BatchOutcome
 from calmlflow.predictor.batch.sources import parquet_files
 from calmlflow.predictor.predictor import Predictor
+from calmlflow.registry.tracking import log_new_params, tracked_run
 from calmlflow.settings import hide_password
 
 ERRORS = Path("out/predictions.errors.csv")
 """Rows without an answer, where the answers go into a database."""
+
+
+def predict_in_run(data: str, output: str, stage: str) -> str:
+    """Predict a table as an MLflow run, which records the version that answered; see `predict_table`."""
+    with tracked_run("predict"):
+        log_new_params({"data": data, "output": output, "stage": stage})
+        outcome = predict_table(data, output, stage)
+        mlflow.set_tag("predicted_by_version", outcome.version)
+        mlflow.log_metrics({"jobs_answered": outcome.answered, "jobs_failed": outcome.failed})
+        return str(outcome)
 
 
 def predict_table(data: str, output: str | Path, stage: str) -> BatchOutcome:

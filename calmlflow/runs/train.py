@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mlflow
 import pandas as pd
+import plotly.graph_objects as go
 from mlflow.data.pandas_dataset import PandasDataset
 
 from calmlflow import settings
@@ -25,15 +26,14 @@ from calmlflow.registry.assemble import assemble, runs_of_version
 from calmlflow.registry.lineage import Lineage
 from calmlflow.registry.package import LoggedModel, log_model, register
 from calmlflow.registry.tracking import environment_params, lineage, log_history, log_new_params, tracked_run
-from calmlflow.results.plots.charts import Chart
-from calmlflow.results.plots.data import data_charts
-from calmlflow.results.plots.png import write_pngs
-from calmlflow.results.report.training import ReportContent, write_report
+from calmlflow.results.plots.common import headline_figures
+from calmlflow.results.plots.data import data_plots
+from calmlflow.results.report.training import ReportContent, report_html
 from calmlflow.results.table import PREDICTIONS, training_table
 from calmlflow.runs.baselines import champion, random_forest
 from calmlflow.runs.data import TrainingData, load_training_data
 from calmlflow.runs.fit import FittedNetwork, fit_network
-from calmlflow.runs.presentation import network_charts
+from calmlflow.runs.presentation import network_plots
 from calmlflow.runs.promote import PromotionRequest, promote_in_run
 from calmlflow.runs.ship import send_training
 from calmlflow.runs.writeback import check_writable, write_predictions
@@ -74,7 +74,7 @@ class Outcome:
     champion: str = ""
     taken_over: tuple[str, ...] = ()
     runs: dict[str, str] = field(default_factory=dict)
-    charts: dict[str, dict[str, Chart]] = field(default_factory=dict)
+    figures: dict[str, dict[str, go.Figure]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     written: str = ""
@@ -175,9 +175,9 @@ def train(
             )
             with outcome.timed("log"):
                 table = _write_tables(data, predictions, tree.partial)
-                outcome.charts["jobs"] = data_charts(data.jobs)
-                write_pngs(outcome.charts["jobs"], tree.partial / "plots" / "jobs")
-                write_report(tree.partial / "report.html", _report(name, request, outcome, data, table))
+                outcome.figures["jobs"] = data_plots(data.jobs)
+                page = report_html(_report(name, request, outcome, data, table))
+                (tree.partial / "report.html").write_text(page, encoding="utf-8", errors="replace")
                 mlflow.log_artifacts(str(tree.partial))
                 if bundle:
                     mlflow.set_tags(origin.origins(NETWORKS))
@@ -234,10 +234,10 @@ def _train_one(
         log_history(found.trained.history)
         mlflow.log_metrics({"fit_seconds": found.trained.fit_seconds, "best_epoch": found.trained.best_epoch})
         _log_scores(target, outcome)
-        outcome.charts[target] = network_charts(network, found, data)
-        write_pngs(outcome.charts[target], tree / "plots" / target)
-        for part in ("results", "plots"):
-            mlflow.log_artifacts(str(tree / part / target), f"{part}/{target}")
+        outcome.figures[target] = network_plots(network, found, data)
+        for name, picture in headline_figures(found.results).items():
+            mlflow.log_figure(picture, f"plots/{target}/{name}.png")
+        mlflow.log_artifacts(str(tree / "results" / target), f"results/{target}")
         logged = log_model(
             tree / "models",
             [network],
@@ -271,7 +271,7 @@ def _report(
         source=request.data,
         scores={target: scores for target, scores in outcome.scores.items() if "test" in scores},
         champion_name=f"version {outcome.champion}" if outcome.champion else "champion",
-        charts=outcome.charts,
+        figures=outcome.figures,
         jobs=table,
         quarantine=Checked(data.jobs, data.quarantine).reasons(),
         sizes=data.sizes(),

@@ -8,9 +8,9 @@ from calmlflow.hst.features import FEATURES
 from calmlflow.jobs.stores.open import read_jobs
 from calmlflow.results.classification import classification_results, classification_scores
 from calmlflow.results.floors import classification_floor, regression_floor
-from calmlflow.results.plots.classification import classification_charts
-from calmlflow.results.plots.data import data_charts
-from calmlflow.results.plots.regression import regression_charts
+from calmlflow.results.plots.classification import classification_plots
+from calmlflow.results.plots.data import data_plots
+from calmlflow.results.plots.regression import regression_plots
 from calmlflow.results.regression import regression_results, regression_scores
 from calmlflow.results.report.training import ReportContent
 from calmlflow.results.table import training_table
@@ -39,7 +39,7 @@ def sampled_content(n=1500):
     answers = probabilities(features[test])
     split = pd.Series(held["mem_bin"].to_numpy(), index=names, name="mem_bin")
     results = classification_results(split, answers, history("accuracy"), (0.97, 0.1))
-    charts = {"mem_bin": classification_charts(results, jobs, probabilities)}
+    figures = {"mem_bin": classification_plots(results, jobs, probabilities)}
     scores = {
         "mem_bin": {
             "test": classification_scores(split, answers, answers.argmax(axis=1), held["wallclock"]),
@@ -51,19 +51,19 @@ def sampled_content(n=1500):
         predictions[column] = trees.predict(features)
         split = pd.Series(held[target].to_numpy(), index=names, name=target)
         results = regression_results(split, predictions[column][test], history("rmse"), 1.0)
-        charts[target] = regression_charts(results, jobs, trees.predict)
+        figures[target] = regression_plots(results, jobs, trees.predict)
         scores[target] = {
             "test": regression_scores(split, predictions[column][test]),
             "floor": regression_floor(features[test], split),
         }
-    charts["jobs"] = data_charts(jobs)
+    figures["jobs"] = data_plots(jobs)
     return ReportContent(
         title=f"Training on {len(jobs):,} jobs",
         run_id="0" * 32,
         created="2026-01-02 03:04:05 UTC",
         source=f"sample:{n}",
         scores=scores,
-        charts=charts,
+        figures=figures,
         jobs=training_table(jobs, predictions, np.where(test, "test", "train")),
         quarantine=checked.reasons(),
         sizes={"n_jobs": len(jobs), "n_test": int(test.sum())},

@@ -1,43 +1,35 @@
-"""Charts of the memory-bin classifier on its test split."""
+"""Plots of the memory-bin classifier on its test split."""
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+from scipy.stats import binomtest
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
 from calmlflow.hst.ladder import BIN_NAMES
-from calmlflow.results.checks import N_BINS
-from calmlflow.results.classification import CALIBRATION_BINS, ClassificationResults
-from calmlflow.results.plots.charts import (
+from calmlflow.results.classification import ClassificationResults, calibration_cells, roc_auc_by_bin
+from calmlflow.results.plots.common import Predict, counted, epoch_plots, importance_plot, instruments, n_jobs, thinned
+from calmlflow.results.plots.theme import (
     BLUE,
     FOUR,
     GREY,
     ORANGE,
+    SHADES,
     VERMILION,
-    Axis,
-    Bars,
-    Chart,
-    Line,
-    Matrix,
-    Points,
-    single,
-)
-from calmlflow.results.plots.common import (
-    Predict,
-    counted,
-    epoch_charts,
-    importance_chart,
-    instruments,
-    joined_jobs,
-    n_jobs,
-    thinned,
+    category_axis,
+    figure,
+    line,
+    plain,
+    share_axis,
+    small,
 )
 
 
-def classification_charts(
+def classification_plots(
     results: ClassificationResults, jobs: pd.DataFrame | None = None, predict: Predict | None = None
-) -> dict[str, Chart]:
-    """Describe every chart of the classifier that its results allow.
+) -> dict[str, go.Figure]:
+    """Draw every plot of the classifier that its results allow.
 
     Parameters
     ----------
@@ -49,141 +41,140 @@ def classification_charts(
 
     Returns
     -------
-    dict of str to Chart
+    dict of str to plotly.graph_objects.Figure
         loss_per_epoch, accuracy_per_epoch, confusion_counts, confusion_shares, roc, precision_recall, calibration,
-        errors_by_instrument, feature_importance. A chart that would be empty (no history; a split of one bin has no
+        errors_by_instrument, feature_importance. A plot that would be empty (no history; a split of one bin has no
         roc and no precision_recall) is left out.
     """
     y_true, chosen = results.test_idx.to_numpy(), results.y_pred.argmax(axis=1)
-    charts = epoch_charts(results.history, {"loss": "nats", "accuracy": ""})
-    charts |= _confusion(results.cmx)
-    charts |= _curves(y_true, results.y_scores)
-    charts["calibration"] = _calibration(y_true == results.y_scores.argmax(axis=1), results.y_scores.max(axis=1))
-    charts["errors_by_instrument"] = _errors_by_instrument(instruments(results.test_idx.index), chosen - y_true)
-    table = joined_jobs(jobs, results.test_idx)
-    if predict and table is not None:
-        charts["feature_importance"] = importance_chart(predict, table, "mem_bin")
-    return charts
+    return {
+        **epoch_plots(results.history, {"loss": "nats", "accuracy": ""}),
+        **_confusion(results.cmx),
+        **_curves(y_true, results.y_scores),
+        "calibration": _calibration(y_true, results.y_scores),
+        "errors_by_instrument": _errors_by_instrument(instruments(results.test_idx.index), chosen - y_true),
+        **importance_plot(predict, jobs, results.test_idx),
+    }
 
 
-def _confusion(counts: NDArray[np.int64]) -> dict[str, Chart]:
+def _confusion(counts: NDArray[np.int64]) -> dict[str, go.Figure]:
     totals = counts.sum(axis=1)
     shares = counts / np.maximum(totals, 1)[:, None]
-    needed = Axis("bin needed", labels=tuple(f"{b}\n{n_jobs(n)}" for b, n in zip(BIN_NAMES, totals, strict=True)))
-    predicted = Axis("most probable bin", labels=BIN_NAMES)
-    share_texts = [
-        [f"{share:.1%}" if total else "no job" for share in row] for row, total in zip(shares, totals, strict=True)
-    ]
+    share_texts = [[f"{share:.1%}" if n else "no job" for share in row] for row, n in zip(shares, totals, strict=True)]
+    recalls = ", ".join(f"{BIN_NAMES[label]} {shares[label, label]:.0%}" for label in np.flatnonzero(totals))
     reading = (
         "Rows are the bins needed, columns the most probable ones; below the diagonal a job is killed and run again one"
         " bin up, above it memory is paid for and unused."
     )
+    needed = category_axis(
+        [f"{name}\n{n_jobs(n)}" for name, n in zip(BIN_NAMES, totals, strict=True)], "bin needed"
+    ) | {"range": None, "autorange": "reversed"}  # fmt: skip
+
+    def matrix(title: str, reading: str, shades: NDArray[np.float64], texts: list[list[str]]) -> go.Figure:
+        cells = go.Heatmap(
+            z=shades, zmin=0, zmax=1, colorscale=list(SHADES), showscale=False, xgap=2, ygap=2, text=texts,
+            texttemplate="%{text}", textfont={"size": 16}, hoverinfo="skip",
+        )  # fmt: skip
+        predicted = category_axis(BIN_NAMES, "most probable bin") | {"range": (-0.5, len(BIN_NAMES) - 0.5)}
+        return figure(title, reading, [cells], xaxis=predicted, yaxis=needed)
+
     return {
-        "confusion_counts": single(
+        "confusion_counts": matrix(
             f"Confusion matrix: {counts.trace():,} of {n_jobs(counts.sum())} get the bin they need",
             reading,
-            predicted,
-            needed,
-            Matrix(np.log1p(counts) / np.log1p(max(counts.max(), 1)), [[f"{n:,}" for n in row] for row in counts]),
+            np.log1p(counts) / np.log1p(max(counts.max(), 1)),
+            [[f"{n:,}" for n in row] for row in counts],
         ),
-        "confusion_shares": single(
-            f"Confusion matrix, rows add up to 100%: recall {_recalls(shares, totals)}",
+        "confusion_shares": matrix(
+            f"Confusion matrix, rows add up to 100%: recall {recalls}",
             f"{reading} The diagonal is the recall of each bin.",
-            predicted,
-            needed,
-            Matrix(shares, share_texts),
+            shares,
+            share_texts,
         ),
     }
 
 
-def _recalls(shares: NDArray[np.float64], totals: NDArray[np.int64]) -> str:
-    return ", ".join(f"{BIN_NAMES[b]} {shares[b, b]:.0%}" for b in np.flatnonzero(totals))
-
-
-def _curves(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> dict[str, Chart]:
+def _curves(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> dict[str, go.Figure]:
     """ROC and precision-recall of each bin that some jobs need and some do not; empty where there is no such bin."""
-    roc, precision_recall, areas = [], [], {}
-    for label in range(N_BINS):
+    areas = roc_auc_by_bin(y_true, probabilities)
+    bins = np.flatnonzero(np.isfinite(areas))
+    if not len(bins):
+        return {}
+    roc, precision_recall = [line([0, 1], [0, 1], GREY, dashed=True)], []
+    for label in bins:
         is_bin, score = y_true == label, probabilities[:, label]
-        if not is_bin.any() or is_bin.all():
-            continue
         name = f"{BIN_NAMES[label]} ({n_jobs(is_bin.sum())})"
         false, true, _ = roc_curve(is_bin, score)
         at = thinned(len(false))
-        areas[BIN_NAMES[label]] = roc_auc_score(is_bin, score)
-        roc.append(Line(false[at], true[at], f"{name}: area {areas[BIN_NAMES[label]]:.3f}", FOUR[label]))
+        roc.append(line(false[at], true[at], FOUR[label], f"{name}: area {areas[label]:.3f}"))
         precision, recall, _ = precision_recall_curve(is_bin, score, drop_intermediate=True)
         at = thinned(len(recall))
         average = f"{name}: average precision {average_precision_score(is_bin, score):.3f}"
-        precision_recall.append(Line(recall[at], precision[at], average, FOUR[label]))
-    if not roc:
-        return {}
-    share = (-0.02, 1.03)
-    lowest = min(areas, key=lambda name: areas[name])
+        precision_recall.append(line(recall[at], precision[at], FOUR[label], average))
+    span = (-0.02, 1.03)
+    lowest = int(np.nanargmin(areas))
     return {
-        "roc": single(
-            f"ROC of each bin against the rest: area at least {areas[lowest]:.3f} ({lowest})",
+        "roc": figure(
+            f"ROC of each bin against the rest: area at least {areas[lowest]:.3f} ({BIN_NAMES[lowest]})",
             "The closer to the upper left corner the better; on the dashed diagonal the probability says nothing.",
-            Axis("false positive rate", percent=True, span=share),
-            Axis("true positive rate", percent=True, span=share),
-            Line([0, 1], [0, 1], color=GREY, dashed=True),
-            *roc,
+            roc,
+            xaxis=share_axis("false positive rate", span),
+            yaxis=share_axis("true positive rate", span),
         ),
-        "precision_recall": single(
+        "precision_recall": figure(
             "Precision and recall of each bin, over all thresholds of its probability",
             "The closer to the upper right corner the better; for a rare bin this tells more than the ROC curve.",
-            Axis("recall: share of the jobs that need the bin", percent=True, span=share),
-            Axis("precision: share of the jobs put there", percent=True, span=share),
-            *precision_recall,
+            precision_recall,
+            xaxis=share_axis("recall: share of the jobs that need the bin", span),
+            yaxis=share_axis("precision: share of the jobs put there", span),
         ),
     }
 
 
-def _calibration(hit: NDArray[np.bool_], confidence: NDArray[np.float64]) -> Chart:
-    """Share of hits over the greatest probability, in the same bins as the expected calibration error."""
-    cell = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
-    n = np.bincount(cell, minlength=CALIBRATION_BINS)
-    used = n > 0
-    stated = np.bincount(cell, confidence, CALIBRATION_BINS)[used] / n[used]
-    true = np.bincount(cell, hit, CALIBRATION_BINS)[used] / n[used]
-    n = n[used]
+def _calibration(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> go.Figure:
+    """Share of hits over the greatest probability, in the same cells as the expected calibration error."""
+    n, stated, true = calibration_cells(y_true, probabilities)
     gap = np.sum(n * np.abs(true - stated)) / n.sum()
-    # Wilson's interval holds for few jobs, and for shares near 0 and 1.
-    z = 1.96
-    middle = (true + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(true * (1 - true) / n + z**2 / (4 * n**2))
-    texts = [f"probability {s:.1%}, right {t:.1%} of {n_jobs(k)}" for s, t, k in zip(stated, true, n, strict=True)]
-    return single(
+    counts = zip(np.rint(true * n).astype(int), n, strict=True)
+    low, high = np.transpose([binomtest(k, m).proportion_ci(method="wilson") for k, m in counts])
+    points = go.Scatter(
+        x=small(stated), y=small(true), mode="markers",
+        marker={"color": BLUE, "opacity": 1, "size": 7 + 3 * np.log10(n), "line": {"width": 0}},
+        error_y={"array": np.maximum(high - true, 0), "arrayminus": np.maximum(true - low, 0), "color": BLUE,
+                 "width": 3},
+        text=[f"probability {s:.1%}, right {t:.1%} of {n_jobs(k)}" for s, t, k in zip(stated, true, n, strict=True)],
+        hoverinfo="text",
+    )  # fmt: skip
+    return figure(
         f"Calibration: stated probability and true share differ by {gap:.1%} on average",
         "On the dashed line a probability can be taken at its word; below it the network is too sure of itself."
         " Bars are 95% intervals, larger circles hold more jobs.",
-        Axis("probability of the predicted bin", percent=True, span=(0.22, 1.03)),
-        Axis("share of jobs that needed it", percent=True, span=(-0.02, 1.03)),
-        Line([0, 1], [0, 1], color=GREY, dashed=True),
-        Points(
-            stated, true, color=BLUE, size=7 + 3 * np.log10(n), texts=texts,
-            error=np.maximum([true - (middle - half), middle + half - true], 0),
-        ),
-    )  # fmt: skip
+        [line([0, 1], [0, 1], GREY, dashed=True), points],
+        xaxis=share_axis("probability of the predicted bin", (0.22, 1.03)),
+        yaxis=share_axis("share of jobs that needed it", (-0.02, 1.03)),
+    )
 
 
-def _errors_by_instrument(instrument: NDArray[np.str_], off: NDArray[np.int64]) -> Chart:
+def _errors_by_instrument(instrument: NDArray[np.str_], off: NDArray[np.int64]) -> go.Figure:
     errors = pd.DataFrame({"low": off < 0, "high": off > 0}).groupby(instrument)
     shares, counts = errors.mean(), errors.sum()
-    at = np.arange(len(shares), dtype=np.float64)
-    highest = max(float(shares.to_numpy().max()) * 1.15, 0.01)
-    low, high = (int(counts[side].sum()) for side in ("low", "high"))
 
-    def bars(side: str, name: str, color: str, shift: float) -> Bars:
+    def bars(side: str, name: str, color: str, shift: float) -> go.Bar:
         texts = [f"{share:.1%} ({count:,})" for share, count in zip(shares[side], counts[side], strict=True)]
-        return Bars(at + shift, shares[side].to_numpy(), texts, name, color, width=0.38)
+        return go.Bar(
+            x=np.arange(len(shares)) + shift, y=shares[side], width=0.38, name=plain(name), marker_color=color,
+            text=texts, textposition="outside", hoverinfo="text", cliponaxis=False,
+        )  # fmt: skip
 
-    return single(
+    low, high = (int(counts[side].sum()) for side in ("low", "high"))
+    return figure(
         f"Wrong bins by instrument: {low:,} too low, {high:,} too high, of {n_jobs(len(off))}",
         "Of the most probable bins: a job put too low is killed and run again one bin up, one put too high pays for"
         " memory it leaves unused.",
-        Axis("", labels=counted(shares.index, instrument), span=(-0.6, len(at) - 0.4)),
-        Axis("share of the instrument's jobs", percent=True, span=(0, highest)),
-        bars("low", "false negatives: predicted too low", VERMILION, -0.2),
-        bars("high", "false positives: predicted too high", ORANGE, 0.2),
+        [
+            bars("low", "false negatives: predicted too low", VERMILION, -0.2),
+            bars("high", "false positives: predicted too high", ORANGE, 0.2),
+        ],
+        xaxis=category_axis(counted(shares.index, instrument)),
+        yaxis=share_axis("share of the instrument's jobs", (0, max(float(shares.to_numpy().max()) * 1.15, 0.01))),
     )

@@ -1,21 +1,40 @@
-"""What charts of several kinds share: instruments, epochs, quantiles, permutation importance."""
+"""Parts that several plots share: instruments, epochs, importance of features, and the headline pictures."""
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+import plotly.graph_objects as go
+from numpy.typing import NDArray
 
 from calmlflow.hst.dataset import INSTRUMENTS
 from calmlflow.hst.features import FEATURES
-from calmlflow.hst.ladder import LADDER
+from calmlflow.hst.ladder import BIN_NAMES, LADDER
+from calmlflow.results.classification import CALIBRATION_BINS, ClassificationResults
 from calmlflow.results.importance import permutation_importance
-from calmlflow.results.plots.charts import BLUE, ORANGE, Axis, Bars, Chart, Guide, Line, log_span, single
+from calmlflow.results.plots.theme import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    category_axis,
+    figure,
+    line,
+    log_axis,
+    log_span,
+    plain,
+    share_axis,
+)
+from calmlflow.results.regression import SMALLEST_PREDICTION, RegressionResults
+from calmlflow.results.scores import UNITS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Picture
 
 Predict = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""Raw features, shape (n, 9) -> what a network says: probabilities (n, 4), GB (n,) or seconds (n,)."""
+"""Raw features, shape (n, 9) -> answers of a network: probabilities (n, 4), GB (n,) or seconds (n,)."""
 
-UNITS = {"memory": "GB", "wallclock": "s"}
 MAX_POINTS = 500
 """Points of a curve: more would cost space in the report and show nothing more."""
 
@@ -25,49 +44,15 @@ def instruments(names: pd.Index) -> NDArray[np.str_]:
     return names.str[:1].str.lower().map(INSTRUMENTS).fillna("other").to_numpy(dtype=str)
 
 
-def thinned(n: int) -> NDArray[np.int64]:
-    """At most `MAX_POINTS` of n positions, evenly spread, the first and the last among them."""
-    return np.unique(np.linspace(0, n - 1, min(n, MAX_POINTS)).round().astype(np.int64))
+def n_jobs(count: int) -> str:
+    """``1 job``, ``1,234 jobs``."""
+    return f"{count:,} job" if count == 1 else f"{count:,} jobs"
 
 
-def epoch_charts(history: Mapping[str, NDArray[np.float64]] | None, units: Mapping[str, str]) -> dict[str, Chart]:
-    """``{key}_per_epoch`` for each key of ``units``, with the validation values beside; empty without a history."""
-    charts = {}
-    for key, unit in units.items():
-        values = [history[name] for name in (key, f"val_{key}")] if history else []
-        if not values or not any(np.isfinite(part).any() for part in values):
-            continue
-        train, validation = values
-        at = thinned(len(train))
-        shown = "RMSE" if key == "rmse" else key
-        epochs = f"{len(train):,} epoch{'' if len(train) == 1 else 's'}"
-        charts[f"{key}_per_epoch"] = single(
-            f"{shown[0].upper()}{shown[1:]} over {epochs}{_at_best(key, unit, validation)}",
-            "Both curves should level out; a validation curve that turns back while training goes on is overfitting.",
-            Axis("epoch"),
-            _metric_axis(shown, unit, train, validation),
-            Line(at, train[at], "training jobs", BLUE, markers=len(at) == 1),
-            Line(at, validation[at], "validation jobs", ORANGE, markers=len(at) == 1),
-        )
-    return charts
-
-
-def _at_best(key: str, unit: str, values: NDArray[np.float64]) -> str:
-    """``: 95.5% on the validation jobs at best``; nothing without a finite value."""
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return ""
-    best = f"{finite.max():.1%}" if key == "accuracy" else f"{rounded(finite.min())} {unit}"
-    return f": {best} on the validation jobs at best"
-
-
-def _metric_axis(shown: str, unit: str, *values: NDArray[np.float64]) -> Axis:
-    """Errors fall over decades; a share, or an error that reaches 0, stands on a plain axis."""
-    if shown == "accuracy":
-        return Axis(shown, percent=True)
-    joined = np.concatenate(values)
-    log = bool((joined[np.isfinite(joined)] > 0).all())
-    return Axis(f"{shown}, {unit}", log=log, span=log_span(joined) if log else None)
+def counted(labels: pd.Index, groups: NDArray[np.str_]) -> list[str]:
+    """Labels of groups with the number of their jobs on a second line."""
+    counts = pd.Series(groups).value_counts()
+    return [f"{label}\n{n_jobs(counts[label])}" for label in labels]
 
 
 def rounded(value: float, sign: str = "") -> str:
@@ -75,55 +60,155 @@ def rounded(value: float, sign: str = "") -> str:
     return f"{value:{sign},.4g}" if abs(value) < 1000 else f"{value:{sign},.0f}"
 
 
-def quantiles(values: NDArray[np.float64], groups: NDArray[np.str_], shares: ArrayLike) -> pd.DataFrame:
-    """Quantiles of each group, one row per group in the order of the alphabet; groups without a job are no rows."""
-    grouped = pd.Series(values).groupby(groups, sort=True)
-    return grouped.quantile(np.asarray(shares)).unstack()
+def quantiles(values: NDArray[np.float64], groups: NDArray[np.str_], shares: list[float]) -> pd.DataFrame:
+    """Quantiles of each group, one row per group in alphabetical order."""
+    return pd.Series(values).groupby(groups, sort=True).quantile(np.array(shares)).unstack()
 
 
-def counted(labels: pd.Index, groups: NDArray[np.str_]) -> tuple[str, ...]:
-    """Labels of groups with the number of their jobs on a second line."""
-    counts = pd.Series(groups).value_counts()
-    return tuple(f"{label}\n{n_jobs(counts[label])}" for label in labels)
+def thinned(n: int) -> NDArray[np.int64]:
+    """At most `MAX_POINTS` of n positions, evenly spread, the first and the last among them."""
+    return np.unique(np.linspace(0, n - 1, min(n, MAX_POINTS)).round().astype(np.int64))
 
 
-def n_jobs(count: int) -> str:
-    """``1 job``, ``1,234 jobs``."""
-    return f"{count:,} job" if count == 1 else f"{count:,} jobs"
+def ladder_guides(span: tuple[float, float], across: tuple[float, float], vertical: bool = False) -> list[go.Scatter]:
+    """Dotted lines at the limits of the memory bins within the span of one axis, as long as that of the other."""
+    ends = across[::-1] if vertical else across
+    guides = []
+    for rung in LADDER:
+        if span[0] < rung.limit_gb < span[1]:
+            flat = [rung.limit_gb, rung.limit_gb]
+            x, y = (flat, ends) if vertical else (ends, flat)
+            guides.append(
+                go.Scatter(
+                    x=x, y=y, mode="lines+text", line={"color": GREY, "width": 1, "dash": "dot"},
+                    text=["", f"{plain(rung.name)} limit"], textposition="top left", hoverinfo="skip",
+                    textfont={"color": GREY, "size": 12}, cliponaxis=False,
+                )
+            )  # fmt: skip
+    return guides
 
 
-def ladder_guides(span: tuple[float, float], vertical: bool = False) -> tuple[Guide, ...]:
-    """The limits of the memory bins that lie within the range of an axis."""
-    return tuple(
-        Guide(rung.limit_gb, f"{rung.name} limit", vertical) for rung in LADDER if span[0] < rung.limit_gb < span[1]
-    )
+def epoch_plots(history: Mapping[str, NDArray[np.float64]] | None, units: Mapping[str, str]) -> dict[str, go.Figure]:
+    """``{key}_per_epoch`` for each key of ``units``, with the validation values beside; empty without a history."""
+    plots = {}
+    for key, unit in units.items():
+        train, validation = (history[name] for name in (key, f"val_{key}")) if history else (np.empty(0), np.empty(0))
+        finite = np.concatenate([train, validation])
+        finite = finite[np.isfinite(finite)]
+        if not len(finite):
+            continue
+        title = "RMSE" if key == "rmse" else key.capitalize()
+        best = validation[np.isfinite(validation)]
+        found = ""
+        if len(best):
+            value = f"{best.max():.1%}" if key == "accuracy" else f"{rounded(best.min())} {unit}"
+            found = f": {value} on the validation jobs at best"
+        # Errors fall over decades; a share, or an error that reaches 0, stands on a linear axis.
+        y: dict[str, Any] = {"title": {"text": f"{title}, {unit}"}}
+        if key == "accuracy":
+            y = share_axis(title)
+        elif finite.min() > 0:
+            y = log_axis(f"{title}, {unit}", log_span(finite))
+        at = thinned(len(train))
+        curves = [line(at, train[at], BLUE, "training jobs"), line(at, validation[at], ORANGE, "validation jobs")]
+        if len(at) == 1:
+            for curve in curves:
+                curve.mode = "lines+markers"
+        plots[f"{key}_per_epoch"] = figure(
+            f"{title} over {len(train):,} epoch{'' if len(train) == 1 else 's'}{found}",
+            "Both curves should level out; a validation curve that turns back while training goes on is overfitting.",
+            curves,
+            xaxis={"title": {"text": "epoch"}},
+            yaxis=y,
+        )
+    return plots
 
 
-def importance_chart(predict: Predict, table: pd.DataFrame, target: str) -> Chart:
-    """How much worse the predictions of ``target`` get when one feature is shuffled among the jobs of ``table``."""
+def importance_plot(
+    predict: Predict | None, jobs: pd.DataFrame | None, test_idx: pd.Series | None
+) -> dict[str, go.Figure]:
+    """``feature_importance``: by how much the error rises when one feature is shuffled among the test jobs.
+
+    Empty without ``predict``, or where none of the test jobs is in the table of jobs.
+    """
+    if predict is None or jobs is None or test_idx is None:
+        return {}
+    target = str(test_idx.name)
+    table = jobs[jobs["ipst"].isin(test_idx.index)].drop_duplicates("ipst")
+    if table.empty:
+        return {}
     rises = permutation_importance(predict, table[list(FEATURES)].to_numpy(dtype=float), table[target].to_numpy())
-    means = np.array([rises[name].mean() for name in FEATURES])
-    order = np.argsort(means, kind="stable")
-    names = [FEATURES[index] for index in order]
-    error = "log loss, nats" if target == "mem_bin" else f"RMSE, {UNITS[target]}"
+    order = np.argsort(rises.mean(axis=1), kind="stable")
+    means, names = rises.mean(axis=1)[order], [FEATURES[index] for index in order]
     title = f"What the predictions of {target} rest on: {names[-1]} first, then {names[-2]}"
-    return single(
-        title if means.max() > 0 else f"No single feature matters to the predictions of {target}",
+    bars = go.Bar(
+        x=means, y=np.arange(len(names)), orientation="h", width=0.8, marker_color=BLUE, hoverinfo="text",
+        text=[f"{name}: {mean:.4g}" for name, mean in zip(names, means, strict=True)], textposition="none",
+        error_x={"array": rises.std(axis=1)[order], "color": INK, "width": 3},
+    )  # fmt: skip
+    plot = figure(
+        title if means[-1] > 0 else f"No single feature matters to the predictions of {target}",
         "Each bar is the rise of the error when this feature alone is shuffled among the test jobs, with the spread"
         " over repeats; near zero a feature is unused, or told by another.",
-        Axis(f"rise of the {error}"),
-        Axis("", labels=tuple(names), span=(-0.6, len(names) - 0.4)),
-        Bars(
-            np.arange(len(names)), means[order], [f"{name}: {rises[name].mean():.4g}" for name in names],
-            horizontal=True, error=[rises[name].std() for name in names],
-        ),
+        [bars],
+        xaxis={"title": {"text": f"rise of the {f'RMSE, {UNITS[target]}' if target in UNITS else 'log loss, nats'}"}},
+        yaxis=category_axis(names),
+    )
+    return {"feature_importance": plot}
+
+
+def headline_figures(results: ClassificationResults | RegressionResults) -> dict[str, "Picture"]:
+    """The plots that a run shows as pictures, drawn by scikit-learn; needs no browser and no display.
+
+    Parameters
+    ----------
+    results : ClassificationResults or RegressionResults
+
+    Returns
+    -------
+    dict of str to matplotlib.figure.Figure
+        confusion, roc, precision_recall and calibration of the classifier (roc and precision_recall only where some
+        jobs need a bin and some do not); predicted_against_actual of a regressor.
+    """
+    from matplotlib.figure import Figure
+    from sklearn import metrics
+    from sklearn.calibration import CalibrationDisplay
+
+    pictures: dict[str, Figure] = {}
+
+    def axes(name: str, title: str) -> Any:
+        pictures[name] = Figure(figsize=(8, 6), dpi=120, layout="constrained")
+        drawn = pictures[name].subplots()
+        drawn.set_title(title)
+        return drawn
+
+    if isinstance(results, RegressionResults):
+        predicted, actual = np.maximum(results.predictions, SMALLEST_PREDICTION).T
+        target = "target" if results.test_idx is None else str(results.test_idx.name)
+        drawn = axes("predicted_against_actual", f"Predicted against actual {target} of {n_jobs(len(actual))}")
+        metrics.PredictionErrorDisplay.from_predictions(
+            actual, predicted, kind="actual_vs_predicted", subsample=None, ax=drawn,
+            scatter_kwargs={"s": 6, "alpha": 0.3, "color": BLUE},
+        )  # fmt: skip
+        labels = {axis: f"{axis} {target}, {UNITS.get(target, 'its unit')}" for axis in ("predicted", "actual")}
+        drawn.set(xscale="log", yscale="log", xlabel=labels["predicted"], ylabel=labels["actual"])
+        return pictures
+    y_true, scores = results.test_idx.to_numpy(), results.y_scores
+    metrics.ConfusionMatrixDisplay(results.cmx, display_labels=BIN_NAMES).plot(
+        cmap="Blues", values_format=",d", ax=axes("confusion", "Memory bins: needed and most probable")
+    )
+    hit, confidence = y_true == scores.argmax(axis=1), scores.max(axis=1)
+    CalibrationDisplay.from_predictions(
+        hit, confidence, pos_label=True, n_bins=CALIBRATION_BINS, name="most probable bin",
+        ax=axes("calibration", "Calibration: stated probability and share of jobs that needed the bin"),
     )  # fmt: skip
-
-
-def joined_jobs(jobs_table: pd.DataFrame | None, test_idx: pd.Series | None) -> pd.DataFrame | None:
-    """The rows of a table of jobs that are in the test split, in its order; None without both or without a match."""
-    if jobs_table is None or test_idx is None:
-        return None
-    known = jobs_table.drop_duplicates("ipst").set_index("ipst")
-    found = known.reindex(test_idx.index[test_idx.index.isin(known.index)])
-    return found if len(found) else None
+    curves = {
+        "roc": (metrics.RocCurveDisplay, "ROC of each memory bin against the rest"),
+        "precision_recall": (metrics.PrecisionRecallDisplay, "Precision and recall of each memory bin"),
+    }
+    bins = [label for label in range(len(BIN_NAMES)) if 0 < np.count_nonzero(y_true == label) < len(y_true)]
+    for name, (display, title) in curves.items():
+        drawn = axes(name, title) if bins else None
+        for label in bins:
+            display.from_predictions(y_true == label, scores[:, label], name=BIN_NAMES[label], ax=drawn)
+    return pictures

@@ -1,28 +1,33 @@
-"""Charts of the jobs themselves: what the networks learn from."""
+"""Plots of the jobs that the networks learn from."""
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+import plotly.graph_objects as go
 
 from calmlflow.hst.dataset import INSTRUMENTS
 from calmlflow.hst.features import FEATURES
-from calmlflow.results.plots.charts import (
-    BLUE,
+from calmlflow.results.plots.common import counted, instruments, ladder_guides, n_jobs, quantiles, rounded
+from calmlflow.results.plots.theme import (
     FOUR,
     GREY,
     VERMILION,
-    Axis,
-    Boxes,
-    Chart,
-    Panel,
-    Points,
+    boxes,
+    category_axis,
+    figure,
+    log_axis,
     log_span,
-    single,
+    plain,
+    small,
 )
-from calmlflow.results.plots.common import UNITS, counted, instruments, ladder_guides, n_jobs, quantiles, rounded
+from calmlflow.results.scores import UNITS
 
 PER_BIN = 400
 """Jobs of each memory bin in a scatter plot: enough to see a shape, and the rare bins whole."""
+
+SYMBOLS = ("circle", "square", "diamond", "triangle-up")
+"""For the four instruments."""
 
 _SWITCH = ("omit", "perform")
 CATEGORIES = {
@@ -34,11 +39,11 @@ CATEGORIES = {
     "dtype": ("single", "association"),
     "instr": tuple(INSTRUMENTS.values()),
 }
-"""Feature -> what its values 0, 1, 2 and 3 mean."""
+"""Feature -> meaning of its values 0, 1, 2 and 3."""
 
 
-def data_charts(jobs: pd.DataFrame) -> dict[str, Chart]:
-    """Describe the charts of a table of jobs.
+def data_plots(jobs: pd.DataFrame) -> dict[str, go.Figure]:
+    """Draw the plots of a table of jobs.
 
     Parameters
     ----------
@@ -47,73 +52,89 @@ def data_charts(jobs: pd.DataFrame) -> dict[str, Chart]:
 
     Returns
     -------
-    dict of str to Chart
+    dict of str to plotly.graph_objects.Figure
         memory_by_instrument, wallclock_by_instrument, features_against_memory, features_against_wallclock.
     """
-    charts = {f"{target}_by_instrument": _by_instrument(jobs, target) for target in UNITS}
     sample = jobs.sample(frac=1, random_state=0).groupby("mem_bin").head(PER_BIN)
-    return charts | {f"features_against_{target}": _features_against(sample, target, len(jobs)) for target in UNITS}
+    return {
+        **{f"{target}_by_instrument": _by_instrument(jobs, target) for target in UNITS},
+        **{f"features_against_{target}": _features_against(sample, target, len(jobs)) for target in UNITS},
+    }
 
 
-def _by_instrument(jobs: pd.DataFrame, target: str) -> Chart:
+def _by_instrument(jobs: pd.DataFrame, target: str) -> go.Figure:
     values, groups = jobs[target].to_numpy(dtype=float), instruments(pd.Index(jobs["ipst"]))
     table = quantiles(values, groups, [0.01, 0.25, 0.5, 0.75, 0.99])
-    greatest = pd.Series(values).groupby(groups).idxmax()
-    rows = jobs.iloc[greatest.to_numpy()]
+    rows = jobs.iloc[pd.Series(values).groupby(groups).idxmax().to_numpy()]
     unit = UNITS[target]
-    texts = [f"{name}: {rounded(value)} {unit}" for name, value in zip(rows["ipst"], rows[target], strict=True)]
-    span = log_span(table.to_numpy(), rows[target].to_numpy(dtype=float))
     medians = table[0.5]
     ends = (f"{rounded(medians[label])} {unit} ({label})" for label in map(str, (medians.idxmin(), medians.idxmax())))
     said = ", median " + " to ".join(ends) if len(table) > 1 else ""
-    return single(
+    span, width = log_span(table.to_numpy(), rows[target]), (-0.6, len(table) - 0.4)
+    greatest = go.Scatter(
+        x=np.arange(len(table)), y=small(rows[target]), name="greatest job", mode="markers", hoverinfo="text",
+        marker={"color": VERMILION, "opacity": 1, "symbol": "x-thin", "size": 11,
+                "line": {"width": 1.5, "color": VERMILION}},
+        text=[plain(f"{name}: {rounded(value)} {unit}") for name, value in rows[["ipst", target]].to_numpy()],
+    )  # fmt: skip
+    return figure(
         f"{target.capitalize()} of {n_jobs(len(jobs))} by instrument{said}",
         "Boxes hold half of the jobs, whiskers 98%, the cross is the greatest: rare jobs far above the whisker are the"
         " ones that cost.",
-        Axis("", labels=counted(table.index, groups), span=(-0.6, len(table) - 0.4)),
-        Axis(f"{target}, {unit}", log=True, span=span),
-        *(ladder_guides(span) if target == "memory" else ()),
-        Boxes(table.to_numpy(), BLUE),
-        Points(np.arange(len(table)), rows[target].to_numpy(), "greatest job", VERMILION, "x", 11, texts),
+        [*(ladder_guides(span, width) if target == "memory" else []), boxes(table.to_numpy()), greatest],
+        xaxis=category_axis(counted(table.index, groups)),
+        yaxis=log_axis(f"{target}, {unit}", span),
     )
 
 
-def _features_against(sample: pd.DataFrame, target: str, total: int) -> Chart:
-    unit = UNITS[target]
-    y = Axis(f"{target}, {unit}", log=True, span=log_span(sample[target].to_numpy()))
-    groups = instruments(pd.Index(sample["ipst"]))
-    generator = np.random.default_rng(0)
-    jitter = generator.uniform(-0.3, 0.3, len(sample))
+def _features_against(sample: pd.DataFrame, target: str, total: int) -> go.Figure:
+    """Nine panels, three in a row, that share their y axis; the first one gives the legend."""
+    groups, y = instruments(pd.Index(sample["ipst"])), sample[target].to_numpy(dtype=float)
+    jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(sample))
+    looks = dict(
+        zip(INSTRUMENTS.values(), zip(FOUR, ("circle", "square", "diamond", "triangle-up"), strict=True), strict=True)
+    )
+    traces: list[go.Scatter] = []
+    axes: dict[str, Any] = {}
+    for number, name in enumerate(FEATURES):
+        (row, column), suffix = divmod(number, 3), str(number + 1) if number else ""
+        axes[f"xaxis{suffix}"] = _feature_axis(name, sample) | {"anchor": f"y{suffix}", "domain": _third(column, 0.025)}
+        axes[f"yaxis{suffix}"] = log_axis(f"{target}, {UNITS[target]}" if column == 0 else "", log_span(y)) | {
+            "anchor": f"x{suffix}", "domain": _third(2 - row, 0.12), "showticklabels": column == 0,
+            "matches": "y" if number else None,
+        }  # fmt: skip
+        values = sample[name].to_numpy(dtype=float)
+        x = values + jitter if name in CATEGORIES else np.maximum(values, 1)
+        # The most frequent instrument lowest, so that it does not hide the others.
+        for group in pd.Series(groups).value_counts().index:
+            color, symbol = looks.get(group, (GREY, "x"))
+            traces.append(
+                go.Scatter(
+                    x=small(x[groups == group]), y=small(y[groups == group]), name=group, mode="markers",
+                    marker={"color": color, "opacity": 1, "symbol": symbol, "size": 4}, hoverinfo="x+y+name",
+                    xaxis=f"x{suffix}", yaxis=f"y{suffix}", showlegend=number == 0,
+                )
+            )  # fmt: skip
     some = f"{len(sample):,} of {n_jobs(total)}, {PER_BIN} of a memory bin at most"
-    shown = n_jobs(total) if len(sample) == total else some
-    panels = tuple(
-        Panel(_feature_axis(name, sample), y, _clouds(name, sample, target, groups, jitter)) for name in FEATURES
-    )
-    return Chart(
-        f"The nine features against {target}: {shown}",
+    return figure(
+        f"The nine features against {target}: {n_jobs(total) if len(sample) == total else some}",
         "A feature is worth having where its columns or slopes differ; where colours overlap, only other features can"
         " tell the jobs apart.",
-        panels,
-        columns=3,
+        traces,
+        height=3 * 290,
+        **axes,
     )
 
 
-def _feature_axis(name: str, sample: pd.DataFrame) -> Axis:
+def _feature_axis(name: str, sample: pd.DataFrame) -> dict[str, Any]:
     if name in CATEGORIES:
-        return Axis(name, labels=CATEGORIES[name], span=(-0.5, len(CATEGORIES[name]) - 0.5))
+        return category_axis(CATEGORIES[name], name) | {"range": (-0.5, len(CATEGORIES[name]) - 0.5)}
     title = "total_mb, MB (0 drawn as 1)" if name == "total_mb" else name
-    return Axis(title, log=True, span=log_span(np.maximum(sample[name].to_numpy(dtype=float), 1)))
+    return log_axis(title, log_span(np.maximum(sample[name].to_numpy(dtype=float), 1)))
 
 
-def _clouds(
-    name: str, sample: pd.DataFrame, target: str, groups: NDArray[np.str_], jitter: NDArray[np.float64]
-) -> tuple[Points, ...]:
-    values = sample[name].to_numpy(dtype=float)
-    x = values + jitter if name in CATEGORIES else np.maximum(values, 1)
-    y = sample[target].to_numpy(dtype=float)
-    looks = dict(zip(INSTRUMENTS.values(), zip(FOUR, "osD^", strict=True), strict=True))
-    # The most frequent instrument lowest, so that it does not hide the others.
-    return tuple(
-        Points(x[groups == group], y[groups == group], group, *looks.get(group, (GREY, "x")), size=4)
-        for group in pd.Series(groups).value_counts().index
-    )
+def _third(number: int, gap: float) -> tuple[float, float]:
+    """The part of the figure that one of three panels takes, with gaps between them."""
+    size = (1 - 2 * gap) / 3
+    start = number * (size + gap)
+    return start, min(start + size, 1)

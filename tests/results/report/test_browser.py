@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.samples.results_samples import small
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = """
     --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
@@ -61,7 +63,7 @@ def plots_drawn(frame) -> dict[str, int]:
 
 
 def names_of(content) -> set[str]:
-    return {f"{section}-{name}" for section, charts in content.charts.items() for name in charts}
+    return {f"{section}-{name}" for section, plots in content.figures.items() for name in plots}
 
 
 def source_of(said) -> str:
@@ -69,17 +71,16 @@ def source_of(said) -> str:
     return said.location.get("url", "") if hasattr(said, "location") else str(said)
 
 
-def test_the_report_opens_in_the_artifact_view(tracking, page, content, tmp_path):
+def test_the_report_opens_in_the_artifact_view(tracking, page, content):
     import mlflow
 
-    from calmlflow.results.plots.png import write_pngs
-    from calmlflow.results.report.training import write_report
+    from calmlflow.results.plots.common import headline_figures
+    from calmlflow.results.report.training import report_html
 
     mlflow.set_experiment("browser")
     with mlflow.start_run(run_name="main") as run:
-        write_report(tmp_path / "report.html", content)
-        write_pngs({"confusion_counts": content.charts["mem_bin"]["confusion_counts"]}, tmp_path / "plots")
-        mlflow.log_artifacts(str(tmp_path))
+        mlflow.log_text(report_html(content), "report.html")
+        mlflow.log_figure(headline_figures(small("mem_bin"))["confusion"], "plots/mem_bin/confusion.png")
 
     page.goto(f"{tracking.tracking_uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}")
     page.get_by_role("tab", name="Artifacts").click()
@@ -103,7 +104,8 @@ def test_the_report_opens_in_the_artifact_view(tracking, page, content, tmp_path
     page.screenshot(path=SCREENSHOTS / "report-plot-in-mlflow.png")
 
     page.get_by_text("plots", exact=True).first.click()
-    page.get_by_text("confusion_counts.png").first.click()
+    page.get_by_text("mem_bin", exact=True).first.click()
+    page.get_by_text("confusion.png").first.click()
     page.wait_for_function(
         """() => [...document.querySelectorAll("img, image")].some(image => {
             const address = image.src || image.href?.baseVal || "";
@@ -114,9 +116,9 @@ def test_the_report_opens_in_the_artifact_view(tracking, page, content, tmp_path
 
 
 def test_the_report_opens_from_disk_without_a_network(browser, page, content, tmp_path):
-    from calmlflow.results.report.training import write_report
+    from calmlflow.results.report.training import report_html
 
-    write_report(tmp_path / "report.html", content)
+    (tmp_path / "report.html").write_text(report_html(content), encoding="utf-8")
     page.context.set_offline(True)
     page.goto((tmp_path / "report.html").as_uri())
     drawn = plots_drawn(page)

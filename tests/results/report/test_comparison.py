@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 
 from calmlflow.results.comparison import Comparison
 from calmlflow.results.files import write_results
-from calmlflow.results.plots.charts import Line, Points
-from calmlflow.results.plots.draw_png import png
 from calmlflow.results.report.comparison import (
     ComparisonContent,
-    comparison_charts,
+    comparison_figure,
     comparison_html,
     counted_verdict,
     paired_rows,
@@ -38,7 +36,7 @@ def content_of(*comparisons, **fields):
 
 
 def words(found):
-    return {row.score.name: row.verdict for row in paired_rows(found)}
+    return {row.score.title: row.verdict for row in paired_rows(found)}
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +74,12 @@ def test_differences_are_written_with_sign_and_unit():
         log_loss=(0.1, 0.25, -0.2, -0.1, 9),
     )
     rows = paired_rows(found)
-    assert [cell.text for cell in rows[0].score.cells] == ["95.00%", "93.75%"]
+    assert (rows[0].this, rows[0].other) == ("95.00%", "93.75%")
     # A difference of two shares is no share of anything.
     assert [(row.jobs, row.difference, row.interval) for row in rows] == [
-        ("1,234", "+1.25 pp", "-0.50 to +3.05 pp"),
-        ("3", "0.00 pp", "0.00 to 0.00 pp"),
-        ("9", "-0.1500 nats", "-0.2000 to -0.1000 nats"),
+        (1234, "+1.25 pp", "-0.50 to +3.05 pp"),
+        (3, "0.00 pp", "0.00 to 0.00 pp"),
+        (9, "-0.1500 nats", "-0.2000 to -0.1000 nats"),
     ]
     (seconds,) = paired_rows(comparison("wallclock", rmse=(700, 2000, -1500, 12.5, 50)))
     assert (seconds.difference, seconds.interval) == ("-1,300 s", "-1,500 to +12.5 s")
@@ -94,45 +92,36 @@ def test_dots_and_whiskers_are_shares_of_the_others_score():
     found = comparison(
         accuracy=(0.9, 0.6, 0.15, 0.45, 50), recall_2g=(0.5, 0, 0.5, 0.5, 50), log_loss=(0.5, 0.4, -0.1, 0.3, 50)
     )
-    chart = comparison_charts({"mem_bin": found})["mem_bin"]
-    (panel,) = chart.panels
+    plot = comparison_figure(found)
     # The first score stands on top; what is a share of 0 cannot be drawn, and is said.
-    assert panel.y.labels == ("log loss", "accuracy")
-    assert "the other's is 0: recall 2g." in chart.reading
-    dots = {mark.name: mark for mark in panel.marks if isinstance(mark, Points)}
-    assert {name: (list(mark.x), list(mark.y)) for name, mark in dots.items()} == {
+    assert list(plot.layout.yaxis.ticktext) == ["log loss", "accuracy"]
+    assert "the other's is 0: recall 2g." in plot.layout.meta["reading"]
+    dots = {trace.name: trace for trace in plot.data if trace.name}
+    assert {name: (list(dot.x), list(dot.y)) for name, dot in dots.items()} == {
         "better": ([pytest.approx(0.5)], [1]),
         "no difference": ([pytest.approx(0.25)], [0]),
     }
-    assert dots["better"].texts == ["accuracy: 90.00% against 60.00%\ndifference +30.00 pp (+15.00 to +45.00 pp)"]
-    whiskers = {mark.color: mark for mark in panel.marks if isinstance(mark, Line) and not mark.dashed}
-    better = whiskers[dots["better"].color]
-    np.testing.assert_allclose(better.x, [0.25, 0.75, np.nan])
-    assert set(better.y) == {1}
-    same = whiskers[dots["no difference"].color]
-    np.testing.assert_allclose(same.x, [-0.25, 0.75, np.nan])
-    assert panel.x.span[0] < -0.25
-    assert panel.x.span[1] > 0.75
+    assert dots["better"].text == ("accuracy: 90.00% against 60.00%<br>difference +30.00 pp (+15.00 to +45.00 pp)",)
+    for word, low, high in (("better", 0.25, 0.75), ("no difference", -0.25, 0.75)):
+        bars = dots[word].error_x
+        np.testing.assert_allclose(dots[word].x - bars.arrayminus, low, rtol=1e-6)
+        np.testing.assert_allclose(dots[word].x + bars.array, high, rtol=1e-6)
+    left, right = plot.layout.xaxis.range
+    assert left < -0.25
+    assert right > 0.75
 
 
 def test_a_comparison_that_found_nothing_is_drawn_around_nothing():
-    chart = comparison_charts({"memory": comparison("memory", rmse=(2, 2, 0, 0, 50))})["memory"]
-    assert chart.panels[0].x.span == (-0.01, 0.01)
-    assert png(chart).startswith(b"\x89PNG")
+    plot = comparison_figure(comparison("memory", rmse=(2, 2, 0, 0, 50)))
+    assert plot.layout.xaxis.range == (-0.01, 0.01)
 
 
 def test_nothing_is_drawn_where_all_is_a_share_of_nothing():
     found = comparison(recall_64g=(0.5, 0, 0, 1, 50))
-    assert comparison_charts({"mem_bin": found}) == {}
+    assert comparison_figure(found) is None
     page = Page(comparison_html(content_of(found)))
     assert "recall 64g" in page.texts
     assert not page.plots()
-
-
-def test_a_chart_is_a_picture_too(content):
-    charts = comparison_charts(content.comparisons)
-    assert set(charts) == {"mem_bin", "memory"}
-    assert all(png(chart).startswith(b"\x89PNG") for chart in charts.values())
 
 
 # -- The whole page -------------------------------------------------------------------------------------------------
@@ -173,11 +162,12 @@ def test_every_score_of_both_is_in_a_table_and_in_a_plot(content, page):
         assert len(rows) == len(found.scores)
         drawn = page.plots()[f"differences-{target}"]["layout"]["yaxis"]["ticktext"]
         for row in rows:
-            told = [row.score.name, row.score.better, row.jobs, *(cell.text for cell in row.score.cells),
-                    row.difference, row.interval, row.verdict]  # fmt: skip
-            start = page.texts.index(row.score.name)
+            better = "higher" if row.score.higher_is_better else "lower"
+            told = [row.score.title, better, f"{row.jobs:,}", row.this, row.other, row.difference, row.interval,
+                    row.verdict]  # fmt: skip
+            start = page.texts.index(row.score.title)
             assert page.texts[start : start + len(told)] == told
-            assert row.score.name in drawn
+            assert row.score.title in drawn
 
 
 @given(
@@ -205,7 +195,7 @@ def test_hostile_names_stay_text_beside_plots(content, page, text):
 # -- The run --------------------------------------------------------------------------------------------------------
 
 
-def test_the_run_keeps_page_pictures_tables_and_text(tracking, tmp_path):
+def test_the_run_keeps_page_tables_and_text(tracking, tmp_path):
     import mlflow
 
     from calmlflow.runs.compare import compare_in_run
@@ -220,7 +210,7 @@ def test_the_run_keeps_page_pictures_tables_and_text(tracking, tmp_path):
     client = mlflow.MlflowClient()
     run_id = mlflow.last_active_run().info.run_id
     assert {artifact.path for artifact in client.list_artifacts(run_id)} == {
-        "comparison.html", "comparison.txt", "comparison_memory.csv", "differences_memory.png",
+        "comparison.html", "comparison.txt", "comparison_memory.csv",
     }  # fmt: skip
     assert mlflow.artifacts.load_text(f"runs:/{run_id}/comparison.txt") == text
     page = Page(mlflow.artifacts.load_text(f"runs:/{run_id}/comparison.html"))
