@@ -1,16 +1,14 @@
 """The main job through the real server: train, log to S3, register, promote by stage, predict by stage, serve."""
 
 import json
-import os
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 
-from tests.samples.commands import FAST, ROOT, client, environment, mlflow_run, run, runs_named
+from tests.samples.commands import FAST, client, mlflow_run, run, runs_named
+from tests.samples.console_command import entry_here, run_here
 
 MODELS = ("calcloud-mem-bin", "calcloud-memory", "calcloud-wallclock", "calcloud-predictor")
 # Control files of every shape that the instruments give; the last ones have keys left out.
@@ -77,18 +75,15 @@ def test_artifacts_are_the_tree(server, trained, tracking, s3, tmp_path):
     assert any(key.endswith(f"{parent.info.run_id}/artifacts/data/latest.csv") for key in keys)
 
 
-def test_results_read_back_without_tensorflow(trained):
-    code = f"""
-import sys
-from calmlflow.results.files import read_results
-folder = {str(trained / "results")!r}
-results = [read_results(folder + "/" + target, target) for target in ("mem_bin", "memory", "wallclock")]
-print(len(results[0].y_scores), *(len(found.predictions) for found in results[1:]), "tensorflow" in sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    first, *others, heavy = done.stdout.split()
-    assert int(first) > 350
-    assert (others, heavy) == ([first, first], "False"), done.stderr
+def test_results_read_back(trained):
+    from calmlflow.results.files import read_results
+
+    found = {
+        target: read_results(trained / "results" / target, target) for target in ("mem_bin", "memory", "wallclock")
+    }
+    n = len(found["mem_bin"].y_scores)
+    assert n > 350
+    assert len(found["memory"].predictions) == len(found["wallclock"].predictions) == n
 
 
 def test_latest_csv_holds_every_job(trained):
@@ -122,17 +117,16 @@ def predict(server, tmp_path: Path, dataset: str, text: str, **more: str) -> sub
 
 
 def test_the_command_prints_one_line_of_json(server, trained, tmp_path):
-    for dataset, text in list(CONTROLS.items())[:2]:
-        done = predict(server, tmp_path, dataset, text)
-        assert done.returncode == 0, done.stderr
-        (line,) = done.stdout.splitlines()
-        answer = json.loads(line)
-        assert list(answer) == ANSWER_KEYS
-        assert (answer["version"], answer["source"]) == ("1", "registry")
-        assert answer["memBin"] in range(4)
-        assert isinstance(answer["clockTime"], int)
-        assert 60 <= answer["killTime"] <= 172_800
-        assert round(answer["memVal"], 2) == answer["memVal"]
+    done = predict(server, tmp_path, "iabc01xyq", CONTROLS["iabc01xyq"])
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    answer = json.loads(line)
+    assert list(answer) == ANSWER_KEYS
+    assert (answer["version"], answer["source"]) == ("1", "registry")
+    assert answer["memBin"] in range(4)
+    assert isinstance(answer["clockTime"], int)
+    assert 60 <= answer["killTime"] <= 172_800
+    assert round(answer["memVal"], 2) == answer["memVal"]
 
 
 def test_a_warm_answer_loads_no_heavy_library(server, trained, tmp_path):
@@ -140,7 +134,7 @@ def test_a_warm_answer_loads_no_heavy_library(server, trained, tmp_path):
 import sys
 from calmlflow.predictor import Predictor
 print(Predictor().predict("jabc03020", {"n_files": "17", "total_mb": "9.6"})["source"])
-print(*{"tensorflow", "keras", "mlflow", "pandas", "sklearn", "matplotlib"} & set(sys.modules))
+print(*{"tensorflow", "keras", "mlflow", "pandas", "sklearn", "matplotlib", "pyarrow"} & set(sys.modules))
 """
     predict(server, tmp_path, *next(iter(CONTROLS.items())))
     done = run(server, sys.executable, "-c", code)
@@ -164,75 +158,22 @@ def test_the_last_bundle_answers_when_the_registry_does_not(server, trained, tmp
     assert "no MLflow server answers" in done.stderr
 
 
-@pytest.fixture(scope="module")
-def endpoint(server, trained) -> str:
-    """`mlflow models serve` of the version in Production."""
-    from tests.conftest import free_ports
+def test_the_registered_model_answers_as_the_predictor_does(server, trained, tracking, monkeypatch, tmp_path):
+    import mlflow
+    import pandas as pd
 
-    (port,) = free_ports(1)
-    command = ["mlflow", "models", "serve", "-m", "models:/calcloud-predictor/Production", "--env-manager", "local"]
-    with (server.home.parent / "serve.log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--port", str(port)], cwd=server.home.parent, env=environment(server), stdout=log, stderr=log,
-            start_new_session=True,
-        )  # fmt: skip
-    try:
-        from calmlflow.server.processes import wait_until
-
-        def answers() -> bool:
-            try:
-                return urllib.request.urlopen(f"http://127.0.0.1:{port}/ping").status == 200
-            except OSError:
-                return process.poll() is not None
-
-        assert wait_until(answers, 90)
-        assert process.poll() is None, Path(log.name).read_text()[-2000:]
-        yield f"http://127.0.0.1:{port}/invocations"
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
-
-
-def ask(endpoint: str, payload: dict) -> tuple[int, dict]:
-    request = urllib.request.Request(endpoint, json.dumps(payload).encode(), {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-
-
-def test_the_served_model_answers_as_the_predictor_does(server, trained, endpoint, tracking, monkeypatch, tmp_path):
     from calmlflow.hst.features import parse_control
     from calmlflow.predictor import Predictor
 
     monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path))
-    predictor = Predictor()
-    rows = []
+    predictor, model = Predictor(), mlflow.pyfunc.load_model("models:/calcloud-predictor/Production")
     for dataset, text in CONTROLS.items():
         keys = parse_control(text)
-        row = {"ipppssoot": dataset, **keys, "n_files": int(keys["n_files"]), "total_mb": float(keys["total_mb"])}
-        rows.append(row)
         # One row alone, so that absent keys are absent columns.
-        status, answer = ask(endpoint, {"dataframe_records": [row]})
-        assert status == 200, answer
+        row = {"ipppssoot": dataset, **keys, "n_files": int(keys["n_files"]), "total_mb": float(keys["total_mb"])}
+        (answer,) = model.predict(pd.DataFrame([row])).to_dict("records")
         expected = predictor.predict(dataset, keys)
-        assert answer["predictions"] == [{key: expected[key] for key in ANSWER_KEYS[:-2]}]
-    status, together = ask(endpoint, {"dataframe_records": [{key: row.get(key) for key in rows[0]} for row in rows]})
-    assert status == 200
-    assert len(together["predictions"]) == len(rows)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [({"ipppssoot": "xabc01xyq"}, "'x'"), ({"n_files": 0}, "n_files"), ({"total_mb": -1.0}, "total_mb")],
-)
-def test_a_bad_row_is_refused_with_the_reason(endpoint, change, words):
-    status, answer = ask(
-        endpoint, {"dataframe_records": [{"ipppssoot": "iabc01xyq", "n_files": 2, "total_mb": 4.1, **change}]}
-    )
-    assert status == 400
-    assert words in answer["message"]
+        assert answer == {key: expected[key] for key in ANSWER_KEYS[:-2]}
 
 
 def test_lambda_reads_the_control_file_from_s3(server, trained, tracking, s3, monkeypatch, tmp_path):
@@ -253,24 +194,31 @@ def test_lambda_reads_the_control_file_from_s3(server, trained, tracking, s3, mo
     aws_lambda._kept_predictor.cache_clear()
 
 
-def test_one_network_alone(server, trained, tmp_path):
-    done = mlflow_run(server, "wallclock", data="sample:400", output=tmp_path, config=FAST, register="false")
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_one_network_alone(server, trained, tracking, tmp_path, capsys):
+    from calmlflow.cli.training import wallclock
+
+    options = {"data": "sample:400", "output": tmp_path, "config": FAST, "register": "false"}
+    status, out, err = entry_here(capsys, wallclock, **options)
+    assert status == 0, err
+    assert "kill_time_coverage" in out
     (tree,) = tmp_path.iterdir()
     assert sorted(path.name for path in (tree / "results").iterdir()) == ["wallclock"]
     assert (tree / "models" / "wall_reg" / "wall_reg.onnx").is_file()
     assert len(client(server).search_model_versions("name = 'calcloud-wallclock'")) == 1
 
 
-def test_batch_prediction_keeps_order_and_names_bad_rows(server, trained, tmp_path):
+def test_batch_prediction_keeps_order_and_names_bad_rows(server, trained, tracking, tmp_path, capsys):
     import pandas as pd
+
+    from calmlflow.cli.training import predict as predict_jobs
 
     rows = pd.DataFrame(
         {"ipppssoot": ["iabc01xyq", "zabc01xyq", "oabc06090"], "n_files": [2, 2, 7], "total_mb": [4.1, 4.1, 11.1]}
     )
     rows.to_csv(tmp_path / "in.csv", index=False)
-    done = mlflow_run(server, "predict", data=tmp_path / "in.csv", output=tmp_path / "out.csv")
-    assert done.returncode == 0, done.stderr[-2000:]
+    status, _, err = entry_here(capsys, predict_jobs, data=tmp_path / "in.csv", output=tmp_path / "out.csv")
+    assert status == 0, err
+    assert runs_named(server, "predict")[0].data.tags["predicted_by_version"] == "1"
     found = pd.read_csv(tmp_path / "out.csv")
     assert found["ipst"].tolist() == ["iabc01xyq", "oabc06090"]
     assert list(found) == [
@@ -281,9 +229,11 @@ def test_batch_prediction_keeps_order_and_names_bad_rows(server, trained, tmp_pa
     assert "'z'" in errors["reason"][0]
 
 
-def test_a_training_is_compared_with_the_version_in_production(server, trained):
-    done = run(server, "python", "-m", "entrypoints.compare", "--this", str(trained))
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_a_training_is_compared_with_the_version_in_production(server, trained, tracking, capsys):
+    from calmlflow.cli.training import compare
+
+    status, _, err = entry_here(capsys, compare, this=trained)
+    assert status == 0, err
     # Production holds this very training, so every paired difference is nothing.
     newest = runs_named(server, "compare")[0]
     differences = {name: value for name, value in newest.data.metrics.items() if name.startswith("difference_")}
@@ -292,55 +242,88 @@ def test_a_training_is_compared_with_the_version_in_production(server, trained):
     assert newest.data.metrics["jobs_compared_memory"] > 350
 
 
-def test_a_training_goes_to_s3_and_comes_back_the_same(server, trained, tmp_path):
-    sent = run(
-        server, "python", "-m", "entrypoints.ship", "--tree", str(trained), "--output", str(tmp_path / "out"),
-        "--destination", "s3://calcloud-processing/trainings",
-    )  # fmt: skip
-    assert sent.returncode == 0, sent.stderr[-2000:]
-    uri = next(line.split()[0] for line in sent.stdout.splitlines() if ".tar.gz" in line)
-    back = run(server, "python", "-m", "entrypoints.fetch", "--source", uri, "--output", str(tmp_path / "back"))
-    assert back.returncode == 0, back.stderr[-2000:]
+def test_nothing_is_retrained_on_the_jobs_of_the_version_in_production(server, trained, tracking, tmp_path, capsys):
+    from calmlflow.cli.training import retrain
+
+    status, out, err = entry_here(capsys, retrain, data="sample:2000", output=tmp_path, config=FAST)
+    assert status == 0, err
+    assert out.endswith("not needed: nothing has changed enough since version 1 was trained\n")
+    assert runs_named(server, "retrain")[0].data.tags["retrain.decision"] == "not needed"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_goes_to_s3_and_comes_back_the_same(server, trained, tracking, tmp_path, capsys):
+    from calmlflow.cli.jobs import fetch, ship
+
+    place = "s3://calcloud-processing/trainings"
+    status, out, err = entry_here(capsys, ship, tree=trained, output=tmp_path / "out", destination=place)
+    assert status == 0, err
+    uri = next(line.split()[0] for line in out.splitlines() if ".tar.gz" in line)
+    status, _, err = entry_here(capsys, fetch, source=uri, output=tmp_path / "back")
+    assert status == 0, err
     copy = tmp_path / "back" / trained.name
     files = {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     assert files == {path.relative_to(trained): path.read_bytes() for path in trained.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(
-    ("parameters", "words"),
-    [
-        ({"data": "no-such-file.csv"}, "no-such-file.csv does not exist"),
-        ({"data": "gopher://jobs"}, "unknown scheme 'gopher'"),
-        ({"stage": "Prod"}, "stage 'Prod' does not exist"),
-        ({"seed": "abc"}, "--seed"),
-        ({"config": "no-such-file.json"}, "no-such-file.json"),
-    ],
-)
-def test_bad_input_is_one_line_and_a_failed_run(server, trained, tmp_path, parameters, words):
-    before = {model: len(client(server).search_model_versions(f"name = '{model}'")) for model in MODELS}
-    done = mlflow_run(server, "main", **{"data": "sample:400", "output": tmp_path, "config": FAST, **parameters})
+def versions(server) -> dict[str, int]:
+    return {model: len(client(server).search_model_versions(f"name = '{model}'")) for model in MODELS}
+
+
+def test_bad_input_of_mlflow_run_is_one_line_and_a_failed_run(server, trained, tmp_path):
+    before = versions(server)
+    done = mlflow_run(server, "main", data="no-such-file.csv", output=tmp_path, config=FAST)
     assert done.returncode != 0
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert words in line
+    assert "no-such-file.csv does not exist" in line
     assert "Traceback" not in done.stderr
     api = client(server)
     (newest,) = api.search_runs([api.get_experiment_by_name("calcloud").experiment_id], max_results=1)
     assert newest.info.status == "FAILED"
-    assert {model: len(api.search_model_versions(f"name = '{model}'")) for model in MODELS} == before
+    assert versions(server) == before
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unreachable_server_is_one_line(server, tmp_path):
+@pytest.mark.parametrize(
+    ("parameters", "status", "words"),
+    [
+        ({"data": "gopher://jobs"}, 1, "unknown scheme 'gopher'"),
+        ({"stage": "Prod"}, 1, "stage 'Prod' does not exist"),
+        ({"seed": "abc"}, 2, "--seed"),
+        ({"config": "no-such-file.json"}, 1, "no-such-file.json"),
+        # Before any job is read.
+        ({"data": "no-such-file.csv", "risk": 2e6}, 1, "risk is 2e+06; expected 0 to 1e+06"),
+    ],
+)
+def test_bad_input_is_one_line(server, trained, tracking, tmp_path, capsys, parameters, status, words):
+    from calmlflow.cli.training import main
+
+    before = versions(server)
+    given = {"data": "sample:400", "output": tmp_path, "config": FAST, **parameters}
+    found, _, err = entry_here(capsys, main, **given)
+    assert found == status
+    assert err.splitlines()[-1].startswith("error: ")
+    assert words in err.splitlines()[-1]
+    if status == 1:
+        assert runs_named(server, "main")[0].info.status == "FAILED"
+    assert versions(server) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unreachable_server_is_one_line(server, tmp_path, monkeypatch, capsys):
+    from calmlflow.cli.training import main
+
     nowhere = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "CALMLFLOW_CACHE": str(tmp_path)}
-    for command in (["python", "-m", "entrypoints.main", "--data", "sample:400"], ["calmlflow", "promote"]):
-        done = run(server, *command, **nowhere)
-        assert done.returncode == 1
-        assert done.stderr.startswith("error: "), done.stderr[-2000:]
-        assert len(done.stderr.splitlines()) == 1
-        assert "127.0.0.1:9" in done.stderr.replace("host='127.0.0.1', port=9", "127.0.0.1:9")
     done = predict(server, tmp_path, *next(iter(CONTROLS.items())), **nowhere)
     assert (done.returncode, done.stdout) == (1, "")
     assert "no MLflow server answers at http://127.0.0.1:9" in done.stderr
+    for name, value in nowhere.items():
+        monkeypatch.setenv(name, value)
+    for status, _, err in (entry_here(capsys, main, data="sample:400"), run_here(capsys, "promote")):
+        assert status == 1
+        assert err.startswith("error: "), err
+        assert len(err.splitlines()) == 1
+        assert "http://127.0.0.1:9" in err
 
 
 def test_a_stage_without_a_version_is_named(server, trained, tmp_path):
@@ -349,12 +332,3 @@ def test_a_stage_without_a_version_is_named(server, trained, tmp_path):
     done = run(server, "calmlflow", "predict", "jabc03020", "--control", str(control), "--stage", "staging")
     assert (done.returncode, done.stdout) == (1, "")
     assert "no version of calcloud-predictor is in stage Staging" in done.stderr
-
-
-@pytest.mark.parametrize("risk", [-1.0, 2e6, float("nan")])
-def test_a_risk_out_of_range_is_told_before_any_job_is_read(tracking, risk):
-    from calmlflow.errors import InputError
-    from calmlflow.runs.train import TrainingRequest, train
-
-    with pytest.raises(InputError, match=r"risk is .*; expected 0 to 1e\+06"):
-        train(TrainingRequest(data="no-such-file.csv", risk=risk))
