@@ -1,13 +1,18 @@
 # calmlflow: `make run` shows the whole path on the synthetic sample, `make test` checks it.
-# Needs Python 3.11, make and a package index. Everything lives in this folder: .venv, .calmlflow, data.
+# Needs Python 3.11, 3.12 or 3.13, make and a package index. Everything lives in this folder: .venv, .calmlflow, data.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+# The first that runs: a name on the path may be a stub.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do $$python -c "$(SUPPORTED)" 2>/dev/null && echo $$python && break; done)
 # make run PORT=5600 S3_PORT=8733 DATA=sample:5000; a server that runs keeps its ports.
 DATA ?= sample
+OUTPUT ?= data
 PORTS := $(if $(PORT),--port $(PORT)) $(if $(S3_PORT),--s3-port $(S3_PORT))
 
-BIN := $(CURDIR)/.venv/bin
-export PATH := $(BIN):$(PATH)
+VENV ?= $(CURDIR)/.venv
+export VIRTUAL_ENV := $(VENV)
+export PATH := $(VENV)/bin:$(PATH)
+UV := $(shell sed -n 's/.*"\(uv==[0-9.]*\)".*/\1/p' pyproject.toml)
 export CALMLFLOW_HOME ?= $(CURDIR)/.calmlflow
 # The commands here speak to the embedded server, whatever server the user has turned to.
 unexport MLFLOW_TRACKING_URI MLFLOW_REGISTRY_URI MLFLOW_RUN_ID MLFLOW_EXPERIMENT_ID AWS_PROFILE AWS_ACCESS_KEY_ID
@@ -17,67 +22,94 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 export MPLCONFIGDIR ?= $(CURDIR)/.calmlflow/matplotlib
 export KERAS_HOME ?= $(CURDIR)/.calmlflow/keras
 
-.PHONY: run test test-slow bench bench-predict bench-jobs lint format ui server stop clean
+COMPILE := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock"
 
-run: .venv/installed server
+# Alembic alone imports its migrations.
+define IMPORT_ALL
+import calmlflow, importlib, pkgutil; \
+names = [module.name for module in pkgutil.walk_packages(calmlflow.__path__, 'calmlflow.') if '.migrations' not in module.name]; \
+print(len([importlib.import_module(name) for name in names]), 'modules imported')
+endef
+
+define install
+uv pip sync --quiet --require-hashes --compile-bytecode $(1)
+uv pip install --quiet --no-deps --editable .
+python -m compileall -q calmlflow entrypoints
+endef
+
+.PHONY: run test test-slow check-python lock bench bench-predict bench-jobs lint format ui server stop clean
+
+run: $(VENV)/installed server
 	@mkdir -p $(CALMLFLOW_HOME)/tmp
-	eval "$$(calmlflow server env)" && TMPDIR=$(CALMLFLOW_HOME)/tmp mlflow run . -e main --env-manager local -P data=$(DATA)
+	@calmlflow server env > $(CALMLFLOW_HOME)/env
+	. $(CALMLFLOW_HOME)/env && TMPDIR=$(CALMLFLOW_HOME)/tmp mlflow run . -e main --env-manager local -P data=$(DATA) -P output=$(OUTPUT)
 	calmlflow promote --stage Staging
 	calmlflow promote --stage Production
 	calmlflow predict j8c601020 --control examples/j8c601020_MemModelFeatures.txt --stage Production
 	@calmlflow stages
-	@eval "$$(calmlflow server env)" && echo "Open $$MLFLOW_TRACKING_URI for runs, artifacts and registered models; 'make stop' ends the server."
+	@. $(CALMLFLOW_HOME)/env && echo "Open $$MLFLOW_TRACKING_URI for runs, artifacts and registered models; 'make stop' ends the server."
 
-server: .venv/installed
+server: $(VENV)/installed
 	calmlflow server --detach $(PORTS)
 
 ui: server
 
-stop: .venv/installed
+stop: $(VENV)/installed
 	calmlflow server stop
 
-test: .venv/installed-test
+test: $(VENV)/installed-test
 	python -m pytest
 
-test-slow: .venv/installed-test
+test-slow: $(VENV)/installed-test
 	python -m pytest -m slow || [ $$? -eq 5 ]
 
-bench: .venv/installed
+# Install, import, train and predict with another Python, in a folder of its own: make check-python PYTHON=python3.13
+check-python:
+	@$(PYTHON) -c "$(SUPPORTED)" 2>/dev/null || { echo "SKIPPED: check-python: $(PYTHON) is no Python 3.11 to 3.13 here" >&2; exit 0; } && \
+	scratch=$$(mktemp -d) && export CALMLFLOW_HOME=$$scratch/home && \
+	trap "$$scratch/venv/bin/calmlflow server stop; rm -rf $$scratch" EXIT && \
+	$(MAKE) run VENV=$$scratch/venv OUTPUT=$$scratch/data DATA=sample:2000 PORT=5051 S3_PORT=8351 && \
+	$$scratch/venv/bin/python -c "$(IMPORT_ALL)"
+
+bench: $(VENV)/installed
 	python -m benchmarks.bench --data "$(DATA)" --output out/bench.json
 
-bench-predict: .venv/installed-test
+bench-predict: $(VENV)/installed-test
 	@# Edited since they were installed: a module without compiled bytecode takes three times as long.
 	python -m compileall -q calmlflow
 	python -m benchmarks.bench_predict
 
-bench-jobs: .venv/installed-test
+bench-jobs: $(VENV)/installed-test
 	python -m compileall -q calmlflow
 	python -m benchmarks.bench_jobs
 
-lint: .venv/installed-test
+lint: $(VENV)/installed-test
 	ruff check .
 	ruff format --check .
 	mypy
 
-format: .venv/installed-test
+format: $(VENV)/installed-test
 	ruff check --fix .
 	ruff format .
 
 clean:
-	@if [ -x $(BIN)/calmlflow ]; then $(BIN)/calmlflow server stop; fi
+	@if [ -x $(VENV)/bin/calmlflow ]; then $(VENV)/bin/calmlflow server stop; fi
 	rm -rf .venv .calmlflow .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info data out mlruns mlflow.db ci-artifacts
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/bin/python:
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))" || { echo "error: Python 3.11 is needed and $(PYTHON) is none; name one with PYTHON=..." >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+lock: $(VENV)/bin/uv
+	uv pip compile $(COMPILE) --extra local --output-file requirements.lock pyproject.toml
+	uv pip compile $(COMPILE) --extra local --extra test --constraint requirements.lock --output-file requirements-test.lock pyproject.toml
 
-.venv/installed: .venv/bin/python pyproject.toml
-	python -m pip install --quiet --disable-pip-version-check -e ".[local]"
-	python -m compileall -q calmlflow entrypoints
+$(VENV)/bin/uv:
+	@$(PYTHON) -c "$(SUPPORTED)" || { echo "error: no Python 3.11, 3.12 or 3.13 found ('$(PYTHON)'); name one with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet --disable-pip-version-check "$(UV)"
+
+$(VENV)/installed: $(VENV)/bin/uv requirements.lock pyproject.toml
+	$(call install,requirements.lock)
 	@touch $@
 
-.venv/installed-test: .venv/bin/python pyproject.toml
-	python -m pip install --quiet --disable-pip-version-check -e ".[local,test]"
-	python -m compileall -q calmlflow entrypoints
-	@touch $@ .venv/installed
+$(VENV)/installed-test: $(VENV)/bin/uv requirements-test.lock requirements.lock pyproject.toml
+	$(call install,requirements-test.lock)
+	@touch $@ $(VENV)/installed

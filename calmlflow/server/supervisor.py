@@ -1,8 +1,4 @@
-"""The embedded server: an S3 store and an MLflow tracking server on this machine, started and stopped together.
-
-A supervisor process starts both and holds a lock on the home folder while it lives; the lock, not a process number,
-tells whether a server runs. Everything listens on the loopback address only.
-"""
+"""Start, supervise and stop the embedded server: an S3 store and an MLflow tracking server on this machine."""
 
 import contextlib
 import json
@@ -11,50 +7,35 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from calmlflow import console, settings
 from calmlflow.errors import CalmlflowError, InputError
-from calmlflow.server import lock as server_lock
-from calmlflow.server import ports
-from calmlflow.server import processes as parts
+from calmlflow.server import processes
+from calmlflow.storage.files import LockedError, locked, replacing
 
 # A first start on a slow disk compiles MLflow's bytecode and makes its database.
 _READY_TIMEOUT_S = 180.0
-_STOP_TIMEOUT_S = 40.0
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running server.
+    """A running server: its ports, the process number of its supervisor, and the absolute folder of its data."""
 
-    Attributes
-    ----------
-    tracking_uri, s3_endpoint : str
-        ``http://`` addresses.
-    credentials_file : Path
-        Shared-credentials file of the S3 store, profile ``default``.
-    pid : int
-        The supervisor.
-    home : Path
-        Folder of the data, absolute.
-    """
-
-    tracking_uri: str
-    s3_endpoint: str
-    credentials_file: Path
+    port: int
+    s3_port: int
     pid: int
     home: Path
 
     @property
-    def ports(self) -> tuple[int, int]:
-        """Ports of MLflow and of S3."""
-        mlflow, s3 = (int(address.rpartition(":")[2]) for address in (self.tracking_uri, self.s3_endpoint))
-        return mlflow, s3
+    def tracking_uri(self) -> str:
+        return f"http://{settings.HOST}:{self.port}"
+
+    @property
+    def s3_endpoint(self) -> str:
+        return f"http://{settings.HOST}:{self.s3_port}"
 
     def environment(self) -> dict[str, str]:
         """Variables that point MLflow and boto3 at this server. They hold no secret."""
@@ -62,51 +43,46 @@ class Server:
             "MLFLOW_TRACKING_URI": self.tracking_uri,
             "MLFLOW_S3_ENDPOINT_URL": self.s3_endpoint,
             "AWS_ENDPOINT_URL_S3": self.s3_endpoint,
-            "AWS_SHARED_CREDENTIALS_FILE": str(self.credentials_file),
-            "AWS_DEFAULT_REGION": parts.REGION,
+            "AWS_SHARED_CREDENTIALS_FILE": str(self.home / "credentials"),
+            "AWS_DEFAULT_REGION": processes.REGION,
         }
 
 
 def running(home: str | Path | None = None) -> Server | None:
-    """Tell the server of a home folder; None where there is none, or none that is ready yet.
-
-    Parameters
-    ----------
-    home : str or Path, optional
-        Default `settings.home`.
-    """
+    """The server of a home folder (default `settings.home`); None where there is none, or none that is ready yet."""
     home = _resolve(home)
     state = _read_state(home)
-    return _server(home, state) if server_lock.is_held(home) and state.get("ready") else None
+    if not (state.get("ready") and _is_locked(home)):
+        return None
+    return Server(state["port"], state["s3_port"], state["pid"], home)
 
 
 def start(port: int = settings.MLFLOW_PORT, s3_port: int = settings.S3_PORT, home: str | Path | None = None) -> Server:
     """Start the server in the background and return when it is ready; one that already runs is returned as it is.
 
-    Parameters
-    ----------
-    port, s3_port : int
-        Ports of MLflow and of the S3 store.
-    home : str or Path, optional
-        Folder of the data and of the logs. Default `settings.home`.
-
-    Raises
-    ------
-    CalmlflowError
-        It did not start (the reason, or the last lines of the log), or it already runs on other ports.
+    A CalmlflowError gives the reason why it did not start, or says that it already runs on other ports.
     """
     home = _prepare(port, s3_port, home)
     log = home / "logs" / "server.log"
-    with log.open("ab") as output, log.open(encoding="utf-8", errors="replace") as told:
-        told.seek(0, os.SEEK_END)
-        daemon = None
-        if not server_lock.is_held(home):
-            command = [sys.executable, "-m", "calmlflow.server.supervisor", str(port), str(s3_port), str(home)]
+    daemon = None
+    if not _is_locked(home):
+        console.say(f"starting the S3 store and the MLflow server in {home}")
+        command = [sys.executable, "-m", "calmlflow.server.supervisor", str(port), str(s3_port), str(home)]
+        with log.open("ab") as output:
             daemon = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
-        server = _await_ready(home, daemon, told.read)
-    if (server.tracking_uri, server.s3_endpoint) != (_address(port), _address(s3_port)):
+    try:
+        while (server := running(home)) is None:
+            # Where another supervisor was quicker than ours, it holds the lock.
+            if (daemon is None or daemon.poll() is not None) and not _is_locked(home):
+                raise CalmlflowError(f"the server did not start: {_end_of(log, 1).removeprefix('error: ')}")
+            time.sleep(0.05)
+    except KeyboardInterrupt:
+        if daemon is not None:
+            daemon.terminate()
+        raise
+    if (server.port, server.s3_port) != (port, s3_port):
         raise CalmlflowError(
             f"the server of {home} already runs on {server.tracking_uri} (S3 store {server.s3_endpoint}); expected "
             f"ports {port} and {s3_port}: stop it first, or choose another folder with CALMLFLOW_HOME"
@@ -117,119 +93,93 @@ def start(port: int = settings.MLFLOW_PORT, s3_port: int = settings.S3_PORT, hom
 def stop(home: str | Path | None = None) -> bool:
     """Stop the server and wait until nothing of it runs; True where there was anything to stop."""
     home = _resolve(home)
-    if not (home / "server.lock").exists():
-        return False
-    found = server_lock.is_held(home)
-    if found:
-        # A supervisor that has only just begun may not have written its number yet.
-        parts.wait_until(lambda: _read_state(home).get("pid") or not server_lock.is_held(home), 5.0)
-        for number, patience_s in ((signal.SIGTERM, _STOP_TIMEOUT_S), (signal.SIGKILL, 5.0)):
-            pid = _read_state(home).get("pid")
-            if pid and server_lock.is_held(home):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
-            if parts.wait_until(lambda: not server_lock.is_held(home), patience_s):
-                break
-    with server_lock.hold(home):
-        return parts.end_leftovers(home) or found
+    found = _is_locked(home)
+    for number, patience_s in ((signal.SIGTERM, 40.0), (signal.SIGKILL, 5.0)):
+        if _is_locked(home):
+            # A supervisor that has only just begun may not have written its number yet.
+            processes.wait_until(lambda: _read_state(home).get("pid"), 5.0)
+            with contextlib.suppress(ProcessLookupError, KeyError):
+                os.kill(_read_state(home)["pid"], number)
+            processes.wait_until(lambda: not _is_locked(home), patience_s)
+    return found
 
 
 def serve(port: int = settings.MLFLOW_PORT, s3_port: int = settings.S3_PORT, home: str | Path | None = None) -> None:
     """Run the server in the foreground until Ctrl-C or TERM, then stop it, leaving no process behind.
 
-    Parameters
-    ----------
-    port, s3_port, home
-        As for `start`.
-
-    Raises
-    ------
-    CalmlflowError
-        A server of this home runs already, a port is in use, SeaweedFS is not installed, or one of the two processes
-        ended by itself (the other is stopped then).
+    This process is the supervisor: it holds a lock on the home folder while it lives, and the lock, not a process
+    number, tells whether a server runs. A CalmlflowError says that one runs already, that a port is in use, that
+    SeaweedFS is not installed, or that one of the two processes ended by itself (the other is stopped then).
     """
     home = _prepare(port, s3_port, home)
-    with server_lock.hold(home), _stop_signals() as signals:
-        before = _read_state(home).get("internal_ports", ())
-        state: dict = {"pid": os.getpid(), "port": port, "s3_port": s3_port, "internal_ports": before}
+    server = Server(port, s3_port, os.getpid(), home)
+    with contextlib.ExitStack() as stack:
         try:
-            _write_state(home, state)
-            parts.end_leftovers(home)
-            ports.require_free(port, "--port")
-            ports.require_free(s3_port, "--s3-port")
-            state["internal_ports"] = ports.store_ports({port, s3_port}, before)
-            _run(home, state, signals)
-        finally:
-            ports.remove_sockets(state["internal_ports"])
-            _write_state(home, state | {"pid": None})
+            # Patience for a look of another process, which holds the lock for a moment.
+            stack.enter_context(locked(home / "server.lock", patience_s=1.0))
+        except LockedError as error:
+            raise CalmlflowError(
+                f"a server of {home} runs already (or starts just now); expected none: stop it first"
+            ) from error
+        _write_state(server, server.pid)
+        stack.callback(_write_state, server, None)
+        processes.require_free(port, "--port")
+        processes.require_free(s3_port, "--s3-port")
+        _run(server)
 
 
-def _run(home: Path, state: dict, signals: list[int]) -> None:
-    """Start both processes, tell when they are ready, and end them at a signal or when one of them ends."""
-    server = _server(home, state)
-    credentials = parts.store_credentials(home)
-    environment = parts.parts_environment(home, server.s3_endpoint)
-    logs = {"S3 store": home / "logs" / "s3.log", "MLflow server": home / "logs" / "mlflow.log"}
-    processes: dict[str, subprocess.Popen[bytes]] = {}
+def _run(server: Server) -> None:
+    """Start both processes and end them at a signal or when one of them ends."""
+    home = server.home
+    # Collected, instead of acting on them at any point of the code.
+    signals: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: signals.append(number))
+    credentials = processes.store_credentials(home)
+    environment = processes.environment(home, server.s3_endpoint)
+    internal_ports = processes.store_ports({server.port, server.s3_port})
+    commands = {
+        "S3 store": processes.store_command(server.s3_port, internal_ports),
+        "MLflow server": processes.mlflow_command(server.port),
+    }
+    # MLflow first: it takes longer.
+    answers = {
+        "MLflow server": lambda: processes.mlflow_is_ready(server.port),
+        "S3 store": lambda: processes.store_is_ready(server.s3_port, credentials),
+    }
+    logs = {name: home / "logs" / f"{name.split()[0].lower()}.log" for name in commands}
 
     def fail(name: str, what: str) -> NoReturn:
-        lines = logs[name].read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
-        raise CalmlflowError(f"the {name} {what}; the last lines of {logs[name]}: {' | '.join(lines) or '(none)'}")
-
-    def go_on() -> bool:
-        for name, process in processes.items():
-            if (status := process.poll()) is not None:
-                fail(name, f"ended by itself with status {status}")
-        return not signals
-
-    def await_part(name: str, is_ready: Callable[[], bool]) -> None:
-        if not parts.wait_until(lambda: not go_on() or is_ready(), _READY_TIMEOUT_S):
-            fail(name, f"did not answer within {_READY_TIMEOUT_S:.0f} s")
+        raise CalmlflowError(f"the {name} {what}; {logs[name]} ends with: {_end_of(logs[name], 5)}")
 
     began = time.monotonic()
-    try:
-        store = parts.store_command(state["s3_port"], state["internal_ports"])
-        # The store also reads settings from the user's home folder; those are not meant for this one.
-        store_environment = environment | {"HOME": str(home)}
-        processes["S3 store"] = parts.spawn(store, home, logs["S3 store"], store_environment)
-        mlflow = parts.mlflow_command(state["port"])
-        processes["MLflow server"] = parts.spawn(mlflow, home, logs["MLflow server"], environment)
-        console.say(f"starting the S3 store and the MLflow server in {home}")
-        await_part("S3 store", lambda: parts.store_is_ready(state["s3_port"], credentials))
-        await_part("MLflow server", lambda: parts.mlflow_is_ready(state["port"]))
-        if go_on():
-            _write_state(home, state | {"ready": True})
-            console.say(f"S3 store {server.s3_endpoint}, credentials in {server.credentials_file}")
-            console.say(f"MLflow {server.tracking_uri}, ready after {time.monotonic() - began:.1f} s")
-        while go_on():
+    is_ready = False
+    with contextlib.ExitStack() as stack:
+        stack.callback(processes.remove_sockets, internal_ports)
+        started = {}
+        for name, command in commands.items():
+            started[name] = processes.spawn(command, home, logs[name], environment)
+            # In reverse order: what MLflow is still writing needs the store.
+            stack.callback(processes.end, started[name])
+        while not signals:
+            ended = next((name for name, process in started.items() if process.poll() is not None), None)
+            if ended:
+                fail(ended, f"ended by itself with status {started[ended].returncode}")
+            if not is_ready:
+                silent = next((name for name, answer in answers.items() if not answer()), None)
+                if silent is None:
+                    is_ready = True
+                    _write_state(server, server.pid, ready=True)
+                    console.say(f"MLflow {server.tracking_uri}, S3 store {server.s3_endpoint}: ready")
+                elif time.monotonic() - began > _READY_TIMEOUT_S:
+                    fail(silent, f"did not answer within {_READY_TIMEOUT_S:.0f} s")
             time.sleep(0.1)
         console.say("stopping")
-    finally:
-        # MLflow first: what it is still writing needs the store.
-        for process in reversed(processes.values()):
-            parts.end(process)
 
 
-def _await_ready(home: Path, daemon: subprocess.Popen[bytes] | None, told: Callable[[], str]) -> Server:
-    """Wait for the server of `start`, passing on what its supervisor tells."""
-    last = "it was stopped while it started"
-    try:
-        while (server := running(home)) is None:
-            ended = daemon is None or daemon.poll() is not None
-            # Ended and not locked: had another supervisor been quicker than ours, it would hold the lock.
-            gone = ended and not server_lock.is_held(home)
-            for line in told().splitlines():
-                last = line
-                if not line.startswith("error: "):
-                    console.say(line)
-            if gone:
-                raise CalmlflowError(f"the server did not start: {last.removeprefix('error: ')}")
-            time.sleep(0.1)
-    except KeyboardInterrupt:
-        if daemon is not None:
-            daemon.terminate()
-        raise
-    return server
+def _end_of(log: Path, count: int) -> str:
+    return " | ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
 
 
 # -- Home folder ----------------------------------------------------------------------------------------------------
@@ -240,10 +190,7 @@ def _resolve(home: str | Path | None) -> Path:
 
 
 def _prepare(port: int, s3_port: int, home: str | Path | None) -> Path:
-    """Check the ports, make the folders, and return the absolute home folder."""
-    for name, number in (("port", port), ("s3_port", s3_port)):
-        if not 1 <= number <= 65_535:
-            raise InputError(f"{name} is {number}; expected 1 to 65535")
+    """Make the folders and return the absolute home folder."""
     if port == s3_port:
         raise InputError(f"port and s3_port are both {port}; expected two different ports")
     home = _resolve(home)
@@ -252,52 +199,32 @@ def _prepare(port: int, s3_port: int, home: str | Path | None) -> Path:
         for folder in ("logs", "s3"):
             (home / folder).mkdir(exist_ok=True)
     except OSError as error:
-        raise CalmlflowError(f"home folder {home}: {error.strerror}; expected a folder that can be written") from None
+        raise CalmlflowError(f"home folder {home}: {error.strerror}; expected a folder that can be written") from error
     return home
 
 
-def _address(port: int) -> str:
-    return f"http://{settings.HOST}:{port}"
-
-
-def _server(home: Path, state: dict) -> Server:
-    return Server(
-        tracking_uri=_address(state["port"]),
-        s3_endpoint=_address(state["s3_port"]),
-        credentials_file=home / "credentials",
-        pid=state["pid"],
-        home=home,
-    )
+def _is_locked(home: Path) -> bool:
+    """Whether a supervisor lives."""
+    if not (home / "server.lock").exists():
+        return False
+    try:
+        # Patience for another process that looks just now; a supervisor keeps the lock.
+        with locked(home / "server.lock", patience_s=0.02):
+            return False
+    except LockedError:
+        return True
 
 
 def _read_state(home: Path) -> dict:
     try:
-        state = json.loads((home / "server.json").read_text(encoding="utf-8"))
+        return json.loads((home / "server.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return state if isinstance(state, dict) else {}
 
 
-def _write_state(home: Path, state: dict) -> None:
-    parts.write_private(home / "server.json", json.dumps(state))
-
-
-# -- Signals --------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect signals that ask to stop, instead of acting on them at any point of the code."""
-    received: list[int] = []
-    before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, lambda number, _: received.append(number))
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _write_state(server: Server, pid: int | None, ready: bool = False) -> None:
+    with replacing(server.home / "server.json", private=True) as file:
+        json.dump({"pid": pid, "port": server.port, "s3_port": server.s3_port, "ready": ready}, file)
 
 
 if __name__ == "__main__":

