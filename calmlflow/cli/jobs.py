@@ -11,7 +11,7 @@ from calmlflow import settings
 from calmlflow.cli.options import Datasets
 from calmlflow.console import fail, new_app, say
 
-app = new_app(help="Job records: where the next training comes from.", no_args_is_help=True)
+app = new_app(help="Keep the job records of the next training.", no_args_is_help=True)
 
 StoreOption = Annotated[
     str,

@@ -17,7 +17,7 @@ from calmlflow.predictor.emit import Emitter, open_emitter
 from calmlflow.predictor.logs import use_json_logs
 from calmlflow.predictor.predictor import Predictor, answer_mosaic
 
-SUMMARY = "Print memory bin, memory, wallclock and kill time of one job as one line of JSON."
+SUMMARY = "Predict one job. Prints memory bin, memory, wallclock and kill time as one line of JSON."
 
 DETAILS = """\
 When the registry cannot be asked, the last good version answers, "source" says "cache", and a warning says why.

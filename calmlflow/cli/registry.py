@@ -27,7 +27,7 @@ def promote(
     force: Annotated[bool, typer.Option("--force", help="Go through although a check fails; needs --reason.")] = False,
     reason: Annotated[str, typer.Option(help="Why; written down.")] = "",
 ) -> None:
-    """Judge a version and move it to a stage, if it passes the gate.
+    """Move a version to a stage, through the gate.
 
     The version that was there is archived, and aliases follow. Exit status 1 if a check fails, or if somebody else
     moves a version at the same time; then the stages are as they were.
@@ -46,9 +46,10 @@ def rollback(
     model: Annotated[str, typer.Option(help="Registered model.")] = settings.BUNDLE_MODEL,
     notify: Annotated[str, typer.Option(metavar="URL", help="URL that is told; default CALMLFLOW_NOTIFY_URL.")] = "",
 ) -> None:
-    """Put an earlier version back into Production, in seconds and without a gate.
+    """Put an earlier version back into Production.
 
-    Twice in a row goes back two steps; a version that was rolled back from comes back by `calmlflow promote` only.
+    It takes seconds and asks no gate. Twice in a row goes back two steps; a version that was rolled back from comes
+    back by `calmlflow promote` only.
     """
     from calmlflow.registry.tracking import connect
     from calmlflow.runs.promote import roll_back_to
@@ -68,7 +69,7 @@ def stages(
         str, typer.Option(help="Registered model of --history, and one more for --repair.")
     ] = settings.BUNDLE_MODEL,
 ) -> None:
-    """Show the versions of each registered model: stage, scores, jobs they saw, age, gate, where they are served.
+    """Show versions, stages, scores, age and gate.
 
     Scores are of each version's own held-out jobs; `calmlflow diff A B` sets two side by side.
     """
@@ -104,7 +105,10 @@ def diff(
     model: Annotated[str, typer.Option(help="Registered model, where no name is given.")] = settings.BUNDLE_MODEL,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what tells two versions apart: parameters, scores, data, gate and files."""
+    """Compare two versions.
+
+    Parameters, scores, data, gate and files.
+    """
     from calmlflow.registry.diff import as_text, compare_versions
     from calmlflow.registry.tracking import connect
 
