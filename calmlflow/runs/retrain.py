@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
 
 import mlflow
 import pandas as pd
@@ -19,7 +20,7 @@ from calmlflow.jobs.stores.open import read_table
 from calmlflow.registry.load import load_results
 from calmlflow.registry.tracking import environment_params, log_new_params, tracked_run
 from calmlflow.registry.versions import State, explained, read_state
-from calmlflow.results.realised import FEWEST_JOBS, Joined, Realised, join_predictions, realised_scores
+from calmlflow.results.realised import FEWEST_JOBS, Realised, join_predictions, realised_scores
 from calmlflow.runs.data import MIN_JOBS
 from calmlflow.runs.promote import PromotionRequest, promote_in_run
 from calmlflow.runs.train import Outcome, TrainingRequest, train
@@ -64,18 +65,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class RetrainRequest:
-    """Parameters of ``retrain``.
-
-    Attributes
-    ----------
-    training : TrainingRequest
-        How to train, and the stage that the new version is to reach.
-    limits : Limits
-    predictions : str
-        Recorded predictions, see `read_recorded`; none: those of the store that the jobs are in.
-    dry_run : bool
-        Decide, and train nothing.
-    """
+    """How to train and the stage to reach; recorded predictions as a URI, or none: those of the store of the jobs."""
 
     training: TrainingRequest
     limits: Limits = field(default_factory=Limits)
@@ -119,20 +109,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class Decision:
-    """The decision of a run and its reasons, kept as ``decision.json``.
+    """The decision of a run, kept as ``decision.json``.
 
-    Attributes
-    ----------
-    decision : {"not needed", "would train", "training", "trained"}
-    reasons : tuple of str
-    data : str
-    jobs, quarantined : int
-    champion, challenger, version : int or None
-        The version in Production; a newer one that waits; the one that this run trained.
-    since_champion, since_challenger : Change or None
+    Versions are the champion in Production, a newer challenger that waits, and the one that this run trained.
     """
 
-    decision: str
+    decision: Literal["not needed", "would train", "training", "trained"]
     reasons: tuple[str, ...]
     data: str
     jobs: int
@@ -152,10 +134,7 @@ class Decision:
 def retrain_in_run(request: RetrainRequest) -> tuple[Decision, Outcome | None]:
     """Decide whether to train, train, and promote the new version through the gate, as one MLflow run.
 
-    Returns
-    -------
-    tuple of Decision, and Outcome or None
-        None where nothing was trained. Findings are printed before a training begins.
+    Findings are printed before a training begins. The outcome is None where nothing was trained.
 
     Raises
     ------
@@ -197,7 +176,7 @@ def _decide(client: MlflowClient, request: RetrainRequest) -> Decision:
     data, limits = request.training.data, request.limits
     checked = sort_records(read_table(data, request.training.seed), data)
     jobs = checked.valid
-    champion, challenger = champion_and_challenger(client)
+    champion, challenger = read_contenders(client)
     decision = Decision("not needed", (), data, len(jobs), len(checked.quarantine), champion, challenger)
     if len(jobs) < MIN_JOBS:
         reason = f"{data} holds {len(jobs):,} valid jobs, {MIN_JOBS} are the fewest to train on"
@@ -238,16 +217,15 @@ def _obstacle(client: MlflowClient, run: Run, decision: Decision) -> str:
 
     Every run marks itself ``looking`` before it reads jobs. Of runs that look at the same jobs the first one trains.
     """
-    if champion_and_challenger(client) != (decision.champion, decision.challenger):
+    if read_contenders(client) != (decision.champion, decision.challenger):
         return "versions have changed while this run looked; the next run sees them"
     oldest = run.info.start_time - _ABANDONED_H * 3_600_000
     running = f"attributes.status = 'RUNNING' and attributes.start_time > {oldest}"
     for other in client.search_runs([run.info.experiment_id], running):
-        state = other.data.tags.get("retrain.decision")
+        state, data = (other.data.tags.get(f"retrain.{name}") for name in ("decision", "data"))
+        same = data == decision.data and other.info.run_id != run.info.run_id
         earlier = (other.info.start_time, other.info.run_id) < (run.info.start_time, run.info.run_id)
-        if other.info.run_id == run.info.run_id or other.data.tags.get("retrain.data") != decision.data:
-            continue
-        if state == "training" or (state == "looking" and earlier):
+        if same and (state == "training" or (state == "looking" and earlier)):
             return f"run {other.info.run_id} trains on the same jobs already"
     return ""
 
@@ -267,26 +245,22 @@ def _log(decision: Decision) -> None:
 # -- Facts ----------------------------------------------------------------------------------------------------------
 
 
-def champion_and_challenger(client: MlflowClient) -> tuple[int | None, int | None]:
-    """The version in Production, and the newest one above it that may still become one; None where there is none."""
+def read_contenders(client: MlflowClient) -> tuple[int | None, int | None]:
+    """Champion and challenger in the registry; None where there is none."""
     try:
-        state = read_state(client, BUNDLE_MODEL)
+        return contenders(read_state(client, BUNDLE_MODEL))
     except InputError:
         # Nothing has been registered yet.
         return None, None
-    return champion_of(state), challenger_of(state)
 
 
-def champion_of(state: State) -> int | None:
-    """The version in Production, or of its alias where the server has no stages."""
-    held = state.held_by("Production")
-    return state.aliases.get("production") if held is None else held
-
-
-def challenger_of(state: State) -> int | None:
-    """The newest version above the champion that is not archived."""
+def contenders(state: State) -> tuple[int | None, int | None]:
+    """The version in Production (by alias where the server has no stages), and the newest above it not archived."""
+    champion = state.held_by("Production")
+    if champion is None:
+        champion = state.aliases.get("production")
     waiting = [number for number, stage in state.stages.items() if stage in ("None", "Staging")]
-    return max((number for number in waiting if number > (champion_of(state) or 0)), default=None)
+    return champion, max((number for number in waiting if number > (champion or 0)), default=None)
 
 
 def read_seen(client: MlflowClient, version: int) -> Seen:
@@ -357,25 +331,21 @@ def judge_predictions(new: pd.DataFrame, seen: Seen, recorded: Recorded, limits:
     }
     for name, score in scores.items():
         figures |= {f"realised_{name}": score.found, f"held_out_{name}": score.held_out}
+    missing = f"version {seen.version} has no such score of held-out jobs"
+    if len(joined.judged) < FEWEST_JOBS:
+        others = "".join(f", {count:,} by version {name}" for name, count in joined.others.items())
+        left_out = f", {joined.left_out:,} by a policy or incomplete" if joined.left_out else ""
+        missing = f"{len(joined.judged):,} new jobs with a prediction of version {seen.version}{others}{left_out}"
     criteria = []
     for name, option in _MARGINS.items():
-        limit = getattr(limits, option)
-        if name in scores:
-            score = scores[name]
-            beyond = "" if score.worse <= 0 else ", beyond chance" if score.low > 0 else ", perhaps by chance"
-            found = f"realised {name} {score.found:.4g}, held out {score.held_out:.4g}{beyond}"
-            criteria.append(Criterion(option, limit, limit > 0 and score.worse > limit and score.low > 0, found))
-        else:
-            criteria.append(Criterion(option, limit, False, f"{name} not judged: {_too_few(joined, seen)}"))
+        limit, score = getattr(limits, option), scores.get(name)
+        if score is None:
+            criteria.append(Criterion(option, limit, False, f"{name} not judged: {missing}"))
+            continue
+        beyond = "" if score.worse <= 0 else ", beyond chance" if score.low > 0 else ", perhaps by chance"
+        found = f"realised {name} {score.found:.4g}, held out {score.held_out:.4g}{beyond}"
+        criteria.append(Criterion(option, limit, limit > 0 and score.worse > limit and score.low > 0, found))
     return Change(tuple(criteria), {}, figures)
-
-
-def _too_few(joined: Joined, seen: Seen) -> str:
-    if len(joined.judged) >= FEWEST_JOBS:
-        return f"version {seen.version} has no such score of held-out jobs"
-    others = "".join(f", {count:,} by version {name}" for name, count in joined.others.items())
-    left_out = f", {joined.left_out:,} by a policy or incomplete" if joined.left_out else ""
-    return f"{len(joined.judged):,} new jobs with a prediction of version {seen.version}{others}{left_out}"
 
 
 def findings_table(criteria: Sequence[Criterion]) -> str:

@@ -25,12 +25,11 @@ from calmlflow.runs.retrain import (
     RetrainRequest,
     Seen,
     _obstacle,
-    challenger_of,
-    champion_and_challenger,
-    champion_of,
+    contenders,
     judge_jobs,
     judge_predictions,
     new_jobs,
+    read_contenders,
     retrain_in_run,
 )
 from calmlflow.runs.train import TrainingRequest
@@ -181,14 +180,13 @@ def test_predictions_are_judged_from_40_jobs_on(count):
     ],
 )
 def test_champion_and_challenger_of_a_registry(state, champion, challenger):
-    assert champion_of(state) == champion
-    assert challenger_of(state) == challenger
+    assert contenders(state) == (champion, challenger)
 
 
 def test_of_runs_that_look_at_the_same_jobs_the_first_one_trains(tracking):
     client = MlflowClient()
     experiment = client.create_experiment("obstacles")
-    decision = Decision("training", (), "jobs.csv", 100, 0, *champion_and_challenger(client))
+    decision = Decision("training", (), "jobs.csv", 100, 0, *read_contenders(client))
 
     def run(started_ms: int, state: str, data: str = "jobs.csv"):
         return client.create_run(experiment, started_ms, {"retrain.decision": state, "retrain.data": data})
