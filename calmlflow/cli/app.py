@@ -70,12 +70,12 @@ def server(
 
     known = embedded.running()
     if known and port is None and s3_port is None:
-        port, s3_port = known.ports
+        port, s3_port = known.port, known.s3_port
     port, s3_port = port or settings.MLFLOW_PORT, s3_port or settings.S3_PORT
     if detach:
         started = embedded.start(port, s3_port)
         say(f"{'already running' if known else 'started'}: MLflow {started.tracking_uri}, S3 {started.s3_endpoint}")
-        say(f"credentials: {started.credentials_file}; environment of clients: calmlflow server env")
+        say(f"credentials: {started.home / 'credentials'}; environment of clients: calmlflow server env")
     else:
         embedded.serve(port, s3_port)
 

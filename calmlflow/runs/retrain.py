@@ -329,8 +329,8 @@ def judge_predictions(new: pd.DataFrame, seen: Seen, recorded: Recorded, limits:
         "realised_left_out": joined.left_out,
         "realised_unreadable": recorded.unreadable,
     }
-    for name, score in scores.items():
-        figures |= {f"realised_{name}": score.found, f"held_out_{name}": score.held_out}
+    for name, one in scores.items():
+        figures |= {f"realised_{name}": one.found, f"held_out_{name}": one.held_out}
     missing = f"version {seen.version} has no such score of held-out jobs"
     if len(joined.judged) < FEWEST_JOBS:
         others = "".join(f", {count:,} by version {name}" for name, count in joined.others.items())
