@@ -251,10 +251,15 @@ def roc_auc_by_bin(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]
     return areas
 
 
-def cross_entropy(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
-    """Mean negative logarithm (nats) of the probability given to the true bin, with probabilities kept above 1e-7."""
+def log_losses(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Negative logarithm (nats) of the probability given to the true bin, with probabilities kept above 1e-7."""
     given = probabilities[np.arange(len(y_true)), y_true]
-    return float(-np.log(np.clip(given, SMALLEST_PROBABILITY, 1)).mean())
+    return -np.log(np.clip(given, SMALLEST_PROBABILITY, 1))
+
+
+def cross_entropy(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
+    """Mean of `log_losses`."""
+    return float(log_losses(y_true, probabilities).mean())
 
 
 def _one_hot(bins: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,8 +1,4 @@
-"""Two trainings held against each other, job by job.
-
-Scores of two test splits differ for the jobs that are in them as much as for the networks. Here both are scored on the
-jobs that both saw, and the difference is resampled over those jobs, so that an interval tells change from chance.
-"""
+"""Compare two trainings job by job, with bootstrap intervals of the differences."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,18 +11,26 @@ from numpy.typing import NDArray
 from calmlflow.errors import InputError
 from calmlflow.hst.ladder import BIN_NAMES, allocation_cost
 from calmlflow.results.checks import memory_bins, positive_values, probability_rows, wallclock_seconds
-from calmlflow.results.classification import SMALLEST_PROBABILITY
+from calmlflow.results.classification import log_losses
 from calmlflow.results.regression import SMALLEST_PREDICTION
 
 RESAMPLES = 1000
 INTERVAL_PERCENT = 95
+TAILS = (2.5, 97.5)
 
 
 class BinAnswers(NamedTuple):
-    """What a classifier said of n jobs.
+    """Answers of a classifier for n jobs.
 
-    actual: needed bins, its index the dataset names; probabilities: (n, 4); chosen: (n,) bins that were decided on;
-    wallclock_s: (n,) actual seconds, or None where they are not known.
+    Attributes
+    ----------
+    actual : Series of int
+        Needed bins; the index holds the dataset names.
+    probabilities : ndarray, shape (n, 4)
+    chosen : ndarray of int, shape (n,)
+        Bins that were decided on.
+    wallclock_s : ndarray, shape (n,), or None
+        Actual seconds, where they are known.
     """
 
     actual: pd.Series
@@ -36,10 +40,15 @@ class BinAnswers(NamedTuple):
 
 
 class ValueAnswers(NamedTuple):
-    """What a regressor said of n jobs.
+    """Answers of a regressor for n jobs.
 
-    actual: GB or seconds, its index the dataset names; predicted: (n,); kill_time_s: (n,) seconds, or None where there
-    are none.
+    Attributes
+    ----------
+    actual : Series of float
+        GB or seconds; the index holds the dataset names.
+    predicted : ndarray, shape (n,)
+    kill_time_s : ndarray, shape (n,), optional
+        Seconds.
     """
 
     actual: pd.Series
@@ -89,7 +98,7 @@ class Comparison:
 
 
 def compare_bins(this: BinAnswers, other: BinAnswers, seed: int = 0) -> Comparison:
-    """Compare two classifiers.
+    """Compare two classifiers on the jobs that both answered for.
 
     Returns
     -------
@@ -102,29 +111,25 @@ def compare_bins(this: BinAnswers, other: BinAnswers, seed: int = 0) -> Comparis
     InputError
         The two have no job in common.
     """
-    pairs = _pair(this.actual, other.actual, "mem_bin")
+    pairs = _pair(this.actual, other.actual)
     y_true = memory_bins(this.actual.iloc[pairs.this], "mem_bin")
     of_bin = {f"recall_{name}": y_true == label for label, name in enumerate(BIN_NAMES) if np.any(y_true == label)}
     wallclock_s = _wallclock(this, pairs.this)
     if wallclock_s is None:
         wallclock_s = _wallclock(other, pairs.other)
-    everyone = np.ones(len(y_true))
-    at_stake = {
-        "accuracy": everyone,
-        **of_bin,
-        **dict.fromkeys(("log_loss", "underallocated", "overallocated"), everyone),
-    }
+    ones = np.ones(len(y_true))
+    at_stake = {"accuracy": ones, **of_bin, "log_loss": ones, "underallocated": ones, "overallocated": ones}
     if wallclock_s is not None:
         at_stake["excess_cost"] = allocation_cost(y_true, y_true, wallclock_s)
 
     def terms(answers: BinAnswers, jobs: NDArray[np.int64]) -> dict[str, NDArray]:
         chosen = memory_bins(answers.chosen[jobs], "chosen")
-        given = probability_rows(answers.probabilities[jobs], len(jobs))[np.arange(len(jobs)), y_true]
-        hit = answers.probabilities[jobs].argmax(axis=1) == y_true
+        probabilities = probability_rows(answers.probabilities[jobs], len(jobs))
+        hit = probabilities.argmax(axis=1) == y_true
         found = {
             "accuracy": hit,
             **{name: hit & members for name, members in of_bin.items()},
-            "log_loss": -np.log(np.clip(given, SMALLEST_PROBABILITY, 1)),
+            "log_loss": log_losses(y_true, probabilities),
             "underallocated": chosen < y_true,
             "overallocated": chosen > y_true,
         }
@@ -132,11 +137,11 @@ def compare_bins(this: BinAnswers, other: BinAnswers, seed: int = 0) -> Comparis
             found["excess_cost"] = allocation_cost(chosen, y_true, wallclock_s) - at_stake["excess_cost"]
         return found
 
-    return _compare(pairs, terms(this, pairs.this), terms(other, pairs.other), at_stake, seed)
+    return _compare("mem_bin", pairs, terms(this, pairs.this), terms(other, pairs.other), at_stake, seed)
 
 
 def compare_values(this: ValueAnswers, other: ValueAnswers, seed: int = 0) -> Comparison:
-    """Compare two regressors of the same target.
+    """Compare two regressors of the same target on the jobs that both answered for.
 
     Returns
     -------
@@ -151,31 +156,35 @@ def compare_values(this: ValueAnswers, other: ValueAnswers, seed: int = 0) -> Co
     """
     if this.actual.name != other.actual.name:
         raise InputError(f"one predicts {this.actual.name}, the other {other.actual.name}; expected the same target")
-    pairs = _pair(this.actual, other.actual, str(this.actual.name))
+    pairs = _pair(this.actual, other.actual)
     actual = positive_values(this.actual.iloc[pairs.this])
-    names = ["rmse", "mae", "log_mae"]
-    if this.kill_time_s is not None and other.kill_time_s is not None:
-        names += ["kill_time_coverage", "kill_time_reserved"]
+    at_stake = dict.fromkeys(("rmse", "mae", "log_mae"), np.ones(len(actual)))
+    has_kill_times = this.kill_time_s is not None and other.kill_time_s is not None
+    if has_kill_times:
+        at_stake |= {"kill_time_coverage": np.ones(len(actual)), "kill_time_reserved": actual}
 
     def terms(answers: ValueAnswers, jobs: NDArray[np.int64]) -> dict[str, NDArray]:
         predicted = answers.predicted[jobs]
         logs = np.log(np.maximum(predicted, SMALLEST_PREDICTION)) - np.log(actual)
         found = {"rmse": (predicted - actual) ** 2, "mae": np.abs(predicted - actual), "log_mae": np.abs(logs)}
-        if "kill_time_coverage" in names and answers.kill_time_s is not None:
-            found["kill_time_coverage"] = actual <= answers.kill_time_s[jobs]
-            found["kill_time_reserved"] = answers.kill_time_s[jobs]
+        if has_kill_times and answers.kill_time_s is not None:
+            kill_time_s = answers.kill_time_s[jobs]
+            found |= {"kill_time_coverage": actual <= kill_time_s, "kill_time_reserved": kill_time_s}
         return found
 
-    at_stake = dict.fromkeys(names, np.ones(len(actual)))
-    if "kill_time_reserved" in names:
-        at_stake["kill_time_reserved"] = actual
-    return _compare(pairs, terms(this, pairs.this), terms(other, pairs.other), at_stake, seed)
+    return _compare(str(this.actual.name), pairs, terms(this, pairs.this), terms(other, pairs.other), at_stake, seed)
+
+
+def resampled_sums(terms: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """Sums over the jobs of 1000 bootstrap resamples: terms of shape (n jobs, k) -> (1000, k)."""
+    generator, n = np.random.default_rng(seed), len(terms)
+    # How often each job is drawn when n are drawn of n; one resample at a time, so that memory does not grow with them.
+    return np.stack([np.bincount(generator.integers(n, size=n), minlength=n) @ terms for _ in range(RESAMPLES)])
 
 
 class _Pairs(NamedTuple):
-    """Positions of the paired jobs in each of the two, and what could not be paired."""
+    """Positions of the paired jobs in each of the two, and the number of jobs that could not be paired."""
 
-    target: str
     this: NDArray[np.int64]
     other: NDArray[np.int64]
     only_this: int
@@ -183,7 +192,7 @@ class _Pairs(NamedTuple):
     differing: int
 
 
-def _pair(this: pd.Series, other: pd.Series, target: str) -> _Pairs:
+def _pair(this: pd.Series, other: pd.Series) -> _Pairs:
     tables = [
         # A name that an old split holds twice is paired in the order it stands there.
         pd.DataFrame(
@@ -198,15 +207,13 @@ def _pair(this: pd.Series, other: pd.Series, target: str) -> _Pairs:
     ]
     both = tables[0].merge(tables[1], on=["name", "nth"], suffixes=("_this", "_other"))
     # An old folder holds actual values in float32.
-    same = np.isclose(both["actual_this"], both["actual_other"], rtol=1e-6, atol=0)
-    if not same.any():
+    paired = both[np.isclose(both["actual_this"], both["actual_other"], rtol=1e-6, atol=0)]
+    if paired.empty:
         raise InputError(
-            f"{target}: none of {len(this):,} and {len(other):,} test jobs is in both with the same actual value; "
+            f"{this.name}: none of {len(this):,} and {len(other):,} test jobs is in both with the same actual value; "
             "expected at least one to compare on"
         )
-    paired = both[same]
     return _Pairs(
-        target,
         paired["position_this"].to_numpy(),
         paired["position_other"].to_numpy(),
         only_this=len(this) - len(both),
@@ -223,33 +230,34 @@ def _wallclock(answers: BinAnswers, jobs: NDArray[np.int64]) -> NDArray[np.float
 
 
 def _compare(
-    pairs: _Pairs, this: Mapping[str, NDArray], other: Mapping[str, NDArray], at_stake: Mapping[str, NDArray], seed: int
+    target: str,
+    pairs: _Pairs,
+    this: Mapping[str, NDArray],
+    other: Mapping[str, NDArray],
+    at_stake: Mapping[str, NDArray],
+    seed: int,
 ) -> Comparison:
     """Every score is a sum over jobs of its terms over the sum of what was at stake (and rmse the root of that)."""
-    names, n = list(at_stake), len(pairs.this)
+    names = list(at_stake)
+    is_root = np.array(names) == "rmse"
     terms = np.column_stack([side[name] for side in (this, other, at_stake) for name in names]).astype(float)
-    generator = np.random.default_rng(seed)
-    # How often each job is drawn when n are drawn of n; one resample at a time, so that memory does not grow with them.
-    resampled = np.stack([np.bincount(generator.integers(n, size=n), minlength=n) @ terms for _ in range(RESAMPLES)])
 
-    def scores(sums: NDArray) -> tuple[NDArray, NDArray]:
+    def scores(sums: NDArray) -> NDArray:
         left, right, stake = np.split(sums, 3, axis=-1)
         # A resample may hold no job of a rare bin: its recall is undefined there and does not count.
         with np.errstate(invalid="ignore"):
             ratios = np.stack([left, right]) / stake
-        is_root = np.array(names) == "rmse"
         ratios[..., is_root] = np.sqrt(ratios[..., is_root])
-        return ratios[0], ratios[1]
+        return ratios
 
-    (left, right), (lefts, rights) = scores(terms.sum(axis=0)), scores(resampled)
-    tails = (100 - INTERVAL_PERCENT) / 2
-    low, high = np.nanpercentile(lefts - rights, [tails, 100 - tails], axis=0)
+    (left, right), (lefts, rights) = scores(terms.sum(axis=0)), scores(resampled_sums(terms, seed))
+    low, high = np.nanpercentile(lefts - rights, TAILS, axis=0)
     jobs = [np.count_nonzero(at_stake[name]) for name in names]
     columns = {"this": left, "other": right, "difference": left - right, "low": low, "high": high, "jobs": jobs}
     return Comparison(
-        pairs.target,
+        target,
         pd.DataFrame(columns, index=pd.Index(names, name="score")),
-        n,
+        len(pairs.this),
         pairs.only_this,
         pairs.only_other,
         pairs.differing,

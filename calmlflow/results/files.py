@@ -1,5 +1,8 @@
-"""Result folders: which file holds what. The formats are those of the earlier library, without its pickles."""
+"""Read and write result folders, in the formats of the earlier library without its pickles."""
 
+import io
+import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -17,36 +20,52 @@ from calmlflow.results.classification import (
     ClassificationResults,
     Misclassified,
 )
-from calmlflow.results.formats import (
-    integers,
-    numbers,
-    read_csv,
-    read_json_text,
-    read_npy,
-    read_npz,
-    read_npz_unless_pickled,
-    strings,
-    write_file,
-)
 from calmlflow.results.regression import LOSS, REGRESSION_TARGETS, RegressionResults
+from calmlflow.storage.files import replacing
 
-_BINS = tuple(str(label) for label in range(N_BINS))
+MAX_FILE_BYTES = 2_000_000_000
+"""A million jobs make files of 50 MB. Counts for a file, and for the contents of an archive."""
+
+Shape = tuple[int | None, ...]
+"""None stands for any length."""
 
 
 def write_results(results: ClassificationResults | RegressionResults, folder: str | Path) -> None:
     """Write results into a folder, which is made if need be.
 
-    Each file is written aside and then renamed. A file whose field is None is removed, so that the folder never mixes
-    two trainings.
+    A file whose field is None is removed, so that the folder never mixes two trainings.
 
     Raises
     ------
     CalmlflowError
         A file cannot be written; the error names it.
     """
-    files = _classification_files(results) if isinstance(results, ClassificationResults) else _regression_files(results)
+    files: dict[str, Any]
+    if isinstance(results, RegressionResults):
+        files = {name: getattr(results, name.partition(".")[0]) for name in ("predictions.npy", "residuals.npy")}
+        files |= {"loss.npz": results.loss, "history.npz": results.history}
+    else:
+        arrays = ("y_scores", "y_pred", "cmx", "cmx_norm", "roc_auc")
+        files = {f"{name}.npy": getattr(results, name) for name in arrays}
+        files |= {f"{name}.npz": getattr(results, name) for name in ("acc_loss", "history")}
+        files |= {"y_onehot.csv": results.y_onehot, "report.json": results.report}
+        files |= _misclassified_files(results.fnfp)
+    files["test_idx.csv"] = None if results.test_idx is None else results.test_idx.reset_index()
     for name, value in files.items():
-        write_file(Path(folder) / name, value)
+        path = Path(folder) / name
+        if value is None:
+            path.unlink(missing_ok=True)
+            continue
+        with replacing(path, "wb") as file:
+            match path.suffix:
+                case ".npy":
+                    np.save(file, value, allow_pickle=False)
+                case ".npz":
+                    np.savez(file, allow_pickle=False, **value)
+                case ".csv":
+                    value.to_csv(file, index=False)
+                case _:
+                    file.write(json.dumps(value).encode())
 
 
 @overload
@@ -59,8 +78,8 @@ def read_results(folder: str | Path, target: str) -> ClassificationResults | Reg
     """Read the results of one network, written by `write_results` or by the earlier library.
 
     For mem_bin the files test_idx, y_scores, y_pred, y_onehot, cmx and cmx_norm must be there; for a regressor
-    predictions and residuals. The field of any other file is None where the file is absent. What the earlier library
-    pickled (its false negatives and false positives) is skipped with a warning that names the file; where its
+    predictions and residuals. The field of any other file is None where the file is absent. Pickles of the earlier
+    library (its false negatives and false positives) are skipped with a warning that names the file; where its
     ``test_idx`` of a regressor holds memory bins, the actual values are those in ``predictions``.
 
     Parameters
@@ -68,86 +87,43 @@ def read_results(folder: str | Path, target: str) -> ClassificationResults | Reg
     folder : path
         The folder of the target itself, such as ``results/mem_bin``.
     target : {"mem_bin", "memory", "wallclock"}
-        Names the series in ``test_idx`` and tells which files to expect.
 
     Raises
     ------
     InputError
         A needed file is missing, or a file is damaged, holds pickled objects, or has the wrong shape; names the file.
     """
+    folder = Path(folder)
     if target == "mem_bin":
-        return _read_classification(Path(folder))
-    if target in REGRESSION_TARGETS:
-        return _read_regression(Path(folder), target)
-    raise InputError(f"target is {target!r}; expected mem_bin, {' or '.join(REGRESSION_TARGETS)}")
-
-
-def _classification_files(results: ClassificationResults) -> dict[str, Any]:
-    fnfp = results.fnfp
-    table = fnfp.pred_proba if fnfp else None
-    return {
-        "test_idx.csv": results.test_idx.reset_index(),
-        "y_scores.npy": results.y_scores,
-        "y_pred.npy": results.y_pred,
-        "y_onehot.csv": results.y_onehot,
-        "cmx.npy": results.cmx,
-        "cmx_norm.npy": results.cmx_norm,
-        "roc_auc.npy": results.roc_auc,
-        "report.json": results.report,
-        "acc_loss.npz": results.acc_loss,
-        "history.npz": results.history,
-        "fnfp.npz": None
-        if fnfp is None or fnfp.conf_idx is None
-        else {"conf_idx": fnfp.conf_idx, "conf_proba": fnfp.conf_proba},
-        "fnfp-pred_proba.npz": None
-        if table is None
-        else {
-            "index": np.asarray(table.index, dtype=np.str_),
-            "columns": np.asarray(table.columns, dtype=np.str_),
-            "data": table.to_numpy(dtype=float),
-        },
-        "fnfp-fn_idx.npz": fnfp.fn_idx if fnfp else None,
-        "fnfp-fp_idx.npz": fnfp.fp_idx if fnfp else None,
-    }
-
-
-def _regression_files(results: RegressionResults) -> dict[str, Any]:
-    return {
-        "test_idx.csv": None if results.test_idx is None else results.test_idx.reset_index(),
-        "predictions.npy": results.predictions,
-        "residuals.npy": results.residuals,
-        "loss.npz": results.loss,
-        "history.npz": results.history,
-    }
-
-
-def _read_classification(folder: Path) -> ClassificationResults:
-    y_scores = read_npy(folder / "y_scores.npy", (None, N_BINS))
-    n = len(y_scores)
-    return ClassificationResults(
-        test_idx=_read_split(folder / "test_idx.csv", "mem_bin", n).astype(np.int64),
-        y_scores=y_scores,
-        y_pred=integers(read_npy(folder / "y_pred.npy", (n, N_BINS)), str(folder / "y_pred.npy")),
-        y_onehot=_read_onehot(folder / "y_onehot.csv", n),
-        cmx=integers(read_npy(folder / "cmx.npy", (N_BINS, N_BINS)), str(folder / "cmx.npy")),
-        cmx_norm=read_npy(folder / "cmx_norm.npy", (N_BINS, N_BINS)),
-        roc_auc=_if_there(folder / "roc_auc.npy", lambda path: read_npy(path, (N_BINS,))),
-        report=_if_there(folder / "report.json", read_json_text),
-        acc_loss=_if_there(folder / "acc_loss.npz", lambda path: _read_scalars(path, ACC_LOSS)),
-        history=_if_there(folder / "history.npz", lambda path: _read_history(path, CLASSIFIER_HISTORY)),
-        fnfp=_read_misclassified(folder),
+        return _read_classification(folder)
+    if target not in REGRESSION_TARGETS:
+        raise InputError(f"target is {target!r}; expected mem_bin, {' or '.join(REGRESSION_TARGETS)}")
+    predictions = _array(folder / "predictions.npy", (None, 2))
+    return RegressionResults(
+        test_idx=_if_there(folder / "test_idx.csv", lambda path: _regression_split(path, target, predictions)),
+        predictions=predictions,
+        residuals=_array(folder / "residuals.npy", (len(predictions),)),
+        loss=_if_there(folder / "loss.npz", lambda path: _scalars(path, LOSS)),
+        history=_if_there(folder / "history.npz", lambda path: _history(path, REGRESSOR_HISTORY)),
     )
 
 
-def _read_regression(folder: Path, target: str) -> RegressionResults:
-    predictions = read_npy(folder / "predictions.npy", (None, 2))
-    n = len(predictions)
-    return RegressionResults(
-        test_idx=_if_there(folder / "test_idx.csv", lambda path: _read_regression_split(path, target, predictions)),
-        predictions=predictions,
-        residuals=read_npy(folder / "residuals.npy", (n,)),
-        loss=_if_there(folder / "loss.npz", lambda path: _read_scalars(path, LOSS)),
-        history=_if_there(folder / "history.npz", lambda path: _read_history(path, REGRESSOR_HISTORY)),
+def _read_classification(folder: Path) -> ClassificationResults:
+    y_scores = _array(folder / "y_scores.npy", (None, N_BINS))
+    n = len(y_scores)
+    y_pred, cmx = folder / "y_pred.npy", folder / "cmx.npy"
+    return ClassificationResults(
+        test_idx=_split(folder / "test_idx.csv", "mem_bin", n).astype(np.int64),
+        y_scores=y_scores,
+        y_pred=_integers(_array(y_pred, (n, N_BINS)), str(y_pred)),
+        y_onehot=_onehot(folder / "y_onehot.csv", n),
+        cmx=_integers(_array(cmx, (N_BINS, N_BINS)), str(cmx)),
+        cmx_norm=_array(folder / "cmx_norm.npy", (N_BINS, N_BINS)),
+        roc_auc=_if_there(folder / "roc_auc.npy", lambda path: _array(path, (N_BINS,))),
+        report=_if_there(folder / "report.json", _json_text),
+        acc_loss=_if_there(folder / "acc_loss.npz", lambda path: _scalars(path, ACC_LOSS)),
+        history=_if_there(folder / "history.npz", lambda path: _history(path, CLASSIFIER_HISTORY)),
+        fnfp=_read_misclassified(folder),
     )
 
 
@@ -155,7 +131,131 @@ def _if_there(path: Path, read: Callable[[Path], Any]) -> Any:
     return read(path) if path.exists() else None
 
 
-def _read_split(path: Path, target: str, n: int) -> pd.Series:
+# -- Bytes ----------------------------------------------------------------------------------------------------------
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise InputError(f"{path} has {size} bytes; expected at most {MAX_FILE_BYTES}")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; expected a results file there") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _damaged(path: Path, error: Exception, expected: str) -> InputError:
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return InputError(f"{path} is damaged ({reason}); expected {expected}")
+
+
+# -- Arrays ---------------------------------------------------------------------------------------------------------
+
+
+def _load(path: Path) -> tuple[dict[str, NDArray[Any]], str]:
+    """The arrays of a .npz file by name, or the one of a .npy file under "", and the name of the first pickled one."""
+    data = _bytes(path)
+    arrays: dict[str, NDArray[Any]] = {}
+    name = ""
+    try:
+        # numpy takes any other bytes for a pickle.
+        if not data.startswith(b"\x93NUMPY" if path.suffix == ".npy" else b"PK"):
+            raise ValueError("its first bytes are those of another format")
+        found = np.load(io.BytesIO(data), allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return {"": found}, ""
+        unpacked = sum(member.file_size for member in found.zip.infolist())
+        if unpacked > MAX_FILE_BYTES:
+            raise InputError(f"{path} unpacks to {unpacked} bytes; expected at most {MAX_FILE_BYTES}")
+        for name in found.files:
+            arrays[name] = np.asarray(found[name])
+    except InputError:
+        raise
+    # numpy and zipfile raise errors of many kinds on damaged bytes.
+    except Exception as error:
+        if "Object arrays cannot be loaded" in str(error):
+            return arrays, name or path.stem
+        raise _damaged(path, error, f"a {path.suffix} file") from error
+    return arrays, ""
+
+
+def _arrays(path: Path, keys: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
+    """The arrays of a file by name, with these among them."""
+    arrays, pickled = _load(path)
+    if pickled:
+        raise InputError(f"{path}, {pickled} is a pickled object array, which is never read; expected numbers or text")
+    if absent := [key for key in keys if key not in arrays]:
+        raise InputError(f"{path} has no {absent[0]!r}; expected {', '.join(keys)}")
+    return arrays
+
+
+def _array(path: Path, shape: Shape) -> NDArray[np.float64]:
+    return _numbers(_arrays(path)[""], shape, str(path))
+
+
+def _numbers(array: NDArray[Any], shape: Shape, where: str) -> NDArray[np.float64]:
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{where} holds {array.dtype} values; expected numbers")
+    if array.ndim != len(shape) or any(want not in (None, have) for have, want in zip(array.shape, shape, strict=True)):
+        expected = ", ".join("n" if want is None else str(want) for want in shape)
+        raise InputError(f"{where} has shape {array.shape}; expected ({expected})")
+    return array.astype(np.float64)
+
+
+def _integers(array: NDArray[np.float64], where: str) -> NDArray[np.int64]:
+    if not np.all(np.isfinite(array) & (array == np.round(array))):
+        raise InputError(f"{where} holds a value that is no whole number; expected whole numbers only")
+    return array.astype(np.int64)
+
+
+def _strings(array: NDArray[Any], where: str) -> NDArray[np.str_]:
+    """One row of text; an empty array of any kind counts as such."""
+    if array.ndim != 1 or (array.dtype.kind != "U" and array.size > 0):
+        raise InputError(f"{where} holds {array.dtype} values of shape {array.shape}; expected one row of text")
+    return array.astype(np.str_)
+
+
+def _scalars(path: Path, keys: tuple[str, ...]) -> dict[str, float]:
+    arrays = _arrays(path, keys)
+    return {key: float(_numbers(arrays[key], (), f"{path}, {key}")) for key in keys}
+
+
+def _history(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[np.float64]]:
+    arrays = {key: _numbers(array, (None,), f"{path}, {key}") for key, array in _arrays(path, keys).items()}
+    return epochs(arrays, keys, where=str(path))
+
+
+# -- Tables and texts -----------------------------------------------------------------------------------------------
+
+
+def read_csv(path: Path, columns: tuple[str, ...], dtype: Any = str) -> pd.DataFrame:
+    """The table in a .csv file, as text or as the dtypes that pandas is told; ``columns`` must be among its own."""
+    data, expected = _bytes(path), f"columns {', '.join(columns)}"
+    # A file cut in the middle of its last number would still parse; writers end every row with a newline.
+    if not data.endswith(b"\n"):
+        raise InputError(f"{path} is damaged (its last line has no end); expected {expected}")
+    try:
+        table = pd.read_csv(io.BytesIO(data), dtype=dtype, keep_default_na=False, low_memory=False)
+    except (ValueError, pd.errors.ParserError) as error:
+        raise _damaged(path, error, expected) from error
+    if absent := [column for column in columns if column not in table.columns]:
+        raise InputError(f"{path} has no column {absent[0]!r}; expected {expected}")
+    return table
+
+
+def _json_text(path: Path) -> str:
+    try:
+        text = json.loads(_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error, "one JSON string") from error
+    if not isinstance(text, str):
+        raise InputError(f"{path} holds JSON of another kind; expected one string")
+    return text
+
+
+def _split(path: Path, target: str, n: int) -> pd.Series:
     table = read_csv(path, ("ipst", target))
     if len(table) != n:
         raise InputError(f"{path} has {len(table)} rows; expected {n}, one per prediction")
@@ -164,20 +264,20 @@ def _read_split(path: Path, target: str, n: int) -> pd.Series:
         if target == "mem_bin":
             memory_bins(split, "column mem_bin")
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}") from error
     return split
 
 
-def _read_regression_split(path: Path, target: str, predictions: NDArray[np.float64]) -> pd.Series:
+def _regression_split(path: Path, target: str, predictions: NDArray[np.float64]) -> pd.Series:
     table = read_csv(path, ("ipst",))
     if target not in table and "mem_bin" in table:
         # The earlier library splits once and leaves the memory bins in the folder of every network: the names hold.
-        names = _read_split(path, "mem_bin", len(predictions)).index
+        names = _split(path, "mem_bin", len(predictions)).index
         return pd.Series(predictions[:, 1], index=names, name=target)
-    return _read_split(path, target, len(predictions))
+    return _split(path, target, len(predictions))
 
 
-def _read_onehot(path: Path, n: int) -> pd.DataFrame:
+def _onehot(path: Path, n: int) -> pd.DataFrame:
     # The earlier library writes True and False where pandas gives it booleans.
     table = read_csv(path, ONEHOT_COLUMNS)[list(ONEHOT_COLUMNS)].replace({"True": "1", "False": "0"})
     if len(table) != n or not table.isin(["0", "1"]).all(axis=None):
@@ -185,61 +285,67 @@ def _read_onehot(path: Path, n: int) -> pd.DataFrame:
     return table.astype(np.int64)
 
 
-def _read_scalars(path: Path, keys: tuple[str, ...]) -> dict[str, float]:
-    members = read_npz(path, keys)
-    return {key: float(numbers(members[key], (), f"{path}, {key}")) for key in keys}
+# -- Misclassified jobs, which the earlier library pickled ----------------------------------------------------------
 
 
-def _read_history(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    arrays = {key: numbers(array, (None,), f"{path}, {key}") for key, array in read_npz(path, keys).items()}
-    return epochs(arrays, keys, where=str(path))
+def _misclassified_files(fnfp: Misclassified | None) -> dict[str, Any]:
+    files: dict[str, Any] = dict.fromkeys(("fnfp.npz", "fnfp-pred_proba.npz", "fnfp-fn_idx.npz", "fnfp-fp_idx.npz"))
+    if fnfp is None:
+        return files
+    if fnfp.conf_idx is not None:
+        files["fnfp.npz"] = {"conf_idx": fnfp.conf_idx, "conf_proba": fnfp.conf_proba}
+    if (table := fnfp.pred_proba) is not None:
+        names = {"index": np.asarray(table.index, dtype=np.str_), "columns": np.asarray(table.columns, dtype=np.str_)}
+        files["fnfp-pred_proba.npz"] = {**names, "data": table.to_numpy(dtype=float)}
+    return files | {"fnfp-fn_idx.npz": fnfp.fn_idx, "fnfp-fp_idx.npz": fnfp.fp_idx}
 
 
 def _read_misclassified(folder: Path) -> Misclassified | None:
     paths = [folder / f"fnfp{part}.npz" for part in ("", "-pred_proba", "-fn_idx", "-fp_idx")]
     if not any(path.exists() for path in paths):
         return None
-    conf_idx, conf_proba = _if_there(paths[0], _read_confused) or (None, None)
-    return Misclassified(
-        conf_idx=conf_idx,
-        conf_proba=conf_proba,
-        pred_proba=_if_there(paths[1], _read_pred_proba),
-        fn_idx=_if_there(paths[2], _read_names),
-        fp_idx=_if_there(paths[3], _read_names),
+    conf_idx, conf_proba = _unless_pickled(paths[0], _confused) or (None, None)
+    tables = (
+        _unless_pickled(paths[1], _pred_proba),
+        _unless_pickled(paths[2], _names),
+        _unless_pickled(paths[3], _names),
     )
+    return Misclassified(conf_idx, conf_proba, *tables)
 
 
-def _read_confused(path: Path) -> tuple[Any, Any] | None:
-    members = read_npz_unless_pickled(path, ("conf_idx", "conf_proba"))
-    if members is None:
+def _unless_pickled(path: Path, read: Callable[[Path], Any]) -> Any:
+    """The content of a file; None where there is no file or, with a warning that names it, a pickled one."""
+    if not path.exists():
         return None
-    conf_idx = integers(numbers(members["conf_idx"], (None,), f"{path}, conf_idx"), f"{path}, conf_idx")
-    return conf_idx, numbers(members["conf_proba"], (len(conf_idx),), f"{path}, conf_proba")
-
-
-def _read_pred_proba(path: Path) -> pd.DataFrame | None:
-    members = read_npz_unless_pickled(path, ("index", "columns", "data"))
-    if members is None:
+    if pickled := _load(path)[1]:
+        warnings.warn(f"{path}, {pickled} is a pickled object array, which is never read; skipped", stacklevel=2)
         return None
-    columns = strings(members["columns"], f"{path}, columns")
+    return read(path)
+
+
+def _confused(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    arrays = _arrays(path, ("conf_idx", "conf_proba"))
+    where = f"{path}, conf_idx"
+    conf_idx = _integers(_numbers(arrays["conf_idx"], (None,), where), where)
+    return conf_idx, _numbers(arrays["conf_proba"], (len(conf_idx),), f"{path}, conf_proba")
+
+
+def _pred_proba(path: Path) -> pd.DataFrame:
+    arrays = _arrays(path, ("index", "columns", "data"))
+    columns = _strings(arrays["columns"], f"{path}, columns")
     if tuple(columns) != PROBA_COLUMNS:
         raise InputError(f"{path} has columns {columns.tolist()}; expected {list(PROBA_COLUMNS)}")
-    names = strings(members["index"], f"{path}, index")
-    data = members["data"]
-    if data.size == 0:
-        # An empty table of the earlier library has lost its second dimension.
-        data = data.reshape(0, len(PROBA_COLUMNS))
-    data = numbers(data, (len(names), len(PROBA_COLUMNS)), f"{path}, data")
-    table = pd.DataFrame(
-        data, columns=list(PROBA_COLUMNS), index=pd.Index(names.astype(object), dtype="str", name="ipst")
-    )
-    return table.assign(**{bins: integers(table[bins].to_numpy(), f"{path}, {bins}") for bins in ("y_true", "y_pred")})
+    names = _strings(arrays["index"], f"{path}, index")
+    # An empty table of the earlier library has lost its second dimension.
+    data = arrays["data"] if arrays["data"].size else arrays["data"].reshape(0, len(PROBA_COLUMNS))
+    data = _numbers(data, (len(names), len(PROBA_COLUMNS)), f"{path}, data")
+    index = pd.Index(names.astype(object), dtype="str", name="ipst")
+    table = pd.DataFrame(data, columns=list(PROBA_COLUMNS), index=index)
+    return table.assign(**{bins: _integers(table[bins].to_numpy(), f"{path}, {bins}") for bins in ("y_true", "y_pred")})
 
 
-def _read_names(path: Path) -> dict[str, Any] | None:
-    members = read_npz_unless_pickled(path)
-    if members is None:
-        return None
+def _names(path: Path) -> dict[str, NDArray[np.str_]]:
+    arrays = _arrays(path)
     # The earlier library leaves out a bin without such jobs.
-    none: Any = np.array([], dtype=np.str_)
-    return {label: strings(members.get(label, none), f"{path}, {label}") for label in _BINS}
+    none: NDArray[np.str_] = np.array([], dtype=np.str_)
+    return {str(label): _strings(arrays.get(str(label), none), f"{path}, {label}") for label in range(N_BINS)}

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from calmlflow.errors import InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.results.checks import memory_bins
-from calmlflow.results.formats import read_csv
+from calmlflow.results.files import read_csv
 
 PREDICTIONS = ("bin_pred", "mem_pred", "wall_pred")
 PREDICTION_COLUMNS = (*PREDICTIONS, "wc_mean", "wc_std", "wc_err", "split")

@@ -1,5 +1,6 @@
 """Cross-validation: how well the networks do on jobs that they have not seen, and how sure that is."""
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,6 @@ from calmlflow.networks.training import TrainingConfig
 from calmlflow.registry.tracking import environment_params, lineage, log_new_params, tracked_run
 from calmlflow.results.classification import classification_results
 from calmlflow.results.files import write_results
-from calmlflow.results.formats import write_file
 from calmlflow.results.regression import regression_results
 from calmlflow.runs.data import TrainingData, load_training_data
 from calmlflow.runs.folds import FoldResult, hold_out, train_and_score
@@ -221,7 +221,8 @@ def _summarise(
         "failed": {str(fold + 1): reason for fold, reason in sorted(outcome.failures[target].items())},
         "scores": {name: {"folds": by_fold[name], **summaries[name]._asdict()} for name in names},
     }
-    write_file(folder / "kfold.json", kfold)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "kfold.json").write_text(json.dumps(kfold))
 
 
 def summarise(values: Sequence[float]) -> Summary:

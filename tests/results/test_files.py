@@ -122,12 +122,12 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing_aside(tmp_pat
     (tmp_path / "residuals.npy").mkdir()
     with pytest.raises(CalmlflowError, match=r"residuals\.npy cannot be written"):
         write_results(small("memory"), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"test_idx.csv", "predictions.npy", "residuals.npy"}
+    assert {path.name for path in tmp_path.iterdir()} == {"predictions.npy", "residuals.npy"}
 
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "memory").write_text("")
-    with pytest.raises(CalmlflowError, match=r"memory/test_idx\.csv cannot be written"):
+    with pytest.raises(CalmlflowError, match=r"memory/predictions\.npy cannot be written"):
         write_results(small("memory"), tmp_path / "memory")
     with pytest.raises(InputError, match=r"memory/predictions\.npy"):
         read_results(tmp_path / "memory", "memory")
