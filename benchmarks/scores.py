@@ -4,7 +4,6 @@ import pandas as pd
 
 from calmlflow.hst.ladder import BIN_NAMES
 from calmlflow.predictor.bundle import Predictions
-from calmlflow.results.classification import classification_scores
 from calmlflow.results.comparison import BinAnswers, ValueAnswers, compare_bins, compare_values
 from calmlflow.results.floors import classification_floor, regression_floor
 from calmlflow.results.scores import PREDICTED, score_predictions
@@ -23,12 +22,9 @@ def scores_of(jobs: pd.DataFrame, predictions: Predictions) -> dict[str, float]:
             scores = score_predictions(target, jobs, {"kill_time": predictions[prediction], **predictions})
             found |= {f"{target}_{name}": value for name, value in scores.items()}
     if "bin_pred" in predictions:
-        decided = classification_scores(jobs["mem_bin"], predictions["probabilities"], predictions["bin_pred"])
-        found |= {
-            f"mem_bin_decided_recall_{name}": decided[f"recall_{name}"]
-            for name in BIN_NAMES
-            if f"recall_{name}" in decided
-        }
+        hit = predictions["bin_pred"] == jobs["mem_bin"].to_numpy()
+        for label, recall in pd.Series(hit).groupby(jobs["mem_bin"].to_numpy()).mean().items():
+            found[f"mem_bin_decided_recall_{BIN_NAMES[int(str(label))]}"] = float(recall)
     if "kill_time" not in predictions:
         for name in ("coverage", "reserved"):
             found.pop(f"wallclock_kill_time_{name}", None)

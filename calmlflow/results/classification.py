@@ -1,4 +1,4 @@
-"""Results of the memory-bin classifier on its test split."""
+"""Scores and results of the memory-bin classifier on its test split."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,20 +21,126 @@ from calmlflow.results.checks import (
     wallclock_seconds,
 )
 
+CALIBRATION_BINS = 15
 ONEHOT_COLUMNS = tuple(f"bin_{label}" for label in range(N_BINS))
 PROBA_COLUMNS = ("y_true", "y_pred", "proba")
-CALIBRATION_BINS = 15
 ACC_LOSS = ("train_acc", "train_loss", "test_acc", "test_loss")
 
-# Keras clips here too, so that the test loss can be held against the training loss.
+# Keras clips here too, so that the test loss can be compared with the training loss.
 SMALLEST_PROBABILITY = 1e-7
+
+
+# -- Scores ---------------------------------------------------------------------------------------------------------
+
+
+def classification_scores(
+    y_true: ArrayLike, probabilities: ArrayLike, decided: ArrayLike, wallclock_s: ArrayLike | None = None
+) -> dict[str, float]:
+    """Score a classifier whose bins are decided by cost: being right and the cost are judged apart.
+
+    Parameters
+    ----------
+    y_true : array_like of int, shape (n,)
+        Needed bins, 0..3.
+    probabilities : array_like of float, shape (n, 4)
+        Softmax of the classifier.
+    decided : array_like of int, shape (n,)
+        Bins that the jobs are put in; need not be the most probable ones.
+    wallclock_s : array_like of float, shape (n,), optional
+        Actual wallclock of the jobs, seconds. Without it the costs are left out.
+
+    Returns
+    -------
+    dict of str to float
+        Of the most probable bins: accuracy; balanced_accuracy and f1_macro (means over the bins that the split has);
+        precision_2g, recall_2g and so on (precision is 0 for a bin never chosen); excess_cost_argmax. Of the bins
+        decided on: underallocated and overallocated (shares of jobs put too low, too high); excess_cost (0.03 means
+        3 % dearer than always choosing the needed bin). Of the probabilities: roc_auc_2g and so on; log_loss (nats);
+        ece, the expected calibration error over 15 equally wide bins of the greatest probability. Undefined scores
+        are left out: those of a bin that the split lacks, and the roc_auc of a bin that all its jobs need.
+
+    Raises
+    ------
+    InputError
+        Arrays that do not fit one another, bins that are none, rows that are no probabilities, or no job.
+
+    References
+    ----------
+    Guo et al., On calibration of modern neural networks, ICML 2017 (ece).
+    """
+    y_true, decided = memory_bins(y_true, "y_true"), memory_bins(decided, "decided")
+    if len(y_true) == 0:
+        raise InputError("y_true is empty; expected at least one job")
+    if len(decided) != len(y_true):
+        raise InputError(f"decided has {len(decided)} values; expected {len(y_true)}, as many as y_true")
+    probabilities = probability_rows(probabilities, len(y_true))
+    chosen = probabilities.argmax(axis=1)
+    n, stated, true = calibration_cells(y_true, probabilities)
+    counts = confusion_matrix(y_true, chosen, labels=range(N_BINS))
+    hits, needed, picked = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    present = needed > 0
+    recall = hits / np.maximum(needed, 1)
+    scores = {
+        "accuracy": hits.sum() / len(y_true),
+        "balanced_accuracy": recall[present].mean(),
+        "f1_macro": (2 * hits / np.maximum(needed + picked, 1))[present].mean(),
+        "log_loss": cross_entropy(y_true, probabilities),
+        "ece": np.sum(n * np.abs(true - stated)) / len(y_true),
+        "underallocated": np.mean(decided < y_true),
+        "overallocated": np.mean(decided > y_true),
+    }
+    if wallclock_s is not None:
+        wallclock_s = wallclock_seconds(wallclock_s, len(y_true))
+        scores["excess_cost"] = excess_cost(decided, y_true, wallclock_s)
+        scores["excess_cost_argmax"] = excess_cost(chosen, y_true, wallclock_s)
+    by_bin = {
+        "precision": np.where(present, hits / np.maximum(picked, 1), np.nan),
+        "recall": np.where(present, recall, np.nan),
+        "roc_auc": roc_auc_by_bin(y_true, probabilities),
+    }
+    for score, values in by_bin.items():
+        scores |= {f"{score}_{name}": value for name, value in zip(BIN_NAMES, values, strict=True)}
+    return {name: float(score) for name, score in scores.items() if not np.isnan(score)}
+
+
+def roc_auc_by_bin(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Area under the ROC curve of each bin against the rest, shape (4,); NaN where no job or every job has the bin."""
+    areas = np.full(N_BINS, np.nan)
+    for label in np.unique(y_true):
+        if np.any(y_true != label):
+            areas[label] = roc_auc_score(y_true == label, probabilities[:, label])
+    return areas
+
+
+def log_losses(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Negative logarithm (nats) of the probability given to the true bin, with probabilities kept above 1e-7."""
+    given = probabilities[np.arange(len(y_true)), y_true]
+    return -np.log(np.clip(given, SMALLEST_PROBABILITY, 1))
+
+
+def cross_entropy(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
+    """Mean of `log_losses`."""
+    return float(log_losses(y_true, probabilities).mean())
+
+
+def calibration_cells(
+    y_true: NDArray[np.int64], probabilities: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Jobs, mean greatest probability and share of hits in each equally wide cell of that probability that has jobs."""
+    confidence = probabilities.max(axis=1)
+    hit = probabilities.argmax(axis=1) == y_true
+    cell = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    _, cell = np.unique(cell, return_inverse=True)
+    n = np.bincount(cell)
+    return n, np.bincount(cell, confidence) / n, np.bincount(cell, hit) / n
+
+
+# -- Results --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Misclassified:
-    """Jobs of the test split whose bin was not predicted. k is their number.
-
-    A field is None where it was read from a folder of the earlier library, which pickled it.
+    """The k jobs of the test split whose most probable bin is wrong; a field is None where a folder holds its pickle.
 
     Attributes
     ----------
@@ -45,8 +151,7 @@ class Misclassified:
     pred_proba : DataFrame of k rows
         Columns y_true, y_pred, proba; the index holds the dataset names.
     fn_idx, fp_idx : dict of str to ndarray of str
-        True bin, ``"0"`` to ``"3"`` -> names of its datasets whose predicted bin is too low, too high. All four
-        keys are there.
+        True bin, ``"0"`` to ``"3"`` -> names of its datasets whose predicted bin is too low, too high.
     """
 
     conf_idx: NDArray[np.int64] | None
@@ -58,7 +163,7 @@ class Misclassified:
 
 @dataclass(frozen=True, eq=False)
 class ClassificationResults:
-    """What a training of the classifier leaves behind. n is the number of jobs in the test split.
+    """Results of the classifier on the n jobs of its test split.
 
     The fields from ``roc_auc`` on are None where an older folder lacks their file.
 
@@ -69,9 +174,8 @@ class ClassificationResults:
     y_scores : ndarray of float64, shape (n, 4)
         Probabilities (softmax).
     y_pred : ndarray of int64, shape (n, 4)
-        One-hot of the most probable bin (of the lowest one where several tie). That is ``y_scores`` rounded to 0 or 1
-        wherever a probability exceeds one half; a row without such a probability, which rounding would leave all
-        zero, keeps its most probable bin.
+        One-hot of the most probable bin (of the lowest one where several tie), also where rounding to 0 and 1 would
+        leave a row all zero.
     y_onehot : DataFrame of int64, shape (n, 4)
         One-hot of the actual bin; columns bin_0 to bin_3.
     cmx : ndarray of int64, shape (4, 4)
@@ -79,7 +183,7 @@ class ClassificationResults:
     cmx_norm : ndarray of float64, shape (4, 4)
         The same, as shares of each row; zeros for a bin absent from the split.
     roc_auc : ndarray of float64, shape (4,)
-        Area under the ROC curve, one bin against the rest; NaN for a bin that no job of the split has, or all have.
+        See `roc_auc_by_bin`.
     report : str
         scikit-learn's classification report, with the labels 2g, 8g, 16g, 64g.
     acc_loss : dict of str to float
@@ -87,7 +191,6 @@ class ClassificationResults:
     history : dict of str to ndarray, one value per epoch
         loss, accuracy, val_loss, val_accuracy, in this order.
     fnfp : Misclassified
-        The false negatives and false positives.
     """
 
     test_idx: pd.Series
@@ -106,7 +209,7 @@ class ClassificationResults:
 def classification_results(
     test_idx: pd.Series, y_scores: ArrayLike, history: Mapping[str, Any], train_scores: tuple[float, float]
 ) -> ClassificationResults:
-    """Compute the results of the classifier from what it says about its test split.
+    """Compute the results of the classifier from its answers for the test split.
 
     Parameters
     ----------
@@ -129,16 +232,16 @@ def classification_results(
     split = split.astype(np.int64)
     probabilities = probability_rows(y_scores, len(y_true))
     chosen = probabilities.argmax(axis=1)
+    one_hot = np.eye(N_BINS, dtype=np.int64)
     counts = confusion_matrix(y_true, chosen, labels=range(N_BINS))
-    row_sums = counts.sum(axis=1, keepdims=True)
     test_scores = float(np.mean(chosen == y_true)), cross_entropy(y_true, probabilities)
     return ClassificationResults(
         test_idx=split,
         y_scores=probabilities,
-        y_pred=_one_hot(chosen),
-        y_onehot=pd.DataFrame(_one_hot(y_true), columns=list(ONEHOT_COLUMNS)),
+        y_pred=one_hot[chosen],
+        y_onehot=pd.DataFrame(one_hot[y_true], columns=list(ONEHOT_COLUMNS)),
         cmx=counts,
-        cmx_norm=counts / np.maximum(row_sums, 1),
+        cmx_norm=counts / np.maximum(counts.sum(axis=1, keepdims=True), 1),
         roc_auc=roc_auc_by_bin(y_true, probabilities),
         report=classification_report(y_true, chosen, labels=range(N_BINS), target_names=BIN_NAMES, zero_division=0),
         acc_loss=dict(zip(ACC_LOSS, (*map(float, train_scores), *test_scores), strict=True)),
@@ -147,148 +250,14 @@ def classification_results(
     )
 
 
-def classification_scores(
-    y_true: ArrayLike, probabilities: ArrayLike, chosen: ArrayLike, wallclock_s: ArrayLike | None = None
-) -> dict[str, float]:
-    """Score the memory bins of a test split.
-
-    Parameters
-    ----------
-    y_true : array_like of int, shape (n,)
-        Needed bins, 0..3.
-    probabilities : array_like of float, shape (n, 4)
-        Softmax of the classifier.
-    chosen : array_like of int, shape (n,)
-        Bins that were decided on; need not be the most probable ones.
-    wallclock_s : array_like of float, shape (n,), optional
-        Actual wallclock of the jobs, seconds. Without it excess_cost is left out.
-
-    Returns
-    -------
-    dict of str to float
-        Of the chosen bins: accuracy; balanced_accuracy and f1_macro (means over the bins that the split has);
-        precision_2g, recall_2g and so on (precision is 0 for a bin never chosen); underallocated and overallocated
-        (shares of jobs chosen too low, too high); excess_cost (0.03 means 3 % dearer than always choosing the needed
-        bin). Of the probabilities: roc_auc_2g and so on; log_loss (nats); ece, the expected calibration error over 15
-        equally wide bins of the greatest probability. Keys of a bin that the split lacks are left out, and so is
-        the roc_auc of a bin that all its jobs need.
-
-    Raises
-    ------
-    InputError
-        Arrays that do not fit one another, bins that are none, rows that are no probabilities, or no job.
-
-    References
-    ----------
-    Guo et al., On calibration of modern neural networks, ICML 2017 (ece).
-    """
-    y_true, chosen = memory_bins(y_true, "y_true"), memory_bins(chosen, "chosen")
-    if len(y_true) == 0:
-        raise InputError("y_true is empty; expected at least one job")
-    if len(chosen) != len(y_true):
-        raise InputError(f"chosen has {len(chosen)} values; expected {len(y_true)}, as many as y_true")
-    probabilities = probability_rows(probabilities, len(y_true))
-    n, stated, true = calibration_cells(y_true, probabilities)
-    counts = confusion_matrix(y_true, chosen, labels=range(N_BINS))
-    hits, needed, picked = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
-    present = needed > 0
-    recall = hits / np.maximum(needed, 1)
-    scores = {
-        "accuracy": float(hits.sum() / len(y_true)),
-        "balanced_accuracy": float(recall[present].mean()),
-        "f1_macro": float((2 * hits / np.maximum(needed + picked, 1))[present].mean()),
-        "log_loss": cross_entropy(y_true, probabilities),
-        "ece": float(np.sum(n * np.abs(true - stated)) / len(y_true)),
-        "underallocated": float(np.mean(chosen < y_true)),
-        "overallocated": float(np.mean(chosen > y_true)),
-    }
-    if wallclock_s is not None:
-        scores["excess_cost"] = excess_cost(chosen, y_true, wallclock_seconds(wallclock_s, len(y_true)))
-    by_bin = {
-        "precision": np.where(present, hits / np.maximum(picked, 1), np.nan),
-        "recall": np.where(present, recall, np.nan),
-        "roc_auc": roc_auc_by_bin(y_true, probabilities),
-    }
-    for score, values in by_bin.items():
-        scores |= {f"{score}_{name}": float(value) for name, value in zip(BIN_NAMES, values, strict=True)}
-    return {name: score for name, score in scores.items() if not np.isnan(score)}
-
-
-def decision_scores(
-    y_true: ArrayLike, probabilities: ArrayLike, decided: ArrayLike, wallclock_s: ArrayLike | None = None
-) -> dict[str, float]:
-    """Score a classifier whose rung is decided by cost: being right, and what it costs, are judged apart.
-
-    Parameters
-    ----------
-    y_true, probabilities, wallclock_s
-        As for `classification_scores`.
-    decided : array_like of int, shape (n,)
-        Bins that jobs are put in.
-
-    Returns
-    -------
-    dict of str to float
-        Scores of the most probable bins, but excess_cost, underallocated and overallocated of the bins decided on;
-        excess_cost_argmax is what the most probable bins would have cost. Costs only where the wallclock is known.
-    """
-    likeliest = np.asarray(probabilities).argmax(axis=1)
-    scores = classification_scores(y_true, probabilities, likeliest, wallclock_s)
-    costs = classification_scores(y_true, probabilities, decided, wallclock_s)
-    if "excess_cost" in scores:
-        scores["excess_cost_argmax"] = scores["excess_cost"]
-    names = ("excess_cost", "underallocated", "overallocated")
-    return scores | {name: costs[name] for name in names if name in costs}
-
-
-def roc_auc_by_bin(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Area under the ROC curve of each bin against the rest, shape (4,); NaN where no job or every job has the bin."""
-    is_bin = y_true[:, None] == np.arange(N_BINS)
-    defined = is_bin.any(axis=0) & ~is_bin.all(axis=0)
-    areas = np.full(N_BINS, np.nan)
-    for label in np.flatnonzero(defined):
-        areas[label] = roc_auc_score(is_bin[:, label], probabilities[:, label])
-    return areas
-
-
-def log_losses(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Negative logarithm (nats) of the probability given to the true bin, with probabilities kept above 1e-7."""
-    given = probabilities[np.arange(len(y_true)), y_true]
-    return -np.log(np.clip(given, SMALLEST_PROBABILITY, 1))
-
-
-def cross_entropy(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
-    """Mean of `log_losses`."""
-    return float(log_losses(y_true, probabilities).mean())
-
-
-def _one_hot(bins: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.eye(N_BINS, dtype=np.int64)[bins]
-
-
-def calibration_cells(
-    y_true: NDArray[np.int64], probabilities: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Jobs, mean greatest probability and share of hits in each equally wide cell of that probability that has jobs."""
-    confidence = probabilities.max(axis=1)
-    hit = probabilities.argmax(axis=1) == y_true
-    cell = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
-    _, cell = np.unique(cell, return_inverse=True)
-    n = np.bincount(cell)
-    return n, np.bincount(cell, confidence) / n, np.bincount(cell, hit) / n
-
-
 def _misclassified(split: pd.Series, chosen: NDArray[np.int64], proba: NDArray[np.float64]) -> Misclassified:
-    y_true = split.to_numpy()
-    conf_idx = np.flatnonzero(chosen != y_true)
-    names = np.asarray(split.index, dtype=np.str_)
+    y_true, names = split.to_numpy(), np.asarray(split.index, dtype=np.str_)
+    wrong = np.flatnonzero(chosen != y_true)
+    columns = zip(PROBA_COLUMNS, (y_true[wrong], chosen[wrong], proba[wrong]), strict=True)
     return Misclassified(
-        conf_idx=conf_idx,
-        conf_proba=proba[conf_idx],
-        pred_proba=pd.DataFrame(
-            dict(zip(PROBA_COLUMNS, (y_true[conf_idx], chosen[conf_idx], proba[conf_idx]), strict=True)),
-            index=split.index[conf_idx],
-        ),
+        conf_idx=wrong,
+        conf_proba=proba[wrong],
+        pred_proba=pd.DataFrame(dict(columns), index=split.index[wrong]),
         fn_idx={str(label): names[(y_true == label) & (chosen < label)] for label in range(N_BINS)},
         fp_idx={str(label): names[(y_true == label) & (chosen > label)] for label in range(N_BINS)},
     )

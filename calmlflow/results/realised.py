@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from calmlflow.hst.ladder import BIN_NAMES, LADDER, allocation_cost
+from calmlflow.results.comparison import resampled_sums
 
 FEWEST_JOBS = 40
 """Fewer jobs than this are not judged, as in the gate."""
 
-_RESAMPLES = 1000
 _PROBABILITIES = [f"prob_{name}" for name in BIN_NAMES]
 
 
@@ -131,8 +131,6 @@ def _resampled_excess(jobs: pd.DataFrame, seed: int) -> tuple[float, NDArray[np.
     needed, wallclock_s = jobs["mem_bin"].to_numpy(), jobs["wallclock"].to_numpy()
     chosen = jobs["bin_pred"].to_numpy(dtype=int)
     dollars = np.column_stack([allocation_cost(bins, needed, wallclock_s) for bins in (chosen, needed)])
-    generator, n = np.random.default_rng(seed), len(jobs)
-    drawn = [np.bincount(generator.integers(n, size=n), minlength=n) @ dollars for _ in range(_RESAMPLES)]
-    sums = np.vstack([dollars.sum(axis=0), *drawn])
+    sums = np.vstack([dollars.sum(axis=0), resampled_sums(dollars, seed)])
     excess = sums[:, 0] / sums[:, 1] - 1
     return float(excess[0]), excess[1:]

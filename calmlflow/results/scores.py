@@ -192,18 +192,18 @@ def score_predictions(target: str, jobs: "pd.DataFrame", predictions: Mapping[st
     Returns
     -------
     dict of str to float
-        See `decision_scores` and `regression_scores`. With kill times also kill_time_coverage (share of jobs
+        See `classification_scores` and `regression_scores`. With kill times also kill_time_coverage (share of jobs
         that end before theirs) and kill_time_reserved (seconds reserved over seconds used), and the same with 3x
         and 6x in the name for kill times of so many times the prediction.
     """
     # Commands that only show scores of the table need not load scikit-learn.
-    from calmlflow.results.classification import decision_scores
+    from calmlflow.results.classification import classification_scores
     from calmlflow.results.regression import regression_scores
 
     actual = jobs[target].to_numpy()
     predicted = predictions[PREDICTED[target]]
     if target == "mem_bin":
-        return decision_scores(actual, predictions["probabilities"], predicted, jobs["wallclock"].to_numpy())
+        return classification_scores(actual, predictions["probabilities"], predicted, jobs["wallclock"].to_numpy())
     scores = regression_scores(actual, predicted)
     if target == "wallclock" and "kill_time" in predictions:
         fixed = {f"_{n}x": np.clip(np.ceil(n * predicted), KILL_TIME_MIN_S, KILL_TIME_MAX_S) for n in FIXED_FACTORS}

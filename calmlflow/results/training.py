@@ -1,6 +1,5 @@
-"""Results as an analyst opens them, years later: read from a training's folder, with its jobs at hand."""
+"""Read the results of a training from its folder, and score, plot, summarise and compare them."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,13 @@ from numpy.typing import NDArray
 
 from calmlflow.errors import InputError
 from calmlflow.hst.ladder import BIN_NAMES
-from calmlflow.results.classification import ClassificationResults, decision_scores
+from calmlflow.results.classification import ClassificationResults, classification_scores
 from calmlflow.results.comparison import BinAnswers, Comparison, ValueAnswers, compare_bins, compare_values
 from calmlflow.results.files import read_results
 from calmlflow.results.regression import RegressionResults, regression_scores
+from calmlflow.results.scores import UNITS
 from calmlflow.results.table import read_training_table
 from calmlflow.settings import TARGETS
-
-_UNITS = {"memory": "GB", "wallclock": "s"}
-_BY_BIN = ("precision", "recall", "roc_auc")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,27 +33,29 @@ class LoadedClassification(ClassificationResults):
 
     source: str
     jobs: pd.DataFrame | None
-
-    @property
-    def target(self) -> str:
-        """``mem_bin``."""
-        return "mem_bin"
+    target = "mem_bin"
 
     @property
     def answers(self) -> BinAnswers:
-        """What the classifier said of its test jobs.
+        """Answers of the classifier for its test jobs.
 
         The bins that were decided on and the wallclock come from ``jobs``. Without them the decision is the most
         probable bin, and the wallclock is unknown.
         """
-        chosen, wallclock_s = _of_test_jobs(self, "bin_pred"), _of_test_jobs(self, "wallclock")
-        return BinAnswers(
-            self.test_idx, self.y_scores, self.y_scores.argmax(axis=1) if chosen is None else chosen, wallclock_s
-        )
+        chosen, wallclock_s = self._of_test_jobs("bin_pred"), self._of_test_jobs("wallclock")
+        likeliest = self.y_scores.argmax(axis=1)
+        return BinAnswers(self.test_idx, self.y_scores, likeliest if chosen is None else chosen, wallclock_s)
+
+    def _of_test_jobs(self, column: str) -> NDArray[Any] | None:
+        """A column of the training set for each test job; None where it is not known of every one of them."""
+        if self.jobs is None or column not in self.jobs or not self.jobs["ipst"].is_unique:
+            return None
+        rows = pd.Index(self.jobs["ipst"]).get_indexer(self.test_idx.index)
+        return None if np.any(rows < 0) else self.jobs[column].to_numpy()[rows]
 
     def scores(self) -> dict[str, float]:
-        """Scores on the test jobs, see `decision_scores`; excess_cost only where the wallclock is known."""
-        return decision_scores(*self.answers)
+        """Scores on the test jobs, see `classification_scores`; costs only where the wallclock is known."""
+        return classification_scores(*self.answers)
 
     def plots(self) -> dict[str, Any]:
         """Plotly figures by name, see `classification_plots`."""
@@ -67,24 +66,28 @@ class LoadedClassification(ClassificationResults):
     def summary(self) -> str:
         """Scores as a table of text."""
         scores = self.scores()
-        needed = np.bincount(self.test_idx, minlength=len(BIN_NAMES))
-        by_bin = {"jobs": [f"{count:,}" for count in needed]}
-        for score in _BY_BIN:
-            values = [scores.pop(f"{score}_{name}", None) for name in BIN_NAMES]
-            by_bin[score] = ["" if value is None else f"{value:.4f}" for value in values]
-        rows = [f"{'by bin':<20}" + "".join(f"{name:>10}" for name in BIN_NAMES)]
-        rows += [f"{name:<20}" + "".join(f"{cell:>10}" for cell in cells) for name, cells in by_bin.items()]
-        return _lines([_title(self), *(f"{name:<20}{value:>10.4f}" for name, value in scores.items()), *rows])
+        by_bin = {"jobs": [f"{count:,}" for count in np.bincount(self.test_idx, minlength=len(BIN_NAMES))]}
+        for name in ("precision", "recall", "roc_auc"):
+            values = [scores.pop(f"{name}_{label}", None) for label in BIN_NAMES]
+            by_bin[name] = ["" if value is None else f"{value:.4f}" for value in values]
+        rows = [f"{name:<20}{value:>10.4f}" for name, value in scores.items()]
+        rows += [
+            f"{name:<20}" + "".join(f"{c:>10}" for c in row) for name, row in {"by bin": BIN_NAMES, **by_bin}.items()
+        ]
+        return "\n".join(row.rstrip() for row in [str(self), *rows])
 
     def compare(self, other: "LoadedClassification") -> Comparison:
-        """Hold these results against another training's, on the test jobs of both; see `compare_bins`."""
+        """Compare with the results of another training, on the test jobs of both; see `compare_bins`."""
         if not isinstance(other, LoadedClassification):
             raise InputError(f"results of mem_bin cannot be compared with {other!r}; expected another mem_bin")
         return compare_bins(self.answers, other.answers)
 
+    def __str__(self) -> str:
+        return f"{self.target}: {len(self.y_scores):,} test jobs of {self.source}"
+
     def __repr__(self) -> str:
-        """One line: the arrays would fill a screen."""
-        return f"<{_title(self)}>"
+        # The arrays would fill a screen.
+        return f"<{self}>"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,7 +109,7 @@ class LoadedRegression(RegressionResults):
 
     @property
     def answers(self) -> ValueAnswers:
-        """What the regressor said of its test jobs; an InputError where an old folder does not name them."""
+        """Answers of the regressor for its test jobs; an InputError where an old folder does not name them."""
         if self.test_idx is None:
             raise InputError(f"{self.source}: results of {self.target} have no test_idx.csv; expected the jobs' names")
         return ValueAnswers(self.test_idx, self.predictions[:, 0])
@@ -123,26 +126,29 @@ class LoadedRegression(RegressionResults):
 
     def summary(self) -> str:
         """Scores as a table of text."""
-        units = dict.fromkeys(("rmse", "mae"), f" {_UNITS[self.target]}")
+        units = dict.fromkeys(("rmse", "mae"), f" {UNITS[self.target]}")
         rows = (f"{name:<20}{value:>10.4g}{units.get(name, '')}" for name, value in self.scores().items())
-        return _lines([_title(self), *rows])
+        return "\n".join([str(self), *rows])
 
     def compare(self, other: "LoadedRegression") -> Comparison:
-        """Hold these results against another training's, on the test jobs of both; see `compare_values`."""
+        """Compare with the results of another training, on the test jobs of both; see `compare_values`."""
         if not isinstance(other, LoadedRegression) or other.target != self.target:
             raise InputError(
                 f"results of {self.target} cannot be compared with {other!r}; expected another {self.target}"
             )
         return compare_values(self.answers, other.answers)
 
+    def __str__(self) -> str:
+        return f"{self.target}: {len(self.predictions):,} test jobs of {self.source}"
+
     def __repr__(self) -> str:
-        """One line: the arrays would fill a screen."""
-        return f"<{_title(self)}>"
+        # The arrays would fill a screen.
+        return f"<{self}>"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TrainingResults:
-    """What one training left behind; a field is None where the training has no such network, or left no such file.
+    """Results of one training; a field is None where the training has no such network, or left no such file.
 
     Attributes
     ----------
@@ -194,19 +200,18 @@ class TrainingResults:
         return {target: mine[target].compare(others[target]) for target in shared}  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
-        """One line: the arrays would fill a screen."""
         return f"<training {self.source}: {', '.join(self.by_target())}>"
 
 
 def read_training(folder: str | Path, source: str) -> TrainingResults:
-    """Read what a training left behind.
+    """Read the results of a training.
 
     Parameters
     ----------
     folder : path
         The training's folder, its ``results`` folder, or the folder of one target in there.
     source : str
-        What to call it, in summaries and errors.
+        Its name in summaries and errors.
 
     Raises
     ------
@@ -214,40 +219,16 @@ def read_training(folder: str | Path, source: str) -> TrainingResults:
         There are no results, or a file is missing, damaged or pickled; names the file.
     """
     folder = Path(folder)
-    results = next((place for place in (folder / "results", folder, folder.parent) if _holds_results(place)), None)
-    if results is None or not folder.is_dir():
+    places = [folder / "results", folder, folder.parent] if folder.is_dir() else []
+    results = next((place for place in places if any((place / name).is_dir() for name in TARGETS.values())), None)
+    if results is None:
         raise InputError(f"{folder} holds no results; expected a training's folder, with results/mem_bin in it")
     table = results.parent / "data" / "latest.csv"
     jobs = read_training_table(table) if results.name == "results" and table.exists() else None
     found: dict[str, Any] = dict.fromkeys(TARGETS.values())
     for target in found:
         if (results / target).is_dir():
-            fields = vars(read_results(results / target, target))
-            found[target] = (
-                LoadedClassification(**fields, source=source, jobs=jobs)
-                if target == "mem_bin"
-                else LoadedRegression(**fields, target=target, source=source, jobs=jobs)
-            )
+            fields = {**vars(read_results(results / target, target)), "source": source, "jobs": jobs}
+            is_bin = target == "mem_bin"
+            found[target] = LoadedClassification(**fields) if is_bin else LoadedRegression(**fields, target=target)
     return TrainingResults(**found, jobs=jobs, source=source)
-
-
-def _holds_results(place: Path) -> bool:
-    return any((place / target).is_dir() for target in TARGETS.values())
-
-
-def _of_test_jobs(results: LoadedClassification, column: str) -> NDArray[Any] | None:
-    """A column of the training set for each test job; None where it is not known of every one of them."""
-    jobs = results.jobs
-    if jobs is None or column not in jobs or not jobs["ipst"].is_unique:
-        return None
-    rows = pd.Index(jobs["ipst"]).get_indexer(results.test_idx.index)
-    return None if np.any(rows < 0) else jobs[column].to_numpy()[rows]
-
-
-def _title(results: LoadedClassification | LoadedRegression) -> str:
-    n = len(results.y_scores if isinstance(results, LoadedClassification) else results.predictions)
-    return f"{results.target}: {n:,} test jobs of {results.source}"
-
-
-def _lines(rows: Iterable[str]) -> str:
-    return "\n".join(row.rstrip() for row in rows)

@@ -77,22 +77,23 @@ ROW_A, ROW_B, ROW_C = np.eye(9)[:3]
 
 
 def test_classification_scores_of_four_jobs():
-    y_true, chosen = [0, 0, 1, 3], [0, 1, 1, 1]
+    y_true, decided = [0, 0, 1, 3], [0, 1, 1, 1]
+    # Most probable: 0, 0, 1, 1.
     probabilities = [[0.9, 0.1, 0, 0], [0.9, 0.1, 0, 0], [0.4, 0.6, 0, 0], [0, 0.9, 0, 0.1]]
-    scores = classification_scores(y_true, probabilities, chosen, [3600, 3600, 3600, 3600])
+    scores = classification_scores(y_true, probabilities, decided, [3600, 3600, 3600, 3600])
     # Dollars per hour and job on the four rungs.
     price = [0.308 / 8, 0.344 / 4, 0.226 / 2, 0.452]
     best = 2 * price[0] + price[1] + price[3]
-    paid = price[0] + price[1] + price[1] + (price[1] + price[2] + price[3])
+    killed_twice = price[1] + price[2] + price[3]
     assert scores == pytest.approx(
         {
-            "accuracy": 2 / 4,
-            "balanced_accuracy": (1 / 2 + 1 + 0) / 3,
-            "f1_macro": (2 / 3 + 2 / 4 + 0) / 3,
+            "accuracy": 3 / 4,
+            "balanced_accuracy": 2 / 3,
+            "f1_macro": (1 + 2 / 3 + 0) / 3,
             "precision_2g": 1,
-            "precision_8g": 1 / 3,
+            "precision_8g": 1 / 2,
             "precision_64g": 0,
-            "recall_2g": 1 / 2,
+            "recall_2g": 1,
             "recall_8g": 1,
             "recall_64g": 0,
             "roc_auc_2g": 1,
@@ -103,7 +104,8 @@ def test_classification_scores_of_four_jobs():
             "ece": (abs(2 - 3 * 0.9) + 0.4) / 4,
             "underallocated": 1 / 4,
             "overallocated": 1 / 4,
-            "excess_cost": paid / best - 1,
+            "excess_cost": (price[0] + 2 * price[1] + killed_twice) / best - 1,
+            "excess_cost_argmax": (2 * price[0] + price[1] + killed_twice) / best - 1,
         }
     )
 
@@ -200,7 +202,7 @@ def test_no_prediction_by_row_is_below_the_floor(jobs, predictions):
 def test_scores_are_finite_and_the_shares_add_up(jobs, data):
     _, needed, wallclock_s = (np.array(column) for column in zip(*jobs, strict=True))
     chosen = data.draw(st.lists(st.integers(0, 3), min_size=len(jobs), max_size=len(jobs)))
-    scores = classification_scores(needed, np.full((len(jobs), 4), 0.25), chosen, wallclock_s)
+    scores = classification_scores(needed, np.eye(4)[chosen], chosen, wallclock_s)
     assert np.isfinite(list(scores.values())).all()
     assert scores["accuracy"] + scores["underallocated"] + scores["overallocated"] == pytest.approx(1)
     assert {key for key in scores if key.startswith("recall")} == {
@@ -213,7 +215,7 @@ def test_scores_are_finite_and_the_shares_add_up(jobs, data):
     [
         (lambda: classification_scores([], np.empty((0, 4)), [], []), "at least one job"),
         (lambda: classification_scores([5], [[1, 0, 0, 0]], [0], [1]), "y_true"),
-        (lambda: classification_scores([0], [[1, 0, 0, 0]], [0, 1], [1]), "chosen"),
+        (lambda: classification_scores([0], [[1, 0, 0, 0]], [0, 1], [1]), "decided"),
         (lambda: classification_scores([0], [[1, 0, 0]], [0], [1]), "probabilities"),
         (lambda: classification_scores([0], [[1, 0, 0, 0]], [0], [-1]), "wallclock_s"),
         (lambda: regression_scores([0], [1]), "above 0"),
