@@ -32,17 +32,14 @@ def main(
     stage: Stage = "None",
     config: Config = "default",
     risk: Risk = 0.0,
-    only: Annotated[
-        str,
-        typer.Option(
-            help="Networks to train: all, or some of mem_clf,mem_reg,wall_reg (or of their targets); the others come "
-            "from the version in Production."
-        ),
-    ] = "all",
+    only: Networks = "all",
     writeback: Writeback = False,
     destination: Destination = "none",
 ) -> None:
-    """Train the networks, score and register them, and promote the new version if a stage is given."""
+    """Train the networks, score and register them, and promote the new version if a stage is given.
+
+    Networks that --only leaves out come from the version in Production.
+    """
     networks = parse_networks(only)
     from calmlflow.runs.summary import print_training
     from calmlflow.runs.train import TrainingRequest, train
@@ -135,22 +132,14 @@ def retrain(
     ] = 1000,
     min_share: Annotated[float, typer.Option(help="Enough new jobs over jobs that it saw. 0: off.")] = 0.1,
     drift: Annotated[
-        float,
-        typer.Option(
-            help="Enough change of a feature or target, as population stability index, with 200 new jobs or more and "
-            "beyond chance. 0: off."
-        ),
+        float, typer.Option(help="Enough drift of a feature or target: population stability index. 0: off.")
     ] = 0.25,
     accuracy_drop: Annotated[
-        float,
-        typer.Option(
-            help="Enough loss of accuracy of its recorded predictions against its held-out jobs, with 40 of them or "
-            "more and beyond chance. 0: off."
-        ),
+        float, typer.Option(help="Enough loss of accuracy of recorded predictions against held-out jobs. 0: off.")
     ] = 0.02,
-    cost_rise: Annotated[float, typer.Option(help="The same of a rise of the excess cost. 0: off.")] = 0.02,
+    cost_rise: Annotated[float, typer.Option(help="Enough rise of their excess cost. 0: off.")] = 0.02,
     coverage_drop: Annotated[
-        float, typer.Option(help="The same of the share of jobs that end before their kill time. 0: off.")
+        float, typer.Option(help="Enough fewer jobs that end before their kill time. 0: off.")
     ] = 0.01,
     stage: Annotated[
         str, typer.Option(help="Stage for the new version, through the gate: None, Staging or Production.")
@@ -166,7 +155,8 @@ def retrain(
 ) -> None:
     """Train anew if enough has changed since the version in Production was trained, and ask the gate.
 
-    One criterion that is met is enough.
+    One criterion that is met is enough. Drift counts from 200 new jobs on, recorded predictions from 40 on, and both
+    only beyond chance.
     """
     from calmlflow.runs.retrain import Limits, RetrainRequest, retrain_in_run
     from calmlflow.runs.summary import print_training
