@@ -21,7 +21,6 @@ from calmlflow.console import say, script
 from calmlflow.errors import CalmlflowError
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.fetch import fetch
-from calmlflow.predictor.registry_client import public_uri
 from calmlflow.predictor.stage import resolve_stage
 
 HERE = Path(__file__).parent
@@ -79,7 +78,7 @@ def bake(stage: str, output: Path) -> None:
             (output / "image").rename(old)
         new.rename(output / "image")
     image = output / "image"
-    say(f"version {staged.version} of {settings.BUNDLE_MODEL}, in {stage} on {public_uri(registry_uri)}")
+    say(f"version {staged.version} of {settings.BUNDLE_MODEL}, in {stage} on {settings.hide_password(registry_uri)}")
     say(f"{image}: bundle {megabytes(image / 'bundle')}, code {megabytes(image / 'calmlflow')}")
     say(f"packages that the Dockerfile adds: {', '.join(pins)}")
 
