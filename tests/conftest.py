@@ -13,7 +13,7 @@ from hypothesis import settings
 from tests.samples.commands import FAST, mlflow_run
 
 # Timing decides no test.
-settings.register_profile("calmlflow", deadline=None)
+settings.register_profile("calmlflow", deadline=None, max_examples=50)
 settings.load_profile("calmlflow")
 
 

@@ -95,6 +95,7 @@ def test_seconds_of_an_epoch_are_extrapolated_to_60_60_300():
     assert found == {"mem_clf": 90, "mem_reg": 120, "wall_reg": 150}
 
 
+@pytest.mark.slow
 def test_a_stored_run_counts_for_its_own_jobs_only(data, tmp_path):
     path = tmp_path / "run.json"
     assert read_stored(data, path) is None
@@ -260,6 +261,7 @@ def test_more_jobs_are_drawn_from_the_training_split(data):
     assert enlarged(data, 1, seed=0) is data
 
 
+@pytest.mark.slow
 def test_calmlflow_is_fitted_as_main_does(data, tmp_path):
     config = tmp_path / "config.json"
     brief = {"epochs": 1, "refit_epochs": 0, "members": 2}
