@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -33,10 +34,20 @@ def progress(description: str) -> Iterator[Callable[[int, int, float], None]]:
 
 
 @contextmanager
-def byte_progress(description: str) -> Iterator[Callable[[int, int], None]]:
-    """The same for bytes: yields a callable that takes bytes done and bytes in all."""
+def byte_progress(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """The same for bytes: yields a callable that takes the bytes done since the last call, from any thread."""
+    counting = threading.Lock()
+    done = 0
+    of_total = f" of {total / 1e6:.1f}" if total is not None else ""
     with _bar(description) as update:
-        yield lambda done, total: update(done, total, f"{done / 1e6:.1f} of {total / 1e6:.1f} MB")
+
+        def advance(size: int) -> None:
+            nonlocal done
+            with counting:
+                done += size
+                update(done, total, f"{done / 1e6:.1f}{of_total} MB")
+
+        yield advance
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import json
 import re
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from calmlflow.errors import InputError
+from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import LADDER
 from calmlflow.networks.backend import keras
-from calmlflow.storage.archive_members import read_zip
 
 MAX_BYTES = {"config.json": 1 << 19, "metadata.json": 1 << 16, "model.weights.h5": 1 << 26}
 """Members of a .keras file, all needed, and the bytes that each may have; the largest of our own has 2 MB."""
@@ -151,14 +151,27 @@ def _members(content: bytes, shown: Path) -> dict[str, bytes]:
         if content.startswith(start):
             raise InputError(f"{shown} is {kind}; expected a .keras file as Keras 3 writes it")
     found: dict[str, bytes] = {}
-    for member in read_zip(shown, content):
-        limit = MAX_BYTES.get(member.name)
-        if limit is None or member.is_folder or member.name in found:
-            what = "is there twice" if member.name in found else "is none of a plain network's"
-            raise InputError(f"{shown}: member {member.name!r} {what}; expected {', '.join(MAX_BYTES)}, each once")
-        if member.size > limit:
-            raise InputError(f"{shown}: member {member.name!r} has {member.size} bytes; expected at most {limit}")
-        found[member.name] = b"".join(member.chunks)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as zipped:
+            for info in zipped.infolist():
+                limit = MAX_BYTES.get(info.filename)
+                if limit is None or info.filename in found:
+                    what = "is there twice" if info.filename in found else "is none of a plain network's"
+                    raise InputError(
+                        f"{shown}: member {info.filename!r} {what}; expected {', '.join(MAX_BYTES)}, each once"
+                    )
+                if info.file_size > limit:
+                    raise InputError(
+                        f"{shown}: member {info.filename!r} has {info.file_size} bytes; expected at most {limit}"
+                    )
+                with zipped.open(info) as member:
+                    # Not without a size, which would decompress more than the member claims to have.
+                    found[info.filename] = member.read(limit)
+    except CalmlflowError:
+        raise
+    except Exception as error:
+        # zipfile raises at least OSError, EOFError, ValueError, RuntimeError, zlib.error and its own.
+        raise InputError(f"{shown} is damaged ({error}); expected a .keras file as Keras 3 writes it") from error
     for name in MAX_BYTES:
         if name not in found:
             raise InputError(f"{shown} has no member {name!r}; expected a .keras file as Keras 3 writes it")

@@ -1,7 +1,8 @@
-"""Where networks that were trained elsewhere come from: a folder, an archive, or the package spacekit."""
+"""Where networks that were trained elsewhere come from: a folder, a zip archive, or the package spacekit."""
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
@@ -10,8 +11,7 @@ from typing import NamedTuple
 from calmlflow.errors import InputError
 from calmlflow.hst.scaling import Scaling
 from calmlflow.settings import NETWORKS
-from calmlflow.storage.archive import MAX_MEMBERS, MAX_UNPACKED_BYTES
-from calmlflow.storage.archive_members import is_safe, read_members
+from calmlflow.storage.archive import MAX_MEMBERS, extract
 
 SPACEKIT_ARCHIVE = "spacekit/builder/trained_networks/hst_cal.zip"
 MAX_FILE_BYTES = 1 << 26
@@ -36,7 +36,7 @@ def read_source(source: str) -> dict[str, SourceFile]:
     Parameters
     ----------
     source : str
-        A folder or an archive (``.zip``, ``.tar.gz``, ``.tgz``) with ``mem_clf.keras``, ``mem_reg.keras``,
+        A folder or a ``.zip`` archive with ``mem_clf.keras``, ``mem_reg.keras``,
         ``wall_reg.keras`` and ``tx_data.json`` (or the older ``pt_transform``), side by side or each in its folder, as
         in ``models/mem_clf/mem_clf.keras``; or ``spacekit``, the archive in the installed package of this name.
 
@@ -53,13 +53,19 @@ def read_source(source: str) -> dict[str, SourceFile]:
     """
     # As with the sample of jobs, a folder of this name is said as ./spacekit.
     place = _spacekit_archive() if source == "spacekit" else Path(source)
-    if place.is_dir():
-        files = _files_of_folder(place)
-    elif place.is_file():
-        files = _files_of_archive(place)
-    else:
-        raise InputError(f"source {source!r} does not exist; expected a folder, an archive, or spacekit")
     shown = Path("spacekit") if source == "spacekit" else place
+    if place.is_dir():
+        return _chosen(_files_of_folder(place, place), shown)
+    if not place.is_file() or place.suffix.lower() != ".zip":
+        what = "is no zip archive" if place.is_file() else "does not exist"
+        raise InputError(f"source {source!r} {what}; expected a folder, a .zip archive, or spacekit")
+    with tempfile.TemporaryDirectory() as temporary:
+        extract(place, Path(temporary))
+        return _chosen(_files_of_folder(Path(temporary), shown), shown)
+
+
+def _chosen(files: Iterator[tuple[str, bytes]], shown: Path) -> dict[str, SourceFile]:
+    """Of the files of a source those that are wanted, each of them once."""
     found: dict[str, SourceFile] = {}
     for name, content in files:
         part = _WANTED[PurePosixPath(name).name]
@@ -88,14 +94,14 @@ def _spacekit_archive() -> Path:
     return place
 
 
-def _files_of_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
+def _files_of_folder(folder: Path, source: Path) -> Iterator[tuple[str, bytes]]:
     seen = 0
     for place, folders, files in os.walk(folder):
         inside = Path(place).relative_to(folder)
         seen += len(folders) + len(files)
         if seen > MAX_MEMBERS:
             raise InputError(
-                f"{folder} holds more than {MAX_MEMBERS} files and folders; expected those of one training"
+                f"{source} holds more than {MAX_MEMBERS} files and folders; expected those of one training"
             )
         if len(inside.parts) >= MAX_DEPTH:
             folders.clear()
@@ -103,41 +109,13 @@ def _files_of_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
         for name in sorted({*folders, *files} & _WANTED.keys()):
             path = Path(place, name)
             if not path.is_file():
-                raise InputError(f"{path} is no file; expected one, as Keras 3 writes it")
-            _check_size(path, path.stat().st_size)
+                raise InputError(f"{source / inside / name} is no file; expected one, as Keras 3 writes it")
+            if (size := path.stat().st_size) > MAX_FILE_BYTES:
+                raise InputError(f"{source / inside / name} has {size} bytes; expected at most {MAX_FILE_BYTES}")
             try:
                 yield (inside / name).as_posix(), path.read_bytes()
             except OSError as error:
                 raise InputError(f"{path} cannot be read ({error.strerror}); expected a file") from None
-
-
-def _files_of_archive(archive: Path) -> Iterator[tuple[str, bytes]]:
-    size = 0
-    for number, member in enumerate(read_members(archive), 1):
-        # As tar names what it was given as a folder's content.
-        name = member.name.removeprefix("./")
-        where = archive / name
-        size += member.size
-        if name == "." and member.is_folder:
-            continue
-        if not is_safe(name):
-            raise InputError(
-                f"archive {archive}: member {member.name!r} is no plain path; expected one that stays in it"
-            )
-        if number > MAX_MEMBERS or size > MAX_UNPACKED_BYTES:
-            raise InputError(f"archive {archive} holds too much; expected the files of one training")
-        parts = PurePosixPath(name).parts
-        if parts[-1] not in _WANTED or len(parts) > MAX_DEPTH + 1:
-            continue
-        if member.is_folder:
-            raise InputError(f"{where} is a folder; expected a file, as Keras 3 writes it")
-        _check_size(where, member.size)
-        yield name, b"".join(member.chunks)
-
-
-def _check_size(path: Path, size: int) -> None:
-    if size > MAX_FILE_BYTES:
-        raise InputError(f"{path} has {size} bytes; expected at most {MAX_FILE_BYTES}")
 
 
 def read_scaling(file: SourceFile) -> Scaling:

@@ -40,7 +40,7 @@ from calmlflow.runs.writeback import check_writable, write_predictions
 from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS
 from calmlflow.storage.archive import pack
 from calmlflow.storage.files import new_tree
-from calmlflow.storage.shipping_parts import parse_uri
+from calmlflow.storage.s3 import parse_s3
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def train(
         if request.writeback:
             check_writable(request.data)
         if request.destination != "none":
-            parse_uri(request.destination)
+            parse_s3(request.destination)
         outcome = Outcome(run.info.run_id, taken_over=taken)
         with outcome.timed("references"):
             # Before a promotion of this very run could make it its own champion.

@@ -1,23 +1,20 @@
-"""A training as two archives, the same bytes for the same content, and back into a folder.
-
-Names, contents and empty folders go in; times, owners, modes and the order on disk do not. The compressed bytes are
-zlib's: two machines with different versions of zlib may compress the same content to different, equally good bytes.
-"""
+"""Pack the folder of a training into archives, the same bytes for the same content, and unpack archives safely."""
 
 import filecmp
 import gzip
 import os
-import shutil
+import re
 import stat
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from calmlflow.errors import CalmlflowError, InputError
-from calmlflow.storage.archive_members import CHUNK_BYTES, Member, is_safe, read_members
+from calmlflow.storage.files import replacing
 
 MAX_MEMBERS = 10_000
 """Files and folders that an archive may hold; a training has about fifty."""
@@ -25,32 +22,24 @@ MAX_MEMBERS = 10_000
 MAX_UNPACKED_BYTES = 4 << 30
 """Bytes that an archive may unpack to; a training of a million jobs has about 0.3 GB."""
 
+SUFFIXES = (".zip", ".tgz", ".tar.gz")
+"""Endings of the names of archives."""
+
 _MODELS = "models"
-_COMPRESSION_LEVEL = 6
+_CHUNK_BYTES = 1 << 20
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755
-# The earliest moment that a zip archive can tell.
+# The earliest time that a zip archive can hold.
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 _UNIX = 3
 
-_KINDS = {
-    stat.S_IFLNK: "a symbolic link",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFBLK: "a device",
-    stat.S_IFCHR: "a device",
-}
 
-
-class _Entry(NamedTuple):
-    """A file or folder on disk, and its name in an archive."""
-
-    name: str
-    path: Path
-    is_folder: bool
+# -- Packing --------------------------------------------------------------------------------------------------------
 
 
 def pack(tree: Path, output: Path) -> tuple[Path, Path]:
     """Pack a training into ``{date-epoch}.tar.gz`` (the whole folder) and ``models.zip`` (its folder of models).
+
+    Times, owners, permissions and the order on disk do not change the bytes; another version of zlib may.
 
     Parameters
     ----------
@@ -79,22 +68,63 @@ def pack(tree: Path, output: Path) -> tuple[Path, Path]:
             raise InputError(f"{folder} is no folder; expected the folder of a training, with its models")
     if output.resolve().is_relative_to(tree):
         raise InputError(f"output {output} lies in {tree}; expected a folder outside of what is packed")
+    everything = _paths(tree)
+    whole, models = output / f"{tree.name}.tar.gz", output / f"{_MODELS}.zip"
+    with replacing(whole, "wb") as file:
+        _write_tar(file, tree.parent, everything)
+    with replacing(models, "wb") as file:
+        _write_zip(file, tree, [path for path in everything if path.is_relative_to(tree / _MODELS)])
+    return whole, models
+
+
+def _paths(root: Path) -> list[Path]:
+    """The folder and everything in it, a folder before its content, in the order of names."""
     try:
-        everything = _entries(tree)
-        models = _entries(tree / _MODELS)
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output, prefix=".pack-") as temporary:
-            archives = Path(temporary, f"{tree.name}.tar.gz"), Path(temporary, f"{_MODELS}.zip")
-            _write_tar(archives[0], everything)
-            _write_zip(archives[1], models)
-            whole, part = (archive.replace(output / archive.name) for archive in archives)
+        paths = [root, *sorted(root.rglob("*"))]
+        size = 0
+        for path in paths:
+            status = path.lstat()
+            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+                kind = "a symbolic link" if path.is_symlink() else "a special file"
+                raise InputError(f"{path} is {kind}; expected only files and folders")
+            if not _is_safe(path.relative_to(root.parent).as_posix()):
+                raise InputError(f"the name of {str(path)!r} cannot be packed; expected Unicode without backslashes")
+            size += status.st_size if stat.S_ISREG(status.st_mode) else 0
     except OSError as error:
-        what = error.filename or tree
-        raise CalmlflowError(
-            f"{tree} cannot be packed into {output}: {what}: {error.strerror or error}; expected files that can be "
-            "read and a folder that can be written"
-        ) from None
-    return whole, part
+        raise CalmlflowError(f"{root} cannot be read ({error.strerror}: {error.filename})") from error
+    _check_limits(str(root), len(paths), size)
+    return paths
+
+
+def _write_tar(archive: IO[bytes], root: Path, paths: list[Path]) -> None:
+    # A gzip header without name and time, and tar headers with neither time nor owner.
+    with (
+        gzip.GzipFile("", "wb", fileobj=archive, mtime=0) as compressed,
+        tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar,
+    ):
+        for path in paths:
+            info = tarfile.TarInfo(path.relative_to(root).as_posix())
+            if path.is_dir():
+                info.type, info.mode = tarfile.DIRTYPE, _FOLDER_MODE
+                tar.addfile(info)
+                continue
+            with path.open("rb") as file:
+                info.size, info.mode = os.fstat(file.fileno()).st_size, _FILE_MODE
+                tar.addfile(info, file)
+
+
+def _write_zip(archive: IO[bytes], root: Path, paths: list[Path]) -> None:
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
+        for path in paths:
+            is_folder = path.is_dir()
+            info = zipfile.ZipInfo(path.relative_to(root).as_posix() + "/" * is_folder, _ZIP_DATE)
+            info.create_system = _UNIX
+            info.external_attr = (stat.S_IFDIR | _FOLDER_MODE if is_folder else stat.S_IFREG | _FILE_MODE) << 16
+            info.compress_type = zipfile.ZIP_STORED if is_folder else zipfile.ZIP_DEFLATED
+            zipped.writestr(info, b"" if is_folder else path.read_bytes())
+
+
+# -- Unpacking ------------------------------------------------------------------------------------------------------
 
 
 def unpack(archive: Path, output: Path) -> Path:
@@ -115,67 +145,118 @@ def unpack(archive: Path, output: Path) -> Path:
     Raises
     ------
     InputError
-        The archive is damaged, or holds links, special files, encrypted members, duplicated names, names that leave
-        the folder, or more than `MAX_MEMBERS` or `MAX_UNPACKED_BYTES`; or the folder is there with other content.
+        The archive is refused by `extract`, or does not hold one folder; or the folder is there with other content.
     CalmlflowError
         ``output`` cannot be written.
     """
-    members = read_members(archive)
     try:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output, prefix=".unpack-") as temporary:
-            folder = _extract(archive, members, Path(temporary))
-            target = output / folder.name
+            extract(archive, Path(temporary))
+            found = list(Path(temporary).iterdir())
+            if len(found) != 1 or not found[0].is_dir():
+                raise InputError(f"archive {archive} does not hold one folder on top; expected everything in one")
+            target = output / found[0].name
             if not os.path.lexists(target):
-                folder.rename(target)
-            elif not _is_same(folder, target):
+                found[0].rename(target)
+            elif not _is_same(found[0], target):
                 raise InputError(f"{target} is there with other content than archive {archive}; expected no such path")
     except OSError as error:
         raise CalmlflowError(
             f"archive {archive} cannot be unpacked into {output} ({error.strerror or error}); expected a folder that "
             "can be written"
-        ) from None
+        ) from error
     return target
 
 
-# -- Folders --------------------------------------------------------------------------------------------------------
+def extract(archive: Path, folder: Path) -> None:
+    """Write the members of an archive into an empty folder, each checked before; a failure leaves some of them.
 
+    Parameters
+    ----------
+    archive : Path
+        ``.tar.gz``, ``.tgz`` or ``.zip``.
+    folder : Path
 
-def _entries(root: Path) -> list[_Entry]:
-    """Everything in a folder and the folder itself, a folder before its content, in the order of names."""
-    entries = []
+    Raises
+    ------
+    InputError
+        The archive is damaged, or holds links, special files, encrypted members, duplicated names, names that leave
+        the folder, or more than `MAX_MEMBERS` or `MAX_UNPACKED_BYTES`.
+    """
+    if not archive.name.lower().endswith(SUFFIXES):
+        raise InputError(f"archive {archive} is of no known kind; expected a name in {', '.join(SUFFIXES)}")
+    seen: set[str] = set()
     size = 0
-    for entry in _walk(_Entry(root.name, root, True)):
-        entries.append(entry)
-        size += 0 if entry.is_folder else entry.path.stat().st_size
-        _check_limits(str(root), len(entries), size)
-    return entries
+    where = ""
+    try:
+        for member in (_zip_members if archive.name.lower().endswith(".zip") else _tar_members)(archive):
+            # The content of a folder is packed as ./name by tar.
+            name = member.name.removeprefix("./").removesuffix("/")
+            if name == ".":
+                continue
+            where = f", member {name!r}"
+            size += member.size
+            if not member.is_plain:
+                raise InputError(f"archive {archive}{where} is a link or a special file; expected files and folders")
+            if not _is_safe(name):
+                raise InputError(f"archive {archive}{where} is no plain path; expected one that stays in the folder")
+            if name in seen:
+                raise InputError(f"archive {archive}{where} is there twice; expected every name once")
+            seen.add(name)
+            _check_limits(f"archive {archive}", len(seen), size)
+            member.write(folder)
+    except CalmlflowError:
+        raise
+    except Exception as error:
+        # gzip, tarfile and zipfile raise OSError, EOFError, ValueError, RuntimeError, zlib.error and their own.
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"archive {archive}{where} cannot be unpacked ({reason}); expected a whole archive") from error
 
 
-def _walk(entry: _Entry) -> Iterator[_Entry]:
-    mode = entry.path.lstat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        kind = _KINDS.get(stat.S_IFMT(mode), "a special file")
-        raise InputError(f"{entry.path} is {kind}; expected only files and folders")
-    if not is_safe(entry.name):
-        raise InputError(f"the name of {str(entry.path)!r} cannot be packed; expected Unicode without backslashes")
-    entry = entry._replace(is_folder=stat.S_ISDIR(mode))
-    yield entry
-    if entry.is_folder:
-        for child in sorted(entry.path.iterdir()):
-            yield from _walk(_Entry(f"{entry.name}/{child.name}", child, False))
+class _Member(NamedTuple):
+    """A file or folder in an archive; ``write`` puts it into a folder."""
+
+    name: str
+    is_plain: bool
+    size: int
+    write: Callable[[Path], object]
 
 
-def _is_same(one: Path, other: Path) -> bool:
-    ours, theirs = _entries(one), _entries(other)
-    same_names = [(entry.name, entry.is_folder) for entry in ours] == [
-        (entry.name, entry.is_folder) for entry in theirs
-    ]
-    return same_names and all(
-        filecmp.cmp(our.path, their.path, shallow=False)
-        for our, their in zip(ours, theirs, strict=True)
-        if not our.is_folder
-    )
+class _TarBytes(gzip.GzipFile):
+    """Content of a gzip file; refuses to read a large header, which tarfile would keep in memory."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= _CHUNK_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)
+
+
+def _tar_members(archive: Path) -> Iterator[_Member]:
+    with _TarBytes(archive) as source, tarfile.open(fileobj=source, mode="r:") as tar:
+        for info in tar:
+            is_plain = (info.isdir() or info.isreg()) and not info.issparse()
+            yield _Member(info.name, is_plain, info.size, partial(tar.extract, info, set_attrs=False, filter="data"))
+        # tarfile takes a damaged header for the end, and gzip compares its checksum at the end.
+        while rest := source.read(_CHUNK_BYTES):
+            if any(rest):
+                raise tarfile.ReadError("data after the end of the archive")
+
+
+def _zip_members(archive: Path) -> Iterator[_Member]:
+    with zipfile.ZipFile(archive) as zipped:
+        for info in zipped.infolist():
+            is_plain = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+            # zipfile cuts a name at its zero byte.
+            name = info.orig_filename if "\0" in info.orig_filename else info.filename
+            yield _Member(name, is_plain, info.file_size, partial(zipped.extract, info))
+
+
+def _is_safe(name: str) -> bool:
+    """Whether a name, its parts divided by slashes, stays in its folder on every system, and is text."""
+    is_text = name == name.encode("utf-8", "ignore").decode()
+    may_leave = re.search(r"^[A-Za-z]:|[\\\0]", name) or {"", ".", ".."}.intersection(name.split("/"))
+    return is_text and not may_leave
 
 
 def _check_limits(what: str, members: int, size: int) -> None:
@@ -185,78 +266,9 @@ def _check_limits(what: str, members: int, size: int) -> None:
         raise InputError(f"{what} holds {size} bytes or more; expected at most {MAX_UNPACKED_BYTES}")
 
 
-# -- Writing --------------------------------------------------------------------------------------------------------
-
-
-def _write_tar(archive: Path, entries: list[_Entry]) -> None:
-    # A gzip header without name and time, and tar headers with neither time nor owner.
-    with (
-        archive.open("wb") as raw,
-        gzip.GzipFile("", "wb", _COMPRESSION_LEVEL, raw, mtime=0) as compressed,
-        tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar,
-    ):
-        for entry in entries:
-            info = tarfile.TarInfo(entry.name)
-            if entry.is_folder:
-                info.type, info.mode = tarfile.DIRTYPE, _FOLDER_MODE
-                tar.addfile(info)
-                continue
-            with entry.path.open("rb") as file:
-                info.size, info.mode = os.fstat(file.fileno()).st_size, _FILE_MODE
-                tar.addfile(info, file)
-
-
-def _write_zip(archive: Path, entries: list[_Entry]) -> None:
-    with zipfile.ZipFile(archive, "w") as zipped:
-        for entry in entries:
-            info = zipfile.ZipInfo(entry.name + "/" * entry.is_folder, _ZIP_DATE)
-            info.create_system = _UNIX
-            if entry.is_folder:
-                info.external_attr = (stat.S_IFDIR | _FOLDER_MODE) << 16
-                zipped.writestr(info, b"")
-                continue
-            info.external_attr = (stat.S_IFREG | _FILE_MODE) << 16
-            info.compress_type = zipfile.ZIP_DEFLATED
-            with entry.path.open("rb") as file:
-                info.file_size = os.fstat(file.fileno()).st_size
-                with zipped.open(info, "w") as member:
-                    shutil.copyfileobj(file, member, CHUNK_BYTES)
-
-
-# -- Unpacking ------------------------------------------------------------------------------------------------------
-
-
-def _extract(archive: Path, members: Iterator[Member], folder: Path) -> Path:
-    """Write members into an empty folder, each checked before; return the one folder that they are in."""
-    seen: set[str] = set()
-    size = 0
-    top = ""
-    for member in members:
-        where = f"archive {archive}: member {member.name!r}"
-        if not is_safe(member.name):
-            raise InputError(f"{where} is no plain path; expected one that stays in the folder")
-        if member.name in seen:
-            raise InputError(f"{where} is there twice; expected every name once")
-        seen.add(member.name)
-        size += member.size
-        _check_limits(f"archive {archive}", len(seen), size)
-        first, *rest = member.name.split("/")
-        top = top or first
-        if first != top or not (rest or member.is_folder):
-            raise InputError(f"{where} is not in folder {top!r}; expected one folder on top, with everything in it")
-        path = folder / member.name
-        try:
-            (path if member.is_folder else path.parent).mkdir(parents=True, exist_ok=True)
-            written = 0 if member.is_folder else _write(path, member.chunks)
-        except (FileExistsError, NotADirectoryError):
-            raise InputError(f"{where} is a file as well as a folder; expected one of them") from None
-        if written != member.size:
-            raise InputError(f"{where} is damaged (it has {written} bytes); expected {member.size} bytes")
-    if not top:
-        raise InputError(f"archive {archive} is empty; expected a folder in it")
-    return folder / top
-
-
-def _write(path: Path, chunks: Iterator[bytes]) -> int:
-    with path.open("xb") as file:
-        return sum(file.write(chunk) for chunk in chunks)
+def _is_same(one: Path, other: Path) -> bool:
+    ours, theirs = _paths(one), _paths(other)
+    return [path.relative_to(one) for path in ours] == [path.relative_to(other) for path in theirs] and all(
+        our.is_dir() == their.is_dir() and (our.is_dir() or filecmp.cmp(our, their, shallow=False))
+        for our, their in zip(ours, theirs, strict=True)
+    )

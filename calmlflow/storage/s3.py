@@ -24,6 +24,8 @@ MISSING = ("NoSuchKey", "NoSuchBucket", "InvalidBucketName", "404")
 BUSY = ("InternalError", "SlowDown", "ServiceUnavailable", "500", "503")
 """What S3 says when it cannot answer just now."""
 
+# Modules of the exceptions that `asking` translates.
+_LIBRARIES = ("boto3", "botocore", "s3transfer", "urllib3", "http")
 _BUCKET = re.compile(r"[a-z0-9](?:[a-z0-9]|[.-](?!\.))*[a-z0-9]")
 _making = threading.Lock()
 
@@ -53,6 +55,9 @@ class S3Object(NamedTuple):
 def parse_s3(uri: str) -> S3Object:
     """Read ``s3://bucket/key``; the key may be empty."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not uri.startswith("s3://") or re.search("[:@]", bucket):
+        # A key and a secret may stand before the bucket.
+        raise InputError(f"{uri.rpartition('@')[2]!r} is no S3 URI; expected s3://bucket/key")
     check_bucket(bucket)
     return S3Object(bucket, key)
 
@@ -122,7 +127,7 @@ def new_client(connect_s: float = 10.0, read_s: float = 30.0, attempts: int = 5,
         # boto3's own kinds and ValueError. Their texts may quote an address with a password in it.
         raise CalmlflowError(
             f"boto3 cannot make a client for S3 ({type(error).__name__}); expected AWS_* variables that fit together"
-        ) from None
+        ) from error
 
 
 # -- Requests -------------------------------------------------------------------------------------------------------
@@ -165,7 +170,7 @@ def read_content(client: Any, target: S3Object, limit: int, expected: str) -> Co
     """
     with asking(target, "read", expected):
         response = client.get_object(Bucket=target.bucket, Key=target.key)
-        size = response["ContentLength"]
+        size = response.get("ContentLength", -1)
         # Every S3 tells the time; who only reads can do without.
         modified = response["LastModified"].timestamp() if "LastModified" in response else 0.0
     try:
@@ -176,7 +181,7 @@ def read_content(client: Any, target: S3Object, limit: int, expected: str) -> Co
     except InputError:
         raise
     except CalmlflowError as error:
-        raise TryAgainError(str(error)) from None
+        raise TryAgainError(str(error)) from error
     if len(content) != size:
         raise TryAgainError(f"{target} cannot be read ({len(content)} of {size} bytes); expected {expected}")
     return Content(content, modified)
@@ -187,19 +192,18 @@ def asking(target: S3Object, act: str, expected: str) -> Iterator[None]:
     """Turn what boto3 raises in the block into a sentence; a NoSuchObjectError where there is no such bucket or key."""
     try:
         yield
-    except (CalmlflowError, MemoryError):
-        raise
     except Exception as error:
-        # boto3, and what it stands on, raise families of their own, also while content comes; a full disk is Python's.
-        own = type(error).__module__ == "builtins" and isinstance(error, OSError)
-        if own and not isinstance(error, ConnectionError | TimeoutError):
+        # Their families share no base, and none of them is imported yet where S3 was not asked. A full disk is
+        # an OSError of Python, as is a broken connection.
+        library = type(error).__module__.partition(".")[0]
+        if library not in _LIBRARIES and not isinstance(error, ConnectionError | TimeoutError):
             raise
         reason = s3_reason(error)
         no_bucket = reason in ("NoSuchBucket", "InvalidBucketName")
         kind: type[CalmlflowError] = TryAgainError if reason in BUSY else CalmlflowError
         if reason in MISSING:
             kind = NoSuchBucketError if no_bucket else NoSuchObjectError
-        raise kind(f"{target} cannot be {act} ({reason}); expected {expected}") from None
+        raise kind(f"{target} cannot be {act} ({reason}); expected {expected}") from error
 
 
 def s3_reason(error: Exception) -> str:
@@ -255,7 +259,7 @@ def download(
     path: Path,
     expected: str,
     client: Any = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> None:
     """Download an object to a file, which is there when it is whole.
 
@@ -268,8 +272,8 @@ def download(
         What the object should be, for errors.
     client : optional
         Default: a `new_client`.
-    on_progress : callable, optional
-        Called with bytes done and bytes in all.
+    advance : callable, optional
+        As for `upload`.
 
     Raises
     ------
@@ -281,16 +285,6 @@ def download(
     client = client or new_client()
     with asking(target, "read", expected):
         head = client.head_object(Bucket=target.bucket, Key=target.key)
-    done = 0
-    counting = threading.Lock()
-
-    def advance(size: int) -> None:
-        nonlocal done
-        with counting:
-            done += size
-            if on_progress:
-                on_progress(done, head["ContentLength"])
-
     with replacing(path, "wb") as file:
         with asking(target, "read", expected):
             client.download_fileobj(target.bucket, target.key, file, Callback=advance)
