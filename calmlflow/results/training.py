@@ -9,31 +9,56 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from calmlflow.errors import InputError
-from calmlflow.hst.ladder import BIN_NAMES
 from calmlflow.results.classification import ClassificationResults, classification_scores
 from calmlflow.results.comparison import BinAnswers, Comparison, ValueAnswers, compare_bins, compare_values
 from calmlflow.results.files import read_results
 from calmlflow.results.regression import RegressionResults, regression_scores
-from calmlflow.results.scores import UNITS
+from calmlflow.results.scores import SCORES
 from calmlflow.results.table import read_training_table
 from calmlflow.settings import TARGETS
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class LoadedClassification(ClassificationResults):
-    """Results of the classifier of one training.
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Loaded:
+    """Results of one network of one training, loaded from its folder.
 
     Attributes
     ----------
+    target : {"mem_bin", "memory", "wallclock"}
+    test_jobs : int
+        Jobs in the test split.
     source : str
         Where they were loaded from.
     jobs : DataFrame or None
         The training set with predictions (``data/latest.csv``), None where the training left none.
     """
 
+    target: str
+    test_jobs: int
     source: str
     jobs: pd.DataFrame | None
-    target = "mem_bin"
+
+    def scores(self) -> dict[str, float]:
+        """Scores on the test jobs."""
+        raise NotImplementedError
+
+    def summary(self) -> str:
+        """Scores as a table of text."""
+        table = SCORES[self.target]
+        rows = (f"{name:<20}{table[name].text(value):>14}" for name, value in self.scores().items())
+        return "\n".join([str(self), *rows])
+
+    def __str__(self) -> str:
+        return f"{self.target}: {self.test_jobs:,} test jobs of {self.source}"
+
+    def __repr__(self) -> str:
+        # The arrays would fill a screen.
+        return f"<{self}>"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LoadedClassification(Loaded, ClassificationResults):
+    """Results of the classifier of one training."""
 
     @property
     def answers(self) -> BinAnswers:
@@ -63,49 +88,16 @@ class LoadedClassification(ClassificationResults):
 
         return classification_plots(self, self.jobs)
 
-    def summary(self) -> str:
-        """Scores as a table of text."""
-        scores = self.scores()
-        by_bin = {"jobs": [f"{count:,}" for count in np.bincount(self.test_idx, minlength=len(BIN_NAMES))]}
-        for name in ("precision", "recall", "roc_auc"):
-            values = [scores.pop(f"{name}_{label}", None) for label in BIN_NAMES]
-            by_bin[name] = ["" if value is None else f"{value:.4f}" for value in values]
-        rows = [f"{name:<20}{value:>10.4f}" for name, value in scores.items()]
-        rows += [
-            f"{name:<20}" + "".join(f"{c:>10}" for c in row) for name, row in {"by bin": BIN_NAMES, **by_bin}.items()
-        ]
-        return "\n".join(row.rstrip() for row in [str(self), *rows])
-
     def compare(self, other: "LoadedClassification") -> Comparison:
         """Compare with the results of another training, on the test jobs of both; see `compare_bins`."""
         if not isinstance(other, LoadedClassification):
             raise InputError(f"results of mem_bin cannot be compared with {other!r}; expected another mem_bin")
         return compare_bins(self.answers, other.answers)
 
-    def __str__(self) -> str:
-        return f"{self.target}: {len(self.y_scores):,} test jobs of {self.source}"
-
-    def __repr__(self) -> str:
-        # The arrays would fill a screen.
-        return f"<{self}>"
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LoadedRegression(RegressionResults):
-    """Results of a regressor of one training.
-
-    Attributes
-    ----------
-    target : {"memory", "wallclock"}
-    source : str
-        Where they were loaded from.
-    jobs : DataFrame or None
-        The training set with predictions (``data/latest.csv``), None where the training left none.
-    """
-
-    target: str
-    source: str
-    jobs: pd.DataFrame | None
+class LoadedRegression(Loaded, RegressionResults):
+    """Results of a regressor of one training."""
 
     @property
     def answers(self) -> ValueAnswers:
@@ -124,12 +116,6 @@ class LoadedRegression(RegressionResults):
 
         return regression_plots(self, self.jobs)
 
-    def summary(self) -> str:
-        """Scores as a table of text."""
-        units = dict.fromkeys(("rmse", "mae"), f" {UNITS[self.target]}")
-        rows = (f"{name:<20}{value:>10.4g}{units.get(name, '')}" for name, value in self.scores().items())
-        return "\n".join([str(self), *rows])
-
     def compare(self, other: "LoadedRegression") -> Comparison:
         """Compare with the results of another training, on the test jobs of both; see `compare_values`."""
         if not isinstance(other, LoadedRegression) or other.target != self.target:
@@ -137,13 +123,6 @@ class LoadedRegression(RegressionResults):
                 f"results of {self.target} cannot be compared with {other!r}; expected another {self.target}"
             )
         return compare_values(self.answers, other.answers)
-
-    def __str__(self) -> str:
-        return f"{self.target}: {len(self.predictions):,} test jobs of {self.source}"
-
-    def __repr__(self) -> str:
-        # The arrays would fill a screen.
-        return f"<{self}>"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -228,7 +207,9 @@ def read_training(folder: str | Path, source: str) -> TrainingResults:
     found: dict[str, Any] = dict.fromkeys(TARGETS.values())
     for target in found:
         if (results / target).is_dir():
-            fields = {**vars(read_results(results / target, target)), "source": source, "jobs": jobs}
-            is_bin = target == "mem_bin"
-            found[target] = LoadedClassification(**fields) if is_bin else LoadedRegression(**fields, target=target)
+            fields = vars(read_results(results / target, target))
+            kind, answers = (
+                (LoadedClassification, "y_scores") if target == "mem_bin" else (LoadedRegression, "predictions")
+            )
+            found[target] = kind(**fields, target=target, test_jobs=len(fields[answers]), source=source, jobs=jobs)
     return TrainingResults(**found, jobs=jobs, source=source)

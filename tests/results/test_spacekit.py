@@ -159,7 +159,7 @@ def test_a_tree_of_spacekit_can_be_opened_and_compared(earlier):
     assert opened.wallclock is None
     assert opened.jobs is None
     accuracy = np.mean(earlier.mem_bin.y_scores.argmax(axis=1) == BINS)
-    assert f"accuracy{accuracy:>22.4f}" in opened.summary()
+    assert f"accuracy{accuracy:>26.2%}" in opened.summary()
     for comparison in opened.compare(load_results(earlier.tree)).values():
         assert comparison.jobs == 8
         assert not comparison.scores["difference"].any()

@@ -7,7 +7,10 @@ import numpy as np
 import pandas as pd
 
 from calmlflow.results.classification import classification_results
+from calmlflow.results.files import write_results
 from calmlflow.results.regression import regression_results
+from calmlflow.results.table import training_table
+from calmlflow.settings import TARGETS
 
 NEEDED = {
     "mem_bin": ["test_idx.csv", "y_scores.npy", "y_pred.npy", "y_onehot.csv", "cmx.npy", "cmx_norm.npy"],
@@ -83,3 +86,25 @@ def save_objects(path, key, value):
     array = np.empty((), dtype=object)
     array[()] = value
     np.savez(path, allow_pickle=True, **{key: array})
+
+
+def some_jobs():
+    """The three test jobs of `small`, and one that was trained on; with the bins that were decided on."""
+    features = {
+        "n_files": [17, 2, 4, 1], "total_mb": [10.0, 3.0, 60.0, 2.0], "drizcorr": [1, 0, 1, 0], "pctecorr": 0,
+        "crsplit": [0, 1, 2, 0], "subarray": 0, "detector": [0, 0, 1, 0], "dtype": [1, 0, 1, 0], "instr": [0, 2, 3, 1],
+    }  # fmt: skip
+    names = ["j8c601020", "o4qpkupdq", "ib1f01020", "lbek01xyz"]
+    jobs = pd.DataFrame({"ipst": names, "timestamp": 0, **features})
+    jobs = jobs.assign(wallclock=[100.0, 200.0, 300.0, 50.0], memory=[0.5, 1.5, 20.0, 0.4], mem_bin=[0, 1, 3, 0])
+    predictions = {"bin_pred": [0, 1, 2, 0], "mem_pred": [0.75, 1.5, 18.5, 0.4], "wall_pred": [90.0, 90, 310, 50]}
+    return training_table(jobs, predictions, ["test", "test", "test", "train"])
+
+
+def write_tree(folder):
+    """The results of a training of three networks in a folder, with their jobs."""
+    for target in TARGETS.values():
+        write_results(small(target), folder / "results" / target)
+    (folder / "data").mkdir()
+    some_jobs().to_csv(folder / "data" / "latest.csv", index=False)
+    return folder

@@ -9,21 +9,8 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from calmlflow.hst.ladder import BIN_NAMES
 from calmlflow.results.classification import ClassificationResults, calibration_cells, roc_auc_by_bin
+from calmlflow.results.plots import theme
 from calmlflow.results.plots.common import Predict, counted, epoch_plots, importance_plot, instruments, n_jobs, thinned
-from calmlflow.results.plots.theme import (
-    BLUE,
-    FOUR,
-    GREY,
-    ORANGE,
-    SHADES,
-    VERMILION,
-    category_axis,
-    figure,
-    line,
-    plain,
-    share_axis,
-    small,
-)
 
 
 def classification_plots(
@@ -66,17 +53,17 @@ def _confusion(counts: NDArray[np.int64]) -> dict[str, go.Figure]:
         "Rows are the bins needed, columns the most probable ones; below the diagonal a job is killed and run again one"
         " bin up, above it memory is paid for and unused."
     )
-    needed = category_axis(
+    needed = theme.category_axis(
         [f"{name}\n{n_jobs(n)}" for name, n in zip(BIN_NAMES, totals, strict=True)], "bin needed"
     ) | {"range": None, "autorange": "reversed"}  # fmt: skip
 
     def matrix(title: str, reading: str, shades: NDArray[np.float64], texts: list[list[str]]) -> go.Figure:
         cells = go.Heatmap(
-            z=shades, zmin=0, zmax=1, colorscale=list(SHADES), showscale=False, xgap=2, ygap=2, text=texts,
+            z=shades, zmin=0, zmax=1, colorscale=list(theme.SHADES), showscale=False, xgap=2, ygap=2, text=texts,
             texttemplate="%{text}", textfont={"size": 16}, hoverinfo="skip",
         )  # fmt: skip
-        predicted = category_axis(BIN_NAMES, "most probable bin") | {"range": (-0.5, len(BIN_NAMES) - 0.5)}
-        return figure(title, reading, [cells], xaxis=predicted, yaxis=needed)
+        predicted = theme.category_axis(BIN_NAMES, "most probable bin") | {"range": (-0.5, len(BIN_NAMES) - 0.5)}
+        return theme.figure(title, reading, [cells], xaxis=predicted, yaxis=needed)
 
     return {
         "confusion_counts": matrix(
@@ -100,33 +87,33 @@ def _curves(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> di
     bins = np.flatnonzero(np.isfinite(areas))
     if not len(bins):
         return {}
-    roc, precision_recall = [line([0, 1], [0, 1], GREY, dashed=True)], []
+    roc, precision_recall = [theme.line([0, 1], [0, 1], theme.GREY, dashed=True)], []
     for label in bins:
         is_bin, score = y_true == label, probabilities[:, label]
         name = f"{BIN_NAMES[label]} ({n_jobs(is_bin.sum())})"
         false, true, _ = roc_curve(is_bin, score)
         at = thinned(len(false))
-        roc.append(line(false[at], true[at], FOUR[label], f"{name}: area {areas[label]:.3f}"))
+        roc.append(theme.line(false[at], true[at], theme.FOUR[label], f"{name}: area {areas[label]:.3f}"))
         precision, recall, _ = precision_recall_curve(is_bin, score, drop_intermediate=True)
         at = thinned(len(recall))
         average = f"{name}: average precision {average_precision_score(is_bin, score):.3f}"
-        precision_recall.append(line(recall[at], precision[at], FOUR[label], average))
+        precision_recall.append(theme.line(recall[at], precision[at], theme.FOUR[label], average))
     span = (-0.02, 1.03)
     lowest = int(np.nanargmin(areas))
     return {
-        "roc": figure(
+        "roc": theme.figure(
             f"ROC of each bin against the rest: area at least {areas[lowest]:.3f} ({BIN_NAMES[lowest]})",
             "The closer to the upper left corner the better; on the dashed diagonal the probability says nothing.",
             roc,
-            xaxis=share_axis("false positive rate", span),
-            yaxis=share_axis("true positive rate", span),
+            xaxis=theme.share_axis("false positive rate", span),
+            yaxis=theme.share_axis("true positive rate", span),
         ),
-        "precision_recall": figure(
+        "precision_recall": theme.figure(
             "Precision and recall of each bin, over all thresholds of its probability",
             "The closer to the upper right corner the better; for a rare bin this tells more than the ROC curve.",
             precision_recall,
-            xaxis=share_axis("recall: share of the jobs that need the bin", span),
-            yaxis=share_axis("precision: share of the jobs put there", span),
+            xaxis=theme.share_axis("recall: share of the jobs that need the bin", span),
+            yaxis=theme.share_axis("precision: share of the jobs put there", span),
         ),
     }
 
@@ -138,20 +125,20 @@ def _calibration(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) 
     counts = zip(np.rint(true * n).astype(int), n, strict=True)
     low, high = np.transpose([binomtest(k, m).proportion_ci(method="wilson") for k, m in counts])
     points = go.Scatter(
-        x=small(stated), y=small(true), mode="markers",
-        marker={"color": BLUE, "opacity": 1, "size": 7 + 3 * np.log10(n), "line": {"width": 0}},
-        error_y={"array": np.maximum(high - true, 0), "arrayminus": np.maximum(true - low, 0), "color": BLUE,
+        x=theme.small(stated), y=theme.small(true), mode="markers",
+        marker={"color": theme.BLUE, "opacity": 1, "size": 7 + 3 * np.log10(n), "line": {"width": 0}},
+        error_y={"array": np.maximum(high - true, 0), "arrayminus": np.maximum(true - low, 0), "color": theme.BLUE,
                  "width": 3},
         text=[f"probability {s:.1%}, right {t:.1%} of {n_jobs(k)}" for s, t, k in zip(stated, true, n, strict=True)],
         hoverinfo="text",
     )  # fmt: skip
-    return figure(
+    return theme.figure(
         f"Calibration: stated probability and true share differ by {gap:.1%} on average",
         "On the dashed line a probability can be taken at its word; below it the network is too sure of itself."
         " Bars are 95% intervals, larger circles hold more jobs.",
-        [line([0, 1], [0, 1], GREY, dashed=True), points],
-        xaxis=share_axis("probability of the predicted bin", (0.22, 1.03)),
-        yaxis=share_axis("share of jobs that needed it", (-0.02, 1.03)),
+        [theme.line([0, 1], [0, 1], theme.GREY, dashed=True), points],
+        xaxis=theme.share_axis("probability of the predicted bin", (0.22, 1.03)),
+        yaxis=theme.share_axis("share of jobs that needed it", (-0.02, 1.03)),
     )
 
 
@@ -162,19 +149,19 @@ def _errors_by_instrument(instrument: NDArray[np.str_], off: NDArray[np.int64]) 
     def bars(side: str, name: str, color: str, shift: float) -> go.Bar:
         texts = [f"{share:.1%} ({count:,})" for share, count in zip(shares[side], counts[side], strict=True)]
         return go.Bar(
-            x=np.arange(len(shares)) + shift, y=shares[side], width=0.38, name=plain(name), marker_color=color,
+            x=np.arange(len(shares)) + shift, y=shares[side], width=0.38, name=theme.plain(name), marker_color=color,
             text=texts, textposition="outside", hoverinfo="text", cliponaxis=False,
         )  # fmt: skip
 
     low, high = (int(counts[side].sum()) for side in ("low", "high"))
-    return figure(
+    return theme.figure(
         f"Wrong bins by instrument: {low:,} too low, {high:,} too high, of {n_jobs(len(off))}",
         "Of the most probable bins: a job put too low is killed and run again one bin up, one put too high pays for"
         " memory it leaves unused.",
         [
-            bars("low", "false negatives: predicted too low", VERMILION, -0.2),
-            bars("high", "false positives: predicted too high", ORANGE, 0.2),
+            bars("low", "false negatives: predicted too low", theme.VERMILION, -0.2),
+            bars("high", "false positives: predicted too high", theme.ORANGE, 0.2),
         ],
-        xaxis=category_axis(counted(shares.index, instrument)),
-        yaxis=share_axis("share of the instrument's jobs", (0, max(float(shares.to_numpy().max()) * 1.15, 0.01))),
+        xaxis=theme.category_axis(counted(shares.index, instrument)),
+        yaxis=theme.share_axis("share of the instrument's jobs", (0, max(float(shares.to_numpy().max()) * 1.15, 0.01))),
     )

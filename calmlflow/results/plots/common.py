@@ -13,19 +13,7 @@ from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import BIN_NAMES, LADDER
 from calmlflow.results.classification import CALIBRATION_BINS, ClassificationResults
 from calmlflow.results.importance import permutation_importance
-from calmlflow.results.plots.theme import (
-    BLUE,
-    GREY,
-    INK,
-    ORANGE,
-    category_axis,
-    figure,
-    line,
-    log_axis,
-    log_span,
-    plain,
-    share_axis,
-)
+from calmlflow.results.plots import theme
 from calmlflow.results.regression import SMALLEST_PREDICTION, RegressionResults
 from calmlflow.results.scores import UNITS
 
@@ -80,9 +68,9 @@ def ladder_guides(span: tuple[float, float], across: tuple[float, float], vertic
             x, y = (flat, ends) if vertical else (ends, flat)
             guides.append(
                 go.Scatter(
-                    x=x, y=y, mode="lines+text", line={"color": GREY, "width": 1, "dash": "dot"},
-                    text=["", f"{plain(rung.name)} limit"], textposition="top left", hoverinfo="skip",
-                    textfont={"color": GREY, "size": 12}, cliponaxis=False,
+                    x=x, y=y, mode="lines+text", line={"color": theme.GREY, "width": 1, "dash": "dot"},
+                    text=["", f"{theme.plain(rung.name)} limit"], textposition="top left", hoverinfo="skip",
+                    textfont={"color": theme.GREY, "size": 12}, cliponaxis=False,
                 )
             )  # fmt: skip
     return guides
@@ -106,15 +94,18 @@ def epoch_plots(history: Mapping[str, NDArray[np.float64]] | None, units: Mappin
         # Errors fall over decades; a share, or an error that reaches 0, stands on a linear axis.
         y: dict[str, Any] = {"title": {"text": f"{title}, {unit}"}}
         if key == "accuracy":
-            y = share_axis(title)
+            y = theme.share_axis(title)
         elif finite.min() > 0:
-            y = log_axis(f"{title}, {unit}", log_span(finite))
+            y = theme.log_axis(f"{title}, {unit}", theme.log_span(finite))
         at = thinned(len(train))
-        curves = [line(at, train[at], BLUE, "training jobs"), line(at, validation[at], ORANGE, "validation jobs")]
+        curves = [
+            theme.line(at, train[at], theme.BLUE, "training jobs"),
+            theme.line(at, validation[at], theme.ORANGE, "validation jobs"),
+        ]
         if len(at) == 1:
             for curve in curves:
                 curve.mode = "lines+markers"
-        plots[f"{key}_per_epoch"] = figure(
+        plots[f"{key}_per_epoch"] = theme.figure(
             f"{title} over {len(train):,} epoch{'' if len(train) == 1 else 's'}{found}",
             "Both curves should level out; a validation curve that turns back while training goes on is overfitting.",
             curves,
@@ -142,17 +133,17 @@ def importance_plot(
     means, names = rises.mean(axis=1)[order], [FEATURES[index] for index in order]
     title = f"What the predictions of {target} rest on: {names[-1]} first, then {names[-2]}"
     bars = go.Bar(
-        x=means, y=np.arange(len(names)), orientation="h", width=0.8, marker_color=BLUE, hoverinfo="text",
+        x=means, y=np.arange(len(names)), orientation="h", width=0.8, marker_color=theme.BLUE, hoverinfo="text",
         text=[f"{name}: {mean:.4g}" for name, mean in zip(names, means, strict=True)], textposition="none",
-        error_x={"array": rises.std(axis=1)[order], "color": INK, "width": 3},
+        error_x={"array": rises.std(axis=1)[order], "color": theme.INK, "width": 3},
     )  # fmt: skip
-    plot = figure(
+    plot = theme.figure(
         title if means[-1] > 0 else f"No single feature matters to the predictions of {target}",
         "Each bar is the rise of the error when this feature alone is shuffled among the test jobs, with the spread"
         " over repeats; near zero a feature is unused, or told by another.",
         [bars],
         xaxis={"title": {"text": f"rise of the {f'RMSE, {UNITS[target]}' if target in UNITS else 'log loss, nats'}"}},
-        yaxis=category_axis(names),
+        yaxis=theme.category_axis(names),
     )
     return {"feature_importance": plot}
 
@@ -188,7 +179,7 @@ def headline_figures(results: ClassificationResults | RegressionResults) -> dict
         drawn = axes("predicted_against_actual", f"Predicted against actual {target} of {n_jobs(len(actual))}")
         metrics.PredictionErrorDisplay.from_predictions(
             actual, predicted, kind="actual_vs_predicted", subsample=None, ax=drawn,
-            scatter_kwargs={"s": 6, "alpha": 0.3, "color": BLUE},
+            scatter_kwargs={"s": 6, "alpha": 0.3, "color": theme.BLUE},
         )  # fmt: skip
         labels = {axis: f"{axis} {target}, {UNITS.get(target, 'its unit')}" for axis in ("predicted", "actual")}
         drawn.set(xscale="log", yscale="log", xlabel=labels["predicted"], ylabel=labels["actual"])

@@ -8,19 +8,8 @@ import plotly.graph_objects as go
 
 from calmlflow.hst.dataset import INSTRUMENTS
 from calmlflow.hst.features import FEATURES
+from calmlflow.results.plots import theme
 from calmlflow.results.plots.common import counted, instruments, ladder_guides, n_jobs, quantiles, rounded
-from calmlflow.results.plots.theme import (
-    FOUR,
-    GREY,
-    VERMILION,
-    boxes,
-    category_axis,
-    figure,
-    log_axis,
-    log_span,
-    plain,
-    small,
-)
 from calmlflow.results.scores import UNITS
 
 PER_BIN = 400
@@ -70,20 +59,20 @@ def _by_instrument(jobs: pd.DataFrame, target: str) -> go.Figure:
     medians = table[0.5]
     ends = (f"{rounded(medians[label])} {unit} ({label})" for label in map(str, (medians.idxmin(), medians.idxmax())))
     said = ", median " + " to ".join(ends) if len(table) > 1 else ""
-    span, width = log_span(table.to_numpy(), rows[target]), (-0.6, len(table) - 0.4)
+    span, width = theme.log_span(table.to_numpy(), rows[target]), (-0.6, len(table) - 0.4)
     greatest = go.Scatter(
-        x=np.arange(len(table)), y=small(rows[target]), name="greatest job", mode="markers", hoverinfo="text",
-        marker={"color": VERMILION, "opacity": 1, "symbol": "x-thin", "size": 11,
-                "line": {"width": 1.5, "color": VERMILION}},
-        text=[plain(f"{name}: {rounded(value)} {unit}") for name, value in rows[["ipst", target]].to_numpy()],
+        x=np.arange(len(table)), y=theme.small(rows[target]), name="greatest job", mode="markers", hoverinfo="text",
+        marker={"color": theme.VERMILION, "opacity": 1, "symbol": "x-thin", "size": 11,
+                "line": {"width": 1.5, "color": theme.VERMILION}},
+        text=[theme.plain(f"{name}: {rounded(value)} {unit}") for name, value in rows[["ipst", target]].to_numpy()],
     )  # fmt: skip
-    return figure(
+    return theme.figure(
         f"{target.capitalize()} of {n_jobs(len(jobs))} by instrument{said}",
         "Boxes hold half of the jobs, whiskers 98%, the cross is the greatest: rare jobs far above the whisker are the"
         " ones that cost.",
-        [*(ladder_guides(span, width) if target == "memory" else []), boxes(table.to_numpy()), greatest],
-        xaxis=category_axis(counted(table.index, groups)),
-        yaxis=log_axis(f"{target}, {unit}", span),
+        [*(ladder_guides(span, width) if target == "memory" else []), theme.boxes(table.to_numpy()), greatest],
+        xaxis=theme.category_axis(counted(table.index, groups)),
+        yaxis=theme.log_axis(f"{target}, {unit}", span),
     )
 
 
@@ -91,15 +80,14 @@ def _features_against(sample: pd.DataFrame, target: str, total: int) -> go.Figur
     """Nine panels, three in a row, that share their y axis; the first one gives the legend."""
     groups, y = instruments(pd.Index(sample["ipst"])), sample[target].to_numpy(dtype=float)
     jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(sample))
-    looks = dict(
-        zip(INSTRUMENTS.values(), zip(FOUR, ("circle", "square", "diamond", "triangle-up"), strict=True), strict=True)
-    )
+    looks = {name: (theme.FOUR[n], SYMBOLS[n]) for n, name in enumerate(INSTRUMENTS.values())}
     traces: list[go.Scatter] = []
     axes: dict[str, Any] = {}
     for number, name in enumerate(FEATURES):
         (row, column), suffix = divmod(number, 3), str(number + 1) if number else ""
         axes[f"xaxis{suffix}"] = _feature_axis(name, sample) | {"anchor": f"y{suffix}", "domain": _third(column, 0.025)}
-        axes[f"yaxis{suffix}"] = log_axis(f"{target}, {UNITS[target]}" if column == 0 else "", log_span(y)) | {
+        title = f"{target}, {UNITS[target]}" if column == 0 else ""
+        axes[f"yaxis{suffix}"] = theme.log_axis(title, theme.log_span(y)) | {
             "anchor": f"x{suffix}", "domain": _third(2 - row, 0.12), "showticklabels": column == 0,
             "matches": "y" if number else None,
         }  # fmt: skip
@@ -107,16 +95,16 @@ def _features_against(sample: pd.DataFrame, target: str, total: int) -> go.Figur
         x = values + jitter if name in CATEGORIES else np.maximum(values, 1)
         # The most frequent instrument lowest, so that it does not hide the others.
         for group in pd.Series(groups).value_counts().index:
-            color, symbol = looks.get(group, (GREY, "x"))
+            color, symbol = looks.get(group, (theme.GREY, "x"))
             traces.append(
                 go.Scatter(
-                    x=small(x[groups == group]), y=small(y[groups == group]), name=group, mode="markers",
+                    x=theme.small(x[groups == group]), y=theme.small(y[groups == group]), name=group, mode="markers",
                     marker={"color": color, "opacity": 1, "symbol": symbol, "size": 4}, hoverinfo="x+y+name",
                     xaxis=f"x{suffix}", yaxis=f"y{suffix}", showlegend=number == 0,
                 )
             )  # fmt: skip
     some = f"{len(sample):,} of {n_jobs(total)}, {PER_BIN} of a memory bin at most"
-    return figure(
+    return theme.figure(
         f"The nine features against {target}: {n_jobs(total) if len(sample) == total else some}",
         "A feature is worth having where its columns or slopes differ; where colours overlap, only other features can"
         " tell the jobs apart.",
@@ -128,9 +116,9 @@ def _features_against(sample: pd.DataFrame, target: str, total: int) -> go.Figur
 
 def _feature_axis(name: str, sample: pd.DataFrame) -> dict[str, Any]:
     if name in CATEGORIES:
-        return category_axis(CATEGORIES[name], name) | {"range": (-0.5, len(CATEGORIES[name]) - 0.5)}
+        return theme.category_axis(CATEGORIES[name], name) | {"range": (-0.5, len(CATEGORIES[name]) - 0.5)}
     title = "total_mb, MB (0 drawn as 1)" if name == "total_mb" else name
-    return log_axis(title, log_span(np.maximum(sample[name].to_numpy(dtype=float), 1)))
+    return theme.log_axis(title, theme.log_span(np.maximum(sample[name].to_numpy(dtype=float), 1)))
 
 
 def _third(number: int, gap: float) -> tuple[float, float]:

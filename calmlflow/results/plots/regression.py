@@ -5,6 +5,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from calmlflow.results.plots import theme
 from calmlflow.results.plots.common import (
     Predict,
     counted,
@@ -15,18 +16,6 @@ from calmlflow.results.plots.common import (
     n_jobs,
     quantiles,
     rounded,
-)
-from calmlflow.results.plots.theme import (
-    GREY,
-    VERMILION,
-    boxes,
-    category_axis,
-    figure,
-    line,
-    log_axis,
-    log_span,
-    plain,
-    small,
 )
 from calmlflow.results.regression import SMALLEST_PREDICTION, RegressionResults
 from calmlflow.results.scores import UNITS
@@ -72,27 +61,28 @@ def regression_plots(
 def _predicted_against_actual(
     predicted: NDArray[np.float64], actual: NDArray[np.float64], target: str, unit: str, names: pd.Index | None
 ) -> go.Figure:
-    span = log_span(predicted, actual)
+    span = theme.log_span(predicted, actual)
     residuals = np.abs(predicted - actual)
     worst = np.argsort(-residuals, kind="stable")[:WORST]
     named = np.full(len(actual), "") if names is None else names
     circles = go.Scatter(
-        x=small(actual[worst]), y=small(predicted[worst]), name=f"the {len(worst)} largest errors", mode="markers",
-        marker={"color": VERMILION, "opacity": 1, "symbol": "circle-open", "size": 7, "line": {"width": 1.5}},
+        x=theme.small(actual[worst]), y=theme.small(predicted[worst]), mode="markers",
+        name=f"the {len(worst)} largest errors",
+        marker={"color": theme.VERMILION, "opacity": 1, "symbol": "circle-open", "size": 7, "line": {"width": 1.5}},
         text=[
-            plain(f"{named[index]} predicted {rounded(predicted[index])}, actual {rounded(actual[index])} {unit}")
+            theme.plain(f"{named[index]} predicted {rounded(predicted[index])}, actual {rounded(actual[index])} {unit}")
             for index in worst
         ],
         hoverinfo="text",
     )  # fmt: skip
     guides = [*ladder_guides(span, span, vertical=True), *ladder_guides(span, span)] if target == "memory" else []
-    return figure(
+    return theme.figure(
         f"Predicted against actual {target}: half of {n_jobs(len(actual))} within {np.median(residuals / actual):.1%}",
         "On the dashed line the prediction is right; below it the job took more than was predicted."
         " Circles are the largest errors; point at one to see its name.",
-        [_density(actual, predicted, span), line(span, span, GREY, dashed=True), *guides, circles],
-        xaxis=log_axis(f"actual {target}, {unit}", span),
-        yaxis=log_axis(f"predicted {target}, {unit}", span),
+        [_density(actual, predicted, span), theme.line(span, span, theme.GREY, dashed=True), *guides, circles],
+        xaxis=theme.log_axis(f"actual {target}, {unit}", span),
+        yaxis=theme.log_axis(f"predicted {target}, {unit}", span),
     )
 
 
@@ -103,7 +93,8 @@ def _density(actual: NDArray[np.float64], predicted: NDArray[np.float64], span: 
     most = int(counts.max())
     decades = [10**power for power in range(len(str(most)))]
     return go.Heatmap(
-        x=small(edges), y=small(edges), z=small(np.log10(np.where(counts > 0, counts, np.nan))), customdata=counts,
+        x=theme.small(edges), y=theme.small(edges), customdata=counts,
+        z=theme.small(np.log10(np.where(counts > 0, counts, np.nan))),
         zmin=0, zmax=max(np.log10(most), 1), colorscale="Viridis", hoverongaps=False,
         hovertemplate="%{customdata:,} jobs near actual %{x:.3~g}, predicted %{y:.3~g}<extra></extra>",
         colorbar={"title": {"text": "jobs per cell", "side": "right"}, "tickvals": np.log10(decades),
@@ -126,12 +117,12 @@ def _residuals_by_detector(
 ) -> go.Figure:
     table = quantiles(residuals, groups, WHISKERS)
     widest = f": widest for {(table[0.95] - table[0.05]).idxmax()}" if len(table) > 1 else ""
-    return figure(
+    return theme.figure(
         f"Residuals of {target} by instrument and detector{widest}",
         "Boxes hold half of the jobs, whiskers 90%; a box off the zero line is a bias, below it jobs took more than"
         " predicted.",
-        [line([-0.6, len(table) - 0.4], [0, 0], GREY, dashed=True), boxes(table.to_numpy())],
-        xaxis=category_axis(counted(table.index, groups)),
+        [theme.line([-0.6, len(table) - 0.4], [0, 0], theme.GREY, dashed=True), theme.boxes(table.to_numpy())],
+        xaxis=theme.category_axis(counted(table.index, groups)),
         yaxis={"title": {"text": f"predicted - actual {target}, {unit}"}},
     )
 
@@ -139,10 +130,10 @@ def _residuals_by_detector(
 def _ratios_by_detector(ratios: NDArray[np.float64], groups: NDArray[np.str_], target: str) -> go.Figure:
     table = quantiles(ratios, groups, WHISKERS)
     share = np.mean((ratios >= 0.5) & (ratios <= 2))
-    return figure(
+    return theme.figure(
         f"Predicted over actual {target}: {share:.1%} of the jobs within a factor of 2",
         "Boxes hold half of the jobs, whiskers 90%; unlike the residuals, short and long jobs can be compared here.",
-        [line([-0.6, len(table) - 0.4], [1, 1], GREY, dashed=True), boxes(table.to_numpy())],
-        xaxis=category_axis(counted(table.index, groups)),
-        yaxis=log_axis(f"predicted / actual {target}", log_span(table.to_numpy(), [1.0])),
+        [theme.line([-0.6, len(table) - 0.4], [1, 1], theme.GREY, dashed=True), theme.boxes(table.to_numpy())],
+        xaxis=theme.category_axis(counted(table.index, groups)),
+        yaxis=theme.log_axis(f"predicted / actual {target}", theme.log_span(table.to_numpy(), [1.0])),
     )

@@ -9,18 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from calmlflow.results.comparison import INTERVAL_PERCENT, Comparison
-from calmlflow.results.plots.theme import (
-    BLUE,
-    GREY,
-    PURPLE,
-    VERMILION,
-    category_axis,
-    figure,
-    line,
-    plain,
-    share_axis,
-    small,
-)
+from calmlflow.results.plots import theme
 from calmlflow.results.report.page import TITLES, render
 from calmlflow.results.scores import FEWEST_JOBS, SCORES, Score, Verdict
 
@@ -31,10 +20,10 @@ _SAID: dict[Verdict, str] = {
     "too few jobs": "too few jobs to tell on",
 }
 _LOOKS = {
-    "better": (BLUE, "circle"),
-    "worse": (VERMILION, "square"),
-    "no difference": (GREY, "circle"),
-    "too few jobs": (PURPLE, "circle-open"),
+    "better": (theme.BLUE, "circle"),
+    "worse": (theme.VERMILION, "square"),
+    "no difference": (theme.GREY, "circle"),
+    "too few jobs": (theme.PURPLE, "circle-open"),
 }
 
 
@@ -124,7 +113,7 @@ def comparison_figure(comparison: Comparison) -> go.Figure | None:
         return None
     rows = [rows[index] for index in order]
     middle, low, high = (comparison.scores[["difference", "low", "high"]].to_numpy()[order] / other[order, None]).T
-    traces = [line([0, 0], [-0.6, len(rows) - 0.4], GREY, dashed=True)]
+    traces = [theme.line([0, 0], [-0.6, len(rows) - 0.4], theme.GREY, dashed=True)]
     for word, (color, symbol) in _LOOKS.items():
         at = np.array([place for place, row in enumerate(rows) if row.verdict == word], dtype=np.int64)
         if len(at):
@@ -135,20 +124,20 @@ def comparison_figure(comparison: Comparison) -> go.Figure | None:
             bars = {"array": (high - middle)[at], "arrayminus": (middle - low)[at], "color": color, "width": 3}
             traces.append(
                 go.Scatter(
-                    x=small(middle[at]), y=at, name=word, mode="markers", error_x=bars, hoverinfo="text",
+                    x=theme.small(middle[at]), y=at, name=word, mode="markers", error_x=bars, hoverinfo="text",
                     marker={"color": color, "opacity": 1, "symbol": symbol, "size": 11},
-                    text=[plain(text) for text in texts],
+                    text=[theme.plain(text) for text in texts],
                 )
             )  # fmt: skip
     least, most = min(low.min(), 0.0), max(high.max(), 0.0)
     air = 0.06 * (most - least) or 0.01
-    return figure(
+    return theme.figure(
         title,
         "A dot is the difference, this - other, as a share of the other's score; its whisker is the"
         f" {INTERVAL_PERCENT} % interval. Where that crosses the dashed line, chance alone could make the difference."
         + (f" Not drawn, as the other's is 0: {', '.join(undrawn)}." if undrawn else ""),
         traces,
         height=162 + 42 * len(rows),
-        xaxis=share_axis("difference, % of the other's score", (least - air, most + air)),
-        yaxis=category_axis([row.score.title for row in rows]),
+        xaxis=theme.share_axis("difference, % of the other's score", (least - air, most + air)),
+        yaxis=theme.category_axis([row.score.title for row in rows]),
     )
