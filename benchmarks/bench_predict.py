@@ -70,7 +70,7 @@ def measure_warm(jobs: pd.DataFrame) -> list[Figure]:
     ours, slowest = np.quantile(first, [0.5, 0.99])
 
     with tempfile.TemporaryDirectory() as folder:
-        download_artifacts(f"models:/{settings.BUNDLE_MODEL}/{predictor.version}", dst_path=folder)
+        download_artifacts(f"models:/{settings.BUNDLE_MODEL}/{predictor.serving.version}", dst_path=folder)
         import keras
 
         networks = [keras.saving.load_model(path, compile=False) for path in sorted(Path(folder).rglob("*.keras"))]

@@ -138,7 +138,7 @@ def has_registry() -> bool:
 
 
 def emit_uri() -> str:
-    """Where every prediction is kept, a ``.jsonl`` file or ``s3://bucket/prefix``: ``CALMLFLOW_EMIT``, default none."""
+    """Place of every prediction: ``CALMLFLOW_EMIT``, ``s3://bucket/prefix`` or (not Lambda) a store; default none."""
     return os.environ.get("CALMLFLOW_EMIT", "")
 
 

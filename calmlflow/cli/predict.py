@@ -1,4 +1,4 @@
-"""`calmlflow predict`: the one command that somebody waits for, so it loads nothing but what its answer needs."""
+"""Run `calmlflow predict`, with as few imports as one answer needs, because the user waits for it."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ from calmlflow.predictor.predictor import Predictor, answer_mosaic
 SUMMARY = "Predict one job. Prints memory bin, memory, wallclock and kill time as one line of JSON."
 
 DETAILS = """\
-When the registry cannot be asked, the last good version answers, "source" says "cache", and a warning says why.
+If the registry is out of reach, the last good version answers, "source" is "cache", and a warning gives the reason.
 
 example:
   calmlflow predict j8c601020 --control examples/j8c601020_MemModelFeatures.txt
@@ -28,7 +28,7 @@ example:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, which the other commands' library takes ten times as long as to import; errors in one line."""
+    """Report errors in one line. argparse takes a tenth of the time to import that Typer takes."""
 
     def error(self, message: str) -> NoReturn:
         fail(f"{message}; see `{self.prog} --help`", status=2)
@@ -50,13 +50,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--policy-fallback",
         action="store_true",
-        help="where no bundle can be had answer bin 1, 20 minutes, kill time 2 hours; marked",
+        help="without a bundle answer bin 1, 20 minutes, kill time 2 hours, and 'fallback': true",
     )
     parser.add_argument(
         "--emit",
         metavar="URI",
         default=settings.emit_uri(),
-        help="keep the prediction in file.jsonl, s3://bucket/prefix or a database; default CALMLFLOW_EMIT",
+        help="keep the prediction under s3://bucket/prefix or in a database; default CALMLFLOW_EMIT",
     )
     parser.add_argument(
         "--log-json", action="store_true", help="log the answer and its milliseconds to standard error as JSON"
@@ -90,24 +90,24 @@ def predict(words: Sequence[str]) -> None:
 def _open_emitter(uri: str) -> Emitter:
     if uri.partition("://")[0] not in settings.DATABASE_SCHEMES:
         return open_emitter(uri)
-    # What a database needs takes longer to load than an answer, and is loaded for it alone.
+    # Loading the database libraries takes longer than an answer.
     from calmlflow.jobs.emission import open_store_emitter
 
     return open_store_emitter(uri)
 
 
 def _stage(text: str) -> str:
-    """`calmlflow.settings.parse_stage` in the terms of argparse."""
+    """Check a stage in the terms of argparse."""
     try:
         return settings.parse_stage(text)
     except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _print(answer: dict[str, Any]) -> None:
     try:
         print(json.dumps(answer), flush=True)
     except OSError as error:
-        # Python would try again at the end, and fail with a traceback.
+        # Python would write again at exit, and fail with a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         fail(f"the answer cannot be written to standard output ({error.strerror}); expected a reader, and room")

@@ -1,4 +1,4 @@
-"""AWS Lambda handler: calcloud's event, or S3's notification of new control files."""
+"""Handle calcloud's event and S3's notification of new control files on AWS Lambda."""
 
 import functools
 import logging
@@ -27,42 +27,37 @@ def handler(event: Any, context: object = None) -> dict[str, Any]:
     Parameters
     ----------
     event : dict
-        ``{"Bucket", "Key", "Ipppssoot"}``; ``Dataset`` is accepted for ``Ipppssoot``, and without ``Key`` (or with
-        calcloud's ``control``) the control file's own key is used. Or S3's notification of new objects under
-        ``control/``, sent by S3 or by EventBridge. What answers is set by ``CALMLFLOW_STAGE``, ``CALMLFLOW_BUNDLE``,
-        ``CALMLFLOW_POLICY_FALLBACK`` and ``CALMLFLOW_EMIT``, see `calmlflow.settings`.
+        ``{"Bucket", "Key", "Ipppssoot"}``, see `calmlflow.predictor.events.read_job`; or S3's notification of new
+        objects under ``control/``, sent by S3 or by EventBridge.
     context : object
-        Lambda's; not used.
+        Lambda's; ignored.
 
     Returns
     -------
     dict
-        For one job the answer of `Predictor.predict`, or ``errorType`` and ``errorMessage`` for an event that cannot
-        be answered. For a notification ``{"answers": [...]}``, one for each record, in order: ``dataset`` with either
-        of these.
+        For one job the answer of `Predictor.predict`, or ``errorType`` and ``errorMessage`` if the event breaks a
+        rule. For a notification ``{"answers": [...]}``, one for each record, in order: ``dataset`` with either of
+        these.
 
     Raises
     ------
     CalmlflowError
-        The fault is not the event's (S3 or the registry is out of reach): Lambda counts the call as failed and tries
-        again. Of a notification only where no record was answered, so that a second try loses nothing; else the fault
-        stands in the record's place, and in the log.
+        S3 or the registry is out of reach: Lambda counts the call as failed and tries again. For a notification only if
+        no record was answered, so that a second try loses nothing; otherwise the error stands in the record's place,
+        and in the log.
     """
     del context
     if "AWS_LAMBDA_RUNTIME_API" in os.environ:
         use_json_logs()
-    return _guarded(lambda: _answer_event(event))
-
-
-def _answer_event(event: Any) -> dict[str, Any]:
     try:
         if is_notification(event):
             return {"answers": _answer_records(read_notification(event))}
-        return _answer(read_job(event))
+        job = read_job(event)
+        return _guarded(lambda: _answer(job))
     except InputError as error:
-        # Of an event of S3's nobody reads the answer.
+        # The answer to an event of S3 is read by nobody.
         log.warning("an event was refused: %s", error)
-        return _told(error)
+        return _error(error)
 
 
 def _answer_records(jobs: list[ControlObject | InputError]) -> list[dict[str, Any]]:
@@ -75,13 +70,13 @@ def _answer_records(jobs: list[ControlObject | InputError]) -> list[dict[str, An
                 raise job
             answers.append({"dataset": name, **_guarded(functools.partial(_answer, job))})
         except CalmlflowError as error:
-            answers.append({"dataset": name, **_told(error)})
+            answers.append({"dataset": name, **_error(error)})
             if isinstance(error, InputError):
                 log.warning("a record of a notification was refused: %s", error)
             else:
                 faults.append(error)
     if faults and all("errorType" in answer for answer in answers):
-        raise faults[0] from None
+        raise faults[0]
     for fault in faults:
         log.error("a record of a notification was not answered: %s", fault)
     return answers
@@ -90,39 +85,38 @@ def _answer_records(jobs: list[ControlObject | InputError]) -> list[dict[str, An
 def _answer(job: ControlObject) -> dict[str, Any]:
     name = job.dataset.name
     if job.dataset.is_hap:
-        # Needs neither registry nor S3, so it is answered while they are out of reach.
+        # Answered even while registry and S3 are out of reach.
         return answer_mosaic(job.dataset, _emitter(settings.emit_uri()))
     return _predictor().predict(name, read_control_object(name, job.bucket, job.key))
 
 
-def _told(error: CalmlflowError) -> dict[str, Any]:
-    # Of an input error's kinds a caller need not know.
+def _error(error: CalmlflowError) -> dict[str, Any]:
     kind = "InputError" if isinstance(error, InputError) else type(error).__name__
     return {"errorType": kind, "errorMessage": str(error)}
 
 
 def _guarded(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Let documented errors pass; any other is logged with its place, and raised without the data in its text."""
+    """Let documented errors pass; of any other, report type and place, because its text may quote data."""
     try:
         return work()
-    except CalmlflowError as error:
-        raise error from None
+    except CalmlflowError:
+        raise
     except Exception as error:
         where = place_of(error)
         log.error("internal error: %s", where)
-        raise CalmlflowError(f"internal error ({where}); expected an answer: this is a bug of calmlflow") from None
+        raise CalmlflowError(f"internal error ({where}); expected an answer: this is a bug of calmlflow") from error
 
 
-# -- What one Lambda instance keeps between its calls ---------------------------------------------------------------
+# -- Kept by a Lambda instance between calls --------------------------------------------------------------------------
 
 
 def _predictor() -> Predictor:
-    """The process's predictor; what it cannot be made of is not the event's fault."""
+    """The process's predictor; a wrong setting is not the event's fault."""
     with _making:
         try:
             return _kept_predictor(settings.stage(), settings.policy_fallback())
         except InputError as error:
-            raise CalmlflowError(str(error)) from None
+            raise CalmlflowError(str(error)) from error
 
 
 @functools.lru_cache(maxsize=1)
@@ -132,11 +126,9 @@ def _kept_predictor(stage: str, policy_fallback: bool) -> Predictor:
 
 @functools.lru_cache(maxsize=1)
 def _emitter(uri: str) -> Emitter | None:
-    if not uri:
-        return None
     try:
-        return open_emitter(uri)
+        return open_emitter(uri) if uri else None
     except CalmlflowError as error:
-        # Answers come first.
+        # A wrong setting costs the record, not the answer.
         log.error("predictions are not kept: %s", error)
         return None

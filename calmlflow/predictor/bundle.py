@@ -1,4 +1,4 @@
-"""A bundle on disk: up to three networks, their scaling and tables, checked and run with onnxruntime."""
+"""Read a bundle of up to three networks with their tables, and run it with onnxruntime."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +19,14 @@ from calmlflow.predictor.killtime import KillTime
 from calmlflow.predictor.manifest import MANIFEST, OWN_TABLES, read_files, read_manifest, table_of
 from calmlflow.settings import KILL_TIME_MAX_S, NETWORKS
 
-# onnxruntime keeps a device id in the home folder and reports its use, unless told not to before it is imported.
+# Set before the import: onnxruntime reports its use, and keeps a device id in the home folder.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
 T = TypeVar("T")
 
 TABLE_OF_NETWORK = {"mem_clf": "decision.json", "wall_reg": "killtime.json"}
-"""Tables at the top that serve one network."""
+"""Tables at the top that belong to one network."""
 
 ANSWER_KEYS = {
     "mem_clf": ("memBin", "probabilities", "unseen"),
@@ -35,13 +35,13 @@ ANSWER_KEYS = {
 }
 """Keys of the answer that each network gives."""
 
-
 Predictions = dict[str, NDArray[Any]]
-"""What a bundle says of n jobs, by the names of the job record's columns; a key is absent where the bundle lacks its
-network: bin_pred (n,) 0..3 (the rung decided on; the most probable one where the bundle has no decision.json),
-probabilities (n, 4), mem_pred (n,) GB, wall_pred (n,) seconds, kill_time (n,) seconds, and unseen (n,) bool: unlike any
-job that one of the networks was trained on. Where that one is mem_clf, the job is given a rung more; where it is
-wall_reg, the longest kill time."""
+"""Predictions of n jobs, by the names of the job record's columns; a key is absent if the bundle lacks its network.
+
+bin_pred (n,) 0..3 (the rung decided on, or the most probable one without a decision.json), probabilities (n, 4),
+mem_pred (n,) GB, wall_pred (n,) seconds, kill_time (n,) seconds, and unseen (n,) bool: unlike any job that one of the
+networks was trained on. If that network is mem_clf, the job gets a rung more; if wall_reg, the longest kill time.
+"""
 
 
 def combine(
@@ -50,19 +50,18 @@ def combine(
     decision: Decision | None,
     kill_time: KillTime | None,
 ) -> Predictions:
-    """Make predictions of what networks say.
+    """Make predictions of the outputs of networks.
 
     Parameters
     ----------
     outputs : mapping of str to ndarray, shape (n, 4) or (n, 1)
         By network.
     nearest : mapping of str to ndarray of int, shape (n,)
-        By network, see `SeenRows.nearest`. To a network that is absent here no job is unseen.
-    decision : Decision, optional
-    kill_time : KillTime, optional
+        By network, see `SeenRows.nearest`. No job is unseen to a network that is absent here.
+    decision, kill_time : optional
     """
     found: Predictions = {}
-    # What a network says of a job unlike any it has seen is a guess: a rung more, and all the time there is.
+    # For a job unlike any in training the network guesses: a rung more, and the longest kill time.
     unseen = {network: rows < 0 for network, rows in nearest.items()}
     if "mem_clf" in outputs:
         probabilities = outputs["mem_clf"]
@@ -88,7 +87,7 @@ def combine(
 
 @dataclass(frozen=True)
 class _Group:
-    """Networks with the same tables: a job is scaled, and looked up, once for all of them."""
+    """Networks with the same tables, which scale and look up a job once for all of them."""
 
     scaling: Scaling
     seen: SeenRows | None
@@ -100,8 +99,8 @@ class Bundle:
 
     Files: ``{network}/{network}.onnx``, ``tx_data.json``, ``killtime.json`` (with wall_reg), ``decision.json`` (with
     mem_clf, optional), ``seen_rows.json`` (optional) and ``bundle.json``, which lists the networks and the SHA-256 of
-    every file. A network of another training than the others has its own ``{network}/tx_data.json`` and
-    ``{network}/seen_rows.json``; each of them goes before the one at the top.
+    every file. A network of another training has its own ``{network}/tx_data.json`` and ``{network}/seen_rows.json``,
+    which replace those at the top.
     """
 
     def __init__(self, groups: Sequence[_Group], kill_time: KillTime | None, decision: Decision | None):
@@ -111,19 +110,9 @@ class Bundle:
 
     @classmethod
     def load(cls, folder: Path, networks: Sequence[str] | None = None) -> "Bundle":
-        """Read and check a bundle.
+        """Read and check a bundle, with some or by default all of its networks.
 
-        Parameters
-        ----------
-        folder : Path
-        networks : sequence of str, optional
-            Default: all that the bundle has.
-
-        Raises
-        ------
-        InputError
-            A file is missing, not the one that the manifest lists, damaged, or of another training than the one it is
-            read with.
+        An InputError names a file that is missing, damaged, not the one in the manifest, or of another training.
         """
         manifest = read_manifest(folder)
         return cls.read(manifest, read_files(folder, manifest), str(folder), networks)
@@ -136,19 +125,7 @@ class Bundle:
         bundle: str,
         networks: Sequence[str] | None = None,
     ) -> "Bundle":
-        """The same from memory.
-
-        Parameters
-        ----------
-        manifest : mapping
-            See `calmlflow.predictor.manifest.parse_manifest`.
-        files : mapping of str to bytes
-            Those that the manifest lists, checked.
-        bundle : str
-            What errors call it.
-        networks : sequence of str, optional
-            Default: all that the bundle has.
-        """
+        """Read a bundle from memory, named ``bundle`` in errors; the files were checked against the manifest."""
 
         def parsed(name: str, parse: Callable[[bytes], T]) -> T:
             if name not in files:
@@ -156,7 +133,7 @@ class Bundle:
             try:
                 return parse(files[name])
             except InputError as error:
-                raise InputError(f"bundle {bundle}: {name} cannot be used ({error})") from None
+                raise InputError(f"bundle {bundle}: {name} cannot be used ({error})") from error
 
         groups: dict[tuple[str, ...], _Group] = {}
         group_of: dict[str, _Group] = {}
@@ -188,7 +165,7 @@ class Bundle:
 
     @property
     def answer_keys(self) -> tuple[str, ...]:
-        """Keys of the answer that this bundle's networks give, in order."""
+        """Keys of the answers, in order."""
         held = {network for group in self._groups for network in group.sessions}
         return tuple(key for network in NETWORKS if network in held for key in ANSWER_KEYS[network])
 
@@ -213,14 +190,14 @@ class Bundle:
 
 def _session(model: bytes, network: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    # The networks are so small that a second thread costs more than it gives.
+    # The networks are so small that a second thread costs time.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        # onnxruntime raises a family of its own without a common public base.
-        raise InputError(f"{network}.onnx is no ONNX network ({type(error).__name__})") from None
+        # The exceptions of onnxruntime have no common public base.
+        raise InputError(f"{network}.onnx is no ONNX network ({type(error).__name__})") from error
     shapes = (
         [inputs.shape[1:] for inputs in session.get_inputs()],
         [output.shape[1:] for output in session.get_outputs()],

@@ -1,4 +1,4 @@
-"""Where control files come from: a local path, or an S3 bucket."""
+"""Read control files from disk or S3."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from calmlflow.predictor.registry_client import within
 from calmlflow.storage.s3 import MAX_KEY_BYTES, S3Object, check_bucket, read_object, s3_client
 
 PATIENCE = 4
-"""How many times `calmlflow.settings.timeout_s` a control file may take, with a second try."""
+"""Time limit of a request to S3, with a second try, in `calmlflow.settings.timeout_s`."""
 
 
 @dataclass(frozen=True)
@@ -24,25 +24,13 @@ class ControlObject:
 
 
 def control_object(dataset: object, bucket: object, key: object = None) -> ControlObject:
-    """Say where the control file of a dataset is in S3.
+    """Locate the control file of a dataset in S3; an InputError names a value that breaks its rule.
 
-    Parameters
-    ----------
-    dataset : str
-    bucket : str
-    key : str, optional
-        Default, also for an empty text and calcloud's ``control``: the one of `Dataset.control_key`. Another one must
-        lie in the dataset's own folder, ``control/{dataset}/``: the file of another dataset would give a wrong answer.
-        Not looked at for a mosaic.
-
-    Raises
-    ------
-    InputError
-        Names the value that breaks its rule.
+    Without a key, and for an empty one or calcloud's ``control``, it is `Dataset.control_key`. Another key must lie in
+    ``control/{dataset}/``: the file of another dataset would give a wrong answer. The key of a mosaic is ignored.
     """
     job = parse_dataset(dataset)
     check_bucket(bucket)
-    # Of a mosaic no control file is read, whatever the key.
     if job.is_hap or key in (None, "", "control"):
         return ControlObject(job, str(bucket), job.control_key)
     folder = f"control/{job.name}/"
@@ -50,7 +38,7 @@ def control_object(dataset: object, bucket: object, key: object = None) -> Contr
     if not isinstance(key, str):
         raise InputError(f"Key is no text ({type(key).__name__}); {expected}")
     shown = repr(key[:60])
-    # Half a character, as JSON can write it, has no bytes in UTF-8; it counts as unprintable.
+    # Surrogates, which JSON can write and UTF-8 cannot, count as unprintable.
     if not key.isprintable():
         raise InputError(f"Key {shown} holds a character that cannot be printed; {expected}")
     if len(key.encode()) > MAX_KEY_BYTES:
@@ -66,29 +54,15 @@ def read_control_file(path: Path) -> dict[str, str]:
         with path.open("rb") as file:
             content = file.read(MAX_CONTROL_FILE_BYTES + 1)
     except OSError as error:
-        raise InputError(f"control file {path} cannot be read ({error.strerror}); expected key=value lines") from None
+        raise InputError(f"control file {path} cannot be read ({error.strerror}); expected key=value lines") from error
     return parse_control(content)
 
 
 def read_control_object(dataset: str, bucket: str, key: str | None = None) -> dict[str, str]:
-    """Keys of a control file in S3.
+    """Keys of a control file in S3; empty for a mosaic, whose file is not read.
 
-    Parameters
-    ----------
-    dataset, bucket, key : str
-        See `control_object`.
-
-    Returns
-    -------
-    dict
-        Empty for a mosaic, whose answer needs no control file: none is read.
-
-    Raises
-    ------
-    InputError
-        There is no such bucket or key, or its content is no control file.
-    CalmlflowError
-        S3 cannot be read otherwise, or not to the end; names bucket and key, and S3's reason.
+    An InputError means that there is no such bucket or key, or no control file in it, and any other CalmlflowError that
+    S3 does not answer, refuses, or breaks off. See `control_object`.
     """
     wanted = control_object(dataset, bucket, key)
     if wanted.dataset.is_hap:
@@ -96,8 +70,8 @@ def read_control_object(dataset: str, bucket: str, key: str | None = None) -> di
     target = S3Object(wanted.bucket, wanted.key)
     client, patience_s = s3_client(), PATIENCE * settings.timeout_s()
     try:
-        # A store that sends a byte now and then would keep the caller for ever.
+        # A store that sends a byte now and then never exceeds a read timeout.
         content = within(patience_s, lambda: read_object(client, target, MAX_CONTROL_FILE_BYTES, "a control file"))
-    except TimeoutError:
-        raise CalmlflowError(f"{target} cannot be read (no answer in time); expected a control file") from None
+    except TimeoutError as error:
+        raise CalmlflowError(f"{target} cannot be read (no answer in time); expected a control file") from error
     return parse_control(content)

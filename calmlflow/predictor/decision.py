@@ -1,4 +1,4 @@
-"""The memory decision: the rung with the lowest expected cost, and care with jobs unlike any seen in training."""
+"""Choose the memory rung with the lowest expected cost, and find jobs unlike any in training."""
 
 import json
 from dataclasses import dataclass
@@ -12,28 +12,27 @@ from calmlflow.hst.ladder import LADDER, expected_costs
 from calmlflow.hst.scaling import Scaling
 
 MAX_DISTANCE = 0.5
-"""A job is unlike any seen where no training job of equal flags lies within this distance, in standard deviations of
-the scaled sizes. Among held-out jobs of the archive that is about one in a thousand."""
-
+"""A job is unlike any seen if no training job of equal flags lies within this distance, in standard deviations of the
+scaled sizes; about one in a thousand held-out jobs of the archive is."""
 
 MAX_RISK = 1e6
 
 PRIOR_JOBS = 10
-"""How many jobs of the archive's mean ratio are added to those of a feature row and rung: few jobs say little."""
+"""Jobs of the mean ratio that are added to those of a feature row and rung, because few jobs say little."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """How a rung is chosen.
+    """The table that chooses a rung.
 
     Attributes
     ----------
     wallclock_ratio : ndarray of float64, shape (m + 1, 4)
         Wallclock of the jobs that need each rung, over the mean wallclock of their feature row: one line for each of
         the m rows of ``seen_rows.json``, and a last one, the mean of all, for other jobs. Among jobs of equal features
-        those that need more memory run longer, by as much as half in some rows, which decides what a kill costs there.
+        those that need more memory run longer, in some rows by half, which sets the cost of a kill there.
     risk : float
-        Dollars added for each dollar spent on a run that gets killed, 0 or more.
+        Dollars added for each dollar spent on a run that is killed, 0 or more.
     """
 
     wallclock_ratio: NDArray[np.float64]
@@ -52,14 +51,7 @@ class Decision:
             raise InputError(f"decision.json: risk is {self.risk:g}; expected 0 to {MAX_RISK:g}")
 
     def choose(self, probabilities: ArrayLike, nearest: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rung with the lowest expected cost for each job, shape (n,); of equals the higher one.
-
-        Parameters
-        ----------
-        probabilities : array_like, shape (n, 4)
-        nearest : ndarray, shape (n,)
-            See `SeenRows.nearest`.
-        """
+        """Rung with the lowest expected cost for each of n jobs; of equals the higher one. See `SeenRows.nearest`."""
         costs = expected_costs(probabilities, self.wallclock_ratio[nearest], self.risk)
         return len(LADDER) - 1 - costs[:, ::-1].argmin(axis=1)
 
@@ -76,11 +68,11 @@ class Decision:
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError("decision.json does not parse; expected wallclock_ratio and risk") from None
+            raise InputError("decision.json does not parse; expected wallclock_ratio and risk") from error
 
 
 def fit_decision(bins: ArrayLike, wallclock_s: ArrayLike, row_of_job: ArrayLike, risk: float = 0.0) -> Decision:
-    """Measure on training jobs how wallclock goes with the rung that a job needs.
+    """Measure on training jobs how wallclock varies with the needed rung.
 
     Parameters
     ----------
@@ -105,12 +97,7 @@ def fit_decision(bins: ArrayLike, wallclock_s: ArrayLike, row_of_job: ArrayLike,
 
 
 class SeenRows:
-    """The distinct feature rows of the training jobs.
-
-    Parameters
-    ----------
-    scaled : ndarray of float32, shape (m, 9)
-    """
+    """The distinct feature rows of the training jobs: m scaled rows, shape (m, 9)."""
 
     def __init__(self, scaled: NDArray[np.float32]):
         self.count = len(scaled)
@@ -134,11 +121,11 @@ class SeenRows:
     def nearest(self, scaled: NDArray[np.float32]) -> NDArray[np.int64]:
         """Number of the nearest training row of equal flags for each job, of shape (n, 9).
 
-        It is -1 where that row is further than `MAX_DISTANCE`, or there is none: the job is unlike any seen.
+        -1, for a job unlike any seen, if that row is further than `MAX_DISTANCE` or there is none.
         """
         found = np.full(len(scaled), -1, dtype=np.int64)
         flags = _flags(scaled)
-        # Sorting a single job would take longer than all that follows.
+        # Sorting a single job takes longer than all that follows.
         one = len(flags) == 1
         keys, group = (flags, np.zeros(1)) if one else np.unique(flags, axis=0, return_inverse=True)
         for number, key in enumerate(keys):
@@ -146,7 +133,7 @@ class SeenRows:
             if rows is None or sizes is None:
                 continue
             members = np.flatnonzero(group.ravel() == number)
-            # In pieces, so that a million jobs against a thousand rows stay within some megabytes.
+            # In pieces: a million jobs against a thousand rows would take gigabytes.
             for part in np.array_split(members, len(members) * len(rows) // 4_000_000 + 1):
                 square = ((scaled[part, None, :2] - sizes[None]) ** 2).sum(axis=2)
                 best = square.argmin(axis=1)

@@ -1,4 +1,4 @@
-"""What AWS Lambda is called with: one job, or what S3 tells of new control files."""
+"""Read the events of AWS Lambda: one job of calcloud's, or S3's notification of new control files."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ def read_job(event: object) -> ControlObject:
     Raises
     ------
     InputError
-        Something is missing or breaks a rule (see `control_object`), or the two names are not the same dataset's.
+        A value is missing or breaks a rule (see `control_object`), or the two names differ.
     """
     if not isinstance(event, dict):
         raise InputError(f"the event is a {type(event).__name__}; {EXPECTED}")
@@ -33,13 +33,10 @@ def read_job(event: object) -> ControlObject:
 
 
 def read_notification(event: Mapping[str, Any]) -> list[ControlObject | InputError]:
-    """Read what S3 tells of new control files: for each of them, in order, where it is or what is wrong with its
-    record. The dataset is told by the key. See `calmlflow.storage.s3_events.read_notices`.
+    """Read a notification of new control files: for each record, in order, the file or the error.
 
-    Raises
-    ------
-    InputError
-        It is no such notification.
+    The key names the dataset. See `calmlflow.storage.s3_events.read_notices`; an InputError is raised if the event is
+    no notification.
     """
     notices = read_notices(event, EXPECTED)
     return [notice if isinstance(notice, InputError) else _locate(notice) for notice in notices]
@@ -52,9 +49,7 @@ def _locate(notice: Notice) -> ControlObject | InputError:
     if folder != "control" or not rest:
         return InputError(f"Key {shown} is not that of a control file; expected control/IPPPSSOOT/...")
     if notice.size > MAX_CONTROL_FILE_BYTES:
-        return InputError(
-            f"Key {shown} has not the size of a control file; expected at most {MAX_CONTROL_FILE_BYTES} bytes"
-        )
+        return InputError(f"Key {shown} is too large for a control file; expected {MAX_CONTROL_FILE_BYTES} bytes")
     try:
         return control_object(name, notice.bucket, notice.key)
     except InputError as error:

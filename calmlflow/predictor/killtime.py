@@ -1,4 +1,4 @@
-"""Kill time: an upper bound on wallclock that holds for a promised share of jobs."""
+"""Calibrate and apply kill times: upper bounds on wallclock that hold for a promised share of jobs."""
 
 import functools
 import json
@@ -15,15 +15,15 @@ COVERAGE = 0.999
 """Default share of jobs that must end before their kill time."""
 
 RANK_FROM_TOP = 5
-"""Groups are so large that this many of their calibration jobs, on average, run longer than promised."""
+"""Calibration jobs of a group that run longer than promised, on average; sets the size of the groups."""
 
 PRIOR_JOBS = 50
-"""How many jobs of the archive's mean spread are added to those of a feature row: few jobs say little."""
+"""Jobs of the mean spread that are added to those of a feature row, because few jobs say little."""
 
 
 @dataclass(frozen=True)
 class KillTime:
-    """From predicted wallclock to kill time: a factor by groups of predicted wallclock, to the power of a row's spread.
+    """Factors from predicted wallclock to kill time, by group of predicted wallclock, to the power of a row's spread.
 
     Attributes
     ----------
@@ -37,16 +37,16 @@ class KillTime:
         Calibration jobs in each group. A group of fewer than coverage / (1 - coverage) jobs cannot hold the promise:
         its factor comes from the job that ran longest.
     spread : tuple of floats
-        How far wallclocks lie from their prediction (on a log scale, root mean square, 1 for the mean of all jobs), one
-        for each of the m rows of ``seen_rows.json``, and a last one, 1, for other jobs. What runs steadily needs little
-        slack. May be empty: 1 for all.
+        Root mean square of ln(wallclock / prediction), 1 for the mean of all jobs: one for each of the m rows of
+        ``seen_rows.json``, and a last one, 1, for other jobs. Rows that run steadily need little slack. Empty: 1 for
+        all.
 
     References
     ----------
     Cross-conformal prediction (Vovk, Cross-conformal predictors, 2015) with a scaled score (Lei et al.,
     Distribution-free predictive inference for regression, 2018), conditional on a group (Mondrian: Vovk, Gammerman and
-    Shafer, Algorithmic Learning in a Random World, 2005). What is served is the mean of networks that were then
-    refitted to all jobs, so the promise is one that held-out jobs bear out, not a theorem.
+    Shafer, Algorithmic Learning in a Random World, 2005). The networks that serve are refitted to all jobs, so the
+    promise rests on held-out jobs, not on a theorem.
     """
 
     edges_s: tuple[float, ...]
@@ -69,14 +69,9 @@ class KillTime:
             raise InputError("killtime.json: spread must be numbers from 0 to 1000")
 
     def apply(self, predicted_s: ArrayLike, nearest: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-        """Kill time in whole seconds (60..172800).
+        """Kill times in whole seconds (60..172800) for n predicted wallclocks in seconds.
 
-        Parameters
-        ----------
-        predicted_s : array_like, shape (n,)
-            Predicted wallclock, seconds.
-        nearest : ndarray of int, shape (n,), optional
-            See `calmlflow.predictor.decision.SeenRows.nearest`. Without it every job has the mean spread.
+        Without ``nearest``, see `SeenRows.nearest`, every job has the mean spread.
         """
         predicted_s = np.asarray(predicted_s, dtype=float)
         edges_s, factors_of_group, spread = self._arrays
@@ -85,18 +80,18 @@ class KillTime:
             if len(spread) and nearest is not None:
                 factors = factors ** spread[nearest]
             bound_s = np.ceil(predicted_s * factors)
-        # A prediction that is no number says nothing: all the time there is.
+        # NaN says nothing: the longest kill time.
         bound_s = np.where(np.isnan(bound_s), KILL_TIME_MAX_S, bound_s)
         return np.clip(bound_s, KILL_TIME_MIN_S, KILL_TIME_MAX_S).astype(np.int64)
 
     @functools.cached_property
     def _arrays(self) -> tuple[NDArray[np.float64], ...]:
-        """Edges, factors and spread. To make arrays of a thousand numbers takes as long as a network's answer."""
+        """Edges, factors and spread; making arrays of a thousand numbers takes as long as running a network."""
         return np.asarray(self.edges_s, dtype=float), np.asarray(self.factors), np.asarray(self.spread, dtype=float)
 
     @property
     def held_coverage(self) -> float:
-        """Share of jobs that the calibration jobs can vouch for: ``coverage``, or less where a group has too few."""
+        """Share of jobs that the calibration jobs can promise: ``coverage``, or less if a group has too few."""
         fewest = min(self.jobs)
         return min(self.coverage, fewest / (fewest + 1))
 
@@ -119,7 +114,7 @@ class KillTime:
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError("killtime.json does not parse; expected edges_s, factors, coverage and jobs") from None
+            raise InputError("killtime.json does not parse; expected edges_s, factors, coverage and jobs") from error
 
 
 def fit_kill_time(
@@ -142,17 +137,17 @@ def fit_kill_time(
     predicted_s, actual_s = np.asarray(predicted_s, dtype=float), np.asarray(actual_s, dtype=float)
     row_of_job = np.asarray(row_of_job, dtype=np.int64)
     log_ratio = np.log(actual_s / predicted_s)
-    # Predictions that are all right, to the last bit, have no spread to be measured in.
+    # All predictions exact: no spread to measure in.
     square = log_ratio**2 / (float(np.mean(log_ratio**2)) or 1.0)
     jobs_of_row = np.bincount(row_of_job)
     sum_of_row = np.bincount(row_of_job, weights=square)
     spread = np.sqrt((sum_of_row + PRIOR_JOBS) / (jobs_of_row + PRIOR_JOBS))
-    # A job must not vouch for itself: its own distance does not count in the spread that its score is measured in.
+    # A job's own distance must not count in the spread that its score is measured in.
     others = sum_of_row[row_of_job] - square
     score = log_ratio / np.sqrt((others + PRIOR_JOBS) / (jobs_of_row[row_of_job] - 1 + PRIOR_JOBS))
 
-    # The conformal rank ceil((n + 1) * coverage) exists only in a group of coverage / (1 - coverage) jobs at least,
-    # where it is the longest job of all. In groups some times as large, one odd job more or less matters little.
+    # The conformal rank ceil((n + 1) * coverage) exists from coverage / (1 - coverage) jobs on, where it is the longest
+    # job. In groups several times as large, one odd job matters little.
     groups = max(1, int(len(score) * (1 - coverage) / RANK_FROM_TOP))
     edges = np.unique(np.quantile(predicted_s, np.arange(1, groups) / groups)) if groups > 1 else np.array([])
     group = np.searchsorted(edges, predicted_s, side="left")
@@ -160,14 +155,14 @@ def fit_kill_time(
     for number in range(len(edges) + 1):
         scores = np.sort(score[group == number] if np.any(group == number) else score)
         rank = math.ceil((len(scores) + 1) * coverage)
-        # Never below the prediction itself, however early the few jobs of a small group ended.
+        # Never below the prediction itself, however early the jobs of a small group ended.
         factors.append(float(np.exp(max(scores[min(rank, len(scores)) - 1], 0.0))))
         jobs.append(int(np.sum(group == number)))
     return KillTime(tuple(edges.tolist()), tuple(factors), coverage, tuple(jobs), (*spread.tolist(), 1.0))
 
 
 def _numbers(values: object) -> tuple[float, ...]:
-    # A text or an object would be taken for a list of its characters or keys.
+    # A text or an object would pass as a list of its characters or keys.
     if not isinstance(values, list):
         raise TypeError
     return tuple(float(value) for value in values)

@@ -1,4 +1,4 @@
-"""``bundle.json``: what a bundle is made of, with the SHA-256 of every file."""
+"""List a bundle's files with their SHA-256 in ``bundle.json``, and check them against it."""
 
 import hashlib
 import json
@@ -11,18 +11,18 @@ from calmlflow.settings import NETWORKS
 
 MANIFEST = "bundle.json"
 FORMATS = (1, 2)
-"""2 where a network has tables of its own: a reader that does not know of them must refuse the bundle."""
+"""2 if a network has tables of its own: a reader that does not know them must refuse the bundle."""
 
 OWN_TABLES = ("tx_data.json", "seen_rows.json")
-"""What a network may have in its own folder; where it has none, the one at the top counts."""
+"""Tables that a network may have in its own folder; otherwise the one at the top counts."""
 
 MAX_FILES = 100
 MAX_BYTES = 268_435_456
-"""Of all files of a bundle. One of ours has about a megabyte."""
+"""Limit of all files of a bundle together; ours have about a megabyte."""
 
 
 def table_of(network: str, table: str, files: Container[str]) -> str:
-    """Which of a bundle's files is the table of a network: its own, or else the one at the top."""
+    """The table of a network among a bundle's files: its own, or else the one at the top."""
     own = f"{network}/{table}"
     return own if own in files else table
 
@@ -30,10 +30,7 @@ def table_of(network: str, table: str, files: Container[str]) -> str:
 def parse_manifest(content: bytes, bundle: str) -> dict[str, Any]:
     """Read ``bundle.json``: ``format`` (1 or 2), ``networks`` (list) and ``sha256`` (file -> hex digest).
 
-    Raises
-    ------
-    InputError
-        It is none, or lists a file that lies outside the bundle; names ``bundle``.
+    An InputError names ``bundle`` if the content is damaged, or lists a file outside the bundle.
     """
     try:
         manifest = json.loads(content)
@@ -57,20 +54,11 @@ def parse_manifest(content: bytes, bundle: str) -> dict[str, Any]:
 
 
 def read_listed(manifest: Mapping[str, Any], bundle: str, read: Callable[[str], bytes]) -> dict[str, bytes]:
-    """Every file that a manifest lists; an InputError names one that is not what it was when it was listed.
-
-    Parameters
-    ----------
-    manifest : mapping
-    bundle : str
-        Where it comes from, for errors.
-    read : callable
-        From a file's name to its content.
-    """
+    """Read every file that a manifest lists with ``read``; an InputError names one whose SHA-256 differs."""
     files: dict[str, bytes] = {}
     for name, digest in manifest["sha256"].items():
         files[name] = read(name)
-        if _digest(files[name]) != digest:
+        if hashlib.sha256(files[name]).hexdigest() != digest:
             raise InputError(
                 f"bundle {bundle}: {name} does not match its SHA-256 in {MANIFEST}; expected {digest[:12]}..."
             )
@@ -85,7 +73,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, bytes]:
-    """Every file of a folder that a manifest lists, see `read_listed`."""
+    """Read every file of a folder that a manifest lists, see `read_listed`."""
 
     def read(name: str) -> bytes:
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
@@ -99,9 +87,9 @@ def write_manifest(folder: Path) -> None:
     """Complete a bundle: list its networks and the SHA-256 of every file in ``folder``."""
     networks = [network for network in NETWORKS if (folder / network / f"{network}.onnx").is_file()]
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    digests = {path.relative_to(folder).as_posix(): _digest(path.read_bytes()) for path in files}
-    of_their_own = any(f"{network}/{table}" in digests for network in networks for table in OWN_TABLES)
-    manifest = {"format": 2 if of_their_own else 1, "networks": networks, "sha256": digests}
+    digests = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    has_own_tables = any(f"{network}/{table}" in digests for network in networks for table in OWN_TABLES)
+    manifest = {"format": 2 if has_own_tables else 1, "networks": networks, "sha256": digests}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
 
 
@@ -110,8 +98,4 @@ def _bytes_of(folder: Path, name: str, expected: str) -> bytes:
         with (folder / name).open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise InputError(f"bundle {folder}: {name} cannot be read ({error.strerror}); {expected}") from None
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+        raise InputError(f"bundle {folder}: {name} cannot be read ({error.strerror}); {expected}") from error

@@ -1,4 +1,4 @@
-"""The answer to one job, from the version that a stage holds; every time."""
+"""Answer single jobs with the version of the bundle that a registry stage holds."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,72 +14,70 @@ from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.dataset import Dataset, parse_dataset
 from calmlflow.hst.features import Features, job_features
-from calmlflow.predictor.answers import as_answers, fallback_policy, mosaic_policy
+from calmlflow.predictor.answers import KnownAnswers, as_answers, fallback_policy, mosaic_policy
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.cache import HURRIED, PATIENCE, Cache
 from calmlflow.predictor.emit import Emitter, prediction_record
 from calmlflow.predictor.logs import log_answer
-from calmlflow.predictor.stage import NoSuchVersionError, StagedVersion, resolve_stage
+from calmlflow.predictor.registry_client import NoSuchVersionError, StagedVersion, resolve_stage
 
 if TYPE_CHECKING:
     from calmlflow.predictor.batch import BatchOutcome
 
 log = logging.getLogger(__name__)
 
-MAX_KNOWN = 50_000
-"""Answers that are kept: the archive's 45,000 jobs have 818 different rows of features."""
-
 RETRY_S = 10.0
-"""Seconds after which a predictor without a bundle asks again, where ``refresh`` is longer."""
+"""Seconds after which a predictor without a bundle asks the registry again, if ``refresh`` is longer."""
 
 
 @dataclass(frozen=True)
 class Serving:
-    """What answers at one moment.
+    """The bundle that answers at one moment.
 
     Attributes
     ----------
     bundle : Bundle or None
-        None where none can be had and the policy answers.
+        None: there is no bundle, and the policy answers.
     version : str or None
         Of the bundle.
     source : str
-        ``registry``; ``cache`` where the registry could not be asked, or what it holds could not be had; ``policy``.
+        ``registry``; ``cache`` if the registry or the version it names is out of reach; ``policy``.
     staged : StagedVersion, optional
-        What the bundle is; None for one that an image brings.
-    known : dict
-        Answers so far.
+        None for the bundle of an image.
+    known : KnownAnswers, optional
+        None without a bundle.
     """
 
     bundle: Bundle | None
     version: str | None
     source: str
     staged: StagedVersion | None = None
-    known: dict[Features, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
+    known: KnownAnswers[dict[str, Any]] | None = None
 
     def answer(self, features: Features) -> dict[str, Any]:
-        """The answer to a job; to one of features that were asked before, the same again."""
-        if self.bundle is None:
+        """Answer one job; the caller may change the answer."""
+        if self.known is None:
             return fallback_policy()
-        found = self.known.get(features)
-        if found is None:
-            (found,) = as_answers(self.bundle.predict([features]))
-            if len(self.known) < MAX_KNOWN:
-                self.known[features] = found
-        # The caller's own, whatever he does with it.
+        (found,) = self.known([features])
         return {**found, "probabilities": [*found["probabilities"]], "version": self.version, "source": self.source}
 
 
+def _serve(bundle: Bundle, version: str, source: str, staged: StagedVersion | None = None) -> Serving:
+    return Serving(bundle, version, source, staged, KnownAnswers(lambda rows: as_answers(bundle.predict(rows))))
+
+
 def answer_mosaic(job: Dataset, emit: Emitter | None = None) -> dict[str, Any]:
-    """Answer a mosaic by policy, for which no bundle, and so no `Predictor`, is needed."""
+    """Answer a mosaic by policy; needs no bundle, and so no `Predictor`."""
     began = time.perf_counter()
     answer = mosaic_policy()
-    _tell(job.name, None, answer, began, emit)
+    _record(job.name, None, answer, began, emit)
     return answer
 
 
-def _tell(dataset: str, features: Features | None, answer: dict[str, Any], began: float, emit: Emitter | None) -> None:
-    """Log an answer, and keep it where it is wanted; neither may cost it."""
+def _record(
+    dataset: str, features: Features | None, answer: dict[str, Any], began: float, emit: Emitter | None
+) -> None:
+    """Log an answer and emit it; a failure never costs the answer."""
     log_answer(dataset, features, answer, 1000 * (time.perf_counter() - began))
     if emit is not None:
         try:
@@ -89,7 +87,7 @@ def _tell(dataset: str, features: Features | None, answer: dict[str, Any], began
 
 
 class Predictor:
-    """Answers from the version of the bundle that a stage holds. Safe to share between threads.
+    """Answers from the version of the bundle in a stage. Safe to share between threads.
 
     Parameters
     ----------
@@ -98,18 +96,23 @@ class Predictor:
     registry_uri : str, optional
         Default: `calmlflow.settings.registry_uri`.
     refresh : float
-        Seconds, 0 or more, after which an answer has the registry asked again, in the background; infinity: never.
-        Until a new version is loaded the one before it goes on answering.
+        Seconds, 0 or more, after which an answer triggers another look at the registry, in the background; infinity:
+        never. The present version answers until a new one is loaded.
     policy_fallback : bool
-        Where no bundle can be had, answer by `fallback_policy` instead of failing.
+        Without a bundle, answer by `fallback_policy` instead of failing.
     emit : callable, optional
         Called with the record of every prediction, see `calmlflow.predictor.emit`; its failures are logged.
+
+    Attributes
+    ----------
+    serving : Serving
+        The bundle that answers now, with its version.
 
     Raises
     ------
     CalmlflowError
-        No bundle can be had, and ``policy_fallback`` is false: the stage holds none, or the registry cannot be asked
-        and none is cached.
+        There is no bundle, and ``policy_fallback`` is false: the stage is empty, or the registry is out of reach and
+        nothing is cached.
 
     Examples
     --------
@@ -135,7 +138,7 @@ class Predictor:
         self._refresh_s = refresh
         self._policy_fallback = policy_fallback
         self._emit = emit
-        # A setting that cannot be read is its owner's fault, and no registry that is away.
+        # A wrong setting must not pass for a registry out of reach.
         settings.timeout_s()
         self.serving = Serving(None, None, "policy")
         self._checking, self._process = threading.Lock(), os.getpid()
@@ -147,37 +150,22 @@ class Predictor:
             log.warning("%s; answering by policy", error)
         self._plan_check()
 
-    @property
-    def bundle(self) -> Bundle | None:
-        """See `Serving`."""
-        return self.serving.bundle
-
-    @property
-    def version(self) -> str | None:
-        """See `Serving`."""
-        return self.serving.version
-
-    @property
-    def source(self) -> str:
-        """See `Serving`."""
-        return self.serving.source
-
     def predict(self, dataset: str, keys: Mapping[str, object]) -> dict[str, Any]:
         """Answer one job.
 
         Parameters
         ----------
         dataset : str
-            ipppssoot, or a mosaic's name.
+            ipppssoot, or the name of a mosaic.
         keys : mapping
-            The control file's keys; see `calmlflow.hst.features.job_features`. Not looked at for a mosaic.
+            Keys of the control file, see `calmlflow.hst.features.job_features`; ignored for a mosaic.
 
         Returns
         -------
         dict
             ``memBin``, ``memVal`` (GB), ``clockTime`` (s), ``killTime`` (s), ``probabilities`` of the four bins,
             ``unseen`` (true for a job unlike any in training), ``version`` of the bundle, and ``source``: registry,
-            cache or policy (with ``fallback``: true where it stands in for a bundle).
+            cache or policy (with ``fallback`` true if the policy replaces a bundle).
 
         Raises
         ------
@@ -190,36 +178,28 @@ class Predictor:
         if not isinstance(keys, Mapping):
             raise InputError(f"{job.name}: the keys are a {type(keys).__name__}; expected a mapping of key to value")
         began = time.perf_counter()
-        self.refresh_if_due()
+        self._refresh_if_due()
         features = job_features(job.name, keys)
         answer = self.serving.answer(features)
-        _tell(job.name, features, answer, began, self._emit)
+        _record(job.name, features, answer, began, self._emit)
         return answer
 
-    def predict_many(self, data: Any, output: Any, **options: Any) -> "BatchOutcome":
-        """Answer many jobs, see `calmlflow.predictor.batch.predict_many`, which takes the same and some options more.
-
-        Parameters
-        ----------
-        data : str, Path, DataFrame, or Arrow Table or iterable of RecordBatch
-            A CSV or Parquet file, a folder of Parquet files, or ``s3://`` of a file or of control files.
-        output : str or Path
-            CSV or Parquet by its ending, here or in S3. Rows that break a rule go to ``*.errors.csv`` beside it.
-        """
-        # Arrow is for many jobs only.
+    def predict_many(self, data: Any, output: str | Path, **options: Any) -> "BatchOutcome":
+        """Answer many jobs, see `calmlflow.predictor.batch.predict_many`."""
+        # pyarrow is loaded for many jobs only.
         from calmlflow.predictor.batch import predict_many
 
-        self.refresh_if_due()
-        return predict_many(self, data, output, **options)
+        self._refresh_if_due()
+        return predict_many(self.serving, data, output, **options)
 
-    # -- Which version answers ----------------------------------------------------------------------------------------
+    # -- The version that answers -------------------------------------------------------------------------------------
 
-    def refresh_if_due(self) -> None:
-        """Have the registry asked in the background, if the last time was ``refresh`` seconds ago and nobody asks."""
+    def _refresh_if_due(self) -> None:
+        """Ask the registry in the background if ``refresh`` seconds have passed and no thread is asking."""
         if time.monotonic() < self._next_check or not self._asks:
             return
         if self._process != os.getpid():
-            # A fork during a check: the thread that would end it is the parent's.
+            # This process was forked during a check; the thread that holds the lock is the parent's.
             self._checking, self._process = threading.Lock(), os.getpid()
         if self._checking.acquire(blocking=False):
             try:
@@ -234,7 +214,7 @@ class Predictor:
             self.serving = self._pull() if self.serving.bundle else self._begin()
         except CalmlflowError as error:
             log.warning("%s; answering with %s as before", error, self.serving.version or "the policy")
-            # What has answered so far goes on: better than none, and than an older one on disk.
+            # The version in memory is newer than any on disk.
             if self.serving.bundle:
                 self.serving = replace(self.serving, source="cache")
         except Exception:
@@ -248,51 +228,48 @@ class Predictor:
         self._next_check = time.monotonic() + wait_s
 
     def _begin(self) -> Serving:
-        """What the registry's stage holds, or else the last good bundle."""
+        """The version in the stage, or else the last good one."""
         baked = settings.baked_bundle()
         if baked and not self._asks:
             return _load_baked(baked)
         try:
             return self._pull_first()
         except NoSuchVersionError:
-            # An answer, and a clear one: the stage was emptied.
+            # The stage is empty: no version may answer for it.
             raise
-        except CalmlflowError as error:
-            return self._last_good(error)
         except Exception as error:
-            log.exception("asking the registry failed")
+            if not isinstance(error, CalmlflowError):
+                log.exception("asking the registry failed")
             return self._last_good(error)
 
     def _pull_first(self) -> Serving:
-        """As `_pull`; where nothing is known yet, one of the processes that start together asks for all of them."""
+        """As `_pull`; of processes that start together without a cache, one asks for all."""
         if self._cache.recall(self._stage) or settings.baked_bundle():
             return self._pull()
         patience = HURRIED if self._policy_fallback else PATIENCE
         with self._cache.alone("ask", patience * settings.timeout_s()):
-            # Noted while this one waited, so no older than an answer of its own.
+            # Recorded by another process while this one waited.
             for staged in self._cache.recall(self._stage)[:1]:
-                bundle = self._cache.load_kept(staged)
-                if bundle:
-                    return Serving(bundle, staged.version, "registry", staged)
+                if bundle := self._cache.load_kept(staged):
+                    return _serve(bundle, staged.version, "registry", staged)
             return self._pull()
 
     def _pull(self) -> Serving:
-        """What the registry's stage holds."""
+        """The version in the stage, as the registry answers now."""
         staged = resolve_stage(self._stage, self._registry_uri)
         if staged == self.serving.staged:
             return replace(self.serving, source="registry")
         hurried = bool(self.serving.bundle or self._cache.recall(self._stage) or settings.baked_bundle())
         bundle = self._cache.load(staged, hurried)
         self._cache.remember(self._stage, staged)
-        return Serving(bundle, staged.version, "registry", staged)
+        return _serve(bundle, staged.version, "registry", staged)
 
     def _last_good(self, error: Exception) -> Serving:
-        """What the stage held when it was last asked, or before that, or what an image brings; else raise the error."""
+        """The version that the stage held last, or before that, or that an image carries; else raise the error."""
         for staged in self._cache.recall(self._stage):
-            bundle = self._cache.load_kept(staged)
-            if bundle:
+            if bundle := self._cache.load_kept(staged):
                 log.warning("%s; answering with version %s from the cache", error, staged.version)
-                return Serving(bundle, staged.version, "cache", staged)
+                return _serve(bundle, staged.version, "cache", staged)
         folder = settings.baked_bundle()
         if not folder:
             raise error
@@ -302,11 +279,11 @@ class Predictor:
 
 
 def _load_baked(folder: Path) -> Serving:
-    """The bundle of a folder whose ``version.json`` tells its version."""
+    """The bundle of a folder whose ``version.json`` names its version."""
     try:
         version = str(json.loads((folder / "version.json").read_bytes())["version"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f"{folder}/version.json cannot be used; expected the version of the bundle there: bake the image anew"
-        ) from None
-    return Serving(Bundle.load(folder, settings.NETWORKS), version, "cache")
+            f"{folder}/version.json cannot be read; expected the version of the bundle there: bake the image again"
+        ) from error
+    return _serve(Bundle.load(folder, settings.NETWORKS), version, "cache")

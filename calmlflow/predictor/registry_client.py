@@ -1,64 +1,239 @@
-"""Ask an MLflow server by plain HTTP: small, quick, and without importing MLflow."""
+"""Ask the model registry by plain HTTP which version a stage holds, and fetch its files, without importing MLflow.
+
+MLflow is imported only if the registry is not an HTTP server, or the server cannot read its artifact store.
+"""
 
 import base64
-import contextlib
+import hashlib
 import http.client
 import json
 import os
-import socket
+import re
 import ssl
+import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Container
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from calmlflow import settings
-from calmlflow.errors import CalmlflowError
+from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.predictor.manifest import MANIFEST, MAX_BYTES, parse_manifest, read_files, read_listed, read_manifest
 from calmlflow.settings import hide_password
 
 T = TypeVar("T")
 
 MAX_RESPONSE_BYTES = 4_194_304
 PATIENCE_S = 15.0
-"""For work that has no other way than the server, which may be busy."""
+"""Time limit of requests that have no alternative to the server."""
+
+IMPORT_S = 20.0
+"""Time that importing MLflow may take on two busy cores."""
+
+BUNDLE_FOLDER = "artifacts/bundle/"
+"""Folder of the bundle among the files of a logged model."""
+
+_REGISTERED = "/api/2.0/mlflow/registered-models"
 
 
 class RegistryUnavailableError(CalmlflowError):
-    """The registry could not be asked, or what it said cannot be used."""
+    """The registry does not answer, or its answer is unusable."""
 
 
 class NoEndpointError(RegistryUnavailableError):
-    """What answered has no such endpoint: another MLflow, or no MLflow at all."""
+    """The server has no such endpoint: another version of MLflow, or not MLflow."""
 
 
 class AccessDeniedError(CalmlflowError):
-    """The registry answered, and wants other credentials."""
+    """The registry refuses the credentials."""
+
+
+class NoSuchVersionError(CalmlflowError):
+    """The registry has no version in that stage."""
+
+
+@dataclass(frozen=True)
+class StagedVersion:
+    """The version of the bundle that a stage holds."""
+
+    version: str
+    source: str
+
+    @property
+    def folder(self) -> str:
+        """Folder name in the cache; includes the source, because a new registry counts from 1 again."""
+        return f"{self.version}-{hashlib.sha256(self.source.encode()).hexdigest()[:12]}"
 
 
 def is_http(uri: str) -> bool:
-    """Whether a registry is an HTTP server, and not a database or a folder."""
+    """Tell an HTTP server from a database or a folder."""
     return uri.lower().startswith(("http://", "https://"))
 
 
 def check_reachable(uri: str) -> None:
-    """Raise a RegistryUnavailableError where ``uri`` is that of an HTTP server, and none answers."""
+    """Raise a RegistryUnavailableError if ``uri`` is an HTTP server that does not answer."""
     if is_http(uri):
         _request(uri, "/health", PATIENCE_S)
 
 
-def get_json(registry_uri: str, path: str, keys: Container[str]) -> dict[str, Any] | None:
-    """One GET request; None where MLflow says that there is no such model, stage or alias.
+# -- The version in a stage -------------------------------------------------------------------------------------------
 
-    Parameters
-    ----------
-    registry_uri, path : str
-    keys : container of str
-        What the answer may hold: JSON of somebody else's is no answer of a registry.
+
+def resolve_stage(stage: str, registry_uri: str) -> StagedVersion:
+    """Ask the registry which version of the bundle a stage, or else the alias of the same name, holds.
 
     Raises
     ------
-    NoEndpointError, AccessDeniedError, RegistryUnavailableError
+    RegistryUnavailableError
+        No usable answer within `calmlflow.settings.timeout_s` (plus `IMPORT_S` if MLflow is needed).
+    AccessDeniedError
+        The registry refuses the credentials.
+    NoSuchVersionError
+        Neither stage nor alias holds a version.
+    """
+    found = _ask_http(stage, registry_uri) if is_http(registry_uri) else _ask_mlflow(stage, registry_uri)
+    shown = hide_password(registry_uri)
+    if found is None:
+        raise NoSuchVersionError(
+            f"no version of {settings.BUNDLE_MODEL} is in stage {stage} on {shown}; expected one: promote a "
+            f"version with `calmlflow promote --stage {stage}`"
+        )
+    if not (re.fullmatch("[0-9]{1,18}", found.version) and found.source.isprintable()):
+        raise RegistryUnavailableError(
+            f"{shown} named the version {found.version[:60]!r}; expected a number, as MLflow gives"
+        )
+    return found
+
+
+def _ask_http(stage: str, registry_uri: str) -> StagedVersion | None:
+    model = quote(settings.BUNDLE_MODEL)
+    versions = None
+    try:
+        path = f"{_REGISTERED}/get-latest-versions?name={model}&stages={quote(stage)}"
+        versions = (get_json(registry_uri, path, ("model_versions",)) or {}).get("model_versions", [])
+    except NoEndpointError:
+        # A server without stages, which MLflow has announced. Without aliases it is not a registry.
+        pass
+    if not versions:
+        try:
+            path = f"{_REGISTERED}/alias?name={model}&alias={quote(stage.lower())}"
+            named = get_json(registry_uri, path, ("model_version",))
+            versions = [named.get("model_version")] if named else []
+        except NoEndpointError:
+            if versions is None:
+                raise
+    try:
+        return StagedVersion(str(versions[0]["version"]), str(versions[0]["source"])) if versions else None
+    except (TypeError, KeyError, IndexError):
+        return StagedVersion("", "")
+
+
+def _ask_mlflow(stage: str, registry_uri: str) -> StagedVersion | None:
+    path = registry_uri.removeprefix("sqlite:///").partition("?")[0]
+    if path not in (registry_uri, "", ":memory:") and not Path(path).exists():
+        # MLflow would create an empty database.
+        raise RegistryUnavailableError(
+            f"the registry {hide_password(registry_uri)} does not exist; expected a database"
+        )
+
+    def ask() -> StagedVersion:
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=settings.tracking_uri(), registry_uri=registry_uri)
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            versions = client.get_latest_versions(settings.BUNDLE_MODEL, [stage])
+        found = versions[0] if versions else client.get_model_version_by_alias(settings.BUNDLE_MODEL, stage.lower())
+        return StagedVersion(str(found.version), str(found.source))
+
+    try:
+        # MLflow retries a database that does not answer for minutes.
+        return within(IMPORT_S + settings.timeout_s(), ask)
+    except Exception as error:
+        # MLflow's own exceptions, or those of the database or file store behind it.
+        reason = getattr(error, "error_code", type(error).__name__)
+        if reason in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        reason = "no answer in time" if isinstance(error, TimeoutError) else reason
+        raise RegistryUnavailableError(
+            f"{hide_password(registry_uri)} cannot be asked ({reason}); expected a model registry"
+        ) from error
+
+
+# -- The files of a version -------------------------------------------------------------------------------------------
+
+
+def fetch(staged: StagedVersion, registry_uri: str, patience_s: float) -> dict[str, bytes]:
+    """Fetch the files of a version's bundle, ``bundle.json`` included, within ``patience_s``, and check their SHA-256.
+
+    A RegistryUnavailableError is raised if they cannot be had in time, an InputError if they are no whole bundle.
+    """
+    name = f"version {staged.version} of {settings.BUNDLE_MODEL}"
+    deadline = time.monotonic() + patience_s
+
+    def unavailable(what: str) -> RegistryUnavailableError:
+        return RegistryUnavailableError(
+            f"{name} cannot be downloaded from {hide_password(registry_uri)} ({what}); expected its artifacts"
+        )
+
+    def read(file: str) -> bytes:
+        content = _get_file(staged, registry_uri, file, deadline)
+        if content is None:
+            raise unavailable(file)
+        return content
+
+    if is_http(registry_uri):
+        content = _get_file(staged, registry_uri, MANIFEST, deadline)
+        if content is not None:
+            return {MANIFEST: content, **read_listed(parse_manifest(content, name), name, read)}
+    try:
+        return within(max(deadline - time.monotonic(), 0.0), lambda: _download(staged, registry_uri, name))
+    except CalmlflowError:
+        raise
+    except Exception as error:
+        # MLflow, requests and boto3 raise exceptions of their own.
+        raise unavailable("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__) from error
+
+
+def _get_file(staged: StagedVersion, registry_uri: str, file: str, deadline: float) -> bytes | None:
+    """A file of the bundle; None if the server does not have it, or cannot read the artifact store."""
+    query = {"path": BUNDLE_FOLDER + file, "name": settings.BUNDLE_MODEL, "version": staged.version}
+    path = f"/model-versions/get-artifact?{urlencode(query, quote_via=quote)}"
+    status, body = _request(registry_uri, path, max(deadline - time.monotonic(), 0.0), MAX_BYTES)
+    if len(body) > MAX_BYTES:
+        raise RegistryUnavailableError(
+            f"{hide_password(registry_uri)} answered with more than {MAX_BYTES:,} bytes; expected a file of a bundle"
+        )
+    return body if status == 200 else None
+
+
+def _download(staged: StagedVersion, registry_uri: str, name: str) -> dict[str, bytes]:
+    """Fetch the files with MLflow, which knows every kind of registry and artifact store."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from mlflow.artifacts import download_artifacts
+
+    with tempfile.TemporaryDirectory(prefix="calmlflow-") as target:
+        # The tracking server knows where the artifacts of a version are, whatever the registry is.
+        places = {"tracking_uri": settings.tracking_uri(), "registry_uri": registry_uri}
+        download_artifacts(f"models:/{settings.BUNDLE_MODEL}/{staged.version}", dst_path=target, **places)
+        folder = Path(target) / BUNDLE_FOLDER
+        if not (folder / MANIFEST).is_file():
+            raise InputError(f"{name} holds no {BUNDLE_FOLDER}{MANIFEST}; expected a bundle")
+        return {MANIFEST: (folder / MANIFEST).read_bytes(), **read_files(folder, read_manifest(folder))}
+
+
+# -- HTTP -------------------------------------------------------------------------------------------------------------
+
+
+def get_json(registry_uri: str, path: str, keys: Container[str]) -> dict[str, Any] | None:
+    """Send one GET request; None if MLflow knows no such model, stage or alias.
+
+    The answer may hold ``keys`` only: other JSON does not come from a registry.
     """
     shown = hide_password(registry_uri)
     status, body = _request(registry_uri, path, settings.timeout_s())
@@ -67,7 +242,7 @@ def get_json(registry_uri: str, path: str, keys: Container[str]) -> dict[str, An
     except (ValueError, RecursionError):
         answer = None
     code = answer.get("error_code") if isinstance(answer, dict) else None
-    # MLflow says RESOURCE_DOES_NOT_EXIST for an unknown model, and INVALID_PARAMETER_VALUE for an unknown alias.
+    # MLflow answers RESOURCE_DOES_NOT_EXIST to an unknown model, and INVALID_PARAMETER_VALUE to an unknown alias.
     if status != 200 and code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
         return None
     if status in (404, 405, 501):
@@ -81,79 +256,36 @@ def get_json(registry_uri: str, path: str, keys: Container[str]) -> dict[str, An
     return answer
 
 
-def get_bytes(registry_uri: str, path: str, limit: int, deadline: float) -> bytes | None:
-    """A file by one GET request; None where the server has it not, or cannot reach it itself.
-
-    Parameters
-    ----------
-    registry_uri, path : str
-    limit : int
-        Bytes at most.
-    deadline : float
-        Of `time.monotonic`. A file that keeps coming may take longer than `calmlflow.settings.timeout_s`.
-
-    Raises
-    ------
-    RegistryUnavailableError
-        No answer in time, or more than ``limit`` bytes.
-    """
-    patience_s = max(deadline - time.monotonic(), 0.0)
-    status, body = _request(registry_uri, path, settings.timeout_s(), limit, patience_s)
-    if status != 200:
-        return None
-    if len(body) > limit:
-        raise RegistryUnavailableError(
-            f"{hide_password(registry_uri)} answered with more than {limit:,} bytes; expected a file of a bundle"
-        )
-    return body
-
-
 def within(seconds: float, work: Callable[[], T]) -> T:
-    """What some work gives, or a TimeoutError if it takes longer; then it goes on unheeded until it ends by itself.
+    """Return the result of ``work``, or raise a TimeoutError after ``seconds``; the work then ends unattended.
 
-    A thread of its own is the one way to bound all that may wait: names being looked up, headers that trickle in.
+    Only a thread of its own bounds everything that may block, such as name lookup and headers that arrive slowly.
     """
-    ended: list[tuple[T | None, BaseException | None]] = []
+    result: Future[T] = Future()
 
     def run() -> None:
         try:
-            ended.append((work(), None))
+            result.set_result(work())
         except BaseException as error:
-            ended.append((None, error))
+            result.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not ended:
-        raise TimeoutError
-    found, error = ended[0]
-    if error is not None:
-        raise error
-    return found  # type: ignore[return-value]
+    threading.Thread(target=run, daemon=True).start()
+    return result.result(seconds)
 
 
-def _request(
-    uri: str, path: str, timeout_s: float, limit: int = MAX_RESPONSE_BYTES, patience_s: float | None = None
-) -> tuple[int, bytes]:
-    """Status and body (of at most ``limit`` bytes and one) of one GET request.
-
-    Each wait takes at most ``timeout_s``, and all of it ``patience_s``, by default as long.
-    """
+def _request(uri: str, path: str, patience_s: float, limit: int = MAX_RESPONSE_BYTES) -> tuple[int, bytes]:
+    """Status and body (at most ``limit`` bytes plus one) of one GET request that takes at most ``patience_s``."""
     shown = hide_password(uri)
-    opened: list[socket.socket] = []
+    # Each wait for the server is bounded too; a large file may take longer in all.
+    timeout_s = patience_s if limit == MAX_RESPONSE_BYTES else settings.timeout_s()
     try:
-        patience_s = timeout_s if patience_s is None else patience_s
-        status, body = within(patience_s, lambda: _get(uri, path, timeout_s, limit, opened))
+        status, body = within(patience_s, lambda: _get(uri, path, timeout_s, limit))
     except (OSError, http.client.HTTPException, ValueError, RuntimeError) as error:
-        for connected in opened:
-            # A server that never comes to an end would keep thread and connection for ever.
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(connected, socket.SHUT_RDWR)
         reason = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
         raise RegistryUnavailableError(
             f"no MLflow server answers at {shown} ({reason}); expected one: set MLFLOW_TRACKING_URI, or start the "
             "embedded one with `calmlflow server --detach`"
-        ) from None
+        ) from error
     if status in (401, 403):
         raise AccessDeniedError(
             f"{shown} refused the request with status {status}; expected MLFLOW_TRACKING_USERNAME and "
@@ -162,24 +294,21 @@ def _request(
     return status, body
 
 
-def _get(uri: str, path: str, timeout: float, limit: int, opened: list[socket.socket]) -> tuple[int, bytes]:
-    """The request itself; each wait for the other side takes at most ``timeout`` seconds."""
+def _get(uri: str, path: str, timeout_s: float, limit: int) -> tuple[int, bytes]:
     address = urlsplit(uri)
     host = address.hostname or ""
     if address.scheme == "https":
         connection: http.client.HTTPConnection
-        connection = http.client.HTTPSConnection(host, address.port, timeout=timeout, context=_tls())
+        connection = http.client.HTTPSConnection(host, address.port, timeout=timeout_s, context=_tls())
     else:
-        connection = http.client.HTTPConnection(host, address.port, timeout=timeout)
+        connection = http.client.HTTPConnection(host, address.port, timeout=timeout_s)
     try:
-        connection.connect()
-        opened.append(connection.sock)
         headers = _authorization(address.username, address.password)
         connection.request("GET", address.path.rstrip("/") + path, headers=headers)
         response = connection.getresponse()
         body = response.read(limit + 1)
         if response.length and len(body) <= limit:
-            # http.client tells of a cut only where it reads without a limit.
+            # http.client reports a cut body only if it reads without a limit.
             raise http.client.IncompleteRead(body, response.length)
         return response.status, body
     finally:
@@ -187,7 +316,7 @@ def _get(uri: str, path: str, timeout: float, limit: int, opened: list[socket.so
 
 
 def _tls() -> ssl.SSLContext:
-    """As MLflow's own client would have it."""
+    """TLS settings of MLflow's own client."""
     tls = ssl.create_default_context(cafile=os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH"))
     if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
         tls.check_hostname = False
@@ -198,7 +327,7 @@ def _tls() -> ssl.SSLContext:
 
 
 def _authorization(username: str | None, password: str | None) -> dict[str, str]:
-    """The header that MLflow's own client would send."""
+    """The header that MLflow's own client sends."""
     username = os.environ.get("MLFLOW_TRACKING_USERNAME") or unquote(username or "")
     password = os.environ.get("MLFLOW_TRACKING_PASSWORD") or unquote(password or "")
     if username and password:

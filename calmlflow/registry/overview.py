@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from calmlflow import settings
 from calmlflow.predictor.cache import Cache
-from calmlflow.predictor.stage import StagedVersion
+from calmlflow.predictor.registry_client import StagedVersion
 from calmlflow.registry.lineage import HEADLINES
 from calmlflow.registry.versions import EXCLUSIVE, all_versions, explained
 

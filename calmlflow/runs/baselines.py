@@ -15,7 +15,7 @@ from calmlflow.hst.ladder import LADDER
 from calmlflow.networks.distinct import DistinctRows
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.cache import Cache
-from calmlflow.predictor.stage import NoSuchVersionError, resolve_stage
+from calmlflow.predictor.registry_client import NoSuchVersionError, resolve_stage
 from calmlflow.results.scores import PREDICTED, score_predictions
 from calmlflow.runs.data import TrainingData
 

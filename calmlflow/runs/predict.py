@@ -1,4 +1,4 @@
-"""Predict many jobs from whatever the project can read, with a progress bar."""
+"""Predict many jobs from any table or store, with a progress bar."""
 
 import re
 import shutil
@@ -17,13 +17,12 @@ from calmlflow.jobs.emission import store_predictions
 from calmlflow.jobs.stores.base import JOBS, Store
 from calmlflow.jobs.stores.open import is_database, open_store
 from calmlflow.predictor.batch import BatchOutcome
-from calmlflow.predictor.batch.sources import parquet_files
 from calmlflow.predictor.predictor import Predictor
 from calmlflow.registry.tracking import log_new_params, tracked_run
 from calmlflow.settings import hide_password
 
 ERRORS = Path("out/predictions.errors.csv")
-"""Rows without an answer, where the answers go into a database."""
+"""Rows without an answer, if the answers go into a database."""
 
 
 def predict_in_run(data: str, output: str, stage: str) -> str:
@@ -37,36 +36,33 @@ def predict_in_run(data: str, output: str, stage: str) -> str:
 
 
 def predict_table(data: str, output: str | Path, stage: str) -> BatchOutcome:
-    """Predict the jobs of a table with the version that a stage holds; see `Predictor.predict_many`.
+    """Predict the jobs of a table with the version in a stage; see `Predictor.predict_many`.
 
     Parameters
     ----------
     data : str
-        What `Predictor.predict_many` reads by its name, or else any store; see `calmlflow.jobs.stores.open.open_store`.
+        A table that `Predictor.predict_many` reads, or any store, see `calmlflow.jobs.stores.open.open_store`.
     output : str or Path
-        What `Predictor.predict_many` writes, or the URI of a database, whose table of predictions gets them.
+        A file that `Predictor.predict_many` writes, or the URI of a database, whose table of predictions is filled.
     stage : str
 
     Raises
     ------
     CalmlflowError
-        Input that cannot be read, no row that can be answered, or output that cannot be written.
+        The input cannot be read, no row can be answered, or the output cannot be written.
     """
     if is_database(str(output)):
         return _into_store(data, str(output), stage)
     predictor = Predictor(stage)
     with row_progress("predicting") as on_progress:
-        if _is_table_of_files(data):
+        if _is_table(data):
             return predictor.predict_many(data, output, on_progress=on_progress)
-        # The same name and size give the same sample, always.
-        identity = data if re.fullmatch("sample(:[0-9]+)?", data) else None
         with closing(open_store(data)) as store:
-            return predictor.predict_many(_batches(store), output, identity=identity, on_progress=on_progress)
+            return predictor.predict_many(_batches(store), output, on_progress=on_progress)
 
 
 def _into_store(data: str, uri: str, stage: str) -> BatchOutcome:
-    """Predictions of a table into a database; rows without answer into a file, as always."""
-    # Seen to be open before the work.
+    # A database out of reach is reported before the work.
     open_store(uri, create=True).close()
     with tempfile.TemporaryDirectory(prefix="calmlflow-") as folder:
         file = Path(folder) / "predictions.parquet"
@@ -83,11 +79,11 @@ def _batches(store: Store) -> Iterator[pa.RecordBatch]:
         yield from pa.Table.from_pandas(part, preserve_index=False).to_batches()
 
 
-def _is_table_of_files(data: str) -> bool:
+def _is_table(data: str) -> bool:
+    """Tell a table from a store: a database, an archive, the folder of a training, or the sample."""
     if data.startswith("s3://"):
-        # Archives and databases are stores; a prefix is one of control files.
         return not data.lower().endswith((".zip", ".tgz", ".tar.gz", ".db", ".sqlite"))
-    if re.fullmatch("sample(:.*)?", data) or re.match("[A-Za-z][A-Za-z0-9+.-]+:", data):
-        return False
     path = Path(data)
-    return bool(parquet_files(path)) if path.is_dir() else path.suffix.lower() in (".csv", ".parquet")
+    if path.is_dir():
+        return any(path.rglob("*.parquet"))
+    return path.suffix.lower() in (".csv", ".parquet") and not re.match("(sample|[A-Za-z][A-Za-z0-9+.-]+):", data)

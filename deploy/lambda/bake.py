@@ -1,9 +1,8 @@
-"""Bake the Lambda image's content into build/image: the version that a stage holds, and the code that answers with it.
+"""Bake the content of the Lambda image into build/image: the version in a stage, and the code that answers with it.
 
-Run again at any time: what was baked before stays until the new one is whole.
+An earlier image stays until the new one is whole.
 """
 
-import fcntl
 import json
 import shutil
 import subprocess
@@ -20,8 +19,9 @@ from calmlflow import settings
 from calmlflow.console import say, script
 from calmlflow.errors import CalmlflowError
 from calmlflow.predictor.bundle import Bundle
-from calmlflow.predictor.fetch import fetch
-from calmlflow.predictor.stage import resolve_stage
+from calmlflow.predictor.registry_client import fetch, resolve_stage
+from calmlflow.settings import hide_password
+from calmlflow.storage.files import locked
 
 HERE = Path(__file__).parent
 PACKAGE = Path(calmlflow.__file__).parent
@@ -38,21 +38,16 @@ def main(
     """Bake the version that a stage of the registry (MLFLOW_TRACKING_URI) holds."""
     stage = settings.parse_stage(stage)
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        with (output / ".lock").open("w") as lock:
-            # Let go of by the kernel, however the process ends.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with locked(output / ".lock"):
             bake(stage, output)
-    except BlockingIOError:
-        raise CalmlflowError(f"{output} is being baked by another process; expected one at a time") from None
     except OSError as error:
         raise CalmlflowError(
             f"{error.filename or output} cannot be written ({error.strerror}); expected a folder of yours, with room"
-        ) from None
+        ) from error
 
 
 def bake(stage: str, output: Path) -> None:
-    """Write ``output/image``; nobody else may write there meanwhile."""
+    """Write ``output/image`` under the lock."""
     for left_behind in output.glob(".new-*"):
         if (left_behind / "old").exists() and not (output / "image").exists():
             # Killed between the two renames below.
@@ -63,7 +58,7 @@ def bake(stage: str, output: Path) -> None:
     pins = requirements()
     with tempfile.TemporaryDirectory(dir=output, prefix=".new-") as temporary:
         new, old = Path(temporary) / "image", Path(temporary) / "old"
-        # Fetched anew, not from a cache, and checked against the SHA-256 in the bundle.
+        # Not from a cache; checked against the SHA-256 in the bundle.
         for name, content in fetch(staged, registry_uri, PATIENCE_S).items():
             put(new / "bundle" / name, content)
         Bundle.load(new / "bundle", settings.NETWORKS)
@@ -78,21 +73,21 @@ def bake(stage: str, output: Path) -> None:
             (output / "image").rename(old)
         new.rename(output / "image")
     image = output / "image"
-    say(f"version {staged.version} of {settings.BUNDLE_MODEL}, in {stage} on {settings.hide_password(registry_uri)}")
+    say(f"version {staged.version} of {settings.BUNDLE_MODEL}, in {stage} on {hide_password(registry_uri)}")
     say(f"{image}: bundle {megabytes(image / 'bundle')}, code {megabytes(image / 'calmlflow')}")
     say(f"packages that the Dockerfile adds: {', '.join(pins)}")
 
 
 def put(path: Path, content: bytes) -> None:
-    """Write a file, and the folders above it."""
+    """Write a file and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
 
 
 def sources() -> list[Path]:
-    """The files of calmlflow that the handler loads, told by a process that loads nothing else."""
-    told = "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'calmlflow'), sep='\\n')"
-    code = f"import sys, {HANDLER}; {told}"
+    """The files of calmlflow that the handler loads, as a process reports that loads nothing else."""
+    listed = "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'calmlflow'), sep='\\n')"
+    code = f"import sys, {HANDLER}; {listed}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return [Path(line) for line in sorted(done.stdout.splitlines())]
 
@@ -104,7 +99,7 @@ def requirements() -> list[str]:
 
 
 def megabytes(folder: Path) -> str:
-    """Size of all files in a folder, in words."""
+    """Size of all files in a folder as text."""
     return f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.2f} MB"
 
 

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 import calmlflow.storage.s3
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor import Predictor, aws_lambda
 from calmlflow.predictor.answers import fallback_policy, mosaic_policy
 from calmlflow.predictor.registry_client import RegistryUnavailableError
-from tests.samples.event_samples import BUCKET, EVENTS, EXTREMES, FOLDER, JOB, KEY, eventbridge, s3_record
+from tests.samples.event_samples import BUCKET, EVENTS, FOLDER, JOB, KEY, eventbridge, s3_record
 from tests.samples.predictor_samples import (
     ALIASES,
     CONTROL,
@@ -135,9 +135,8 @@ def test_a_control_file_that_is_not_there_or_is_none_is_told(control_file, s3):
 def test_a_registry_out_of_reach_is_raised(monkeypatch, ports, tmp_path):
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"http://127.0.0.1:{ports[0]}")
     monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path))
-    with pytest.raises(RegistryUnavailableError) as caught:
+    with pytest.raises(RegistryUnavailableError):
         aws_lambda.handler(EVENT)
-    assert caught.value.__suppress_context__
 
 
 def test_the_policy_answers_without_a_bundle_where_it_is_wanted(s3, monkeypatch, ports, tmp_path):
@@ -177,10 +176,9 @@ def broken(monkeypatch, **error):
 def test_of_a_bug_the_place_is_told_and_nothing_of_the_data(registry, monkeypatch, caplog):
     with broken(monkeypatch, of=ValueError("secret data")), pytest.raises(CalmlflowError) as caught:
         aws_lambda.handler(EVENT)
-    assert "internal error (ValueError at test_predictor_aws_lambda.py:" in str(caught.value)
+    assert "internal error (ValueError at test_aws_lambda.py:" in str(caught.value)
     assert type(caught.value) is CalmlflowError
-    assert caught.value.__suppress_context__
-    assert "ValueError at test_predictor_aws_lambda.py:" in caplog.text
+    assert "ValueError at test_aws_lambda.py:" in caplog.text
     assert "secret" not in str(caught.value) + caplog.text
 
 
@@ -237,31 +235,31 @@ def test_a_fault_is_raised_where_a_second_try_loses_nothing(registry, no_s3, rec
 # -- What is kept and told ------------------------------------------------------------------------------------------
 
 
-def test_every_answer_is_kept_and_logged(control_file, monkeypatch, tmp_path, caplog):
+def test_every_answer_is_kept_and_logged(control_file, s3, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "calmlflow.answers")
-    monkeypatch.setenv("CALMLFLOW_EMIT", str(tmp_path / "kept.jsonl"))
+    monkeypatch.setenv("CALMLFLOW_EMIT", f"s3://{BUCKET}/kept-by-lambda")
     answer = aws_lambda.handler(EVENT)
     aws_lambda.handler(MOSAIC)
-    job, mosaic = map(json.loads, (tmp_path / "kept.jsonl").read_text().splitlines())
+    found = s3.list_objects_v2(Bucket=BUCKET, Prefix="kept-by-lambda/")["Contents"]
+    records = [json.loads(s3.get_object(Bucket=BUCKET, Key=each["Key"])["Body"].read()) for each in found]
+    mosaic, job = sorted(records, key=lambda record: record["ipst"])
     assert (job["ipst"], job["n_files"], job["bin_pred"], job["version"]) == (JOB, 17, answer["memBin"], "3")
     assert (mosaic["ipst"], mosaic["n_files"], mosaic["bin_pred"]) == ("acs_8ph_01", None, 1)
     assert [record.dataset for record in caplog.records if record.name == "calmlflow.answers"] == [JOB, "acs_8ph_01"]
 
 
-@pytest.mark.parametrize("uri", ["ftp://me:hidden@host/a.jsonl", "/dev/null/a.jsonl", "s3://No Bucket/a"])
-def test_what_predictions_cannot_be_kept_in_costs_no_answer(registry, monkeypatch, caplog, uri):
+@pytest.mark.parametrize("uri", ["ftp://me:hidden@host/a", "kept.jsonl", "s3://No Bucket/a"])
+def test_a_wrong_place_for_predictions_costs_no_answer(registry, monkeypatch, caplog, uri):
     monkeypatch.setenv("CALMLFLOW_EMIT", uri)
     assert aws_lambda.handler(MOSAIC) == mosaic_policy()
     assert "predictions are not kept" in caplog.text
     assert "hidden" not in caplog.text
 
 
-def test_a_store_that_fails_later_costs_no_answer(control_file, monkeypatch, caplog, tmp_path):
-    (tmp_path / "folder.jsonl").mkdir()
-    monkeypatch.setenv("CALMLFLOW_EMIT", str(tmp_path / "folder.jsonl"))
+def test_a_store_that_fails_later_costs_no_answer(no_s3, monkeypatch, caplog):
+    monkeypatch.setenv("CALMLFLOW_EMIT", "s3://some-bucket/kept")
     assert aws_lambda.handler(MOSAIC) == mosaic_policy()
-    assert aws_lambda.handler(EVENT) == Predictor().predict(JOB, CONTROL)
-    assert caplog.text.count("was not kept") == 2
+    assert caplog.text.count("was not kept") == 1
 
 
 def test_a_warm_call_loads_nothing_heavy_and_boto3_only_to_read_s3(tmp_path):
@@ -298,17 +296,10 @@ def baked(no_s3, monkeypatch, tmp_path):
     monkeypatch.setenv("CALMLFLOW_HOME", str(tmp_path))
 
 
-@pytest.mark.parametrize("event", EXTREMES.values(), ids=EXTREMES)
-def test_an_extreme_event_is_told_why(event):
-    answer = aws_lambda.handler(event)
-    (told,) = answer.get("answers", [answer])
-    assert told["errorType"] == "InputError"
-    assert len(json.dumps(answer)) < 1000
-
-
 def test_any_event_is_answered_with_json_or_the_documented_error(baked):
     told = set()
 
+    @settings(max_examples=30)
     @given(EVENTS)
     def check(event):
         try:

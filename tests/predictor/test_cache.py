@@ -1,10 +1,8 @@
 """A version is fetched once, checked, and kept whole, whatever the server, the disk or another process does."""
 
-import hashlib
 import json
 import os
 import shutil
-import subprocess
 import threading
 import time
 
@@ -13,9 +11,8 @@ import pytest
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor.cache import LEFT_BEHIND_S, RETRY_S, Cache
 from calmlflow.predictor.manifest import write_manifest
-from calmlflow.predictor.registry_client import RegistryUnavailableError
-from calmlflow.predictor.stage import StagedVersion
-from tests.samples.predictor_samples import FILES, PLACE, PROXIED, files_of, http_registry, source, write_bundle
+from calmlflow.predictor.registry_client import RegistryUnavailableError, StagedVersion
+from tests.samples.predictor_samples import FILES, PLACE, files_of, http_registry, source, write_bundle
 
 JOB = [[17, 10, 1, 0, 0, 0, 0, 1, 0]]
 VERSION = StagedVersion("3", source("3"))
@@ -34,7 +31,8 @@ def published(tmp_path):
 @pytest.fixture
 def server(published, monkeypatch, tmp_path):
     monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path / "cache"))
-    with http_registry({FILES: files_of(published), PLACE: PROXIED}) as found:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with http_registry({FILES: files_of(published)}) as found:
         yield found
 
 
@@ -60,11 +58,6 @@ def test_only_what_the_manifest_lists_is_fetched(server, published):
     paths = {query["path"][0] for path, query in server.queries if path == FILES}
     listed = json.loads((published / "bundle.json").read_text())["sha256"]
     assert paths == {f"artifacts/bundle/{name}" for name in ("bundle.json", *listed)}
-
-
-def test_a_version_may_be_a_bundle_as_such(server, published):
-    server.answers[FILES] = files_of(published, place="")
-    assert wallclock(Cache(server.uri).load(VERSION)) > 0
 
 
 @pytest.mark.parametrize("file", ["bundle.json", "tx_data.json", "mem_reg/mem_reg.onnx"])
@@ -141,18 +134,8 @@ def test_a_connection_that_is_cut_is_told(server, published):
         thread.join()
 
 
-def test_a_file_outside_of_the_bundle_is_not_asked_for(server, published, tmp_path):
-    content = b"of somebody else"
-    manifest = json.loads((published / "bundle.json").read_text())
-    manifest["sha256"]["../../.note"] = hashlib.sha256(content).hexdigest()
-    (published / "bundle.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="lies outside the bundle"):
-        Cache(server.uri).load(VERSION)
-    assert not any("note" in query["path"][0] for path, query in server.queries if path == FILES)
-
-
 def test_a_file_without_end_is_not_read_to_its_end(server, published, monkeypatch):
-    monkeypatch.setattr("calmlflow.predictor.fetch.MAX_BYTES", 400)
+    monkeypatch.setattr("calmlflow.predictor.registry_client.MAX_BYTES", 400)
     with pytest.raises(RegistryUnavailableError, match="more than 400 bytes"):
         Cache(server.uri).load(VERSION)
 
@@ -178,6 +161,8 @@ def test_a_store_that_the_server_does_not_enter_is_entered_with_mlflow(server, p
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     server.answers[FILES] = 500, b"no credentials"
+    published.rename(published.parent / "bundle")
+    shutil.copytree(published.parent / "bundle", published / "artifacts" / "bundle")
     place = f"file://{published}"
     server.answers[PLACE] = 200, json.dumps({"artifact_uri": place}).encode()
     version = {"name": "calcloud-predictor", "version": "3", "source": place, "status": "READY"}
@@ -196,7 +181,7 @@ def test_who_is_in_a_hurry_does_not_try_again_what_has_just_failed(server, publi
     with pytest.raises(RegistryUnavailableError, match="cannot be downloaded"):
         cache.load(VERSION, hurried=True)
     server.answers[FILES] = files_of(published)
-    with pytest.raises(RegistryUnavailableError, match="could not be had a moment ago"):
+    with pytest.raises(RegistryUnavailableError, match="the last fetch of version 3 failed"):
         cache.load(VERSION, hurried=True)
     long_ago = time.time() - RETRY_S - 1
     (failed,) = cache.folder.glob(".failed-*")
@@ -218,19 +203,6 @@ def test_a_download_that_trickles_is_given_up_in_time(server, published, monkeyp
         Cache(server.uri).load(VERSION, hurried=True)
 
 
-def test_a_fetch_leaves_mlflow_as_it_was(server, published, tmp_path, monkeypatch):
-    import mlflow
-
-    uri = f"sqlite:///{tmp_path}/mine.db"
-    mlflow.set_tracking_uri(uri)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    server.answers[FILES] = server.answers[PLACE] = 404, b""
-    with pytest.raises(RegistryUnavailableError):
-        Cache(server.uri).load(VERSION)
-    assert mlflow.get_tracking_uri() == uri
-    mlflow.set_tracking_uri(None)
-
-
 def test_a_copy_that_may_not_be_read_is_as_good_as_none(server, monkeypatch, caplog):
     cache = Cache(server.uri)
     cache.load(VERSION)
@@ -242,19 +214,6 @@ def test_a_copy_that_may_not_be_read_is_as_good_as_none(server, monkeypatch, cap
     monkeypatch.setattr("pathlib.Path.is_dir", forbidden)
     assert cache.load_kept(VERSION) is None
     assert "cannot be read (Permission denied)" in caplog.text
-
-
-def test_a_child_that_was_forked_meanwhile_holds_no_lock(server):
-    cache = Cache(server.uri)
-    with cache.alone("fetch", 1):
-        child = subprocess.Popen(["sleep", "60"], close_fds=False)
-    try:
-        began = time.monotonic()
-        with cache.alone("fetch", 30):
-            assert time.monotonic() - began < 20
-    finally:
-        child.kill()
-        child.wait()
 
 
 def test_a_version_of_a_registry_that_was_set_up_anew_is_another(server):
@@ -324,11 +283,6 @@ def test_what_a_stage_held_is_remembered_and_what_it_held_before(cache, tmp_path
     assert kept(cache) == ["Production.json", "Staging.json"]
 
 
-def test_a_note_is_for_everybody_who_may_read_the_versions(cache):
-    cache.remember("Production", version(1))
-    assert (cache.folder / "Production.json").stat().st_mode & 0o777 == 0o644
-
-
 def test_nothing_goes_where_a_note_cannot_be_read(cache):
     write_bundle(cache.path(version(7)))
     (cache.folder / "Staging.json").write_text("{")
@@ -385,9 +339,4 @@ def test_two_registries_do_not_share(tmp_path, cache):
     assert other.recall("Production") == []
     assert cache.folder != other.folder
     # A password that was changed is no other registry.
-    assert Cache("http://user:new@one", tmp_path).folder == cache.folder
-
-
-def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path))
-    assert Cache("http://one").folder.parent == tmp_path
+    assert Cache("http://user:new@one", tmp_path).folder == Cache("http://user:old@one", tmp_path).folder

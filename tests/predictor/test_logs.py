@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, and no secret in any."""
+"""Logs: one JSON object a line, without secrets."""
 
 import json
 import logging
@@ -7,13 +7,11 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calmlflow.hst.features import FEATURES, Features
-from calmlflow.predictor.logs import JsonFormatter, log_answer, place_of, to_json, without_secrets
+from calmlflow.predictor.logs import JsonFormatter, log_answer, place_of, to_json
 
 ROOT = Path(__file__).parents[2]
 FEATURES_OF_JOB = Features(17, 10, 1, 0, 0, 0, 0, 1, 0)
@@ -34,7 +32,7 @@ def line_of(message="words", *arguments, level=logging.INFO, exc_info=None, **fi
     return json.loads(text, parse_constant=refuse)
 
 
-def test_a_line_tells_when_how_grave_where_from_and_what():
+def test_a_line_has_time_level_logger_and_message():
     before = datetime.now(UTC).replace(microsecond=0)
     line = line_of("took %d of %s", 3, "é", level=logging.WARNING)
     assert list(line) == ["time", "level", "logger", "message"]
@@ -43,14 +41,14 @@ def test_a_line_tells_when_how_grave_where_from_and_what():
 
 
 def test_a_line_shows_the_fields_that_the_record_has_and_no_others():
-    line = line_of(dataset="j8c601020", answer={"memBin": 1, "odd": float("nan")}, ms=np.float32(0.5), other="no")
+    line = line_of(dataset="j8c601020", answer={"memBin": 1, "odd": float("nan")}, ms=0.5, other="no")
     assert line["dataset"] == "j8c601020"
     assert line["answer"] == {"memBin": 1, "odd": None}
     assert line["ms"] == 0.5
     assert not {"other", "version", "source", "features"} & set(line)
 
 
-def test_of_an_exception_the_kind_and_place_are_told_and_not_its_words():
+def test_an_exception_is_shown_by_type_and_place_without_its_text():
     try:
         int("secret data")
     except ValueError:
@@ -64,40 +62,9 @@ def test_arguments_that_do_not_fit_cost_no_line():
     assert line_of("%d jobs", "many")["message"] == "%d jobs (TypeError in its arguments)"
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("no server at https://me:hidden@host:5000/x answers", "no server at https://host:5000/x answers"),
-        ("postgresql+psycopg://me:hid@den@host/db", "postgresql+psycopg://host/db"),
-        ("https://hidden@host", "https://host"),
-        ("key AKIAHIDDENHIDDEN1234 is old", "key *** is old"),
-        ("ASIAHIDDENHIDDEN1234", "***"),
-        ("Authorization: Basic aGlkZGVuOmhpZGRlbg==", "Authorization: Basic ***"),
-        ("sent 'bearer hidden.hidden'", "sent 'bearer ***'"),
-        ("MLFLOW_TRACKING_PASSWORD=hidden stays", "MLFLOW_TRACKING_PASSWORD=*** stays"),
-        ('{"aws_secret_access_key": "hid den", "n": 1}', '{"aws_secret_access_key": ***, "n": 1}'),
-        ("{'password': 'hid den'}", "{'password': ***}"),
-        ("GET /a?X-Amz-Signature=hidden&n=1", "GET /a?X-Amz-Signature=***&n=1"),
-        ("api_key: hidden", "api_key: ***"),
-        ("nothing to hide: n_files=17, Key 'control/j8c601020/x' at 12:30", None),
-        ("j8c601020: total_mb is 'much'; expected a number of megabytes, 0 to 1000000000", None),
-    ],
-)
-def test_secrets_are_taken_out_and_nothing_else(text, shown):
-    expected = text if shown is None else shown
-    line = line_of("%s", text, dataset=text, answer={"source": [text]})
-    assert (line["message"], line["dataset"], line["answer"]) == (expected, expected, {"source": [expected]})
-
-
-def test_a_long_text_is_cut_and_keeps_no_half_secret():
-    assert len(without_secrets("x" * 1_000_000)) == 2000
-    assert "hid" not in without_secrets("x" * 1988 + " //me:hidden@host")
-
-
-@pytest.mark.parametrize("part", ["x", "secret", "password=", "//", "a.-", "AKIA", "bearer ", "'", "token'"])
-def test_no_text_takes_long(part):
-    # Some ways to search for secrets take minutes here.
-    assert len(without_secrets(part * 1_000_000)) <= 2000
+def test_a_message_hides_passwords_and_is_cut():
+    assert "hidden" not in line_of("no server at %s answers", "https://me:hidden@host:5000/x")["message"]
+    assert len(line_of("x" * 1_000_000)["message"]) == 2000
 
 
 VALUES = st.recursive(
@@ -107,27 +74,21 @@ VALUES = st.recursive(
 )
 
 
+@settings(max_examples=50)
 @given(VALUES, st.text(st.characters()))
 def test_whatever_a_record_holds_it_becomes_one_line(value, message):
     line_of(message.replace("%", "%%"), dataset=value, version=value, features=value, answer=value, ms=value)
     line_of(message, value)
 
 
-def test_what_json_has_no_form_for_becomes_text_or_is_cut():
-    deep: list = []
-    for _ in range(100_000):
-        deep = [deep]
-    assert "..." in to_json(deep)
-    assert json.loads(to_json({"n": 10**5000, "\ud800": "\ud800", 1: {2}, "a": np.arange(2), "i": np.int64(3)})) == {
-        "n": "a number of hundreds of digits",
-        "\ud800": "\ud800",
-        "1": "{2}",
-        "a": [0, 1],
-        "i": 3,
-    }
+def test_a_value_that_is_no_json_costs_no_line():
+    circle: list = []
+    circle.append(circle)
+    assert json.loads(to_json(circle)) == "list that is no JSON (ValueError)"
+    assert json.loads(to_json({(1, 2): 3})) == "dict that is no JSON (TypeError)"
 
 
-def test_an_answer_is_logged_with_what_it_was_made_of(caplog):
+def test_an_answer_is_logged_with_its_features(caplog):
     caplog.set_level(logging.INFO, "calmlflow.answers")
     log_answer("j8c601020", FEATURES_OF_JOB, ANSWER, 0.12345)
     (record,) = caplog.records
@@ -141,12 +102,6 @@ def test_an_answer_is_logged_with_what_it_was_made_of(caplog):
     assert json.loads(JsonFormatter().format(caplog.records[-1]))["features"] is None
 
 
-def test_an_answer_that_nobody_wants_to_see_is_not_looked_at(caplog):
-    caplog.set_level(logging.WARNING, "calmlflow.answers")
-    log_answer("j8c601020", object(), None, None)  # type: ignore[arg-type]
-    assert not caplog.records
-
-
 def test_json_logs_are_written_once_and_on_standard_error():
     code = """
 import logging, sys
@@ -155,7 +110,7 @@ from calmlflow.predictor.logs import log_answer, use_json_logs
 use_json_logs()
 use_json_logs()
 log_answer("acs_8ph_01", None, {"memBin": 1, "version": None, "source": "policy"}, 1)
-logging.getLogger("calmlflow.predictor.stage").warning("late")
+logging.getLogger("calmlflow.predictor.cache").warning("late")
 logging.getLogger("calmlflow").debug("not told")
 logging.getLogger("others").warning("as before")
 """

@@ -10,8 +10,12 @@ from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.features import job_features
 from calmlflow.predictor import Bundle, Predictor
 from calmlflow.predictor.cache import Cache
-from calmlflow.predictor.registry_client import AccessDeniedError, RegistryUnavailableError
-from calmlflow.predictor.stage import NoSuchVersionError, StagedVersion
+from calmlflow.predictor.registry_client import (
+    AccessDeniedError,
+    NoSuchVersionError,
+    RegistryUnavailableError,
+    StagedVersion,
+)
 from tests.samples.predictor_samples import (
     ALIASES,
     CONTROL,
@@ -59,7 +63,7 @@ def test_the_answer_is_that_of_the_bundle_in_the_stage(server):
     assert answer["killTime"] == found["kill_time"][0]
     assert answer["probabilities"] == pytest.approx(found["probabilities"][0].tolist(), abs=1e-6)
     assert (answer["version"], answer["source"]) == ("3", "registry")
-    assert (predictor.version, predictor.source) == ("3", "registry")
+    assert (predictor.serving.version, predictor.serving.source) == ("3", "registry")
 
 
 def test_the_stage_is_asked_by_its_name(server):
@@ -72,9 +76,9 @@ def test_the_stage_is_asked_by_its_name(server):
 
 def test_a_registry_that_is_named_comes_before_the_environment(server, monkeypatch, ports):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{ports[0]}")
-    assert Predictor(registry_uri=server.uri).source == "registry"
+    assert Predictor(registry_uri=server.uri).serving.source == "registry"
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", server.uri)
-    assert Predictor().source == "registry"
+    assert Predictor().serving.source == "registry"
 
 
 @pytest.mark.parametrize("answer", [(500, b"oops"), (200, b"<html>"), staged("latest"), None])
@@ -97,7 +101,7 @@ def test_the_remembered_version_is_that_of_the_stage(server):
 def test_credentials_that_ran_out_cost_a_warning_and_not_the_answer(server, caplog, status):
     Predictor()
     server.answers[STAGES] = status, b""
-    assert Predictor().source == "cache"
+    assert Predictor().serving.source == "cache"
     assert f"refused the request with status {status}" in caplog.text
     shutil.rmtree(server.folder)
     with pytest.raises(AccessDeniedError):
@@ -130,11 +134,11 @@ def test_a_new_version_that_cannot_be_had_leaves_the_last_one_in_place(server, c
     Predictor()
     server.answers[STAGES] = staged("4")
     found = Predictor()
-    assert (found.version, found.source) == ("3", "cache")
+    assert (found.serving.version, found.serving.source) == ("3", "cache")
     assert "version 4 of calcloud-predictor cannot be downloaded" in caplog.text
     # It is not the one to fall back on next time either.
     server.answers[STAGES] = 500, b"oops"
-    assert Predictor().version == "3"
+    assert Predictor().serving.version == "3"
 
 
 def test_no_bundle_anywhere_is_an_error(server):
@@ -249,11 +253,11 @@ def test_the_registry_is_asked_no_more_often_than_it_should_be(server):
 
 def test_the_same_version_is_not_read_again(server):
     predictor = Predictor(refresh=0)
-    bundle = predictor.bundle
+    bundle = predictor.serving.bundle
     shutil.rmtree(server.folder)
     asked = len(server.queries)
     wait_until(lambda: predictor.predict(JOB, CONTROL) and len(server.queries) > asked + 1)
-    assert predictor.bundle is bundle
+    assert predictor.serving.bundle is bundle
 
 
 @pytest.mark.parametrize("answer", [(500, b"oops"), (401, b""), NOTHING, staged("latest"), staged("9")])
@@ -316,7 +320,7 @@ def test_a_bug_in_the_background_costs_no_answer(server, monkeypatch, caplog):
 def test_the_version_before_answers_where_the_last_one_is_damaged(server, tmp_path, caplog):
     expected = Predictor().predict(JOB, CONTROL)
     publish(server, tmp_path, "4", seed=4)
-    assert Predictor().version == "4"
+    assert Predictor().serving.version == "4"
     (server.folder.parent / StagedVersion("4", source("4")).folder / "tx_data.json").write_text("{}")
     server.answers[STAGES] = 500, b"oops"
     assert Predictor().predict(JOB, CONTROL) == {**expected, "source": "cache"}
@@ -369,11 +373,11 @@ def test_a_bundle_of_the_image_answers_without_a_registry(baked, server, monkeyp
 
 def test_a_bundle_of_the_image_is_the_last_to_fall_back_on(baked, server, tmp_path):
     server.answers[STAGES] = 500, b"oops"
-    assert Predictor().version == "7"
+    assert Predictor().serving.version == "7"
     publish(server, tmp_path, "4", seed=4)
-    assert Predictor().version == "4"
+    assert Predictor().serving.version == "4"
     server.answers[STAGES] = 500, b"oops"
-    assert Predictor().version == "4"
+    assert Predictor().serving.version == "4"
 
 
 def test_the_image_never_answers_for_the_registrys_version(baked, server, tmp_path, monkeypatch):
@@ -396,7 +400,7 @@ def test_an_image_without_a_version_is_told(baked, server, content):
     (baked / "version.json").unlink()
     if content is not None:
         (baked / "version.json").write_text(content)
-    with pytest.raises(InputError, match=r"version\.json cannot be used; expected the version"):
+    with pytest.raises(InputError, match=r"version\.json cannot be read; expected the version"):
         Predictor()
 
 
@@ -411,14 +415,6 @@ def test_an_answer_that_was_given_before_is_the_callers_own(server, monkeypatch)
     # Other features, another answer.
     with pytest.raises(ZeroDivisionError):
         predictor.predict(JOB, {**CONTROL, "n_files": "18"})
-
-
-def test_no_more_answers_are_kept_than_fit(server, monkeypatch):
-    monkeypatch.setattr("calmlflow.predictor.predictor.MAX_KNOWN", 3)
-    predictor = Predictor()
-    for n_files in range(1, 9):
-        predictor.predict(JOB, {**CONTROL, "n_files": n_files})
-    assert len(predictor.serving.known) == 3
 
 
 # -- What is kept of an answer ----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from calmlflow import settings
 from calmlflow.cli.versions_table import WIDE, show_versions
 from calmlflow.errors import CalmlflowError
 from calmlflow.predictor.cache import Cache
-from calmlflow.predictor.stage import StagedVersion
+from calmlflow.predictor.registry_client import StagedVersion
 from calmlflow.registry.lineage import Lineage
 from calmlflow.registry.overview import overview
 from calmlflow.registry.promote import promote

@@ -1,6 +1,5 @@
-"""Tables of jobs, and what answers them without a registry."""
+"""Tables of jobs, and a bundle that answers them without a registry."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -22,25 +21,15 @@ CONTROL_ROWS = [
     {"ipst": "labc05010", "n_files": 3, "total_mb": 2.3},
     {"ipst": "jxyz03020", "n_files": 17, "total_mb": 9.6, "DETECTOR": "SBC", "DRIZCORR": "PERFORM", "CRSPLIT": "2"},
 ]
-MOSAICS = [1, 4]
 
 
-@dataclass
-class Answering:
-    """As much of a Predictor as `predict_many` asks."""
-
-    serving: Serving
+def serving_bundle(folder: Path, version: str = "3") -> Serving:
+    """A bundle that serves as a version."""
+    return Serving(Bundle.load(write_bundle(folder / "bundle")), version, "registry")
 
 
-def answering(folder: Path, version: str = "3", seed: int = 0) -> Answering:
-    """A bundle that serves as a version; another seed gives other answers."""
-    path = folder / f"bundle-{seed}"
-    bundle = Bundle.load(path if path.exists() else write_bundle(path, seed))
-    return Answering(Serving(bundle, version, "registry"))
-
-
-def answers_one_by_one(predictor: Answering, rows: list[dict]) -> pd.DataFrame:
-    """What the bundle says of each job alone."""
+def answers_one_by_one(serving: Serving, rows: list[dict]) -> pd.DataFrame:
+    """The predictions of the bundle for each job alone."""
     policy = [1, 7.17, 43_200.0, 259_200, 0.0, 1.0, 0.0, 0.0]
     found = []
     for row in rows:
@@ -48,7 +37,7 @@ def answers_one_by_one(predictor: Answering, rows: list[dict]) -> pd.DataFrame:
         if dataset.is_hap:
             found.append([dataset.name, *policy])
             continue
-        answer = predictor.serving.bundle.predict([job_features(dataset.name, row)])
+        answer = serving.bundle.predict([job_features(dataset.name, row)])
         cells = [answer[name][0] for name in ("bin_pred", "mem_pred", "wall_pred", "kill_time")]
         found.append([dataset.name, *cells, *answer["probabilities"][0]])
     return pd.DataFrame(found, columns=COLUMNS)
@@ -57,8 +46,3 @@ def answers_one_by_one(predictor: Answering, rows: list[dict]) -> pd.DataFrame:
 def assert_same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
     """Equal but for the last digits of numbers, which depend on how many jobs a network sees at once."""
     pd.testing.assert_frame_equal(found, expected, check_dtype=False, rtol=1e-5)
-
-
-def leftovers(folder: Path) -> list[str]:
-    """Hidden files and folders, which are those that a prediction leaves when it is not finished."""
-    return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))

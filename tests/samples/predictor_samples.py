@@ -19,7 +19,7 @@ from calmlflow.hst.scaling import Scaling
 from calmlflow.predictor.cache import Cache
 from calmlflow.predictor.killtime import KillTime
 from calmlflow.predictor.manifest import write_manifest
-from calmlflow.predictor.stage import StagedVersion
+from calmlflow.predictor.registry_client import StagedVersion
 
 NETWORKS = ("mem_clf", "mem_reg", "wall_reg")
 SCALING = Scaling((-0.4, 0.1), (1.2, 3.0), (0.3, 1.7))
@@ -34,7 +34,6 @@ NOTHING = (200, b"{}")
 
 FILES = "/model-versions/get-artifact"
 PLACE = "/api/2.0/mlflow/model-versions/get-download-uri"
-PROXIED = (200, b'{"artifact_uri": "mlflow-artifacts:/0/models/m-3/artifacts"}')
 
 
 def write_network(path: Path, outputs: int, seed: int) -> None:
@@ -103,10 +102,11 @@ Answer = tuple[int, bytes] | None
 Query = dict[str, list[str]]
 
 
-def files_of(bundle: Path, place: str = "artifacts/bundle/") -> Callable[[Query], Answer]:
+def files_of(bundle: Path) -> Callable[[Query], Answer]:
     """How a tracking server hands out the files of a version, for `FILES`."""
 
     def answer(query: Query) -> Answer:
+        place = "artifacts/bundle/"
         path = bundle / query["path"][0].removeprefix(place)
         there = query["path"][0].startswith(place) and path.is_file()
         return (200, path.read_bytes()) if there else (404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}')

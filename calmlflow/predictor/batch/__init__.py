@@ -1,5 +1,5 @@
-"""Many jobs: read in pieces, answered by columns, written in parts; the one wing of the predictor that needs Arrow."""
+"""Answer many jobs by columns, from and to tables; the only part of the predictor that needs Arrow."""
 
-from calmlflow.predictor.batch.run import BatchOutcome, predict_many
+from calmlflow.predictor.batch.predict import BatchOutcome, predict_many
 
 __all__ = ["BatchOutcome", "predict_many"]

@@ -1,7 +1,7 @@
-"""Features of many jobs, by columns: the rules of `calmlflow.hst` for one job, applied to each different value once.
+"""Compute the features of many jobs by columns, with the rules of `calmlflow.hst` for one job.
 
-A row that does not look right at once goes through the strict rules for one job, which either find it right after all
-or say what is wrong with it, in the same words as everywhere.
+Each different value of a column goes through the rule once. A row that is not plainly right goes through the strict
+rules for one job, which accept it or give the reason, in the same words as everywhere.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,38 +25,27 @@ from calmlflow.hst.features import (
 )
 
 NAMES = ("ipst", "ipppssoot")
-"""Columns that may name the dataset; the first one that is there counts."""
+"""Columns that may name the dataset; the first one present counts."""
 
 _SIZES = FEATURES[:2]
 _KEYS = (*_SIZES, *OPTIONAL_KEYS)
-CELLS = frozenset((*_KEYS, *FEATURES))
-"""Columns that features come from."""
 _PROBE = "j00000000"
 
-_NAME_BYTES = 9
-# Byte of a name -> byte in lower case, or 0 where no ipppssoot has it.
-_FOLDED = np.zeros(256, dtype=np.uint8)
-for _byte in b"0123456789abcdefghijklmnopqrstuvwxyz":
-    _FOLDED[[_byte, ord(chr(_byte).upper())]] = _byte
-_UNKNOWN = 255
-_CODES = np.full(256, _UNKNOWN, dtype=np.uint8)
-for _letter, _code in INSTRUMENT_CODES.items():
-    _CODES[ord(_letter)] = _code
-
-# What Arrow and Python read as the same number, without a doubt.
+_LETTERS = sorted(INSTRUMENT_CODES, key=INSTRUMENT_CODES.__getitem__)
+_IPPPSSOOT = rf"\A[{''.join(_LETTERS)}][0-9a-z]{{8}}\z"
+# Arrow and Python read this as the same number.
 _PLAIN_NUMBER = r"\A[0-9]{1,9}(\.[0-9]{0,15})?\z"
-_MANY = 500
 
 
 class Form(NamedTuple):
-    """What the columns of a table hold.
+    """The columns of a table that count.
 
     Attributes
     ----------
     name : str
         Column that names the dataset.
     keys : tuple of str
-        Columns from which the features come: all nine features, or those of a control file's keys that are there.
+        Columns that give the features: all nine features, or the keys of a control file that are there.
     has_features : bool
     """
 
@@ -66,7 +55,7 @@ class Form(NamedTuple):
 
 
 class Jobs(NamedTuple):
-    """What was found in n rows, of which g are right.
+    """The g right rows among n.
 
     Attributes
     ----------
@@ -75,7 +64,7 @@ class Jobs(NamedTuple):
         Zeros for a mosaic.
     is_mosaic : ndarray of bool, shape (g,)
     reasons : dict
-        Position of each row that is not right -> what is wrong; all others follow one another above, in order.
+        Position among the n of each wrong row -> its error. The right rows stand above in order.
     """
 
     names: pa.Array
@@ -85,7 +74,7 @@ class Jobs(NamedTuple):
 
 
 def form_of(columns: Iterable[str], table: str) -> Form:
-    """Tell what the columns of a table hold; an InputError names the table, and what it lacks or has twice."""
+    """Find the columns that count; an InputError names the table, and the column that is missing or there twice."""
     columns = list(columns)
     name = next((column for column in NAMES if column in columns), None)
     if name is None:
@@ -96,7 +85,7 @@ def form_of(columns: Iterable[str], table: str) -> Form:
         raise InputError(
             f"{table} lacks column n_files or total_mb; expected the nine features, or a control file's keys"
         )
-    # Without this, jobs whose flags are all there but one would be answered as if they had no flags.
+    # Otherwise jobs with all features but one would be answered as if they had no flags.
     if lacking and len(keys) == len(_SIZES) and len(lacking) < len(FEATURES) - len(_SIZES):
         raise InputError(f"{table} lacks column {lacking[0]}; expected the nine features, or a control file's keys")
     twice = [column for column in (name, *keys) if columns.count(column) > 1]
@@ -106,7 +95,7 @@ def form_of(columns: Iterable[str], table: str) -> Form:
 
 
 def row_features(form: Form, row: Mapping[str, Any]) -> Features | None:
-    """The features of one row, by the strict rules; None for a mosaic, and an InputError says what is wrong."""
+    """Features of one row by the strict rules; None for a mosaic."""
     dataset = parse_dataset(row[form.name])
     if dataset.is_hap:
         return None
@@ -118,7 +107,7 @@ def row_features(form: Form, row: Mapping[str, Any]) -> Features | None:
 
 
 def read_jobs(batch: pa.RecordBatch, form: Form) -> Jobs:
-    """The features of every row of a batch, or what is wrong with it."""
+    """Features of every right row of a batch, and the error of every other."""
     names = _read_names(batch.column(form.name))
     values = np.zeros((batch.num_rows, len(FEATURES)))
     for key in form.keys:
@@ -137,7 +126,7 @@ def read_jobs(batch: pa.RecordBatch, form: Form) -> Jobs:
     features[is_right] = np.rint(values[is_right])
     doubtful = np.flatnonzero(~is_right & ~names.is_mosaic)
     doubtful = doubtful[~np.isin(doubtful, list(reasons))]
-    cells = [cells_at(_decoded(batch.column(name)), doubtful) for name in (form.name, *form.keys)]
+    cells = [cells_at(batch.column(name), doubtful) for name in (form.name, *form.keys)]
     for position, row in zip(doubtful.tolist(), zip(*cells, strict=True), strict=True):
         try:
             features[position] = row_features(form, dict(zip((form.name, *form.keys), row, strict=True))) or 0
@@ -149,20 +138,17 @@ def read_jobs(batch: pa.RecordBatch, form: Form) -> Jobs:
 
 
 def cells_at(column: pa.Array, positions: Sequence[int] | NDArray[np.int64]) -> list[Any]:
-    """Some cells of a column as Python has them, or as text where Python has no such thing."""
+    """Some cells of a column as Python values, or as text if Python has no such value."""
+    chosen = _plain(column).take(pa.array(positions, pa.int64()))
     try:
-        return [column[int(position)].as_py() for position in positions]
-    except UnicodeDecodeError:
-        text = cells_as_text(column)
-        return [text[int(position)] for position in positions]
+        return chosen.to_pylist()
     except (ValueError, OverflowError):
-        # A day that Python does not know, or one that is finer than that.
-        text = column.cast(pa.string())
-        return [text[int(position)].as_py() for position in positions]
+        # A date outside of Python's range, or finer than a microsecond.
+        return chosen.cast(pa.string()).to_pylist()
 
 
 class _Names(NamedTuple):
-    """Names in lower case, and of each row the features dtype and instr, or why its name is none."""
+    """Names in lower case; of each row the features dtype and instr, whether it is a mosaic, or its error."""
 
     names: pa.Array
     of_name: NDArray[np.float64]
@@ -171,24 +157,18 @@ class _Names(NamedTuple):
 
 
 def _read_names(column: pa.Array) -> _Names:
-    count = len(column)
-    column = _decoded(column)
-    plain = np.zeros(count, dtype=bool)
-    if _is_text(column.type):
-        plain = pc.fill_null(pc.equal(pc.binary_length(column), _NAME_BYTES), False).to_numpy(zero_copy_only=False)
-    folded = _FOLDED[_characters(column.filter(pa.array(plain)))] if plain.any() else np.empty((0, _NAME_BYTES), "u1")
-    codes = _CODES[folded[:, 0]]
-    is_name = folded.all(axis=1) & (codes != _UNKNOWN)
-    plain[np.flatnonzero(plain)[~is_name]] = False
-    folded, codes = folded[is_name], codes[is_name]
-
-    of_name = np.zeros((count, 2))
-    of_name[plain, 0] = folded[:, -1] == ord("0")
-    of_name[plain, 1] = codes
-    is_mosaic = np.zeros(count, dtype=bool)
+    column = _plain(column)
+    text = column if _is_text(column.type) else pa.nulls(len(column), pa.string())
+    names = pc.ascii_lower(text).cast(pa.string())
+    is_plain = pc.fill_null(pc.match_substring_regex(names, _IPPPSSOOT), False)
+    of_name = np.zeros((len(column), 2))
+    of_name[:, 0] = pc.fill_null(pc.ends_with(names, "0"), False).to_numpy(zero_copy_only=False)
+    first = pc.index_in(pc.utf8_slice_codeunits(names, 0, 1), pa.array(_LETTERS))
+    of_name[:, 1] = pc.fill_null(first, 0).to_numpy(zero_copy_only=False)
+    is_mosaic = np.zeros(len(column), dtype=bool)
     reasons: dict[int, str] = {}
-    # Mosaics, names with blanks around them, and what is no name.
-    others = np.flatnonzero(~plain)
+    # Mosaics, names with blanks around them, and what is not a name.
+    others = np.flatnonzero(~is_plain.to_numpy(zero_copy_only=False))
     spelled: list[str | None] = []
     for position, name in zip(others.tolist(), cells_at(column, others), strict=True):
         try:
@@ -201,39 +181,28 @@ def _read_names(column: pa.Array) -> _Names:
         is_mosaic[position] = dataset.is_hap
         if not dataset.is_hap:
             of_name[position] = dataset.is_association, dataset.instrument_code
-
-    offsets = np.arange(len(folded) + 1, dtype=np.int32) * _NAME_BYTES
-    plain_names = pa.StringArray.from_buffers(len(folded), pa.py_buffer(offsets), pa.py_buffer(folded.tobytes()))
-    place = np.empty(count, dtype=np.int64)
-    place[plain], place[others] = np.arange(len(folded)), len(folded) + np.arange(len(others))
-    names = pa.concat_arrays([plain_names, pa.array(spelled, pa.string())]).take(pa.array(place))
+    names = pc.replace_with_mask(names, pc.invert(is_plain), pa.array(spelled, pa.string()))
     return _Names(names, of_name, is_mosaic, reasons)
 
 
-def _characters(names: pa.Array) -> NDArray[np.uint8]:
-    """The bytes of names of nine bytes each, shape (n, 9)."""
-    fixed = names.cast(pa.binary(_NAME_BYTES))
-    data = np.frombuffer(fixed.buffers()[1], dtype=np.uint8)
-    return data[fixed.offset * _NAME_BYTES :][: len(fixed) * _NAME_BYTES].reshape(-1, _NAME_BYTES)
-
-
 def _column_values(column: pa.Array, key: str, is_feature: bool) -> NDArray[np.float64]:
-    """The feature that a column of keys or features gives, shape (n,); NaN where the rules for one job must say."""
-    column = _decoded(column)
+    """The feature that a column of keys or features gives, shape (n,); NaN where the strict rules must decide."""
+    column = _plain(column)
     kind = column.type
-    if (is_feature or key in _SIZES) and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+    is_number = is_feature or key in _SIZES
+    if is_number and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     rule = _feature_rule(key) if is_feature else _key_rule(key)
     try:
         encoded = column.dictionary_encode()
     except pa.ArrowException:
-        # Lists and other things that are neither words nor numbers.
+        # Lists and other cells that are neither words nor numbers.
         return np.full(len(column), np.nan)
     different = encoded.dictionary
     values = np.full(len(different) + 1, np.nan)
     values[-1] = rule(None)
     left = np.ones(len(different), dtype=bool)
-    if _is_text(kind) and len(different) > _MANY and (is_feature or key in _SIZES):
+    if is_number and _is_text(kind):
         plain = pc.match_substring_regex(different, _PLAIN_NUMBER)
         left = ~pc.fill_null(plain, False).to_numpy(zero_copy_only=False)
         values[:-1][~left] = different.filter(pa.array(~left)).cast(pa.float64()).to_numpy()
@@ -242,26 +211,13 @@ def _column_values(column: pa.Array, key: str, is_feature: bool) -> NDArray[np.f
     return values[encoded.indices.fill_null(len(different)).to_numpy(zero_copy_only=False)]
 
 
-def _decoded(column: pa.Array) -> pa.Array:
-    kind = column.type
-    if pa.types.is_dictionary(kind):
+def _plain(column: pa.Array) -> pa.Array:
+    """A column without dictionary or views; bytes become text."""
+    if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-        kind = column.type
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-        # As older writers of Parquet keep text.
-        column = pa.array(cells_as_text(column), pa.large_string())
-    elif _is_text(kind):
-        try:
-            column.validate(full=True)
-        except pa.ArrowInvalid:
-            column = pa.array(cells_as_text(column), pa.large_string())
-    return column.cast(pa.large_string()) if kind == pa.string_view() else column
-
-
-def cells_as_text(column: pa.Array) -> list[str | None]:
-    """Bytes as text; what is no UTF-8 in them becomes a sign that no name and no number holds."""
-    raw = column.cast(pa.large_binary()).to_pylist()
-    return [None if cell is None else cell.decode("utf-8", "replace") for cell in raw]
+    kind = column.type
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    return column.cast(pa.string()) if is_bytes or pa.types.is_string_view(kind) else column
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -269,7 +225,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _key_rule(key: str) -> Callable[[object], float]:
-    """From a value of a control file's key to its feature; NaN where the rules refuse it."""
+    """From a value of a control file's key to its feature; NaN if the rules refuse it."""
 
     def rule(value: object) -> float:
         try:
@@ -295,7 +251,7 @@ def _cell_number(name: str, feature: str, value: Any) -> float:
     is_odd = "_" in str(value) if isinstance(value, str | bytes) else isinstance(value, bool) and feature in _SIZES
     try:
         return float("" if is_odd else value)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError) as error:
         is_missing = value is None or (isinstance(value, str) and not value.strip())
         shown = "missing" if is_missing else repr(value)[:40]
-        raise InputError(f"{name}: {feature} is {shown}; expected a number") from None
+        raise InputError(f"{name}: {feature} is {shown}; expected a number") from error

@@ -1,0 +1,287 @@
+"""Answer many jobs in the order of their rows, and list the rows that break a rule."""
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.hst.dataset import parse_dataset
+from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, OPTIONAL_KEYS, parse_control
+from calmlflow.predictor.batch.answers import SCHEMA, answer_table, column_answers
+from calmlflow.predictor.batch.features import cells_at, form_of, read_jobs
+from calmlflow.predictor.bundle import Bundle
+from calmlflow.storage.s3 import S3Object, asking, new_client, parse_s3, read_object
+from calmlflow.storage.tables import SUFFIXES, Piece, RefusedRow, TableWriter, new_table, open_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+CHUNK_ROWS = 65_536
+
+OnProgress = Callable[[int, int | None], None]
+"""Called with rows done, and rows in all if their number is known."""
+
+_ADDED = ("row", "reason")
+_THREADS = 16
+_CONTROL_COLUMNS = ("ipst", "n_files", "total_mb", *OPTIONAL_KEYS)
+_CONTROL_KEY = re.compile(r"control/([^/\s]+)/\1_MemModelFeatures\.txt")
+
+
+class _Serving(Protocol):
+    @property
+    def bundle(self) -> Bundle | None: ...
+
+    @property
+    def version(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class BatchOutcome:
+    """Where predictions are, and how many rows could not be answered.
+
+    Attributes
+    ----------
+    output : str
+    answered : int
+    errors : str or None
+        CSV file of the rows that could not be answered; None without such rows.
+    failed : int
+    version : str
+        Of the bundle, or ``policy``.
+    """
+
+    output: str
+    answered: int
+    errors: str | None
+    failed: int
+    version: str
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        text = f"{self.answered:,} jobs answered by version {self.version}: {self.output}"
+        return text + (f"; {self.failed:,} rows could not be answered: {self.errors}" if self.errors else "")
+
+
+@dataclass(frozen=True)
+class _Source:
+    name: str
+    columns: tuple[str, ...]
+    rows: int | None
+    pieces: Iterator[Piece]
+
+
+def predict_many(
+    serving: _Serving,
+    data: "str | Path | pd.DataFrame | pa.Table | Iterable[pa.RecordBatch]",
+    output: str | Path,
+    *,
+    chunk_rows: int = CHUNK_ROWS,
+    on_progress: OnProgress | None = None,
+) -> BatchOutcome:
+    """Answer many jobs, all by the same version.
+
+    Rows name their dataset in ``ipst`` or ``ipppssoot`` and hold either the nine features of a job record or the keys
+    of a control file. Answers are in the order of the rows. A row that breaks a rule goes to ``{stem}.errors.csv``
+    beside the output, with its number from 1, the reason and its cells. Output and errors appear when they are whole.
+
+    Parameters
+    ----------
+    serving : Serving
+        Bundle and version, see `calmlflow.predictor.predictor.Serving`.
+    data : str, Path, DataFrame, Table or iterable of RecordBatch
+        A CSV file, a Parquet file, a folder of Parquet files; ``s3://bucket/key.csv`` or ``.parquet``, or
+        ``s3://bucket/prefix`` with control files below it; or batches of one schema.
+    output : str or Path
+        A path or ``s3://bucket/key`` that ends in .csv or .parquet, with the columns of
+        `calmlflow.predictor.batch.answers.SCHEMA`.
+    chunk_rows : int
+        Rows in memory at a time, 1 or more.
+    on_progress : callable, optional
+
+    Raises
+    ------
+    InputError
+        Input or output is none of those, the output would replace the input, or no row can be answered.
+    CalmlflowError
+        The output cannot be written, or S3 does not answer.
+    """
+    place = str(output)
+    suffix = Path(place).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InputError(f"output {place!r} ends in {suffix!r}; expected {' or '.join(SUFFIXES)}")
+    errors = place[: -len(suffix)] + ".errors.csv"
+    if isinstance(data, str | Path):
+        _check_apart(str(data), (place, errors))
+    answered = failed = 0
+    first_reason = "no rows"
+    with ExitStack() as stack:
+        source = _open(data, chunk_rows, stack)
+        form_of(source.columns, source.name)
+        passed_on = [name for name in source.columns if name not in _ADDED]
+        error_schema = pa.schema([("row", pa.int64()), ("reason", pa.string()), *((n, pa.string()) for n in passed_on)])
+        answers = column_answers(serving.bundle)
+        answer_writer = stack.enter_context(new_table(place, SCHEMA))
+        error_writer: TableWriter | None = None
+        for piece in source.pieces:
+            # The files of a folder may differ in their columns.
+            jobs = read_jobs(piece.batch, form_of(piece.batch.schema.names, source.name))
+            answer_writer.write(answer_table(jobs, answers))
+            answered += len(jobs.names)
+            if wrong := _wrong_rows(piece, jobs.reasons):
+                if error_writer is None:
+                    first_reason = wrong[0]["reason"]
+                    # Opened last, so it takes its place before the answers do.
+                    error_writer = stack.enter_context(new_table(errors, error_schema))
+                error_writer.write(pa.RecordBatch.from_pylist(wrong, schema=error_schema))
+                failed += len(wrong)
+            if on_progress:
+                on_progress(answered + failed, source.rows)
+        if not answered:
+            raise InputError(f"no row of {source.name} can be answered; the first reason: {first_reason}")
+    if not failed:
+        _remove(errors)
+    return BatchOutcome(place, answered, errors if failed else None, failed, serving.version or "policy")
+
+
+def _check_apart(data: str, outputs: tuple[str, ...]) -> None:
+    """Raise an InputError if an output would replace the input, or lie in its folder."""
+    for output in outputs:
+        is_same = output == data
+        if not (data.startswith("s3://") or output.startswith("s3://")):
+            path = Path(output).resolve()
+            is_same = Path(data).resolve() in (path, *path.parents)
+        if is_same:
+            raise InputError(f"{output} would be written over the input {data}; expected an output elsewhere")
+
+
+def _remove(place: str) -> None:
+    """Remove the errors of an earlier call."""
+    if not place.startswith("s3://"):
+        Path(place).unlink(missing_ok=True)
+        return
+    target = parse_s3(place)
+    try:
+        with asking(target, "removed", "a bucket of yours"):
+            new_client().delete_object(Bucket=target.bucket, Key=target.key)
+    except CalmlflowError as error:
+        # The object may not even exist; the answers are in their place.
+        log.warning("%s", error)
+
+
+def _wrong_rows(piece: Piece, reasons: dict[int, str]) -> list[dict[str, Any]]:
+    """The rows of a piece that cannot be answered, with number, reason and cells as text, in order."""
+    rows: list[dict[str, Any]] = [{**row.cells, "row": row.number, "reason": row.reason} for row in piece.refused]
+    if reasons:
+        positions = sorted(reasons)
+        names = piece.batch.schema.names
+        columns = [cells_at(column, positions) for column in piece.batch.columns]
+        for position, cells in zip(positions, zip(*columns, strict=True), strict=True):
+            text = {name: None if cell is None else str(cell) for name, cell in zip(names, cells, strict=True)}
+            rows.append({**text, "row": int(piece.numbers[position]), "reason": reasons[position]})
+        rows.sort(key=lambda row: row["row"])
+    return rows
+
+
+# -- Input ------------------------------------------------------------------------------------------------------------
+
+
+def _open(data: Any, chunk_rows: int, stack: ExitStack) -> _Source:
+    if not isinstance(data, str | Path):
+        return _open_batches(data, chunk_rows)
+    if str(data).startswith("s3://") and Path(str(data)).suffix.lower() not in SUFFIXES:
+        return _open_control_files(parse_s3(str(data)), chunk_rows)
+    table = stack.enter_context(open_table(data))
+    return _Source(table.name, table.columns, table.rows, table.pieces(chunk_rows))
+
+
+def _open_batches(data: Any, chunk_rows: int) -> _Source:
+    """Take a DataFrame, an Arrow table, or record batches of one schema."""
+    table = pa.Table.from_pandas(data, preserve_index=False) if hasattr(data, "to_parquet") else data
+    batches = table.to_batches(chunk_rows) if isinstance(table, pa.Table) else table
+    iterator = iter(batches) if isinstance(batches, Iterable) else iter([batches])
+    first = next(iterator, None)
+    if first is None:
+        raise InputError("the table has no rows; expected some")
+    if not isinstance(first, pa.RecordBatch):
+        raise InputError(
+            f"many jobs cannot be read from {type(data).__name__} of {type(first).__name__}; expected the name of a "
+            "file or of a place in S3, a DataFrame, an Arrow table or record batches"
+        )
+
+    def pieces() -> Iterator[Piece]:
+        number = 1
+        for batch in chain([first], iterator):
+            yield Piece(batch, number + np.arange(batch.num_rows))
+            number += batch.num_rows
+
+    rows = table.num_rows if isinstance(table, pa.Table) else None
+    return _Source("the table", tuple(first.schema.names), rows, pieces())
+
+
+def _open_control_files(target: S3Object, chunk_rows: int) -> _Source:
+    """Read the control files under a prefix, many at a time."""
+    client = new_client(connections=_THREADS)
+    expected = "a bucket with control files"
+
+    def keys() -> Iterator[str]:
+        with asking(target, "listed", expected):
+            pages = client.get_paginator("list_objects_v2").paginate(
+                Bucket=target.bucket, Prefix=target.key or "control/"
+            )
+            for page in pages:
+                yield from (item["Key"] for item in page.get("Contents", ()) if _CONTROL_KEY.fullmatch(item["Key"]))
+
+    found = keys()
+    first = next(found, None)
+    if first is None:
+        raise InputError(
+            f"there is no control file under {target}; expected keys control/ipst/ipst_MemModelFeatures.txt, or an "
+            "object that ends in .csv or .parquet"
+        )
+
+    def pieces() -> Iterator[Piece]:
+        number = 1
+        with ThreadPoolExecutor(_THREADS) as pool:
+            remaining = chain([first], found)
+            while some := list(islice(remaining, min(chunk_rows, 1_000))):
+                contents = pool.map(partial(_read_control_file, client, target.bucket), some)
+                yield _control_piece(number, some, list(contents))
+                number += len(some)
+
+    return _Source(str(target), _CONTROL_COLUMNS, None, pieces())
+
+
+def _read_control_file(client: Any, bucket: str, key: str) -> dict[str, str] | InputError:
+    """Keys of a control file, or what is wrong with it; a fault of S3 is raised."""
+    name = key.split("/")[1]
+    try:
+        if parse_dataset(name).is_hap:
+            return {"ipst": name}
+        content = read_object(client, S3Object(bucket, key), MAX_CONTROL_FILE_BYTES, "a control file")
+        return {**parse_control(content), "ipst": name}
+    except InputError as error:
+        return error
+
+
+def _control_piece(first: int, keys: list[str], contents: list[dict[str, str] | InputError]) -> Piece:
+    rows: dict[int, dict[str, str]] = {}
+    refused = []
+    for number, (key, content) in enumerate(zip(keys, contents, strict=True), start=first):
+        if isinstance(content, InputError):
+            refused.append(RefusedRow(number, str(content), {"ipst": key.split("/")[1]}))
+        else:
+            rows[number] = content
+    columns = {name: pa.array([row.get(name) for row in rows.values()], pa.string()) for name in _CONTROL_COLUMNS}
+    return Piece(pa.RecordBatch.from_pydict(columns), np.array([*rows], dtype=np.int64), tuple(refused))
