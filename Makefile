@@ -57,11 +57,14 @@ ui: server
 stop: $(VENV)/installed
 	calmlflow server stop
 
+# Two workers, each with its own servers; files stay whole, so that their fixtures are made once.
+PYTEST := python -m pytest -n 2 --dist loadfile
+
 test: $(VENV)/installed-test
-	python -m pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/installed-test
-	python -m pytest -m slow || [ $$? -eq 5 ]
+	$(PYTEST) -m slow || [ $$? -eq 5 ]
 
 # Install, import, train and predict with another Python, in a folder of its own: make check-python PYTHON=python3.13
 check-python:
