@@ -1,4 +1,4 @@
-"""Measured figures beside what they have to reach, as a table and as JSON."""
+"""Show measured figures beside their limits, as a table and as JSON."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from calmlflow.storage.files import replacing
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured figure, and what it has to reach: at most the limit, or at least it."""
+    """A measured figure and its limit: at most (<=) or at least (>=)."""
 
     name: str
     value: float

@@ -1,9 +1,11 @@
-"""What calmlflow has to reach, and whether it does."""
+"""Judge the figures of a benchmark: better than the rivals, and within fixed limits."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
+from benchmarks.scores import score_of
 
 FIT_SHARE = 1 / 50
 """Fit seconds of the three networks over those of the seed recipe, at most."""
@@ -16,7 +18,6 @@ RECALL_16G = 0.75
 COVERAGE = 0.999
 RESERVED = 4.0
 
-HIGHER_IS_BETTER = ("mem_bin_accuracy",)
 BEST_OF_BOTH = (
     "mem_bin_accuracy",
     "memory_mae",
@@ -76,15 +77,16 @@ def beside(key: str, scores: Mapping[str, Mapping[str, float]], rivals: tuple[st
     rivals : tuple of str
     interval : callable
     """
-    higher = key in HIGHER_IS_BETTER
+    score = score_of(key)
     value = scores["calmlflow"][key]
-    best = max if higher else min
-    rival = best((name for name in rivals if key in scores[name]), key=lambda name: scores[name][key])
-    limit, sign = scores[rival][key], ">=" if higher else "<="
-    if value >= limit if higher else value <= limit:
+    limits = {scores[name][key]: name for name in reversed(rivals) if key in scores[name]}
+    limit = score.best(limits)
+    rival, sign = limits[limit], ">=" if score.higher_is_better else "<="
+    if score.verdict(value - limit) != "worse":
         return Reach(key, value, limit, sign, "pass", rival)
-    low, high = interval(key, rival)
-    return Reach(key, value, limit, sign, "tie" if low <= 0 <= high else "miss", rival, (low, high))
+    bounds = interval(key, rival)
+    verdict = "miss" if score.verdict(value - limit, bounds) == "worse" else "tie"
+    return Reach(key, value, limit, sign, verdict, rival, bounds)
 
 
 def coverage_limit(n_test: int) -> float:

@@ -1,4 +1,4 @@
-"""What calmlflow is held against, each trained on the training split of the same jobs: forest and log-linear fit."""
+"""Train the rivals of calmlflow on the same training split: a random forest and a log-linear fit."""
 
 import time
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ TREES = 300
 
 @dataclass(frozen=True)
 class Rival:
-    """Something trained.
+    """A trained predictor and its answers.
 
     Attributes
     ----------

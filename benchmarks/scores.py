@@ -1,4 +1,4 @@
-"""Scores of the test jobs, the same for everybody, and their paired bootstrap."""
+"""Score predictions of the test jobs, and compare two of them by a paired bootstrap."""
 
 import pandas as pd
 
@@ -6,7 +6,7 @@ from calmlflow.hst.ladder import BIN_NAMES
 from calmlflow.predictor.bundle import Predictions
 from calmlflow.results.comparison import BinAnswers, ValueAnswers, compare_bins, compare_values
 from calmlflow.results.floors import classification_floor, regression_floor
-from calmlflow.results.scores import PREDICTED, score_predictions
+from calmlflow.results.scores import PREDICTED, SCORES, Score, score_predictions
 from calmlflow.runs.data import TrainingData
 
 
@@ -31,6 +31,16 @@ def scores_of(jobs: pd.DataFrame, predictions: Predictions) -> dict[str, float]:
     return found
 
 
+def score_of(key: str) -> Score:
+    """The score of a key ``{target}_{score}``."""
+    target = _target_of(key)
+    return SCORES[target][key.removeprefix(f"{target}_")]
+
+
+def _target_of(key: str) -> str:
+    return next(target for target in SCORES if key.startswith(target))
+
+
 def floor_of(data: TrainingData) -> dict[str, float]:
     """The best that any function of the nine features could score on the test jobs, as ``{target}_{score}``."""
     jobs, features = data.jobs.iloc[data.test], data.features[data.test]
@@ -53,7 +63,7 @@ def paired_scores(key: str, jobs: pd.DataFrame, ours: Predictions, theirs: Predi
     ours, theirs : Predictions
     seed : int
     """
-    target, name = next((target, key.removeprefix(f"{target}_")) for target in PREDICTED if key.startswith(target))
+    target, name = _target_of(key), score_of(key).name
     actual = pd.Series(jobs[target].to_numpy(), name=target)
     if target == "mem_bin":
         wallclock_s = jobs["wallclock"].to_numpy()

@@ -1,4 +1,4 @@
-"""What `make bench` found, and how it is printed."""
+"""Print the results of `make bench`."""
 
 import sys
 from dataclasses import dataclass
@@ -33,12 +33,12 @@ ROWS = {
     "wallclock_kill_time_6x_coverage": ("6 x prediction covers", "{:.2%}"),
     "wallclock_kill_time_6x_reserved": ("6 x prediction reserves, x used", "{:.2f}"),
 }
-"""Key -> how the table calls it, and how it is written."""
+"""Key -> its title in the table, and its format."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a benchmark found; the JSON file has the same fields.
+    """Results of a benchmark; the JSON file has the same fields.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""The benchmark: rivals, what is timed, verdicts, and what is printed and written."""
+"""The benchmark of trainings: rivals, scores, verdicts and tables."""
 
 import json
 import subprocess
@@ -88,9 +88,6 @@ def test_the_seed_recipe_has_the_layers_of_the_network():
         model = build(network)
         assert tuple(layer.units for layer in model.layers) == (*HIDDEN[network], outputs)
         assert float(model.optimizer.learning_rate) == pytest.approx(1e-4)
-
-
-def test_seconds_of_an_epoch_are_extrapolated_to_60_60_300():
     found = full_length_seconds({"mem_clf": 1.5, "mem_reg": 2.0, "wall_reg": 0.5})
     assert found == {"mem_clf": 90, "mem_reg": 120, "wall_reg": 150}
 
@@ -144,27 +141,13 @@ COMPARED = [
 
 
 @pytest.mark.parametrize("key", COMPARED)
-def test_what_is_drawn_is_the_score_itself(data, forest, key):
+def test_a_paired_score_is_the_score_itself(data, forest, key):
     test = data.jobs.iloc[data.test]
     # The rung decided on is not the most probable one here.
     predictions = forest.predictions | {"bin_pred": np.minimum(forest.predictions["bin_pred"] + 1, 3)}
     found = paired_scores(key, test, predictions, predictions, seed=0)
     assert found["this"] == pytest.approx(scores_of(test, predictions)[key])
     assert (found["low"], found["high"]) == (0, 0)
-
-
-def test_the_interval_is_paired_and_has_the_width_of_a_standard_error():
-    generator = np.random.default_rng(0)
-    wallclock_s = generator.uniform(100, 10_000, 500)
-    jobs = pd.DataFrame({"wallclock": wallclock_s})
-    # However different the jobs: two seconds worse on every one of them is two seconds worse in every draw.
-    ours, theirs = {"wall_pred": wallclock_s + 3}, {"wall_pred": wallclock_s + 1}
-    found = paired_scores("wallclock_mae", jobs, ours, theirs, seed=0)
-    assert (found["low"], found["high"]) == pytest.approx((2, 2))
-    off = generator.uniform(0, 10, 500)
-    low, high = paired_scores("wallclock_mae", jobs, {"wall_pred": wallclock_s + off}, theirs, seed=0)[["low", "high"]]
-    assert (low + high) / 2 == pytest.approx(off.mean() - 1, abs=0.05)
-    assert high - low == pytest.approx(2 * 1.96 * off.std() / np.sqrt(500), rel=0.15)
 
 
 # -- Verdicts -------------------------------------------------------------------------------------------------------
@@ -174,27 +157,23 @@ def never(key, rival):
     raise AssertionError("no interval is asked for where the score is better")
 
 
-def test_better_than_the_better_rival_is_a_pass():
-    scores = {"calmlflow": {"memory_mae": 0.2}, "a": {"memory_mae": 0.3}, "b": {"memory_mae": 0.2}}
-    found = beside("memory_mae", scores, ("a", "b"), never)
-    assert (found.verdict, found.rival, found.limit, found.sign) == ("pass", "b", 0.2, "<=")
-    scores = {"calmlflow": {"mem_bin_accuracy": 0.9}, "a": {"mem_bin_accuracy": 0.8}, "b": {}}
-    found = beside("mem_bin_accuracy", scores, ("a", "b"), never)
-    assert (found.verdict, found.rival, found.limit, found.sign) == ("pass", "a", 0.8, ">=")
-
-
-@pytest.mark.parametrize(("interval", "verdict"), [((-0.1, 0.3), "tie"), ((0.1, 0.3), "miss")])
-def test_worse_is_a_tie_only_within_the_interval(interval, verdict):
-    scores = {"calmlflow": {"memory_mae": 0.4}, "a": {"memory_mae": 0.3}, "b": {"memory_mae": 0.2}}
+@pytest.mark.parametrize(
+    ("key", "ours", "others", "interval", "expected"),
+    [
+        ("memory_mae", 0.2, {"a": 0.3, "b": 0.2}, None, ("pass", "b", 0.2, "<=")),
+        ("mem_bin_accuracy", 0.9, {"a": 0.8}, None, ("pass", "a", 0.8, ">=")),
+        ("memory_mae", 0.4, {"a": 0.3, "b": 0.2}, (-0.1, 0.3), ("tie", "b", 0.2, "<=")),
+        ("memory_mae", 0.4, {"a": 0.3, "b": 0.2}, (0.1, 0.3), ("miss", "b", 0.2, "<=")),
+        ("mem_bin_accuracy", 0.90, {"a": 0.95}, (-0.07, -0.03), ("miss", "a", 0.95, ">=")),
+        ("mem_bin_accuracy", 0.90, {"a": 0.95}, (-0.07, 0.03), ("tie", "a", 0.95, ">=")),
+    ],
+)
+def test_worse_than_the_better_rival_is_a_tie_only_within_the_interval(key, ours, others, interval, expected):
+    scores = {"calmlflow": {key: ours}, "b": {}, **{name: {key: value} for name, value in others.items()}}
     asked = []
-    found = beside("memory_mae", scores, ("a", "b"), lambda key, rival: asked.append((key, rival)) or interval)
-    assert (found.verdict, found.interval, asked) == (verdict, interval, [("memory_mae", "b")])
-
-
-def test_less_accurate_is_worse():
-    scores = {"calmlflow": {"mem_bin_accuracy": 0.90}, "a": {"mem_bin_accuracy": 0.95}}
-    assert beside("mem_bin_accuracy", scores, ("a",), lambda key, rival: (-0.07, -0.03)).verdict == "miss"
-    assert beside("mem_bin_accuracy", scores, ("a",), lambda key, rival: (-0.07, 0.03)).verdict == "tie"
+    found = beside(key, scores, ("a", "b"), lambda key, rival: asked.append((key, rival)) or interval)
+    assert (found.verdict, found.rival, found.limit, found.sign) == expected
+    assert asked == ([(key, expected[1])] if interval else [])
 
 
 @pytest.mark.parametrize(
@@ -206,9 +185,6 @@ def test_less_accurate_is_worse():
 )
 def test_fixed_limits(value, sign, limit, verdict):
     assert fixed("x", value, sign, limit).verdict == verdict
-
-
-def test_coverage_may_fall_short_by_one_standard_error():
     # Of 9,990 jobs, a share of 0.999 has the standard error sqrt(0.999 * 0.001 / 9990) = 1 / sqrt(1e7).
     assert coverage_limit(9990) == pytest.approx(0.999 - 10**-3.5)
 
@@ -222,11 +198,6 @@ def some_scores(**ours):
         "wallclock_kill_time_reserved": 3.5,
     }
     return {"calmlflow": good | ours, "seed recipe": rival, "random forest": rival, "log-linear": {}, "floor": {}}
-
-
-def test_all_figures_can_be_reached():
-    reached = verdicts(some_scores(), 1.4, 9000, never)
-    assert [reach.verdict for reach in reached] == ["pass"] * 13
 
 
 @pytest.mark.parametrize(
@@ -245,7 +216,8 @@ def test_each_figure_can_be_missed(score, value, failing):
     assert [reach.name for reach in reached if reach.verdict != "pass"] == [failing]
 
 
-def test_growth_is_one_of_the_figures():
+def test_all_figures_can_be_reached_and_growth_is_one():
+    assert [reach.verdict for reach in verdicts(some_scores(), 1.4, 9000, never)] == ["pass"] * 13
     missed = [reach for reach in verdicts(some_scores(), 1.6, 9000, never) if reach.verdict == "miss"]
     assert [(reach.value, reach.limit) for reach in missed] == [(1.6, 1.5)]
 
@@ -291,28 +263,16 @@ def cells(table):
     return [list(column.cells) for column in table.columns]
 
 
-def test_the_table_has_every_score_of_everybody(found):
-    table = score_table(found)
-    assert [column.header for column in table.columns] == ["score", *RIVALS]
-    names, ours, seed_recipe, *_, floor = cells(table)
+def test_tables_have_every_score_of_everybody_and_go_to_standard_output(found, capsys):
+    names, ours, seed_recipe, *_, floor = cells(score_table(found))
     assert len(names) == len(set(names)) == len(ROWS)
     assert "-" not in ours
     assert (ours[0], seed_recipe[0], floor[0]) == ("19.00", "1000.00", "-")
-
-
-def test_limits_stand_beside_their_rivals(found):
     names, values, limits, given, between = cells(reach_table(found))
     assert len(names) == len(found.reach) == 14
     assert (values[-1], limits[-1], given[-1]) == ("0.4000", "<= 0.3000 (a rival)", "tie")
     assert between == [""] * 13 + ["-0.1000 to 0.2000"]
-    assert set(given[:-1]) == {"pass"}
-
-
-def test_growth_is_told_by_the_first(found):
     assert cells(growth_table(found))[-2] == ["1.00", "1.25", "1.50"]
-
-
-def test_tables_go_to_standard_output(found, capsys):
     print_tables(found)
     printed = capsys.readouterr().out
     assert "jobs.csv: n_jobs 100" in printed
