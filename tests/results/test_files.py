@@ -1,7 +1,11 @@
+"""Result files: their formats, older folders, and damage."""
+
 import dataclasses
 import json
+import pickle
 import tempfile
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.results import files
 from calmlflow.results.files import read_results, write_results
 from tests.samples.results_samples import (
     FILES,
@@ -28,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 names_of_any_script = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=12)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(
     st.lists(
         st.tuples(names_of_any_script, st.integers(0, 3), st.lists(st.floats(-20, 20), min_size=4, max_size=4)),
@@ -47,7 +52,7 @@ def test_what_is_written_of_a_classifier_is_read_again(jobs, epochs):
         same(read_results(folder, "mem_bin"), results)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(
     st.lists(st.tuples(names_of_any_script, st.floats(0.2, 1e6), st.floats(-1e6, 1e6)), min_size=1, max_size=8),
     st.sampled_from(["memory", "wallclock"]),
@@ -125,14 +130,6 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing_aside(tmp_pat
     assert {path.name for path in tmp_path.iterdir()} == {"predictions.npy", "residuals.npy"}
 
 
-def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
-    (tmp_path / "memory").write_text("")
-    with pytest.raises(CalmlflowError, match=r"memory/predictions\.npy cannot be written"):
-        write_results(small("memory"), tmp_path / "memory")
-    with pytest.raises(InputError, match=r"memory/predictions\.npy"):
-        read_results(tmp_path / "memory", "memory")
-
-
 @pytest.mark.parametrize(("target", "name"), [(target, name) for target in NEEDED for name in NEEDED[target]])
 def test_a_needed_file_that_is_missing_is_named(tmp_path, target, name):
     write_results(small(target), tmp_path)
@@ -156,13 +153,6 @@ def test_an_older_folder_with_some_of_the_fnfp_files_loads(tmp_path, absent):
     (tmp_path / absent).unlink()
     fnfp = read_results(tmp_path, "mem_bin").fnfp
     assert {name: getattr(fnfp, field) is None for name, field in FNFP.items()} == {n: n == absent for n in FNFP}
-
-
-def test_an_older_folder_without_fnfp_files_loads(tmp_path):
-    write_results(small("mem_bin"), tmp_path)
-    for name in FNFP:
-        (tmp_path / name).unlink()
-    assert read_results(tmp_path, "mem_bin").fnfp is None
 
 
 def test_the_fnfp_files_of_the_earlier_library_are_skipped_with_a_warning(tmp_path):
@@ -189,3 +179,131 @@ def test_what_else_the_earlier_library_writes_loads(tmp_path):
     np.savez(tmp_path / "fnfp-fn_idx.npz")
     np.savez(tmp_path / "fnfp-pred_proba.npz", index=[], columns=["y_true", "y_pred", "proba"], data=[])
     same(read_results(tmp_path, "mem_bin"), results)
+
+
+# -- Damage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("target", "name"), FILES)
+def test_a_truncated_file_is_named(tmp_path, target, name):
+    write_results(small(target), tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    ends = [position + 1 for position, byte in enumerate(whole[:-1]) if byte == ord("\n")]
+    for length in {0, 1, len(whole) // 2, len(whole) - 1, *(ends if name.endswith("csv") else ())}:
+        (tmp_path / name).write_bytes(whole[:length])
+        with pytest.raises(InputError, match=name):
+            read_results(tmp_path, target)
+
+
+@pytest.mark.parametrize("name", ["y_scores.npy", "cmx.npy", "roc_auc.npy", "history.npz", "acc_loss.npz"])
+def test_pickles_are_refused_unread(tmp_path, name):
+    write_results(small("mem_bin"), tmp_path)
+    bomb = Bomb(tmp_path / "bomb")
+    if name.endswith("npy"):
+        np.save(tmp_path / name, np.array([bomb], dtype=object), allow_pickle=True)
+    else:
+        save_objects(tmp_path / name, "loss", bomb)
+    with pytest.raises(InputError, match=f"{name}.*pickled"):
+        read_results(tmp_path, "mem_bin")
+    (tmp_path / name).write_bytes(pickle.dumps(bomb))
+    with pytest.raises(InputError, match=f"{name} is damaged"):
+        read_results(tmp_path, "mem_bin")
+    assert not (tmp_path / "bomb").exists()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(FILES), st.data())
+def test_changed_bytes_end_in_results_or_in_an_error_that_names_the_file(file, data):
+    target, name = file
+    with tempfile.TemporaryDirectory() as folder:
+        write_results(small(target), folder)
+        path = Path(folder) / name
+        content = bytearray(path.read_bytes())
+        for _ in range(data.draw(st.integers(1, 4))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        path.write_bytes(content)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                read_results(folder, target)
+        except InputError as error:
+            assert str(path) in str(error)
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "array"),
+    [
+        ("mem_bin", "y_scores.npy", np.zeros((3, 3))),
+        ("mem_bin", "y_scores.npy", np.full((3, 4), "0.25")),
+        ("mem_bin", "y_pred.npy", np.zeros((2, 4))),
+        ("mem_bin", "y_pred.npy", np.full((3, 4), np.nan)),
+        ("mem_bin", "cmx.npy", np.zeros((3, 3))),
+        ("mem_bin", "cmx_norm.npy", np.zeros(16)),
+        ("mem_bin", "roc_auc.npy", np.zeros(3)),
+        ("memory", "predictions.npy", np.zeros((3, 1))),
+        ("memory", "residuals.npy", np.zeros((3, 1))),
+        ("memory", "residuals.npy", np.zeros(4)),
+        ("mem_bin", "acc_loss.npz", {"train_acc": 1, "train_loss": 1, "test_acc": 1}),
+        ("mem_bin", "acc_loss.npz", {"train_acc": [1, 2], "train_loss": 1, "test_acc": 1, "test_loss": 1}),
+        ("mem_bin", "history.npz", {"loss": [1], "accuracy": [1], "val_loss": [1], "val_accuracy": [1, 2]}),
+        ("memory", "history.npz", {"loss": [1], "accuracy": [1], "val_loss": [1], "val_accuracy": [1]}),
+        ("memory", "loss.npz", {"train_loss": 1}),
+        ("mem_bin", "fnfp.npz", {"conf_idx": [1, 2], "conf_proba": [0.5]}),
+        ("mem_bin", "fnfp.npz", {"conf_idx": [0.5], "conf_proba": [0.5]}),
+        ("mem_bin", "fnfp-fn_idx.npz", {"0": [1, 2]}),
+        ("mem_bin", "fnfp-pred_proba.npz", {"index": ["a"], "columns": ["y_true", "y_pred"], "data": [[0, 1]]}),
+    ],
+)
+def test_arrays_of_another_kind_are_named(tmp_path, target, name, array):
+    write_results(small(target), tmp_path)
+    if isinstance(array, dict):
+        np.savez(tmp_path / name, **array)
+    else:
+        np.save(tmp_path / name, array)
+    with pytest.raises(InputError, match=name):
+        read_results(tmp_path, target)
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "text"),
+    [
+        ("mem_bin", "test_idx.csv", "name,mem_bin\na,0\nb,1\nc,3\n"),
+        ("mem_bin", "test_idx.csv", "ipst,mem_bin\na,0\nb,1\nc,4\n"),
+        ("mem_bin", "test_idx.csv", "ipst,mem_bin\na,0\nb,1\nc\n"),
+        ("memory", "test_idx.csv", "ipst,wallclock\na,0\nb,1\nc,3\n"),
+        ("memory", "test_idx.csv", "ipst,memory\na,0\nb,1\nc,much\n"),
+        ("mem_bin", "y_onehot.csv", "bin_0,bin_1,bin_2,bin_3\n1,0,0,0\n0,1,0,0\n0,0,0,2\n"),
+        ("mem_bin", "y_onehot.csv", "bin_0,bin_1,bin_2\n1,0,0\n0,1,0\n0,0,0\n"),
+        ("mem_bin", "report.json", '{"2g": 1}'),
+    ],
+)
+def test_tables_and_texts_of_another_kind_are_named(tmp_path, target, name, text):
+    write_results(small(target), tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=name):
+        read_results(tmp_path, target)
+
+
+def test_a_header_that_speaks_of_more_than_the_file_holds_is_named(tmp_path):
+    write_results(small("memory"), tmp_path)
+    path = tmp_path / "residuals.npy"
+    path.write_bytes(path.read_bytes().replace(b"(3,)", b"(3000000000000,)").replace(b" " * 12, b"", 1))
+    with pytest.raises(InputError, match=r"residuals\.npy is damaged"):
+        read_results(tmp_path, "memory")
+
+
+def test_files_and_archives_past_the_limit_are_refused(tmp_path, monkeypatch):
+    write_results(small("memory"), tmp_path)
+    np.savez_compressed(tmp_path / "history.npz", loss=np.zeros(100_000))
+    assert (tmp_path / "history.npz").stat().st_size < 10_000
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 10_000)
+    with pytest.raises(InputError, match=r"history\.npz unpacks to 800128 bytes"):
+        read_results(tmp_path, "memory")
+    np.save(tmp_path / "residuals.npy", np.zeros(100_000))
+    with pytest.raises(InputError, match=r"residuals\.npy has 800128 bytes"):
+        read_results(tmp_path, "memory")
+
+
+def test_an_unknown_target_is_named(tmp_path):
+    with pytest.raises(InputError, match="mem_clf"):
+        read_results(tmp_path, "mem_clf")

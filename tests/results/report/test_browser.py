@@ -1,4 +1,4 @@
-"""What a person sees: the MLflow UI and the report in it, in a headless Chromium."""
+"""The pages in a headless Chromium: from disk, and in MLflow's artifact view."""
 
 import shutil
 from collections.abc import Iterator
@@ -71,6 +71,7 @@ def source_of(said) -> str:
     return said.location.get("url", "") if hasattr(said, "location") else str(said)
 
 
+@pytest.mark.slow
 def test_the_report_opens_in_the_artifact_view(tracking, page, content):
     import mlflow
 

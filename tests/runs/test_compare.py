@@ -1,0 +1,27 @@
+"""The run of a comparison."""
+
+import mlflow
+
+from calmlflow.results.files import write_results
+from calmlflow.runs.compare import compare_in_run
+from tests.samples.results_samples import small
+
+
+def test_the_run_keeps_page_tables_and_text(tracking, tmp_path):
+    for name, targets in (("one", ("mem_bin", "memory")), ("two", ("memory", "wallclock"))):
+        for target in targets:
+            write_results(small(target), tmp_path / name / "results" / target)
+    mlflow.set_experiment("comparison")
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    text = compare_in_run(one, two)
+
+    client = mlflow.MlflowClient()
+    run_id = mlflow.last_active_run().info.run_id
+    assert {artifact.path for artifact in client.list_artifacts(run_id)} == {
+        "comparison.html", "comparison.txt", "comparison_memory.csv",
+    }  # fmt: skip
+    assert mlflow.artifacts.load_text(f"runs:/{run_id}/comparison.txt") == text
+    page = mlflow.artifacts.load_text(f"runs:/{run_id}/comparison.html")
+    assert f"{one} against {two}" in page
+    assert "Memory bin: only this has it" in page
+    assert "Wallclock: only the other has it" in page
