@@ -56,9 +56,20 @@ def fit_calmlflow(data: TrainingData, request: TrainingRequest, factor: int = 1)
     fit_seconds = prepare_seconds(data, configs, request.seed)
     with tempfile.TemporaryDirectory() as folder:
         for network in NETWORKS:
-            with progress(f"{network}, {factor}x the jobs") as on_progress:
+            with progress(f"{network}, {factor}x the jobs", "epochs") as update:
                 config = configs[network]
-                fitted = fit_network(network, data, config, request.seed, request.risk, Path(folder), on_progress)
+                fitted = fit_network(
+                    network, data, config, request.seed, request.risk, Path(folder),
+                    lambda done, total, loss: update(done, total),
+                )
+                    network,
+                    data,
+                    config,
+                    request.seed,
+                    request.risk,
+                    Path(folder),
+                    lambda done, total, loss: update(done, total),
+                )
             fit_seconds += fitted.trained.fit_seconds
             epochs += len(fitted.trained.history["loss"])
             predictions |= {name: values[data.test] for name, values in fitted.predictions.items()}

@@ -1,4 +1,4 @@
-"""The operator's command."""
+"""Run the operator's command."""
 
 import sys
 
@@ -8,7 +8,7 @@ from calmlflow.console import run_guarded
 def main() -> None:
     """Entry of the console script."""
     if sys.argv[1:2] == ["predict"]:
-        # Not by way of the other commands, whose library takes longer to import than the answer takes.
+        # Importing Typer for the other commands takes longer than the answer.
         from calmlflow.cli.predict import predict
 
         run_guarded(lambda: predict(sys.argv[2:]))

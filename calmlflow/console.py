@@ -1,4 +1,4 @@
-"""How a command of calmlflow talks to a person: one line for a failure, progress only on a terminal."""
+"""Print what a command says: one line for a failure, and progress on a terminal."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from calmlflow.errors import CalmlflowError
 from calmlflow.settings import hide_password
@@ -20,75 +20,61 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-@contextmanager
-def progress(description: str) -> Iterator[Callable[[int, int, float], None]]:
-    """A progress bar on standard error while the block runs; nothing where that is no terminal.
+class Update(Protocol):
+    """Take the progress of `progress`."""
 
-    Yields
-    ------
-    callable
-        Called with epochs done, epochs at most, and the latest validation loss.
-    """
-    with _bar(description) as update:
-        yield lambda done, total, loss: update(done, total, f"epoch {done}/{total}, validation loss {loss:.4g}")
+    def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
+        """Show units done, units in all where they are known by now, and a note."""
 
 
 @contextmanager
-def byte_progress(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """The same for bytes: yields a callable that takes the bytes done since the last call, from any thread."""
-    counting = threading.Lock()
-    done = 0
-    of_total = f" of {total / 1e6:.1f}" if total is not None else ""
-    with _bar(description) as update:
-
-        def advance(size: int) -> None:
-            nonlocal done
-            with counting:
-                done += size
-                update(done, total, f"{done / 1e6:.1f}{of_total} MB")
-
-        yield advance
-
-
-@contextmanager
-def counted(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """The same for parts of some work: yields a callable that takes the parts done and a note."""
-    with _bar(description) as update:
-        yield lambda done, note: update(done, total, f"{done}/{total} {note}")
-
-
-@contextmanager
-def row_progress(description: str) -> Iterator[Callable[[int, int | None], None]]:
-    """The same for rows: yields a callable that takes rows done and, where they are known, rows in all."""
-    with _bar(description) as update:
-        yield lambda done, total: update(done, total, f"{done:,} of {total:,} rows" if total else f"{done:,} rows")
-
-
-@contextmanager
-def _bar(description: str) -> Iterator[Callable[[int, int | None, str], None]]:
+def progress(description: str, unit: str, total: int | None = None) -> Iterator[Update]:
+    """Show a progress bar on standard error while the block runs; nothing where that is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
     console = Console(stderr=True)
+    in_all = total
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(description, total=None, note="")
-        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+
+        def update(done: int, total: int | None = None, note: str = "") -> None:
+            total = total or in_all
+            counted = f"{done:,} of {total:,} {unit}" if total else f"{done:,} {unit}"
+            bar.update(task, completed=done, total=total, note=f"{counted} {note}")
+
+        yield update
+
+
+@contextmanager
+def byte_progress(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Show the progress of bytes: yields a callable that takes the bytes done since the last call, from any thread."""
+    counting = threading.Lock()
+    done = 0
+    with progress(description, "bytes", total) as update:
+
+        def advance(size: int) -> None:
+            nonlocal done
+            with counting:
+                done += size
+                update(done)
+
+        yield advance
 
 
 def run_guarded(command: Callable[[], Any]) -> None:
     """Run a command; a failure that is not a bug becomes one line on standard error and a non-zero exit status.
 
-    A wrong option exits with 2, anything else with 1. MLflow's own failures (an unreachable server, an unknown version,
-    a refused login) count as such: their text is cut to its first line.
+    A wrong option exits with 2, anything else with 1. An error of MLflow (an unreachable server, an unknown version, a
+    refused login) is a failure too: its first line is shown.
     """
-    # What libraries write into the home folder when they are imported, and what nobody asked for, stays away.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # Ended by a scheduler: leave as after an exception, so that runs are marked and temporary files removed.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     try:
         status = command()
-        # What Typer makes of Ctrl-C is an exit that it gives back like a result.
+        # Typer returns this exit status for Ctrl-C.
         if status == 130:
             fail("interrupted", status=130)
     except CalmlflowError as error:
@@ -96,7 +82,7 @@ def run_guarded(command: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         fail("interrupted", status=130)
     except Exception as error:
-        # Typer and MLflow are heavy and often not loaded here; their exceptions are told by the module they come from.
+        # By their modules: importing Typer and MLflow would take seconds.
         library = type(error).__module__.partition(".")[0]
         if library == "mlflow":
             fail(str(error).strip().partition("\n")[0] or type(error).__name__)
@@ -105,7 +91,6 @@ def run_guarded(command: Callable[[], Any]) -> None:
         if not hasattr(error, "format_message"):
             fail("interrupted", status=130)
         text = error.format_message()
-        # The bare command explains itself.
         if text.startswith("Usage:"):
             say(text)
             sys.exit(2)
@@ -119,7 +104,7 @@ def fail(text: str, status: int = 1) -> NoReturn:
 
 
 def new_app(**settings: Any) -> "typer.Typer":
-    """A command line in plain text: help without boxes, errors left to `run_guarded`."""
+    """Make a command line with plain text, whose errors `run_guarded` prints."""
     import typer
 
     return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **settings)

@@ -1,4 +1,4 @@
-"""The two exceptions of the project. They live at the bottom of the house because everything raises them."""
+"""Define the exceptions of the project."""
 
 
 class CalmlflowError(Exception):

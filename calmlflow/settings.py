@@ -1,4 +1,4 @@
-"""Every name, address and environment variable of calmlflow, once. Standard library only: the predictor reads it."""
+"""Name the models, stages, addresses and environment variables of calmlflow; the standard library is enough."""
 
 import json
 import math

@@ -11,7 +11,7 @@ from typing import Annotated
 import pytest
 import typer
 
-from calmlflow.console import fail, new_app, progress, run_guarded, say
+from calmlflow.console import byte_progress, fail, new_app, progress, run_guarded, say
 from calmlflow.errors import CalmlflowError, InputError
 from tests.samples.commands import ROOT
 
@@ -91,8 +91,9 @@ def test_no_password_is_shown(capsys):
 
 
 def test_progress_is_for_terminals(capsys):
-    with progress("training") as advance:
-        advance(1, 10, 0.5)
+    with progress("training", "epochs") as update, byte_progress("sending") as advance:
+        update(1, 10, "validation loss 0.5")
+        advance(5)
     say("done")
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "done\n")

@@ -1,4 +1,1 @@
-"""What is known about HST calibration jobs: names, features, resources, the ladder of rungs.
-
-Imports nothing of the project and nothing heavier than numpy, so that every other part may use it.
-"""
+"""HST calibration jobs: names, features, resources and the ladder of rungs; numpy is the only library."""

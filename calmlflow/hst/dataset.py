@@ -1,4 +1,4 @@
-"""Names of HST datasets."""
+"""Parse names of HST datasets."""
 
 import re
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Kind = Literal["ipppssoot", "single-visit", "multi-visit"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """An HST dataset, told by its name.
+    """An HST dataset.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Dataset:
 
 
 def parse_dataset(name: object) -> Dataset:
-    """Tell a dataset by its name, upper or lower case.
+    """Parse the name of a dataset, in upper or lower case.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""From a control file to the nine numbers that the networks see."""
+"""Compute the nine features of a job from its control file."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,14 @@ from calmlflow.errors import InputError
 from calmlflow.hst.dataset import Dataset, parse_dataset
 
 MAX_CONTROL_FILE_BYTES = 65_536
-"""A real control file has about 100 bytes; anything past this is something else."""
+"""A real control file has about 100 bytes."""
 
 OPTIONAL_KEYS = ("DETECTOR", "SUBARRAY", "DRIZCORR", "PCTECORR", "CRSPLIT")
 """Keys of a control file that some instruments do not have; absent, empty and NaN mean the same."""
 
 MAX_FILES = 1_000_000
 MAX_TOTAL_MB = 1_000_000_000
-"""A petabyte. Sizes past these are slips of a unit or of a pen, and would leave float32 in the networks."""
+"""A petabyte. Larger values are errors of unit, and leave the range of float32 in the networks."""
 
 
 class Features(NamedTuple):
@@ -40,7 +40,7 @@ def parse_control(text: str | bytes) -> dict[str, str]:
     """Read the ``key=value`` lines of a control file.
 
     Blank lines, ``#`` comments, CRLF, a byte order mark and blanks around key and value are accepted, and so is a
-    key that is said twice with the same value.
+    key that is there twice with the same value.
 
     Raises
     ------
@@ -53,7 +53,9 @@ def parse_control(text: str | bytes) -> dict[str, str]:
         try:
             text = text.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise InputError(f"control file is not UTF-8 text (byte {error.start}); expected key=value lines") from None
+            raise InputError(
+                f"control file is not UTF-8 text (byte {error.start}); expected key=value lines"
+            ) from error
     if "\0" in text:
         raise InputError("control file holds a NUL character; expected key=value lines of text")
     keys: dict[str, str] = {}
@@ -109,15 +111,6 @@ def job_features(name: str, keys: Mapping[str, object]) -> Features:
     )
 
 
-def _plain(value: object) -> str:
-    try:
-        return str(value).strip()
-    except ValueError:  # Python refuses to print a whole number of more than 4300 digits.
-        return "a number of thousands of digits"
-    except RecursionError:
-        return "lists within lists"
-
-
 def check_features(dataset: Dataset, features: Sequence[float]) -> None:
     """Raise an InputError where the nine features of a record cannot be those of the dataset."""
     highest = Features(MAX_FILES, MAX_TOTAL_MB, 1, 1, 2, 1, 1, int(dataset.is_association), dataset.instrument_code)
@@ -125,8 +118,17 @@ def check_features(dataset: Dataset, features: Sequence[float]) -> None:
     for name, value, low, high in zip(FEATURES, features, lowest, highest, strict=True):
         if not low <= value <= high or (name != "total_mb" and value != int(value)):
             kind = "number" if name == "total_mb" else "whole number"
-            expected = f"a {kind} from {low} to {high}" if low < high else f"{low}, as the name says"
+            expected = f"a {kind} from {low} to {high}" if low < high else f"{low}, by the dataset's name"
             raise InputError(f"{dataset.name}: {name} is {value:g}; expected {expected}")
+
+
+def _plain(value: object) -> str:
+    try:
+        return str(value).strip()
+    except ValueError:  # Python refuses to print a whole number of more than 4300 digits.
+        return "a number of thousands of digits"
+    except RecursionError:
+        return "lists within lists"
 
 
 def _text(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The ladder of four rungs, and what a choice of rung costs."""
+"""Find the rung of the ladder that a job needs, and the cost of a choice of rungs."""
 
 from dataclasses import dataclass
 
@@ -38,15 +38,14 @@ _LIMITS_GB = np.array([rung.limit_gb for rung in LADDER])
 _PRICES = np.array([rung.usd_per_job_second for rung in LADDER])
 # _CLIMB[chosen, needed]: price of one job-second on every rung from the chosen one up to the needed one.
 _CLIMB = np.array([[_PRICES[chosen : max(chosen, needed) + 1].sum() for needed in range(4)] for chosen in range(4)])
-# _KILLED[chosen, needed]: the part of it that is spent on runs that get killed.
+# _KILLED[chosen, needed]: the part of it for runs that are killed.
 _KILLED = np.array([[_PRICES[chosen : max(chosen, needed)].sum() for needed in range(4)] for chosen in range(4)])
 
 
 def needed_bin(memory_gb: ArrayLike) -> NDArray[np.int64]:
     """Lowest rung whose limit lies above the memory a job used.
 
-    A job that used exactly a limit was about to be killed there, so it counts for the next rung; what is past the
-    last limit stays on the last rung.
+    A job that used exactly a limit counts for the next rung, and one beyond the last limit for the last rung.
 
     Parameters
     ----------
@@ -92,8 +91,7 @@ def expected_costs(probabilities: ArrayLike, wallclock_ratio: ArrayLike, risk: f
     wallclock_ratio : array_like of float, shape (4,) or (n, 4)
         Expected wallclock of a job that needs each rung, over the expected wallclock whatever it needs.
     risk : float
-        Dollars added for each dollar that is spent on a run that gets killed; 0 is the plain expected cost, and more
-        moves the choice up the ladder.
+        Dollars added for each dollar spent on a run that is killed. A larger value moves the choice up the ladder.
 
     Returns
     -------
@@ -105,7 +103,7 @@ def expected_costs(probabilities: ArrayLike, wallclock_ratio: ArrayLike, risk: f
 
 
 def excess_cost(chosen: ArrayLike, needed: ArrayLike, wallclock_s: ArrayLike) -> float:
-    """Cost of a policy over the cost of always choosing the needed rung, minus 1 (0.03 means 3 % too dear)."""
+    """Cost of a policy / cost of always choosing the needed rung - 1 (0.03: 3 % too much)."""
     best = allocation_cost(needed, needed, wallclock_s).sum()
     if best == 0:
         return float("nan")

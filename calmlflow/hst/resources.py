@@ -1,4 +1,4 @@
-"""From the metrics files of a finished job to what it used."""
+"""Compute the targets of a finished job from its metrics files."""
 
 import re
 from typing import NamedTuple
@@ -16,14 +16,11 @@ _CLOCK = re.compile(r"(?:([0-9]{1,6}):)?([0-5]?[0-9]):([0-5][0-9])(?:[.,][0-9]+)
 
 
 class StepFailedError(InputError):
-    """A step of the job did not end well, so that the job has no targets."""
+    """A step of the job failed, so that the job has no targets."""
 
 
 class Usage(NamedTuple):
-    """What one timed step used: whole seconds elapsed (cut, not rounded), peak memory in kB, exit status.
-
-    The exit status of a step that a signal killed is 128 + the signal's number, as a shell has it.
-    """
+    """Whole seconds elapsed (not rounded), peak memory in kB, and exit status of a step (128 + signal if killed)."""
 
     elapsed_s: int
     resident_kb: int
@@ -31,7 +28,7 @@ class Usage(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What a job used: wallclock in seconds, memory in GB (10^9 bytes), and the rung it needed."""
+    """Wallclock in seconds, memory in GB (10^9 bytes), and needed rung of a job."""
 
     wallclock: int
     memory: float
@@ -56,14 +53,14 @@ def parse_usage(text: str | bytes, source: str = "metrics file") -> Usage:
     if len(text) > MAX_METRICS_FILE_BYTES:
         raise InputError(f"{source} has {len(text)} bytes; expected at most {MAX_METRICS_FILE_BYTES}")
     if isinstance(text, bytes):
-        # The timed command may hold a path in any encoding; the lines that count are ASCII in every one.
+        # The timed command may hold a path in any encoding; the lines that are read are ASCII.
         text = text.decode("utf-8", errors="replace")
     values: dict[str, str] = {}
     killed = None
     for line in text.splitlines():
         killed = _KILLED.fullmatch(line.strip()) or killed
         for label in (_ELAPSED, _RESIDENT, _STATUS):
-            # The last one counts: a step may have printed something alike before time wrote its own lines.
+            # The last one counts: the step itself may have printed such a line.
             if line.strip().startswith(label + ":"):
                 values[label] = line.strip()[len(label) + 1 :].strip()
     for label in (_ELAPSED, _RESIDENT, _STATUS):
@@ -76,7 +73,7 @@ def parse_usage(text: str | bytes, source: str = "metrics file") -> Usage:
     return Usage(
         elapsed_s=3600 * hours + 60 * minutes + seconds,
         resident_kb=_whole(source, _RESIDENT, values[_RESIDENT]),
-        # time writes exit status 0 for a step that was killed (out of memory, say), and tells so on a line above.
+        # time writes exit status 0 for a step that was killed, and the signal on a line above.
         exit_status=128 + int(killed[1]) if killed else _whole(source, _STATUS, values[_STATUS]),
     )
 

@@ -1,4 +1,4 @@
-"""Power transform and standardisation of the two size features (kept as ``tx_data.json``)."""
+"""Scale the features for the networks by the transform that ``tx_data.json`` keeps."""
 
 import json
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ class Scaling:
                 raise
             raise InputError(
                 'tx_data.json does not parse; expected {"lambdas": [2], "mu": [2], "sigma": [2]}'
-            ) from None
+            ) from error
 
 
 def yeo_johnson(x: NDArray[np.float64], lam: float) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from calmlflow.console import counted, say
+from calmlflow.console import progress, say
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.networks.config import read_config
 from calmlflow.networks.preprocess import deal
@@ -159,8 +159,8 @@ def _run_folds(
     done: dict[str, dict[int, FoldResult]] = {network: {} for network in networks}
     outcome.failures = {TARGETS[network]: {} for network in networks}
     failed = outcome.failures
-    with counted("cross-validation", len(tasks)) as on_progress:
-        on_progress(0, "")
+    with progress("cross-validation", "folds", len(tasks)) as on_progress:
+        on_progress(0)
         shared_out = share_out(run_fold, plan, tasks, request.workers or count_cores())
         for count, ((network, fold), result) in enumerate(shared_out, start=1):
             if isinstance(result, Failure):
@@ -170,7 +170,7 @@ def _run_folds(
                 done[network][fold] = result
             if all(fold in done[name] or fold in failed[TARGETS[name]] for name in networks):
                 _log_fold(fold, {name: done[name][fold] for name in networks if fold in done[name]}, outcome)
-            on_progress(count, f"{sum(map(len, failed.values()))} failed")
+            on_progress(count, note=f"{sum(map(len, failed.values()))} failed")
     return done
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from calmlflow import settings
-from calmlflow.console import row_progress
+from calmlflow.console import progress
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.dataset import parse_dataset
 from calmlflow.jobs.copy import Copied, copy
@@ -84,7 +84,7 @@ def ingest_jobs(bucket: str, datasets: str, store: str, retry_quarantine: bool) 
     bucket = bucket.removeprefix("s3://").removesuffix("/")
     check_bucket(bucket)
     wanted = parse_datasets(datasets, bucket)
-    with closing(open_store(store, create=True)) as opened, row_progress("ingesting") as on_progress:
+    with closing(open_store(store, create=True)) as opened, progress("ingesting", "jobs") as on_progress:
         return ingest(opened, bucket, wanted, retry_quarantine=retry_quarantine, on_progress=on_progress)
 
 
@@ -104,7 +104,7 @@ def copy_jobs(source: str, target: str) -> Copied:
     with (
         closing(open_store(source)) as one,
         closing(open_store(target, create=True)) as other,
-        row_progress("copying") as on_progress,
+        progress("copying", "records") as on_progress,
     ):
         return copy(one, other, on_progress)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import mlflow
 import pyarrow as pa
 
-from calmlflow.console import row_progress
+from calmlflow.console import progress
 from calmlflow.hst.features import FEATURES
 from calmlflow.jobs.emission import store_predictions
 from calmlflow.jobs.stores.base import JOBS, Store
@@ -54,7 +54,7 @@ def predict_table(data: str, output: str | Path, stage: str) -> BatchOutcome:
     if is_database(str(output)):
         return _into_store(data, str(output), stage)
     predictor = Predictor(stage)
-    with row_progress("predicting") as on_progress:
+    with progress("predicting", "jobs") as on_progress:
         if _is_table(data):
             return predictor.predict_many(data, output, on_progress=on_progress)
         with closing(open_store(data)) as store:

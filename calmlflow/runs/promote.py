@@ -8,7 +8,7 @@ import mlflow
 from mlflow import MlflowClient
 
 from calmlflow import settings
-from calmlflow.console import counted, say
+from calmlflow.console import progress, say
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.registry.describe import checks_table, write_refusal
 from calmlflow.registry.gate import Verdict, judge
@@ -132,8 +132,9 @@ def _judged(
     """The verdict, logged in the active run."""
     holder = state.held_by("Production") if stage == "Production" else None
     champion = client.get_model_version(model, str(holder)) if holder is not None else None
-    with counted(f"judging version {version}", GATE_STEPS) as on_step:
-        verdict = judge(client, client.get_model_version(model, str(version)), champion, limits, data, on_step)
+    with progress(f"judging version {version}", "steps", GATE_STEPS) as update:
+        challenger = client.get_model_version(model, str(version))
+        verdict = judge(client, challenger, champion, limits, data, lambda done, note: update(done, note=note))
     mlflow.log_metrics({name.replace("/", "_"): value for name, value in verdict.metrics.items()})
     mlflow.log_metrics({"checks": len(verdict.checks), "checks_failed": len(verdict.failed)})
     mlflow.set_tags({"champion_version": holder if holder is not None else "none", "gate": "refused"})

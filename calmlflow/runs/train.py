@@ -220,8 +220,16 @@ def _train_one(
     target = TARGETS[network]
     log_new_params({"data": request.data, "seed": request.seed, **data.sizes(), **environment_params()})
     log_new_params({"network": network, "hidden_layers": "-".join(map(str, HIDDEN[network])), **asdict(config)})
-    with progress(f"training {network}") as on_progress, outcome.timed(f"train_{network}"):
-        found = fitted[network] = fit_network(network, data, config, request.seed, request.risk, tree, on_progress)
+    with progress(f"training {network}", "epochs") as update, outcome.timed(f"train_{network}"):
+        found = fitted[network] = fit_network(
+            network,
+            data,
+            config,
+            request.seed,
+            request.risk,
+            tree,
+            lambda done, total, loss: update(done, total, f"validation loss {loss:.4g}"),
+        )
     with outcome.timed("references"):
         forest = random_forest(data, target, request.seed)
     outcome.scores[target] = {

@@ -14,7 +14,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from calmlflow.console import counted, say
+from calmlflow.console import progress, say
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.networks.config import read_config
 from calmlflow.networks.preprocess import deal
@@ -154,9 +154,9 @@ def _search(
     study = open_study(storage, network, search, {name: getattr(start, name) for name in space}, run_id)
     fold_of_job = deal(data.jobs["mem_bin"].to_numpy()[data.train], FOLDS, request.seed, stratified=True)
     folds = [hold_out(data, data.train, fold_of_job, fold) for fold in range(FOLDS)]
-    with counted(f"searching {network}", request.trials) as on_progress:
+    with progress(f"searching {network}", "trials", request.trials) as on_progress:
         while (done := len(ended_trials(study))) < request.trials:
-            on_progress(done, _best_so_far(study))
+            on_progress(done, note=_best_so_far(study))
             # Its own stream for each trial: a resumed search draws what an uninterrupted one would have drawn.
             stream = np.random.SeedSequence((request.seed, done)).generate_state(1)[0]
             study.sampler = optuna.samplers.TPESampler(seed=int(stream))
@@ -166,7 +166,7 @@ def _search(
                 trial.set_user_attr("run_id", run.info.run_id)
                 mlflow.log_params({"network": network, "trial": trial.number, **asdict(config)})
                 _try(study, trial, network, config, folds, request.seed)
-        on_progress(done, _best_so_far(study))
+        on_progress(done, note=_best_so_far(study))
     found = _found(study, network)
     best = {f"best_{network}_{found.objective}": found.best, f"best_{network}_trial": found.trial}
     mlflow.log_metrics(best | {f"trials_{network}_{state}": count for state, count in found.counts.items()})

@@ -128,7 +128,7 @@ def _write_zip(archive: IO[bytes], root: Path, paths: list[Path]) -> None:
 
 
 def unpack(archive: Path, output: Path) -> Path:
-    """Unpack an archive of one folder; nothing is written outside of it, and it is there whole or not at all.
+    """Unpack an archive of one folder, whole or not at all, and nothing outside of that folder.
 
     Parameters
     ----------

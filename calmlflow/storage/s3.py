@@ -1,4 +1,4 @@
-"""What the project asks of S3, and how S3's refusals are told. boto3 is imported by the first who needs it."""
+"""Read, upload and download objects of S3, and translate its errors; boto3 is imported at the first request."""
 
 import functools
 import hashlib
@@ -18,28 +18,29 @@ from calmlflow.storage.files import replacing
 MAX_KEY_BYTES = 1024
 """S3's own limit."""
 
-MISSING = ("NoSuchKey", "NoSuchBucket", "InvalidBucketName", "404")
-"""What S3 says of something that is not there: not S3's fault."""
-
-BUSY = ("InternalError", "SlowDown", "ServiceUnavailable", "500", "503")
-"""What S3 says when it cannot answer just now."""
-
-# Modules of the exceptions that `asking` translates.
 _LIBRARIES = ("boto3", "botocore", "s3transfer", "urllib3", "http")
 _BUCKET = re.compile(r"[a-z0-9](?:[a-z0-9]|[.-](?!\.))*[a-z0-9]")
 _making = threading.Lock()
 
 
 class NoSuchObjectError(InputError):
-    """S3 answered: there is no such bucket or key."""
+    """There is no such bucket or key."""
 
 
 class NoSuchBucketError(NoSuchObjectError):
-    """Not even the bucket is there."""
+    """There is no such bucket."""
 
 
 class TryAgainError(CalmlflowError):
-    """S3 was busy, or content came not to its end."""
+    """S3 was busy, or an object could not be read to its end."""
+
+
+_ERRORS: dict[str, type[CalmlflowError]] = {
+    **dict.fromkeys(("NoSuchKey", "404"), NoSuchObjectError),
+    **dict.fromkeys(("NoSuchBucket", "InvalidBucketName"), NoSuchBucketError),
+    **dict.fromkeys(("InternalError", "SlowDown", "ServiceUnavailable", "500", "503"), TryAgainError),
+}
+# Code of S3 -> error; every other one is a CalmlflowError.
 
 
 class S3Object(NamedTuple):
@@ -84,10 +85,7 @@ def _is_ip_address(text: str) -> bool:
 
 
 def s3_client() -> Any:
-    """The process's client for one answer: as quick to give up as the rest of the predictor; safe to share by threads.
-
-    See `new_client`.
-    """
+    """The client of this process, with the predictor's timeout; threads may share it."""
     address = [os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL")]
     with _making:
         # A process that was forked must not share its parent's connections.
@@ -96,13 +94,12 @@ def s3_client() -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _kept_client(process: int, address: tuple[str | None, ...], timeout_s: float) -> Any:
-    """Made anew when one of the values changes."""
     del process, address
     return new_client(timeout_s, timeout_s, attempts=2)
 
 
 def new_client(connect_s: float = 10.0, read_s: float = 30.0, attempts: int = 5, connections: int = 16) -> Any:
-    """A client of S3.
+    """Make a client of S3.
 
     Address and credentials are boto3's own settings; where they name no address, ``MLFLOW_S3_ENDPOINT_URL`` counts.
     ``AWS_MAX_ATTEMPTS`` comes before ``attempts``.
@@ -124,7 +121,7 @@ def new_client(connect_s: float = 10.0, read_s: float = 30.0, attempts: int = 5,
     try:
         return boto3.session.Session().client("s3", config=config, endpoint_url=endpoint)
     except Exception as error:
-        # boto3's own kinds and ValueError. Their texts may quote an address with a password in it.
+        # The text may hold an address with its password.
         raise CalmlflowError(
             f"boto3 cannot make a client for S3 ({type(error).__name__}); expected AWS_* variables that fit together"
         ) from error
@@ -134,19 +131,19 @@ def new_client(connect_s: float = 10.0, read_s: float = 30.0, attempts: int = 5,
 
 
 class Content(NamedTuple):
-    """What an object holds, and when it was written (epoch seconds)."""
+    """Bytes of an object, and its time of modification (epoch seconds, 0 if unknown)."""
 
     data: bytes
     modified: float
 
 
 def read_object(client: Any, target: S3Object, limit: int, expected: str) -> bytes:
-    """Content of an object; see `read_content`."""
+    """Read the bytes of an object; see `read_content`."""
     return read_content(client, target, limit, expected).data
 
 
 def read_content(client: Any, target: S3Object, limit: int, expected: str) -> Content:
-    """Content of an object, and its time.
+    """Read an object into memory.
 
     Parameters
     ----------
@@ -155,7 +152,7 @@ def read_content(client: Any, target: S3Object, limit: int, expected: str) -> Co
     limit : int
         Bytes at most.
     expected : str
-        What the object should be, for errors.
+        Its kind, for errors.
 
     Raises
     ------
@@ -171,7 +168,6 @@ def read_content(client: Any, target: S3Object, limit: int, expected: str) -> Co
     with asking(target, "read", expected):
         response = client.get_object(Bucket=target.bucket, Key=target.key)
         size = response.get("ContentLength", -1)
-        # Every S3 tells the time; who only reads can do without.
         modified = response["LastModified"].timestamp() if "LastModified" in response else 0.0
     try:
         with asking(target, "read", expected), response["Body"] as body:
@@ -189,25 +185,22 @@ def read_content(client: Any, target: S3Object, limit: int, expected: str) -> Co
 
 @contextmanager
 def asking(target: S3Object, act: str, expected: str) -> Iterator[None]:
-    """Turn what boto3 raises in the block into a sentence; a NoSuchObjectError where there is no such bucket or key."""
+    """Translate the errors of boto3 in the block; ``act`` is a participle, ``expected`` what the object should be."""
     try:
         yield
     except Exception as error:
-        # Their families share no base, and none of them is imported yet where S3 was not asked. A full disk is
-        # an OSError of Python, as is a broken connection.
+        # boto3's libraries share no base of errors. A full disk is an OSError of Python and not translated.
         library = type(error).__module__.partition(".")[0]
         if library not in _LIBRARIES and not isinstance(error, ConnectionError | TimeoutError):
             raise
         reason = s3_reason(error)
-        no_bucket = reason in ("NoSuchBucket", "InvalidBucketName")
-        kind: type[CalmlflowError] = TryAgainError if reason in BUSY else CalmlflowError
-        if reason in MISSING:
-            kind = NoSuchBucketError if no_bucket else NoSuchObjectError
-        raise kind(f"{target} cannot be {act} ({reason}); expected {expected}") from error
+        raise _ERRORS.get(reason, CalmlflowError)(
+            f"{target} cannot be {act} ({reason}); expected {expected}"
+        ) from error
 
 
 def s3_reason(error: Exception) -> str:
-    """S3's code for what it refused, or the kind of boto3's error; no text of it, which may quote an address."""
+    """S3's code, or the class of boto3's error; not its text, which may hold an address with its password."""
     response = getattr(error, "response", None)
     code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
     return str(code or type(error).__name__)[:60]

@@ -1,4 +1,4 @@
-"""What S3 tells of new objects, by itself or by EventBridge."""
+"""Read notifications of new objects, from S3 itself or from EventBridge."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,11 +8,11 @@ from calmlflow.errors import InputError
 from calmlflow.storage.s3 import check_bucket
 
 MAX_RECORDS = 1000
-"""S3 sends one record, by its documentation perhaps more."""
+"""Records of one notification; S3 sends one, and its documentation allows more."""
 
 
 class Notice(NamedTuple):
-    """A new object: its bucket, its key as it is (not URL-encoded), and its bytes (0 where nobody said)."""
+    """A new object: its bucket, its key (not URL-encoded), and its size in bytes (0 if unknown)."""
 
     bucket: str
     key: str
@@ -20,16 +20,14 @@ class Notice(NamedTuple):
 
 
 def is_notification(event: object) -> bool:
-    """Whether an event is, or claims to be, one of S3's: a notification, its test, or the same by EventBridge."""
+    """Whether an event claims to be a notification of S3, its test event, or an event of EventBridge."""
     return isinstance(event, dict) and (
         "Records" in event or "detail-type" in event or event.get("Event") == "s3:TestEvent"
     )
 
 
 def read_notices(event: Mapping[str, Any], expected: str) -> list[Notice | InputError]:
-    """Read a notification: for each new object, in order, what is told of it, or what is wrong with its record.
-
-    What S3 sends to try the connection has none.
+    """Read a notification: the new objects in order, an InputError in the place of a wrong record; none for a test.
 
     Parameters
     ----------
@@ -40,7 +38,7 @@ def read_notices(event: Mapping[str, Any], expected: str) -> list[Notice | Input
     Raises
     ------
     InputError
-        It is no notification.
+        ``Records`` is no list of 1 to `MAX_RECORDS`.
     """
     if "Records" in event:
         records = event["Records"]
@@ -51,7 +49,6 @@ def read_notices(event: Mapping[str, Any], expected: str) -> list[Notice | Input
 
 
 def _read_record(record: object, expected: str) -> Notice | InputError:
-    """One record of S3's own notification, where keys are URL-encoded."""
     if not isinstance(record, dict) or record.get("eventSource") != "aws:s3":
         return InputError(f"a record is not one of S3's; {expected}")
     name = record.get("eventName", "ObjectCreated")
@@ -61,7 +58,6 @@ def _read_record(record: object, expected: str) -> Notice | InputError:
 
 
 def _read_detail(event: Mapping[str, Any]) -> Notice | InputError:
-    """EventBridge's form, where keys are plain."""
     if event.get("source") != "aws.s3" or event.get("detail-type") != "Object Created":
         return InputError(
             "the event is not one of S3's new objects; expected source aws.s3, detail-type Object Created"

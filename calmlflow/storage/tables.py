@@ -109,9 +109,12 @@ class TableSource:
         first = 1
         for file in self._files:
             if file.is_parquet:
-                for batch in _parquet_batches(file, batch_rows):
-                    yield Piece(batch, first + np.arange(batch.num_rows))
-                    first += batch.num_rows
+                with _reading(file, _PARQUET), pq.ParquetFile(file.path) as parquet:
+                    for batch in parquet.iter_batches(batch_rows):
+                        # Text that is not UTF-8 would fail far from here.
+                        batch.validate(full=True)
+                        yield Piece(batch, first + np.arange(batch.num_rows))
+                        first += batch.num_rows
             else:
                 yield from _csv_pieces(file, self._text_columns, batch_rows)
 
@@ -162,7 +165,7 @@ def open_table(
                     found |= dict.fromkeys(parquet.schema_arrow.names)
             else:
                 rows = None
-                found |= dict.fromkeys(_csv_header(file).columns)
+                found |= dict.fromkeys(_csv_header(file)[0])
         yield TableSource(name, tuple(found), rows, tuple(files), frozenset(text_columns))
 
 
@@ -259,32 +262,15 @@ def _check_schema(schema: pa.Schema, used: Collection[str], shown: str) -> None:
 
 
 def _check_columns(names: Collection[str], shown: str) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise InputError(f"{shown} has column {name} twice; expected it once")
-        seen.add(name)
-
-
-def _parquet_batches(file: _File, batch_rows: int) -> Iterator[pa.RecordBatch]:
-    with _reading(file, _PARQUET), pq.ParquetFile(file.path) as parquet:
-        for batch in parquet.iter_batches(batch_rows):
-            # Text that is not UTF-8 would fail far from here.
-            batch.validate(full=True)
-            yield batch
+    if twice := [name for name in names if list(names).count(name) > 1]:
+        raise InputError(f"{shown} has column {twice[0]} twice; expected it once")
 
 
 # -- CSV ------------------------------------------------------------------------------------------------------------
 
 
-class _Header(NamedTuple):
-    """Names of the columns, and where the records begin."""
-
-    columns: tuple[str, ...]
-    end: int
-
-
-def _csv_header(file: _File) -> _Header:
+def _csv_header(file: _File) -> tuple[list[str], int]:
+    """Names of the columns, and the place where the records begin."""
     with _reading(file, _CSV):
         with file.path.open("rb") as opened:
             head = opened.read(_HEAD_BYTES)
@@ -298,54 +284,57 @@ def _csv_header(file: _File) -> _Header:
         except csv.Error as error:
             raise InputError(f"{file.shown} has no header that can be read ({error}); {_CSV}") from error
     _check_columns(columns, file.shown)
-    return _Header(tuple(columns), line.end())
+    return columns, line.end()
 
 
 def _csv_pieces(file: _File, text_columns: Collection[str], batch_rows: int) -> Iterator[Piece]:
     columns, start = _csv_header(file)
-    refused: list[RefusedRow] = []
+    _check_text(file)
+    invalid: list[Any] = []
 
-    def refuse(row: Any) -> str:
-        reason = f"the line has {row.actual_columns} cells; expected {len(columns)}, as the header has"
-        cells = next(csv.reader([_LINE_END.split(row.text, maxsplit=1)[0][:_SHOWN_CHARACTERS]]), [])
-        is_one_line = not _LINE_END.search(row.text)
-        refused.append(RefusedRow(row.number, reason if is_one_line else "", dict(zip(columns, cells, strict=False))))
+    def skip(row: Any) -> str:
+        invalid.append(row)
         return "skip"
 
     names = [str(place) for place in range(len(columns))]
-    _check_text(file)
-    # Rows that were given out: the last of all, and how many were refused.
-    last, told = 0, 0
+    # The last row that was given out, and how many of the invalid ones were.
+    last, given = 0, 0
     with _reading(file, _CSV), file.path.open("rb") as opened:
         opened.seek(start)
         if not opened.read(_HEAD_BYTES).strip(b"\r\n"):
             return
         opened.seek(start)
-        # All cells are text, so that no cell's type depends on others. Without threads, Arrow numbers the rows; it
-        # reads ahead, so that rows of a later block may be among the refused ones.
+        # All cells are text, so that no cell's type depends on others. Without threads, Arrow numbers the rows. It
+        # reads ahead: rows of a later block may be among the invalid ones.
         for block in pyarrow.csv.open_csv(
             opened,
             pyarrow.csv.ReadOptions(column_names=names, block_size=_BLOCK_BYTES, use_threads=False),
-            pyarrow.csv.ParseOptions(invalid_row_handler=refuse),
+            pyarrow.csv.ParseOptions(invalid_row_handler=skip),
             pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
         ):
-            _check_line_ends(file, block.columns, refused)
+            _check_line_ends(file, block.columns, invalid)
             named = zip(columns, block.columns, strict=True)
             cells = [_with_missing(column, name in text_columns) for name, column in named]
             batch = pa.RecordBatch.from_arrays(cells, columns)
             for offset in range(0, batch.num_rows, batch_rows):
                 part = batch.slice(offset, batch_rows)
-                pending = refused[told:]
+                pending = invalid[given:]
                 numbers = last + 1 + np.arange(part.num_rows + len(pending))
                 numbers = numbers[~np.isin(numbers, [row.number for row in pending])][: part.num_rows]
                 last = int(numbers[-1])
                 before = [row for row in pending if row.number < last]
-                told += len(before)
-                yield Piece(part, numbers, tuple(before))
-        _check_line_ends(file, [], refused)
-    if rest := refused[told:]:
-        nothing = pa.RecordBatch.from_pydict({name: pa.array([], pa.string()) for name in columns})
-        yield Piece(nothing, np.zeros(0, np.int64), tuple(rest))
+                given += len(before)
+                yield Piece(part, numbers, tuple(_refused(row, columns) for row in before))
+        _check_line_ends(file, [], invalid)
+    if rest := invalid[given:]:
+        nothing = pa.RecordBatch.from_arrays([pa.array([], pa.string()) for _ in columns], columns)
+        yield Piece(nothing, np.zeros(0, np.int64), tuple(_refused(row, columns) for row in rest))
+
+
+def _refused(row: Any, columns: Collection[str]) -> RefusedRow:
+    cells = next(csv.reader([row.text[:_SHOWN_CHARACTERS]]), [])
+    reason = f"the line has {row.actual_columns} cells; expected {len(columns)}, as the header has"
+    return RefusedRow(row.number, reason, dict(zip(columns, cells, strict=False)))
 
 
 def _check_text(file: _File) -> None:
@@ -357,9 +346,9 @@ def _check_text(file: _File) -> None:
         decoder.decode(b"", final=True)
 
 
-def _check_line_ends(file: _File, cells: Collection[pa.Array], refused: Collection[RefusedRow]) -> None:
+def _check_line_ends(file: _File, cells: Collection[pa.Array], invalid: Collection[Any]) -> None:
     """Refuse a line break in a cell: an open quotation mark swallows the records after it."""
-    is_broken = any(not row.reason for row in refused) or any(
+    is_broken = any(_LINE_END.search(row.text) for row in invalid) or any(
         pc.any(pc.match_substring(column, end)).as_py() for column in cells for end in ("\n", "\r")
     )
     if is_broken:
