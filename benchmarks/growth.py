@@ -59,9 +59,6 @@ def fit_calmlflow(data: TrainingData, request: TrainingRequest, factor: int = 1)
             with progress(f"{network}, {factor}x the jobs", "epochs") as update:
                 config = configs[network]
                 fitted = fit_network(
-                    network, data, config, request.seed, request.risk, Path(folder),
-                    lambda done, total, loss: update(done, total),
-                )
                     network,
                     data,
                     config,
