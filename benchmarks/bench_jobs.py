@@ -130,8 +130,7 @@ def main(output: str = "out/bench-jobs.json") -> None:
         with postgres() as database:
             for target in (table, database):
                 began = time.perf_counter()
-                with closing(open_store(f"sample:{RECORDS}")) as one, closing(open_store(target, create=True)) as other:
-                    copy(one, other)
+                copy(f"sample:{RECORDS}", target)
                 copied["Parquet" if target == table else "PostgreSQL"] = time.perf_counter() - began
             figures += measure_read(table, "Parquet") + measure_read(database, "PostgreSQL")
     say("copied from the sample, s: " + json.dumps(copied))

@@ -3,7 +3,8 @@
 import json
 import re
 from contextlib import closing
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,14 +12,16 @@ from calmlflow import settings
 from calmlflow.cli.options import Datasets
 from calmlflow.console import fail, new_app, say
 
+if TYPE_CHECKING:
+    from calmlflow.jobs.health import Health
+
 app = new_app(help="Keep the job records of the next training.", no_args_is_help=True)
 
 StoreOption = Annotated[
     str,
     typer.Option(
         metavar="URI",
-        help="sqlite:///jobs.db, postgresql://..., dynamodb://..., or a file; default CALMLFLOW_JOBS, or jobs.db in "
-        ".calmlflow.",
+        help="sqlite:///jobs.db, postgresql://... or dynamodb://...; default CALMLFLOW_JOBS, or jobs.db in .calmlflow.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")]
@@ -47,24 +50,21 @@ def status(
         bool, typer.Option("--no-log", help=f"Add no point to MLflow's experiment {settings.HEALTH_EXPERIMENT}.")
     ] = False,
 ) -> None:
-    """Tell what a store holds, how old it is, where it has gaps and what is in its quarantine.
+    """Show the records of a store, the age of the newest one, and the quarantine.
 
-    Exit status 1 when the newest record is older than --max-age, or the quarantine grows faster than it is emptied.
+    Exit status 1 when the newest record is older than --max-age, or the quarantine grows.
     """
     max_age_s = parse_age(max_age)
     # Heavy, and not needed for --help.
-    from rich.console import Console
-
-    from calmlflow.cli.health_table import show_health
     from calmlflow.jobs.health import check_health
-    from calmlflow.jobs.stores.open import open_store
+    from calmlflow.jobs.stores.open import open_source
 
-    with closing(open_store(store or settings.jobs_uri())) as opened:
+    with closing(open_source(store or settings.jobs_uri())) as opened:
         health = check_health(opened, max_age_s)
     if as_json:
         print(json.dumps(health.as_json()), flush=True)
     else:
-        show_health(health, Console(highlight=False))
+        _show(health)
     for warning in health.warnings():
         say(f"warning: {warning}")
     if not no_log:
@@ -77,17 +77,65 @@ def status(
         fail(health.problems[-1])
 
 
+def _show(health: "Health") -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from calmlflow.hst.dataset import INSTRUMENTS
+    from calmlflow.hst.ladder import BIN_NAMES
+    from calmlflow.jobs.health import WINDOW_DAYS, duration
+
+    def plain(text: str) -> Text:
+        """Text of a store is shown as it is, neither as markup nor as codes of the terminal."""
+        return Text("".join(letter if letter.isprintable() else " " for letter in text))
+
+    def table(*columns: str) -> Table:
+        made = Table(columns[0], box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in columns[1:]:
+            made.add_column(name, justify="right")
+        return made
+
+    console = Console(highlight=False)
+    moment = datetime.fromtimestamp(health.moment, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    console.print(plain(f"{health.store}, {moment}"), style="bold")
+    records = table("records", *BIN_NAMES, "all")
+    for name, row in zip(INSTRUMENTS.values(), health.table.tolist(), strict=True):
+        records.add_row(name, *(f"{count:,}" for count in row), f"{sum(row):,}")
+    records.add_section()
+    records.add_row("all", *(f"{count:,}" for count in health.by_bin().values()), f"{health.records:,}")
+    console.print(records)
+    age = "" if health.newest_age_s is None else f", finished {duration(health.newest_age_s)} ago"
+    console.print("newest record  ", plain(health.newest or "none"), age, sep="")
+    console.print(f"mosaics        {health.mosaics:,}\npredictions    {health.predictions:,}")
+    console.print(
+        f"quarantine     {health.quarantine_open:,} open; {health.added:,} added and {health.resolved:,} resolved in "
+        f"{WINDOW_DAYS} days"
+    )
+    for kind, found in health.quarantine.items():
+        if found.open:
+            console.print(plain(f"  {found.open:,} x {kind}, for example {found.dataset}: {found.reason}"))
+    stored = table("stored on", "records")
+    for day, count in health.stored_by_day.items():
+        stored.add_row(day, f"{count:,}")
+    console.print(stored)
+    console.print(
+        "not healthy" if health.problems else "healthy", style="bold red" if health.problems else "bold green"
+    )
+
+
 @app.command()
 def ingest(
     bucket: Annotated[str, typer.Argument(help="S3 bucket with control/ and outputs/ of finished jobs.")],
     datasets: Datasets = "new",
     store: StoreOption = "",
     retry_quarantine: Annotated[
-        bool, typer.Option("--retry-quarantine", help="Also read those in the quarantine whose files are the same.")
+        bool, typer.Option("--retry-quarantine", help="Also read quarantined jobs whose files are the same.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Read finished jobs from S3; what cannot be stored goes to the quarantine, with the reason.
+    """Read finished jobs from S3 into a store; invalid ones go to the quarantine, with the reason.
 
     Safe to run again, and beside others. Exit status 1 when S3 did not let some datasets be read: these are pending,
     and the same command tries them again.
@@ -105,13 +153,13 @@ def quarantine(
     store: StoreOption = "",
     kind: Annotated[str, typer.Option(help="Only entries of this kind.")] = "",
     dismiss: Annotated[
-        bool, typer.Option("--dismiss", help="Settle those that are listed: they failed, and that is all right.")
+        bool, typer.Option("--dismiss", help="Close the listed entries: these jobs failed, and that is all right.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with what was there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line, with the record.")] = False,
 ) -> None:
-    """List what could not be stored and is not settled yet, the newest first, with the reasons.
+    """List open quarantine entries with their reasons, the newest first.
 
-    An entry is settled when its job is stored, or by --dismiss; a dismissed job is read again when its files change.
+    An entry is closed when its job is stored, or by --dismiss; a dismissed job is read again when its files change.
     """
     from calmlflow.jobs.quarantine import dismiss_open, list_open
     from calmlflow.jobs.stores.open import open_store
@@ -119,7 +167,7 @@ def quarantine(
     with closing(open_store(store or settings.jobs_uri())) as opened:
         entries = (dismiss_open if dismiss else list_open)(opened, kind)
     for entry in entries:
-        # A reason names its dataset, too.
+        # A reason may begin with its dataset.
         reason = str(entry["reason"]).removeprefix(f"{entry['ipst']}: ")
         print(json.dumps(entry) if as_json else f"{entry['ipst']}  {entry['kind']}: {reason}")
     if not as_json:
@@ -128,11 +176,11 @@ def quarantine(
 
 @app.command()
 def copy(
-    source: Annotated[str, typer.Argument(help="Store to read: a URI, a file, a folder, an archive, or sample:N.")],
-    target: Annotated[str, typer.Argument(help="Store to write: a URI, or a CSV or Parquet file, here or in S3.")],
+    source: Annotated[str, typer.Argument(help="To read: a database, a file, a folder, an archive, or sample:N.")],
+    target: Annotated[str, typer.Argument(help="To write: a database, or a CSV or Parquet file, here or in S3.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Copy records from one store into another, counted on both sides; the newer record of a dataset wins."""
+    """Copy records into a database, where the newer record of a dataset wins, or into a file, which is replaced."""
     from calmlflow.runs.ingest import copy_jobs
 
     copied = copy_jobs(source, target)
@@ -149,10 +197,10 @@ def ingest_run(
         str, typer.Option(help="Store: sqlite:///jobs.db, postgresql://..., dynamodb://...; default: CALMLFLOW_JOBS.")
     ] = "default",
     retry_quarantine: Annotated[
-        bool, typer.Option(help="Also read those in the quarantine whose files are the same.")
+        bool, typer.Option(help="Also read quarantined jobs whose files are the same.")
     ] = False,
 ) -> None:
-    """Read finished jobs from S3 into a store; what cannot be stored goes to its quarantine, with the reason."""
+    """Read finished jobs from S3 into a store; invalid ones go to its quarantine, with the reason."""
     from calmlflow.runs.ingest import ingest_in_run
 
     print(ingest_in_run(bucket, datasets, store, retry_quarantine))

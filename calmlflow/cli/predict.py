@@ -91,7 +91,7 @@ def _open_emitter(uri: str) -> Emitter:
     if uri.partition("://")[0] not in settings.DATABASE_SCHEMES:
         return open_emitter(uri)
     # Loading the database libraries takes longer than an answer.
-    from calmlflow.jobs.emission import open_store_emitter
+    from calmlflow.jobs.predictions import open_store_emitter
 
     return open_store_emitter(uri)
 

@@ -1,4 +1,4 @@
-"""AWS Lambda handler of ingest: what has finished goes into the store that ``CALMLFLOW_JOBS`` names."""
+"""AWS Lambda handler that ingests finished jobs into the store that ``CALMLFLOW_JOBS`` names."""
 
 import functools
 import logging
@@ -12,12 +12,12 @@ from calmlflow.jobs.stores.base import Store
 from calmlflow.jobs.stores.open import open_store
 
 log = logging.getLogger(__name__)
-# Lambda's own level is WARNING; what became of a job is worth a line.
+# Lambda's own level is WARNING.
 log.setLevel(logging.INFO)
 
 
 def handler(event: Any, context: object = None) -> dict[str, Any]:
-    """Ingest the finished jobs that an event tells of.
+    """Ingest the finished jobs of an event.
 
     Parameters
     ----------
@@ -29,15 +29,15 @@ def handler(event: Any, context: object = None) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``datasets`` (how many were looked at), ``stored``, ``updated``, ``unchanged``, ``older``, ``quarantined``,
-        ``reasons`` (kind of quarantine entry -> number), and ``refused``: what is wrong with the event, or with some of
-        its records; that is not tried again.
+        ``datasets`` (number that were read), ``stored``, ``updated``, ``unchanged``, ``older``, ``quarantined``,
+        ``reasons`` (kind of quarantine entry -> number), and ``refused``: faults of the event or of single records of
+        it, which are not tried again.
 
     Raises
     ------
     CalmlflowError
-        S3 or the store is out of reach, or there is no such bucket: Lambda counts the call as failed and tries again,
-        which is safe. Whatever could be read is stored.
+        S3 or the store cannot be reached, or there is no such bucket: Lambda tries again, which is safe. Other jobs of
+        the event are stored.
     """
     del context
     try:
@@ -49,16 +49,15 @@ def handler(event: Any, context: object = None) -> dict[str, Any]:
     done = Ingested()
     failures: list[str] = []
     for bucket in sorted({job.bucket for job in jobs}):
-        # What is wrong with one bucket keeps no job of another one from being stored.
+        # A bucket that fails keeps no job of another one from being stored.
         try:
             found = ingest(_store(settings.jobs_uri()), bucket, [job.name for job in jobs if job.bucket == bucket])
         except CalmlflowError as error:
             failures.append(str(error))
             continue
         log.info("%s: %s", bucket, found)
-        done.counts += found.counts
-        done.reasons |= {kind: done.reasons.get(kind, 0) + count for kind, count in found.reasons.items()}
-        failures += found.pending.values()
+        done += found
+    failures += done.pending.values()
     if failures:
         raise CalmlflowError(
             f"not all of {len(jobs)} finished jobs were read: {failures[0]}; this call is safe to repeat"
@@ -73,5 +72,5 @@ def handler(event: Any, context: object = None) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1)
 def _store(uri: str) -> Store:
-    """One store for the calls of an instance: opening it may take longer than a job."""
+    """One store for all calls of an instance: opening it may take longer than a job."""
     return open_store(uri, create=True)

@@ -1,92 +1,111 @@
-"""Records from one store into another, counted on both sides."""
+"""Copy job records into a database, or write them to a CSV or Parquet file."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import pandas as pd
 
 from calmlflow.errors import CalmlflowError
 from calmlflow.jobs.quarantine import merge_entries
-from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, PREDICTIONS, QUARANTINE, Store, Table, conform
-from calmlflow.jobs.upsert import Batch, Counts, keep, merge_history
+from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, PREDICTIONS, QUARANTINE, Source, Store, Table, conform
+from calmlflow.jobs.stores.files import write_file
+from calmlflow.jobs.stores.open import is_database, open_source, open_store
+from calmlflow.jobs.upsert import Batch, Counts, merge_history, upsert
+
+OnProgress = Callable[[int, int | None], None]
+
+_OTHERS = (HISTORY, MOSAICS, QUARANTINE, PREDICTIONS)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Copied:
-    """What became of the records of a store in another one.
+    """Outcome of a copy.
 
     Attributes
     ----------
     read : int
         Records of the source.
     counts : Counts
-        What became of them; their sum is ``read``.
+        Outcome of these in the target; their sum is ``read``.
     there : int
-        Records of the target after that, with those that it had before.
+        Records of the target afterwards.
     others : dict of str to int
-        Table -> rows, of what else was copied: history, mosaics, quarantine, predictions.
+        Rows of the other tables that were copied: history, mosaics, quarantine, predictions.
+    left : dict of str to int
+        Rows of the other tables of the source, where the target is a file, which holds records only.
     """
 
     read: int = 0
     counts: Counts = field(default_factory=Counts)
     there: int = 0
     others: dict[str, int] = field(default_factory=dict)
+    left: dict[str, int] = field(default_factory=dict)
 
     def figures(self) -> dict[str, float]:
-        """Counts by name, for metrics and for scripts."""
+        """Counts by name, for metrics and scripts."""
         return {"read": self.read, **vars(self.counts), "there": self.there, **self.others}
 
     def __str__(self) -> str:
-        what = ", ".join(f"{number:,} {name}" for name, number in vars(self.counts).items() if number)
         more = "".join(f"; {number:,} rows of {name}" for name, number in self.others.items() if number)
-        return f"{self.read:,} records read: {what or 'none'}; the target holds {self.there:,}{more}"
+        left = "".join(f"; {number:,} rows of {name} are not copied" for name, number in self.left.items() if number)
+        return f"{self.read:,} records read: {str(self.counts) or 'none'}; the target holds {self.there:,}{more}{left}"
 
 
-def copy(
-    source: Store, target: Store, on_progress: Callable[[int, int | None], None] = lambda done, total: None
-) -> Copied:
-    """Copy the records of a store into another one, and its other tables.
+def copy(source: str, target: str, on_progress: OnProgress = lambda done, total: None) -> Copied:
+    """Copy job records, and into a database the other tables too.
 
-    The newer record of a dataset wins, as in `calmlflow.jobs.upsert.keep`, and so does what was said last of an entry
-    of the quarantine; what is no valid record goes to the quarantine of the target. Safe to run again.
+    In a database the newer record of a dataset wins, and invalid ones go to its quarantine. A file is written whole and
+    unchecked, and replaces the one that is there. Safe to repeat.
 
     Parameters
     ----------
-    source, target : Store
+    source, target : str
+        URIs; see `calmlflow.jobs.stores.open.open_source`. The target is a database, or a ``.csv`` or ``.parquet`` file
+        here or in S3.
     on_progress : callable
-        Called with the records done, and their number.
+        Called with the number of records done, and of all.
 
     Raises
     ------
     CalmlflowError
-        A store cannot be read or written; parts that were written before stay. Or the target holds fewer records
-        afterwards than came into it.
+        A place cannot be read or written, or the target holds fewer records afterwards than were stored.
     """
-    copied = Copied()
-    before = target.count(JOBS)
-    total = source.count(JOBS)
+    with closing(open_source(source)) as one:
+        if not is_database(target):
+            count = write_file(target, one, on_progress)
+            left = {table.name: one.count(table) for table in _OTHERS}
+            return Copied(count, Counts(stored=count), count, left=left)
+        with closing(open_store(target, create=True)) as other:
+            return _copy_into(one, other, on_progress)
+
+
+def _copy_into(source: Source, target: Store, on_progress: OnProgress) -> Copied:
+    counts, read = Counts(), 0
+    before, total = target.count(JOBS), source.count(JOBS)
     for part in source.read(JOBS):
-        copied.counts += keep(target, Batch(jobs=part), source.name)
-        copied.read += len(part)
-        on_progress(copied.read, total)
-    copied.there = target.count(JOBS)
-    if copied.counts.total != copied.read or copied.there < before + copied.counts.stored:
+        counts += upsert(target, Batch(jobs=part), source.name)
+        read += len(part)
+        on_progress(read, total)
+    there = target.count(JOBS)
+    if counts.total != read or there < before + counts.stored:
         raise CalmlflowError(
-            f"{target.name} holds {copied.there:,} records after {copied.counts.stored:,} new ones came to "
-            f"{before:,}; expected {before + copied.counts.stored:,}: copy again, and see who else writes there"
+            f"{target.name} holds {there:,} records after {counts.stored:,} new ones were added to {before:,}; "
+            f"expected {before + counts.stored:,}: copy again, and find out who else writes there"
         )
-    for table in (HISTORY, MOSAICS, QUARANTINE, PREDICTIONS):
-        copied.others[table.name] = 0
+    others = {}
+    for table in _OTHERS:
+        others[table.name] = 0
         for part in source.read(table):
             _copy_part(target, table, part, source.name)
-            copied.others[table.name] += len(part)
-    return copied
+            others[table.name] += len(part)
+    return Copied(read, counts, there, others)
 
 
 def _copy_part(target: Store, table: Table, part: pd.DataFrame, source: str) -> None:
-    """Add rows of a table other than the records; what the target knows better stays."""
+    """Merge rows of a table other than the records."""
     if table is MOSAICS:
-        keep(target, Batch(mosaics=part), source)
+        upsert(target, Batch(mosaics=part), source)
         return
     part = conform(part, table)
     with target.change():

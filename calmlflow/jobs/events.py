@@ -1,4 +1,4 @@
-"""What tells ingest of a finished job: S3's notification of a trigger file, or the job by its name."""
+"""Read the events that announce finished jobs: S3's notification of a trigger file, or a dataset by name."""
 
 import re
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class FinishedJob(NamedTuple):
 
 
 def read_event(event: object) -> tuple[list[FinishedJob], list[InputError]]:
-    """Read an event: the jobs that it tells of, each once, and what is wrong with others of its records.
+    """Read an event: its finished jobs, each once, and the faults of its other records.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def read_event(event: object) -> tuple[list[FinishedJob], list[InputError]]:
     Raises
     ------
     InputError
-        It is neither, or its two names are not the same dataset's.
+        It is neither, or its two names differ.
     """
     if not isinstance(event, dict):
         raise InputError(f"the event is a {type(event).__name__}; {EXPECTED}")

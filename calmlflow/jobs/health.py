@@ -1,6 +1,7 @@
-"""How a store of job records is doing: what it holds, how old, how fast it grows, its gaps, and what is wrong."""
+"""Check the health of a store of job records: counts, age of the newest record, growth of the quarantine."""
 
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -10,18 +11,25 @@ from numpy.typing import NDArray
 
 from calmlflow.hst.dataset import INSTRUMENTS
 from calmlflow.hst.ladder import BIN_NAMES
-from calmlflow.jobs.health_parts import (
-    SKEW_S,
-    WINDOW_DAYS,
-    Quarantine,
-    Rate,
-    RateCounter,
-    age_s,
-    look_at_quarantine,
-    newest_of,
-)
-from calmlflow.jobs.silence import DAY_S, GAP_DAYS, Silence, duration, find_silence
-from calmlflow.jobs.stores.base import JOBS, MOSAICS, PREDICTIONS, Store
+from calmlflow.jobs.stores.base import JOBS, MOSAICS, PREDICTIONS, QUARANTINE, Source
+
+DAY_S = 86_400
+
+WINDOW_DAYS = 7
+"""Days over which stored records and the growth of the quarantine are counted."""
+
+SKEW_S = DAY_S
+"""Largest difference between clocks and time zones. Records further in the future count for no age: one of the year
+2050 would hide every later silence."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Open quarantine entries of one kind, with the newest as an example."""
+
+    open: int = 0
+    dataset: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,39 +42,44 @@ class Health:
         Its name, without password.
     moment : int
         Epoch seconds.
-    records, answered, mosaics, predictions : int
-        ``answered``: records that a training has written its answers to.
+    records, mosaics, predictions : int
     table : ndarray of int64, shape (4, 4)
         Records by instrument (rows, in the order of `INSTRUMENTS`) and memory bin.
     newest : str
-        Dataset that finished last; empty where no record tells a time.
-    newest_age_s, prediction_age_s : int, optional
-        Since it finished, and since the last recorded prediction; 0 for what is ahead of this clock.
-    in_future, unbelievable : int
-        Records that finished later than now, and those of them by more than `SKEW_S`, which count for no age.
-    rate : Rate
-    silence : Silence
-    quarantine : Quarantine
+        Dataset that finished last; empty where no record has a time.
+    newest_age_s : int, optional
+        Seconds since it finished; 0 for a record in the future.
+    in_future, ignored : int
+        Records that finished later than now, and those of them that count for no age (`SKEW_S`).
+    stored_by_day : dict of str to int
+        UTC date -> records and mosaics that were stored, for today and the days before, `WINDOW_DAYS` in all.
+    quarantine : dict of str to Kind
+        The most frequent kind first; kinds without open entries are included.
+    added, resolved : int
+        Quarantine entries that were first seen, and resolved, in the last `WINDOW_DAYS` days.
     problems : list of str
-        A sentence for everything that makes the store unhealthy.
+        One sentence for each fault that makes the store unhealthy.
     """
 
     store: str
     moment: int
     records: int
-    answered: int
     mosaics: int
     predictions: int
     table: NDArray[np.int64]
     newest: str
     newest_age_s: int | None
-    prediction_age_s: int | None
     in_future: int
-    unbelievable: int
-    rate: Rate
-    silence: Silence
-    quarantine: Quarantine
+    ignored: int
+    stored_by_day: dict[str, int]
+    quarantine: dict[str, Kind]
+    added: int
+    resolved: int
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def quarantine_open(self) -> int:
+        return sum(kind.open for kind in self.quarantine.values())
 
     def by_instrument(self) -> dict[str, int]:
         """Instrument -> records."""
@@ -77,18 +90,14 @@ class Health:
         return dict(zip(BIN_NAMES, self.table.sum(axis=0).tolist(), strict=True))
 
     def warnings(self) -> list[str]:
-        """What looks wrong, and makes nothing unhealthy."""
+        """Sentences about faults that do not make the store unhealthy."""
         if not self.in_future:
             return []
-        ignored = f", {self.unbelievable:,} of them by more than a day, which count for no age" * bool(
-            self.unbelievable
-        )
-        return [
-            f"{self.in_future:,} records of {self.store} finished later than now{ignored}; expected clocks that agree"
-        ]
+        ignored = f", {self.ignored:,} of them by more than a day, which count for no age" if self.ignored else ""
+        return [f"{self.in_future:,} records of {self.store} finished later than now{ignored}; expected equal clocks"]
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, for scripts: times in epoch seconds, and units in the names where there are any."""
+        """All figures, for scripts."""
         rows = zip(INSTRUMENTS.values(), self.table.tolist(), strict=True)
         return {
             "store": self.store,
@@ -100,43 +109,29 @@ class Health:
             "records_by_instrument": self.by_instrument(),
             "records_by_bin": self.by_bin(),
             "records_by_instrument_and_bin": {name: dict(zip(BIN_NAMES, row, strict=True)) for name, row in rows},
-            "answered": self.answered,
             "mosaics": self.mosaics,
+            "predictions": self.predictions,
             "newest": self.newest or None,
             "newest_age_s": self.newest_age_s,
             "in_future": self.in_future,
-            "stored_age_s": self.rate.newest_age_s,
-            "stored_by_day": self.rate.by_day,
-            "stored_last_day": self.rate.last_day,
-            "stored_per_day_7d": self.rate.per_day_7,
-            "stored_per_day_30d": self.rate.per_day_30,
-            "gap_limit_s": self.silence.limit_s,
-            "gaps": [asdict(gap) for gap in self.silence.gaps],
-            "days_without_job": self.silence.days,
-            "runs_of_days_without_job": self.silence.runs,
-            "longest_run_days": self.silence.longest_run,
-            "quarantine_open": self.quarantine.open,
-            "quarantine_kinds": {name: asdict(kind) for name, kind in self.quarantine.kinds.items()},
-            "quarantine_oldest_age_s": self.quarantine.oldest_age_s,
-            "quarantine_added_7d": self.quarantine.added,
-            "quarantine_resolved_7d": self.quarantine.resolved,
-            "predictions": self.predictions,
-            "prediction_age_s": self.prediction_age_s,
+            "stored_by_day": self.stored_by_day,
+            "quarantine_open": self.quarantine_open,
+            "quarantine_kinds": {name: asdict(kind) for name, kind in self.quarantine.items()},
+            "quarantine_added_7d": self.added,
+            "quarantine_resolved_7d": self.resolved,
         }
 
 
-def check_health(store: Store, max_age_s: float | None, now: float | None = None) -> Health:
-    """Look at a store, part by part: memory does not grow with it.
+def check_health(store: Source, max_age_s: float | None, now: float | None = None) -> Health:
+    """Check a store, part by part.
 
-    Unhealthy is a store without a record, one whose newest record is older than ``max_age_s``, and one whose quarantine
-    grows faster than it is emptied: more entries came in than were stored after all in the last `WINDOW_DAYS` days. So
-    one entry alarms on the first day, be it among ten thousand jobs that were stored: a list of what went wrong is of
-    use only if somebody looks at it. The alarm ends when the entries are stored (``ingest --retry-quarantine``, after a
-    fix), or by itself once nothing has been added for `WINDOW_DAYS` days: an idle quarantine does not grow.
+    A store is unhealthy without a record, when its newest record is older than ``max_age_s``, and when more quarantine
+    entries were added than resolved in the last `WINDOW_DAYS` days. So one new entry is a problem on its first day; it
+    ends when entries are stored (``ingest --retry-quarantine``, after a fix), or once none was added for a week.
 
     Parameters
     ----------
-    store : Store
+    store : Source
     max_age_s : float or None
         None: any age will do.
     now : float, optional
@@ -148,73 +143,74 @@ def check_health(store: Store, max_age_s: float | None, now: float | None = None
         The store cannot be read.
     """
     moment = int(time.time() if now is None else now)
-    found: dict[str, Any] = {**_look_at_records(store, moment), "quarantine": look_at_quarantine(store, moment)}
-    predictions, newest = 0, 0.0
-    for part in store.read(PREDICTIONS, ["timestamp"]):
-        predictions += len(part)
-        newest = max(newest, newest_of(part["timestamp"].to_numpy(dtype=np.float64), moment))
+    records = in_future = ignored = newest_time = 0
+    newest = ""
+    table = np.zeros((len(INSTRUMENTS), len(BIN_NAMES)), dtype=np.int64)
+    edges = [np.arange(-0.5, count) for count in table.shape]
+    stored = np.zeros(WINDOW_DAYS, dtype=np.int64)
+    for part in store.read(JOBS, ["ipst", "timestamp", "instr", "mem_bin", "stored_at"]):
+        records += len(part)
+        # Records of a file are unchecked.
+        cells = {name: _numbers(part[name]) for name in ("timestamp", "instr", "mem_bin", "stored_at")}
+        table += np.histogram2d(cells["instr"], cells["mem_bin"], edges)[0].astype(np.int64)
+        stored += _by_day(cells["stored_at"], moment)
+        times = np.nan_to_num(cells["timestamp"])
+        in_future += int((times > moment).sum())
+        ignored += int((times > moment + SKEW_S).sum())
+        times = np.where(times > moment + SKEW_S, 0, times)
+        if len(times) and times.max() > newest_time:
+            newest, newest_time = str(part["ipst"].iloc[times.argmax()]), int(times.max())
+    mosaics = 0
+    for part in store.read(MOSAICS, ["stored_at"]):
+        mosaics += len(part)
+        stored += _by_day(_numbers(part["stored_at"]), moment)
+    today = moment // DAY_S
     health = Health(
         store=store.name,
         moment=moment,
-        predictions=predictions,
-        prediction_age_s=age_s(newest, moment),
-        **found,
+        records=records,
+        mosaics=mosaics,
+        predictions=store.count(PREDICTIONS),
+        table=table,
+        newest=newest,
+        newest_age_s=max(moment - newest_time, 0) if newest_time else None,
+        in_future=in_future,
+        ignored=ignored,
+        stored_by_day={
+            str(np.datetime64(today - back, "D")): int(stored[back]) for back in reversed(range(WINDOW_DAYS))
+        },
+        **_check_quarantine(store, moment - WINDOW_DAYS * DAY_S),
     )
     return replace(health, problems=_problems(health, max_age_s))
 
 
-def _look_at_records(store: Store, now: int) -> dict[str, Any]:
-    """The figures of `Health` that are those of jobs and mosaics."""
-    records = answered = in_future = unbelievable = 0
-    table = np.zeros((len(INSTRUMENTS), len(BIN_NAMES)), dtype=np.int64)
-    since = now - GAP_DAYS * DAY_S
-    # A cell a second: exact, sorted without sorting, and as large for a hundred million records.
-    is_finished = np.zeros(now - since + 1, dtype=bool)
-    newest, newest_time, before = "", 0, 0
-    ingested = RateCounter(now)
-    answers = ["bin_pred", "mem_pred", "wall_pred"]
-    for part in store.read(JOBS, ["ipst", "timestamp", "instr", "mem_bin", "stored_at", *answers]):
-        records += len(part)
-        answered += int(part[answers].notna().any(axis=1).sum())
-        # Records of a file are as unchecked as the file.
-        numbers = ("timestamp", "instr", "mem_bin", "stored_at")
-        part = part.assign(**{name: pd.to_numeric(part[name], errors="coerce") for name in numbers})
-        table += _cross_table(part)
-        ingested.add(part["stored_at"])
-        times = part["timestamp"].fillna(0).clip(-1, 2**53).to_numpy(dtype=np.int64)
-        in_future += int((times > now).sum())
-        unbelievable += int((times > now + SKEW_S).sum())
-        times = np.where(times > now + SKEW_S, 0, times)
-        if len(times) and times.max() > newest_time:
-            newest, newest_time = str(part["ipst"].iloc[times.argmax()]), int(times.max())
-        times = times[times > 0]
-        is_finished[np.minimum(times[times >= since], now) - since] = True
-        before = max(before, int(times[times < since].max(initial=0)))
-    mosaics = 0
-    for part in store.read(MOSAICS, ["stored_at"]):
-        mosaics += len(part)
-        ingested.add(part["stored_at"])
-    finished = np.flatnonzero(is_finished) + since
-    return {
-        "records": records,
-        "answered": answered,
-        "mosaics": mosaics,
-        "table": table,
-        "newest": newest,
-        "newest_age_s": age_s(newest_time, now),
-        "in_future": in_future,
-        "unbelievable": unbelievable,
-        "rate": ingested.rate(),
-        "silence": find_silence(np.concatenate([[before], finished]) if before else finished, now),
-    }
+def _numbers(cells: pd.Series) -> NDArray[np.float64]:
+    return pd.to_numeric(cells, errors="coerce").to_numpy(np.float64, na_value=np.nan)
 
 
-def _cross_table(part: pd.DataFrame) -> NDArray[np.int64]:
-    instruments, bins = (part[name].fillna(-1).clip(-1, 99).to_numpy(dtype=np.int64) for name in ("instr", "mem_bin"))
-    shape = (len(INSTRUMENTS), len(BIN_NAMES))
-    known = (instruments >= 0) & (instruments < shape[0]) & (bins >= 0) & (bins < shape[1])
-    cells = instruments[known] * shape[1] + bins[known]
-    return np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)
+def _by_day(times: NDArray[np.float64], now: int) -> NDArray[np.int64]:
+    """Number of times on each of the last `WINDOW_DAYS` UTC days, today first; clocks that are ahead count as today."""
+    days_back = now // DAY_S - np.minimum(times[times <= now + SKEW_S], now) // DAY_S
+    return np.bincount(days_back[days_back < WINDOW_DAYS].astype(int), minlength=WINDOW_DAYS)
+
+
+def _check_quarantine(store: Source, since: int) -> dict[str, Any]:
+    """The figures of `Health` about the quarantine; an entry may be both added and resolved."""
+    added = resolved = 0
+    counts: Counter[str] = Counter()
+    examples: dict[str, tuple[int, str, str]] = {}
+    for part in store.read(QUARANTINE, ["ipst", "kind", "reason", "first_seen", "last_seen", "resolved_at"]):
+        added += int((part["first_seen"] > since).fillna(False).sum())
+        resolved += int((part["resolved_at"] > since).fillna(False).sum())
+        part = part.fillna({"kind": "unknown", "reason": "", "last_seen": 0})
+        counts.update(dict.fromkeys(part["kind"].unique(), 0))
+        still = part[part["resolved_at"].isna()]
+        counts.update(Counter(still["kind"]))
+        newest = still.sort_values("last_seen").drop_duplicates("kind", keep="last")
+        for kind, *found in newest[["kind", "last_seen", "ipst", "reason"]].itertuples(index=False, name=None):
+            examples[kind] = max(tuple(found), examples.get(kind, tuple(found)))
+    kinds = {kind: Kind(number, *examples.get(kind, (0, "", ""))[1:]) for kind, number in counts.most_common()}
+    return {"quarantine": kinds, "added": added, "resolved": resolved}
 
 
 def _problems(health: Health, max_age_s: float | None) -> list[str]:
@@ -223,16 +219,23 @@ def _problems(health: Health, max_age_s: float | None) -> list[str]:
         problems.append(f"{health.store} holds no job record; expected at least one: ingest finished jobs")
     elif max_age_s is not None and (health.newest_age_s is None or health.newest_age_s > max_age_s):
         found = (
-            f"no record of {health.store} tells when its job finished"
+            f"no record of {health.store} has a time"
             if health.newest_age_s is None
             else f"the newest record of {health.store} is {duration(health.newest_age_s)} old"
         )
         problems.append(f"{found}; expected {duration(max_age_s)} at most: does ingest run?")
-    quarantine = health.quarantine
-    if quarantine.added > quarantine.resolved:
+    if health.added > health.resolved:
         problems.append(
-            f"the quarantine of {health.store} grows faster than it is emptied: {quarantine.added:,} entries in and "
-            f"{quarantine.resolved:,} out in the last {WINDOW_DAYS} days; expected no more in than out: "
-            "see their reasons, and ingest with --retry-quarantine after a fix"
+            f"the quarantine of {health.store} grows: {health.added:,} entries added and {health.resolved:,} resolved "
+            f"in the last {WINDOW_DAYS} days; expected no more added than resolved: see their reasons, and ingest with "
+            "--retry-quarantine after a fix"
         )
     return problems
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: ``45 s``, ``3.2 h``, ``12.0 d``."""
+    for unit, size in (("d", DAY_S), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,18 +1,20 @@
-"""Predictions that were recorded when they were given, read again: a ``.jsonl`` file, objects of S3, or a store."""
+"""Keep predictions in a store, and read recorded predictions from a store or from S3."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from calmlflow.errors import CalmlflowError
-from calmlflow.jobs.stores.base import PREDICTIONS
+from calmlflow.jobs.stores.base import CHUNK_ROWS, PREDICTIONS, Store, conform
 from calmlflow.jobs.stores.open import open_store
-from calmlflow.storage.s3 import S3Object, asking, new_client, parse_s3, read_object
+from calmlflow.storage.s3 import asking, new_client, parse_s3, read_object
 
 _READERS = 32
 _MAX_BYTES = 1 << 20
@@ -25,24 +27,22 @@ class Recorded:
     Attributes
     ----------
     predictions : DataFrame
-        With the columns of `PREDICTIONS`: ``ipst`` and ``version`` text, numbers float64, NaN
-        where there is none.
+        With the columns of `PREDICTIONS`: text and float64, NaN where missing.
     unreadable : int
-        Lines and objects that hold no prediction.
+        Objects that hold no prediction.
     """
 
-    predictions: pd.DataFrame
+    predictions: pd.DataFrame = field(default_factory=lambda: _cells(conform(pd.DataFrame(), PREDICTIONS)))
     unreadable: int = 0
 
 
 def read_recorded(uri: str, datasets: Collection[str]) -> Recorded:
-    """Read what was predicted for some datasets.
+    """Read the recorded predictions of some datasets.
 
     Parameters
     ----------
     uri : str
-        A path that ends in ``.jsonl`` or ``s3://bucket/prefix``, see `calmlflow.predictor.emit.open_emitter`, or else
-        as for `stored_predictions`.
+        ``s3://bucket/prefix``, see `calmlflow.predictor.emit.open_emitter`, or a store of job records.
     datasets : collection of str
 
     Raises
@@ -50,29 +50,17 @@ def read_recorded(uri: str, datasets: Collection[str]) -> Recorded:
     CalmlflowError
         It cannot be read.
     """
-    if uri.startswith("s3://"):
-        return _from_texts(_objects(parse_s3(uri), set(datasets)), datasets)
-    if "://" not in uri and uri.endswith(".jsonl"):
-        return _from_texts(_lines(Path(uri)), datasets)
-    return stored_predictions(uri, datasets)
+    if not uri.startswith("s3://"):
+        with closing(open_store(uri)) as store:
+            return Recorded(_cells(store.get(PREDICTIONS, list(datasets))))
+    records = [_parse(text) for text in _objects(uri, set(datasets))]
+    found = pd.DataFrame(filter(None, records), columns=list(PREDICTIONS.columns))
+    return Recorded(_cells(found), records.count(None))
 
 
-def stored_predictions(uri: str, datasets: Collection[str]) -> Recorded:
-    """Read what a store of job records holds of what was predicted for some datasets; see `open_store`."""
-    with closing(open_store(uri)) as store:
-        return Recorded(_cells(store.get(PREDICTIONS, list(datasets))))
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            yield from file
-    except OSError as error:
-        raise CalmlflowError(f"{path} cannot be read ({error.strerror}); expected recorded predictions") from None
-
-
-def _objects(folder: S3Object, datasets: set[str]) -> Iterator[bytes]:
-    """Objects ``{prefix}/{ipst}/{name}.json`` of the datasets, many at once."""
+def _objects(uri: str, datasets: set[str]) -> list[bytes]:
+    """Content of the objects ``{prefix}/{ipst}/{name}.json`` of the datasets."""
+    folder = parse_s3(uri)
     client = new_client(connections=_READERS)
     prefix = folder.key.strip("/") + "/" if folder.key.strip("/") else ""
     keys = []
@@ -82,33 +70,72 @@ def _objects(folder: S3Object, datasets: set[str]) -> Iterator[bytes]:
             keys += [key for key in names if key.removeprefix(prefix).partition("/")[0] in datasets]
 
     def read(key: str) -> bytes:
-        return read_object(client, S3Object(folder.bucket, key), _MAX_BYTES, "a recorded prediction")
+        return read_object(client, folder._replace(key=key), _MAX_BYTES, "a recorded prediction")
 
     with ThreadPoolExecutor(_READERS) as readers:
-        yield from readers.map(read, keys)
+        return list(readers.map(read, keys))
 
 
-def _from_texts(texts: Iterable[bytes], datasets: Collection[str]) -> Recorded:
-    wanted, found, unreadable = set(datasets), [], 0
-    for text in texts:
-        if not text.strip():
-            continue
-        try:
-            record = json.loads(text)
-            name = record["ipst"].strip().lower()
-        except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
-            # Who was killed while writing leaves half a line.
-            unreadable += 1
-            continue
-        if name in wanted:
-            found.append({column: record.get(column) for column in PREDICTIONS.columns} | {"ipst": name})
-    return Recorded(_cells(pd.DataFrame(found, columns=list(PREDICTIONS.columns))), unreadable)
+def _parse(text: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(text)
+        name = record["ipst"].strip().lower()
+        # The answer's ``unseen`` is true or false.
+        cells = {key: int(cell) if isinstance(cell, bool) else cell for key, cell in record.items()}
+        return {column: cells.get(column) for column in PREDICTIONS.columns} | {"ipst": name}
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def _cells(rows: pd.DataFrame) -> pd.DataFrame:
-    """Numbers where numbers are due; a cell that holds none is missing, as its row can say nothing of that."""
+    """Columns in their types; a cell that is not of its type is missing."""
     cells = {}
     for name, kind in PREDICTIONS.columns.items():
         text = rows[name].astype("str")
         cells[name] = text.where(rows[name].notna()) if kind == "text" else pd.to_numeric(text, errors="coerce")
     return pd.DataFrame(cells).astype({n: "float64" for n, kind in PREDICTIONS.columns.items() if kind != "text"})
+
+
+# -- Writing --------------------------------------------------------------------------------------------------------
+
+
+def open_store_emitter(uri: str) -> Callable[[Mapping[str, Any]], None]:
+    """An emitter that keeps predictions in a store; safe to share between threads."""
+    # Opened by the first prediction: a store that is away must not keep an answer from being given.
+    opened: list[Store] = []
+    writing = threading.Lock()
+
+    def emit(record: Mapping[str, Any]) -> None:
+        with writing:
+            if not opened:
+                opened.append(open_store(uri, create=True))
+            _put(opened[0], pd.DataFrame([dict(record)]))
+
+    return emit
+
+
+def store_predictions(file: Path, uri: str, version: str) -> int:
+    """Put the predictions of a Parquet file of `Predictor.predict_many` into a store, in one change.
+
+    Of rows with the same dataset the last one is kept.
+
+    Returns
+    -------
+    int
+        Rows of the file.
+    """
+    import pyarrow.parquet as pq
+
+    now, rows = time.time(), 0
+    with closing(open_store(uri, create=True)) as store, store.change():
+        for batch in pq.ParquetFile(file).iter_batches(CHUNK_ROWS):
+            part = batch.to_pandas()
+            rows += len(part)
+            _put(store, part.assign(timestamp=now, version=version, source="batch"))
+    return rows
+
+
+def _put(store: Store, rows: pd.DataFrame) -> None:
+    if "unseen" in rows:
+        rows = rows.assign(unseen=rows["unseen"].map({True: 1, False: 0}))
+    store.put(PREDICTIONS, conform(rows.drop_duplicates(list(PREDICTIONS.key), keep="last"), PREDICTIONS))

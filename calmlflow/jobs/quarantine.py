@@ -1,4 +1,4 @@
-"""The quarantine of a store: what could not be stored, with the reason, until it is."""
+"""Open, close, list, dismiss and merge the quarantine entries of a store."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from calmlflow.jobs.records import MAX_TIMESTAMP, record_cells
 from calmlflow.jobs.stores.base import JOBS, MOSAICS, QUARANTINE, Store, conform
 
 IMPOSSIBLE = "no valid record"
-"""Kind of an entry whose figures break the schema or cannot be true."""
+"""Kind of an entry whose record breaks the schema or cannot be true."""
 
 _MAX_RECORD = 10_000
 # As long as a key of S3 may be.
@@ -20,11 +20,11 @@ _MAX_NAME = 1024
 
 
 def as_entries(refused: pd.DataFrame, source: str, now: int) -> pd.DataFrame:
-    """Rows of the quarantine, each key once."""
+    """Refused rows as rows of the quarantine, each key once."""
     rows = conform(refused.assign(source=source, first_seen=now, last_seen=now, tries=1), QUARANTINE)
     for name, kind in QUARANTINE.columns.items():
         if kind == "text":
-            # Databases take no NUL in a text, S3 does in a key.
+            # Keys of S3 may hold NUL, texts of databases may not.
             rows[name] = rows[name].str.replace("\0", "\\0", regex=False)
     rows["ipst"] = rows["ipst"].fillna("").str.slice(0, _MAX_NAME)
     rows["digest"] = rows["digest"].fillna("")
@@ -46,10 +46,9 @@ def open_entries(store: Store, rows: pd.DataFrame) -> None:
 
 
 def close_entries(store: Store, stored: pd.DataFrame, source: str, now: int, refused: pd.DataFrame) -> None:
-    """Close the entries of datasets that have been stored, but for those that the same batch opens.
+    """Close the entries of datasets that were stored, except those that the same batch opens.
 
-    A run that failed later than the one that is stored stays open, unless the same bucket has no more of it; so does
-    one that was seen after ``now``, when the stored ones were read.
+    An entry stays open if its job ended after the stored one and came from elsewhere, or if it was seen after ``now``.
     """
     entries = store.get(QUARANTINE, stored["ipst"].tolist())
     entries = entries[entries["resolved_at"].isna()].reset_index(drop=True)
@@ -64,7 +63,7 @@ def close_entries(store: Store, stored: pd.DataFrame, source: str, now: int, ref
 
 
 def list_open(store: Store, kind: str = "") -> list[dict[str, Any]]:
-    """Entries that are not settled, the newest first; with ``kind``, those of this kind."""
+    """Open entries, the newest first; with ``kind``, those of this kind."""
     parts = [part[part["resolved_at"].isna()] for part in store.read(QUARANTINE)]
     entries = pd.concat(parts) if parts else conform(pd.DataFrame(), QUARANTINE)
     entries = entries[entries["kind"].eq(kind)] if kind else entries
@@ -74,7 +73,7 @@ def list_open(store: Store, kind: str = "") -> list[dict[str, Any]]:
 
 
 def dismiss_open(store: Store, kind: str = "", now: float | None = None) -> list[dict[str, Any]]:
-    """Settle what `list_open` gives, which is given back."""
+    """Close the entries that `list_open` gives, and return them."""
     with store.change():
         entries = list_open(store, kind)
         rows = pd.DataFrame(entries, columns=[name for name in QUARANTINE.columns if name != "resolved_at"])
@@ -83,31 +82,28 @@ def dismiss_open(store: Store, kind: str = "", now: float | None = None) -> list
 
 
 def merge_entries(store: Store, rows: pd.DataFrame) -> None:
-    """Add entries of another store; of one that both have, what was said last counts.
+    """Add entries of another store; of an entry that both have, the one that was changed last is kept.
 
-    An open one of a run that is older than the one that is stored here is settled.
+    An open entry of a job that is older than the record here is closed.
     """
     key = list(QUARANTINE.key)
     names = rows["ipst"].tolist()
     known = store.get(QUARANTINE, names).set_index(key)
     there = conform(known.reindex(pd.MultiIndex.from_frame(rows[key])).reset_index(), QUARANTINE)
-    rows = rows[(_said(rows) > _said(there)).fillna(True).astype(bool)].reset_index(drop=True)
+    rows = rows[(_changed(rows) > _changed(there)).fillna(True).astype(bool)].reset_index(drop=True)
     stored = pd.concat([store.get(table, names)[["ipst", "timestamp", "stored_at"]] for table in (JOBS, MOSAICS)])
     stored = stored.set_index("ipst").reindex(rows["ipst"]).reset_index()
     is_settled = rows["resolved_at"].isna() & (rows["timestamp"] < stored["timestamp"]).fillna(False)
     store.put(QUARANTINE, rows.assign(resolved_at=rows["resolved_at"].mask(is_settled, stored["stored_at"])))
 
 
-def _said(entries: pd.DataFrame) -> pd.Series:
-    """When something was said of entries last."""
+def _changed(entries: pd.DataFrame) -> pd.Series:
+    """When entries were last changed."""
     return entries[["last_seen", "resolved_at"]].max(axis=1)
 
 
 def as_refused(rows: pd.DataFrame, alone: bool) -> pd.DataFrame:
-    """Rows that are no valid records, as entries of the quarantine.
-
-    ``alone``: each is its dataset's only one, as in a bucket; rows of a table are told apart by what they hold.
-    """
+    """Invalid records as refused rows; without ``alone``, a digest distinguishes rows with the same name."""
     told = rows.drop(columns="reason").astype(object)
     # JSON has no NaN and no infinity.
     told = told.where(told.notna(), None).map(lambda cell: str(cell) if _is_infinite(cell) else cell)
@@ -117,7 +113,7 @@ def as_refused(rows: pd.DataFrame, alone: bool) -> pd.DataFrame:
         {
             "ipst": cells["ipst"],
             "digest": "" if alone else [digest_of(record) for record in records],
-            # A time that is none is told in the record.
+            # An invalid time is in the record.
             "timestamp": cells["timestamp"].where(cells["timestamp"].between(0, MAX_TIMESTAMP)).round(),
             "kind": IMPOSSIBLE,
             "reason": rows["reason"].to_numpy(),
@@ -131,5 +127,5 @@ def _is_infinite(cell: object) -> bool:
 
 
 def digest_of(text: str) -> str:
-    """Sixteen letters that tell a text from others."""
+    """A digest of 16 letters."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]

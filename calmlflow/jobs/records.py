@@ -1,4 +1,4 @@
-"""Job records: what a table of finished jobs must look like, and what happens to rows that do not."""
+"""Check job records: the schema of a table of finished jobs, and the reasons of rows that break it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ MIN_MEMORY_GB = 0.2
 MAX_MEMORY_GB = 1_000
 MAX_WALLCLOCK_S = 10_000_000
 MAX_TIMESTAMP = 100_000_000_000
-"""Figures past these are slips of a unit: no instance of the ladder has a terabyte, no job runs for four months, and
-seconds since 1970 reach this bound in the year 5138 (milliseconds passed it in 1973)."""
+"""Figures beyond these have a wrong unit: no instance has a terabyte, no job runs for four months, and milliseconds
+since 1970 passed this bound in 1973."""
 
 _FLOATS = ("total_mb", "wallclock", "memory")
 
@@ -81,8 +81,8 @@ _CHECKS: dict[str, list[pa.Check]] = {
 RECORDS = pa.DataFrameSchema(
     {column: pa.Column(checks=checks, nullable=True) for column, checks in _CHECKS.items()}, strict=True, ordered=True
 )
-"""The rules of every cell, and what is said of a cell that breaks one. A cell that holds no number is NaN here and
-breaks its rule like any other (hence ``nullable`` and ``ignore_na``). Dtypes are the matter of `check_records`."""
+"""The rules of every cell. A cell that holds no number is NaN here and breaks its rule like any other, hence
+``nullable`` and ``ignore_na``."""
 
 
 _MOSAICS = pa.DataFrameSchema(
@@ -92,7 +92,7 @@ _MOSAICS = pa.DataFrameSchema(
 
 @dataclass(frozen=True)
 class Checked:
-    """Job records, told apart.
+    """Valid job records, and the others with reasons.
 
     Attributes
     ----------
@@ -114,7 +114,7 @@ class Checked:
 
 
 def check_records(frame: pd.DataFrame, source: str) -> Checked:
-    """`sort_records`, for who needs at least one valid record.
+    """Check job records as `sort_records` does; at least one must be valid.
 
     Raises
     ------
@@ -130,11 +130,11 @@ def check_records(frame: pd.DataFrame, source: str) -> Checked:
 
 
 def sort_records(frame: pd.DataFrame, source: str, carry: Sequence[str] = ()) -> Checked:
-    """Tell valid job records from those that break the schema or cannot be true.
+    """Separate valid job records from those that break the schema or cannot be true.
 
     Every row comes out once, as valid or in the quarantine. Cells may be numbers or text. Names are folded to lower
-    case and ``total_mb`` is rounded, for the networks saw it so. Where rows share a name, the valid one with the newest
-    timestamp counts, the last one of equals.
+    case and ``total_mb`` is rounded, as the networks need it. Of rows with the same name, the newest valid one is kept,
+    the last one of equals.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def sort_records(frame: pd.DataFrame, source: str, carry: Sequence[str] = ()) ->
         With the columns `COLUMNS`. A missing ``timestamp`` stands for 0 everywhere, and a missing ``mem_bin`` for the
         bin that ``memory`` needs; other columns (predictions of an earlier training, say) are left out.
     source : str
-        Where the records came from; used in errors.
+        Origin of the records, for errors.
     carry : sequence of str
         Other columns that valid records keep, unchecked.
 
@@ -165,7 +165,7 @@ def sort_records(frame: pd.DataFrame, source: str, carry: Sequence[str] = ()) ->
     ):
         reasons.loc[sound.index[disagrees]] += f"; {reason}"
     valid = cells[reasons == ""]
-    # Few names are there twice, and sorting all records takes longer than anything else here.
+    # Few names are there twice, and sorting all records would take most of the time.
     shared = valid[valid["ipst"].duplicated(keep=False)]
     older = shared.sort_values("timestamp", kind="stable").duplicated("ipst", keep="last")
     reasons.loc[older.index[older]] += f"; {SUPERSEDED}"
@@ -189,7 +189,7 @@ def check_columns(frame: pd.DataFrame, source: str) -> None:
 
 
 def sort_mosaics(frame: pd.DataFrame) -> Checked:
-    """The same for what mosaics used: figures that cannot be true go to the quarantine.
+    """Check records of mosaics: figures that cannot be true go to the quarantine.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ def sort_mosaics(frame: pd.DataFrame) -> Checked:
 
 
 def _reasons(schema: pa.DataFrameSchema, cells: pd.DataFrame) -> pd.Series:
-    """What is wrong with each row, ``"; "`` before every reason; rows are numbered from 0."""
+    """Reasons of each row, ``"; "`` before every one; rows are numbered from 0."""
     reasons = pd.Series("", index=cells.index, dtype=object)
     try:
         schema.validate(cells, lazy=True)
@@ -224,7 +224,7 @@ def record_cells(frame: pd.DataFrame) -> pd.DataFrame:
     cells = {column: _numbers(frame[column]) for column in COLUMNS if column in frame and column != "ipst"}
     cells["ipst"] = _texts(frame["ipst"]).str.strip().str.lower()
     if "mem_bin" not in frame:
-        # What is no memory breaks its own rule; it needs some bin here only so that it breaks no second one.
+        # Invalid memory breaks its own rule, and gets some bin so that it breaks no second one.
         memory = cells["memory"].where(cells["memory"].between(0, MAX_MEMORY_GB), 0)
         cells["mem_bin"] = pd.Series(needed_bin(memory), dtype=float)
     return pd.DataFrame(cells, columns=list(COLUMNS))

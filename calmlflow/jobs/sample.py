@@ -1,4 +1,4 @@
-"""A synthetic archive: job records drawn from the figures of 36 regimes of real HST jobs (``regimes.csv``)."""
+"""Draw synthetic job records from the statistics of 36 regimes of real HST jobs (``regimes.csv``)."""
 
 from importlib import resources
 
@@ -18,7 +18,7 @@ _MIN_WALLCLOCK_S, _MAX_WALLCLOCK_S = 5, 172_800
 _REAL_JOBS = 44_916
 # Of the residuals of ln(memory) and ln(wallclock), over all real jobs with equal features.
 _CORRELATION = 0.15
-# An instrument reads out in a few modes, so a regime has this many megabytes per file, no continuum of them.
+# An instrument has few readout modes, so a regime has this many sizes per file.
 _SIZES = 7
 # The jobs end within 120 days from 1 January 2021.
 _FIRST_TIMESTAMP, _DAYS = 1_609_459_200, 120
@@ -27,7 +27,7 @@ _DIGITS = np.array(list("0123456789abcdefghijklmnopqrstuvwxyz"))
 
 
 def _regimes() -> pd.DataFrame:
-    """The figures of the 36 regimes: keys, share, ranges, and log-linear fits of memory and wallclock."""
+    """Keys, share, ranges, and log-linear fits of memory and wallclock of the 36 regimes."""
     with (resources.files(__package__) / "regimes.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file)
 
@@ -76,7 +76,7 @@ def draw_sample(n: int = 20_000, seed: int = 0) -> pd.DataFrame:
 
 
 def _draw_jobs(n: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Features and targets of n jobs, as they come."""
+    """Features and targets of n jobs."""
     regimes = _regimes()
     chosen = rng.choice(len(regimes), n, p=regimes["share"] / regimes["share"].sum())
     job = {str(name): values.to_numpy()[chosen] for name, values in regimes.items()}

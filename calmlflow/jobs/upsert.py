@@ -1,14 +1,16 @@
-"""How finished jobs get into a store: the newer record wins, the older one stays in the history, and whatever cannot be
-stored goes to the quarantine, each in one change with the rest.
+"""Upsert finished jobs: newer records win, older ones go to the history, invalid ones to the quarantine.
 
-Everything here may be done twice: a change that was cut short is repeated as a whole, and finds what is there already.
+Everything may be done twice: a change that was interrupted is repeated as a whole and finds what is there already.
 """
 
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pandas as pd
 
+from calmlflow.errors import CalmlflowError
 from calmlflow.jobs.quarantine import as_entries, as_refused, close_entries, digest_of, open_entries
 from calmlflow.jobs.records import COLUMNS, SUPERSEDED, record_cells, sort_mosaics, sort_records
 from calmlflow.jobs.stores.base import (
@@ -21,21 +23,24 @@ from calmlflow.jobs.stores.base import (
     Table,
     conform,
 )
+from calmlflow.jobs.stores.open import open_store
+
+_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some finished jobs, as they were found.
+    """Finished jobs as they were read.
 
     Attributes
     ----------
     jobs : DataFrame
-        With the columns `COLUMNS` (or what `check_records` takes for them), perhaps `TRAINING_COLUMNS`; unchecked.
+        Unchecked job records: the columns `COLUMNS`, and any of `TRAINING_COLUMNS`.
     mosaics : DataFrame
         With the columns of `MOSAICS`; unchecked, each dataset once.
     refused : DataFrame
-        Of what has no record: ``ipst`` (or whatever stands for it), ``timestamp`` (epoch seconds; may be missing),
-        ``kind``, ``reason`` and, where one is there, ``record`` (JSON text).
+        Jobs without a record: ``ipst`` (or the name in its place), ``timestamp`` (epoch seconds; may be missing),
+        ``kind``, ``reason`` and optionally ``record`` (JSON text).
     """
 
     jobs: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -43,17 +48,20 @@ class Batch:
     refused: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Counts:
-    """What became of a number of jobs; each is counted once.
+    """Number of jobs by outcome; each job is counted once.
 
     Attributes
     ----------
-    stored, updated : int
-        Were not there before; took the place of an older or different record, which is in the history.
-    unchanged, older : int
-        Were there already, to the last digit; came after a newer record, and are in the history alone
-        (mosaics have none).
+    stored : int
+        New datasets.
+    updated : int
+        Replaced an older or different record, which is in the history.
+    unchanged : int
+        Equal to the record that is there.
+    older : int
+        Older than the record that is there; kept in the history only (mosaics have none).
     quarantined : int
     """
 
@@ -63,17 +71,18 @@ class Counts:
     older: int = 0
     quarantined: int = 0
 
-    def __iadd__(self, other: "Counts") -> "Counts":
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-        return self
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
     @property
     def total(self) -> int:
         return sum(vars(self).values())
 
+    def __str__(self) -> str:
+        return ", ".join(f"{number:,} {name}" for name, number in vars(self).items() if number)
 
-def keep(store: Store, batch: Batch, source: str, now: float | None = None, alone: bool = False) -> Counts:
+
+def upsert(store: Store, batch: Batch, source: str, now: float | None = None, alone: bool = False) -> Counts:
     """Put a batch into a store, in one change.
 
     Parameters
@@ -81,7 +90,7 @@ def keep(store: Store, batch: Batch, source: str, now: float | None = None, alon
     store : Store
     batch : Batch
     source : str
-        Where the batch comes from, without secrets; kept with what is quarantined.
+        Origin of the batch, without secrets; kept with quarantined rows.
     now : float, optional
         Epoch seconds at which the batch was read; default: the clock.
     alone : bool
@@ -93,11 +102,10 @@ def keep(store: Store, batch: Batch, source: str, now: float | None = None, alon
         ``total`` is the number of rows in the batch.
     """
     moment = int(time.time() if now is None else now)
-    counts = Counts()
     refused, valid, older = batch.refused, pd.DataFrame(), pd.DataFrame()
     if len(batch.jobs):
         carried = [name for name in TRAINING_COLUMNS if name in batch.jobs]
-        checked = sort_records(batch.jobs.assign(**_answers_in(batch.jobs, carried)), source, carried)
+        checked = sort_records(batch.jobs.assign(**_valid_answers(batch.jobs, carried)), source, carried)
         is_older = checked.quarantine["reason"].eq(SUPERSEDED)
         valid, older = checked.valid, checked.quarantine[is_older]
         refused = pd.concat([refused, as_refused(checked.quarantine[~is_older], alone)], ignore_index=True)
@@ -107,55 +115,79 @@ def keep(store: Store, batch: Batch, source: str, now: float | None = None, alon
         mosaics = checked.valid
         refused = pd.concat([refused, as_refused(checked.quarantine, alone)], ignore_index=True)
     entries = as_entries(refused, source, moment)
+    counts = Counts(quarantined=len(refused))
     with store.change():
         if len(valid):
-            counts += _keep_older(store, older, valid, moment)
-            counts += _keep_newer(store, JOBS, valid, source, moment, entries)
-        if len(mosaics):
-            counts += _keep_newer(store, MOSAICS, mosaics, source, moment, entries)
+            counts += _remember_superseded(store, older, valid, moment)
+        for table, rows in ((JOBS, valid), (MOSAICS, mosaics)):
+            if len(rows):
+                rows = conform(rows.assign(stored_at=moment), table)
+                found, stored = _store_newer(store, table, rows, moment)
+                counts += found
+                close_entries(store, stored, source, moment, entries)
         open_entries(store, entries)
-    counts.quarantined += len(refused)
     return counts
 
 
-def write_back(store: Store, jobs: pd.DataFrame, trained_at: int) -> tuple[int, int]:
-    """Write what a training found out about jobs into the store that they came from, in one change.
+# -- Answers of a training ------------------------------------------------------------------------------------------
+
+
+class WrittenBack(NamedTuple):
+    """Records that got the answers of a training, and records left alone: gone, changed or trained later."""
+
+    written: int
+    left: int
+
+    def __str__(self) -> str:
+        left = f"; {self.left:,} left alone: gone, changed or trained later" if self.left else ""
+        return f"{self.written:,} records{left}"
+
+
+def check_writable(uri: str) -> None:
+    """Raise a CalmlflowError where `write_back` could not write; begins a change and writes nothing."""
+    with closing(open_store(uri)) as store, store.change():
+        pass
+
+
+def write_back(store: Store, jobs: pd.DataFrame, trained_at: int) -> WrittenBack:
+    """Write the answers of a training to the records that it was trained on, in one change.
 
     Parameters
     ----------
     store : Store
     jobs : DataFrame of n jobs
-        With the columns `COLUMNS` as they were trained on, and some of `TRAINING_COLUMNS`; the rest stay as they are.
+        With the columns `COLUMNS` as they were trained on, and any of `TRAINING_COLUMNS`; others stay as they are.
     trained_at : int
         Time of the training, epoch seconds.
-
-    Returns
-    -------
-    tuple of int
-        Records that got it, and records left alone: gone, other ones by now, or with the answers of a later training.
     """
     jobs = jobs.assign(trained_at=trained_at)
-    # A training of one network says nothing of what the others found out.
-    found = [name for name in TRAINING_COLUMNS if name in jobs]
+    # A training of one network has no answers of the others.
+    answers = [name for name in TRAINING_COLUMNS if name in jobs]
     jobs = conform(jobs, JOBS)
     told = [name for name in COLUMNS if name not in ("ipst", "timestamp")]
     written = 0
     with store.change():
         for start in range(0, len(jobs), CHUNK_ROWS):
             part = jobs.iloc[start : start + CHUNK_ROWS].reset_index(drop=True)
-            there = _in_order(store.get(JOBS, part["ipst"].tolist()), JOBS, part["ipst"])
-            # Records are read with total_mb rounded; what the store has may not be.
-            seen = there[told].assign(total_mb=there["total_mb"].round())
-            is_same = (part[told] == seen).fillna(False).all(axis=1)
-            # A later training has the last word.
-            is_same &= (there["trained_at"].fillna(-1) <= trained_at).astype(bool)
-            store.put(JOBS, there.assign(**{name: part[name] for name in found})[is_same])
-            written += int(is_same.sum())
-    return written, len(jobs) - written
+            for _ in range(_ATTEMPTS):
+                there = _in_order(store.get(JOBS, part["ipst"].tolist()), JOBS, part["ipst"])
+                # Records are read with total_mb rounded; the store may hold more digits.
+                is_same = (
+                    (part[told] == there[told].assign(total_mb=there["total_mb"].round())).fillna(False).all(axis=1)
+                )
+                is_same &= (there["trained_at"].fillna(-1) <= trained_at).astype(bool)
+                seen, part = (rows[is_same].reset_index(drop=True) for rows in (there, part))
+                is_written = store.replace(JOBS, seen, part[["ipst", *answers]])
+                written += int(is_written.sum())
+                # Others were changed between the reading and the writing.
+                part = part[~is_written].reset_index(drop=True)
+                if part.empty:
+                    break
+    return WrittenBack(written, len(jobs) - written)
 
 
-def _answers_in(jobs: pd.DataFrame, names: list[str]) -> dict[str, pd.Series]:
-    """What trainings found out, as far as it is of its kind: a bad cell there costs no record."""
+def _valid_answers(jobs: pd.DataFrame, names: list[str]) -> dict[str, pd.Series]:
+    """Training columns without the cells that are not of their kind: a bad answer costs no record."""
     numbers = {name: pd.to_numeric(jobs[name], errors="coerce") for name in names if TRAINING_COLUMNS[name] != "text"}
     return {
         name: cells.where(cells.mod(1).eq(0)) if TRAINING_COLUMNS[name] == "whole" else cells
@@ -166,35 +198,49 @@ def _answers_in(jobs: pd.DataFrame, names: list[str]) -> dict[str, pd.Series]:
 # -- Records --------------------------------------------------------------------------------------------------------
 
 
-def _keep_newer(store: Store, table: Table, rows: pd.DataFrame, source: str, now: int, refused: pd.DataFrame) -> Counts:
-    """Put rows of distinct datasets where they are new, newer, or others of the same time."""
-    rows = conform(rows.assign(stored_at=now), table)
-    known = store.get(table, rows["ipst"].tolist())
-    is_new = ~rows["ipst"].isin(known["ipst"])
-    there = _in_order(known, table, rows["ipst"])
-    is_same = ~is_new & _is_same(rows, there, table)
-    is_older = ~is_new & ~is_same & (rows["timestamp"] < there["timestamp"]).fillna(False)
-    replaces = ~is_new & ~is_same & ~is_older
-    brings = pd.Series(False, index=rows.index)
-    if table is JOBS:
-        _remember(store, there[replaces], now)
-        _remember(store, rows[is_older], now)
-        answered = _answered(there, rows)
-        brings = is_same & ~_is_equal(answered, there[list(TRAINING_COLUMNS)]).all(axis=1)
-        rows[list(TRAINING_COLUMNS)] = rows[list(TRAINING_COLUMNS)].mask(brings, answered)
-        rows["stored_at"] = rows["stored_at"].mask(brings, there["stored_at"])
-    store.put(table, rows[is_new | replaces | brings])
-    close_entries(store, rows[~is_older], source, now, refused)
-    return Counts(
-        stored=int(is_new.sum()),
-        updated=int((replaces | brings).sum()),
-        unchanged=int((is_same & ~brings).sum()),
-        older=int(is_older.sum()),
+def _store_newer(store: Store, table: Table, rows: pd.DataFrame, now: int) -> tuple[Counts, pd.DataFrame]:
+    """Write rows of distinct datasets that are new, newer, or different at the same time.
+
+    Returns the counts, and the rows that are in the store now.
+    """
+    counts, stored = Counts(), [rows.iloc[:0]]
+    for _ in range(_ATTEMPTS):
+        known = store.get(table, rows["ipst"].tolist())
+        there = _in_order(known, table, rows["ipst"])
+        is_new = ~rows["ipst"].isin(known["ipst"])
+        is_same = ~is_new & _is_same(rows, there, table)
+        is_older = ~is_new & ~is_same & (rows["timestamp"] < there["timestamp"]).fillna(False)
+        is_replacing = ~is_new & ~is_same & ~is_older
+        new, has_answers = rows, pd.Series(False, index=rows.index)
+        if table is JOBS:
+            _remember(store, there[is_replacing], now)
+            _remember(store, rows[is_older], now)
+            answered = _answered(there, rows)
+            has_answers = is_same & ~_is_equal(answered, there[list(TRAINING_COLUMNS)]).all(axis=1)
+            known_at = answered.assign(stored_at=there["stored_at"])
+            new = rows.assign(**{str(name): rows[name].mask(has_answers, known_at[name]) for name in known_at})
+        is_written = is_new | is_replacing | has_answers
+        is_lost = is_written.copy()
+        seen, new = (part[is_written].reset_index(drop=True) for part in (there, new))
+        is_lost[is_written] = ~store.replace(table, seen, new)
+        counts += Counts(
+            stored=int((is_new & ~is_lost).sum()),
+            updated=int(((is_replacing | has_answers) & ~is_lost).sum()),
+            unchanged=int((is_same & ~has_answers).sum()),
+            older=int(is_older.sum()),
+        )
+        stored.append(rows[~is_older & ~is_lost])
+        # Another process changed these since they were read: compare them with what it stored.
+        rows = rows[is_lost].reset_index(drop=True)
+        if rows.empty:
+            return counts, pd.concat(stored, ignore_index=True)
+    raise CalmlflowError(
+        f"{store.name}: {len(rows):,} records of {table.name} are changed all the time; expected fewer writers"
     )
 
 
-def _keep_older(store: Store, older: pd.DataFrame, valid: pd.DataFrame, now: int) -> Counts:
-    """Remember valid records that a newer one of their own batch took the place of; the same one twice is no change."""
+def _remember_superseded(store: Store, older: pd.DataFrame, valid: pd.DataFrame, now: int) -> Counts:
+    """Put valid records with a newer one in the same batch into the history; equal ones are no change."""
     rows = conform(record_cells(older).assign(total_mb=lambda cells: cells["total_mb"].round()), JOBS)
     winners = _in_order(valid, JOBS, rows["ipst"])
     is_same = _is_same(rows, winners, JOBS)
@@ -203,12 +249,12 @@ def _keep_older(store: Store, older: pd.DataFrame, valid: pd.DataFrame, now: int
 
 
 def _in_order(there: pd.DataFrame, table: Table, names: pd.Series) -> pd.DataFrame:
-    """Rows of some datasets in the order of these; cells of those that are not there are missing."""
+    """Rows in the order of names; all cells of a name without row are missing."""
     return conform(there.set_index("ipst").reindex(names).reset_index(), table)
 
 
 def _is_same(rows: pd.DataFrame, there: pd.DataFrame, table: Table) -> pd.Series:
-    """Whether rows tell the same of their jobs; what is read has a rounded total_mb, what a store has may not."""
+    """Whether rows equal those of the store; its total_mb may have more digits."""
     told = [name for name in table.columns if name not in ("ipst", "stored_at", *TRAINING_COLUMNS)]
     if "total_mb" in told:
         there = there.assign(total_mb=there["total_mb"].round())
@@ -221,7 +267,7 @@ def _is_equal(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
 
 def _answered(there: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """What trainings found out about the same records: the later training's word, and the other's where it has none."""
+    """Answers for equal records: the later training's, and the other's where it has none."""
     is_later = there["trained_at"].fillna(-1) > rows["trained_at"].fillna(-1)
     return pd.DataFrame(
         {
@@ -232,7 +278,7 @@ def _answered(there: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _remember(store: Store, rows: pd.DataFrame, now: int) -> None:
-    """Put records into the history; the same one twice is one, with what trainings found out about either."""
+    """Put records into the history; equal ones become one, with the answers of both."""
     if rows.empty:
         return
     rows = conform(rows, JOBS)
@@ -243,7 +289,7 @@ def _remember(store: Store, rows: pd.DataFrame, now: int) -> None:
 
 
 def merge_history(store: Store, rows: pd.DataFrame) -> None:
-    """Add rows to the history; of those that it has, the first time stays, and what trainings found out."""
+    """Add rows to the history; a row that is there keeps its times and answers."""
     key = list(HISTORY.key)
     known = store.get(HISTORY, rows["ipst"].tolist()).set_index(key)
     there = conform(known.reindex(pd.MultiIndex.from_frame(rows[key])).reset_index(), HISTORY)

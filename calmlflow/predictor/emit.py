@@ -47,7 +47,7 @@ def prediction_record(
 
 
 def open_emitter(uri: str) -> Emitter:
-    """Make an emitter for ``s3://bucket/prefix``; `calmlflow.jobs.emission` makes those for databases.
+    """Make an emitter for ``s3://bucket/prefix``; `calmlflow.jobs.predictions` makes those for databases.
 
     Each record becomes an object ``{prefix}/{ipst}/{nanoseconds}-{random}.json``.
     """

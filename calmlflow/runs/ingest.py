@@ -1,4 +1,4 @@
-"""Job records on their way: ingest and copy, on the command line and as MLflow runs."""
+"""Ingest and copy job records, for the command line and as MLflow runs."""
 
 import json
 from contextlib import closing
@@ -16,67 +16,52 @@ from calmlflow.jobs.stores.open import open_store
 from calmlflow.settings import hide_password, refuse_password
 from calmlflow.storage.s3 import check_bucket
 
-_MAX_LIST_BYTES = 64 << 20
 _SHOWN = 3
 
 
 def parse_datasets(text: str, bucket: str) -> list[str] | Literal["new", "all"]:
-    """What `calmlflow.jobs.ingest.ingest` is to read.
-
-    Parameters
-    ----------
-    text : str
-        ``new``, ``all``, names with commas between, or a file with a name on each line, or with a notification of S3.
-    bucket : str
-        That a notification must be of.
+    """Parse the option ``datasets``: new, all, names with commas, or a file of names or with a notification of S3.
 
     Raises
     ------
     InputError
-        A name is no dataset's, or the file is none of these.
+        A name is no dataset's, or the notification is of another bucket.
     """
     if text in ("new", "all"):
         return "all" if text == "all" else "new"
-    if _is_file(text):
-        return _read_list(Path(text), bucket)
-    names = [parse_dataset(name).name for name in text.split(",") if name.strip()]
-    if not names:
-        raise InputError(f"datasets is {text!r}; expected new, all, names with commas between, or a file of names")
-    return names
-
-
-def _is_file(text: str) -> bool:
+    path = Path(text)
     try:
-        return Path(text).is_file()
-    except OSError:
-        # Many names are longer than a file's may be.
-        return False
-
-
-def _read_list(path: Path, bucket: str) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_LIST_BYTES + 1)
-        if len(content) > _MAX_LIST_BYTES:
-            raise InputError(f"{path} is larger than {_MAX_LIST_BYTES} bytes; expected names of datasets, one a line")
-        text = content.decode("utf-8-sig")
+        content = path.read_bytes().decode("utf-8-sig") if path.is_file() else None
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); expected names of datasets, one a line") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is no text; expected names of datasets, one a line") from None
-    if text.lstrip().startswith("{"):
-        try:
-            event = json.loads(text)
-        except (ValueError, RecursionError):
-            raise InputError(f"{path} is no JSON; expected a notification of S3, or names, one a line") from None
-        finished, refused = read_event(event)
-        if refused:
-            raise refused[0]
-        foreign = sorted({job.bucket for job in finished} - {bucket})
-        if foreign:
-            raise InputError(f"{path} tells of bucket {foreign[0]}; expected {bucket}")
-        return [job.name for job in finished]
-    return [parse_dataset(line).name for line in text.split("\n") if line.strip()]
+        # A long list of names is no valid file name.
+        if len(text) < 256:
+            raise InputError(f"{path} cannot be read ({error.strerror}); expected names of datasets") from error
+        content = None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text; expected names of datasets, one a line") from error
+    if content is None:
+        names = [name for name in text.split(",") if name.strip()]
+        if not names:
+            raise InputError(f"datasets is {text!r}; expected new, all, names with commas between, or a file of names")
+    elif content.lstrip().startswith("{"):
+        names = _notified(path, content, bucket)
+    else:
+        names = [line for line in content.split("\n") if line.strip()]
+    return [parse_dataset(name).name for name in names]
+
+
+def _notified(path: Path, content: str, bucket: str) -> list[str]:
+    try:
+        event = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no JSON; expected a notification of S3, or names, one a line") from error
+    finished, refused = read_event(event)
+    if refused:
+        raise refused[0]
+    foreign = sorted({job.bucket for job in finished} - {bucket})
+    if foreign:
+        raise InputError(f"{path} names bucket {foreign[0]}; expected {bucket}")
+    return [job.name for job in finished]
 
 
 def ingest_jobs(bucket: str, datasets: str, store: str, retry_quarantine: bool) -> Ingested:
@@ -101,19 +86,12 @@ def check_complete(ingested: Ingested) -> None:
 
 def copy_jobs(source: str, target: str) -> Copied:
     """Copy records, with a progress bar; see `calmlflow.jobs.copy.copy`."""
-    with (
-        closing(open_store(source)) as one,
-        closing(open_store(target, create=True)) as other,
-        progress("copying", "records") as on_progress,
-    ):
-        return copy(one, other, on_progress)
-
-
-# -- As MLflow runs -------------------------------------------------------------------------------------------------
+    with progress("copying", "records") as on_progress:
+        return copy(source, target, on_progress)
 
 
 def ingest_in_run(bucket: str, datasets: str, store: str, retry_quarantine: bool) -> str:
-    """`ingest_jobs`, written down; a run in which something stays pending is marked FAILED."""
+    """`ingest_jobs` as an MLflow run, which is marked FAILED if datasets stay pending."""
     import mlflow
 
     from calmlflow.registry.tracking import log_new_params, tracked_run
@@ -130,7 +108,7 @@ def ingest_in_run(bucket: str, datasets: str, store: str, retry_quarantine: bool
 
 
 def copy_in_run(source: str, target: str) -> str:
-    """`copy_jobs`, written down."""
+    """`copy_jobs` as an MLflow run."""
     import mlflow
 
     from calmlflow.registry.tracking import log_new_params, tracked_run

@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from calmlflow.console import progress
 from calmlflow.hst.features import FEATURES
-from calmlflow.jobs.emission import store_predictions
-from calmlflow.jobs.stores.base import JOBS, Store
-from calmlflow.jobs.stores.open import is_database, open_store
+from calmlflow.jobs.predictions import store_predictions
+from calmlflow.jobs.stores.base import JOBS, Source
+from calmlflow.jobs.stores.open import is_database, open_source, open_store
 from calmlflow.predictor.batch import BatchOutcome
 from calmlflow.predictor.predictor import Predictor
 from calmlflow.registry.tracking import log_new_params, tracked_run
@@ -41,7 +41,7 @@ def predict_table(data: str, output: str | Path, stage: str) -> BatchOutcome:
     Parameters
     ----------
     data : str
-        A table that `Predictor.predict_many` reads, or any store, see `calmlflow.jobs.stores.open.open_store`.
+        A table that `Predictor.predict_many` reads, or any source, see `calmlflow.jobs.stores.open.open_source`.
     output : str or Path
         A file that `Predictor.predict_many` writes, or the URI of a database, whose table of predictions is filled.
     stage : str
@@ -57,8 +57,8 @@ def predict_table(data: str, output: str | Path, stage: str) -> BatchOutcome:
     with progress("predicting", "jobs") as on_progress:
         if _is_table(data):
             return predictor.predict_many(data, output, on_progress=on_progress)
-        with closing(open_store(data)) as store:
-            return predictor.predict_many(_batches(store), output, on_progress=on_progress)
+        with closing(open_source(data)) as source:
+            return predictor.predict_many(_batches(source), output, on_progress=on_progress)
 
 
 def _into_store(data: str, uri: str, stage: str) -> BatchOutcome:
@@ -74,8 +74,8 @@ def _into_store(data: str, uri: str, stage: str) -> BatchOutcome:
     return replace(outcome, output=hide_password(uri), errors=str(ERRORS) if outcome.errors else None)
 
 
-def _batches(store: Store) -> Iterator[pa.RecordBatch]:
-    for part in store.read(JOBS, ["ipst", *FEATURES]):
+def _batches(source: Source) -> Iterator[pa.RecordBatch]:
+    for part in source.read(JOBS, ["ipst", *FEATURES]):
         yield from pa.Table.from_pandas(part, preserve_index=False).to_batches()
 
 

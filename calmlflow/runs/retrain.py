@@ -14,9 +14,9 @@ from mlflow.exceptions import MlflowException
 from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.jobs.drift import FEWEST_NEW, drift_table
-from calmlflow.jobs.predictions import Recorded, read_recorded, stored_predictions
+from calmlflow.jobs.predictions import Recorded, read_recorded
 from calmlflow.jobs.records import sort_records
-from calmlflow.jobs.stores.open import read_table
+from calmlflow.jobs.stores.open import is_database, read_table
 from calmlflow.registry.load import load_results
 from calmlflow.registry.tracking import environment_params, log_new_params, tracked_run
 from calmlflow.registry.versions import State, explained, read_state
@@ -65,7 +65,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class RetrainRequest:
-    """How to train and the stage to reach; recorded predictions as a URI, or none: those of the store of the jobs."""
+    """How to train and the stage to reach; recorded predictions as a URI, or none: those of the jobs' database."""
 
     training: TrainingRequest
     limits: Limits = field(default_factory=Limits)
@@ -188,11 +188,10 @@ def _decide(client: MlflowClient, request: RetrainRequest) -> Decision:
         change = judge_jobs(jobs, seen.jobs, limits)
         new = new_jobs(jobs, seen.jobs)
         names = new["ipst"].tolist()
-        recorded = (
-            stored_predictions(data, names)
-            if request.predictions == "none"
-            else read_recorded(request.predictions, names)
-        )
+        place = request.predictions
+        if place == "none" and is_database(data):
+            place = data
+        recorded = Recorded() if place == "none" else read_recorded(place, names)
         realised = judge_predictions(new, seen, recorded, limits)
         change = Change(change.criteria + realised.criteria, change.drift, change.figures | realised.figures)
         decision = replace(decision, since_champion=change, reasons=change.reasons)

@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,8 @@ from calmlflow import settings
 from calmlflow.console import progress, say
 from calmlflow.errors import InputError
 from calmlflow.jobs.records import Checked
+from calmlflow.jobs.stores.open import open_store
+from calmlflow.jobs.upsert import check_writable, write_back
 from calmlflow.networks.architectures import HIDDEN
 from calmlflow.networks.config import read_config
 from calmlflow.networks.training import TrainingConfig
@@ -36,7 +38,6 @@ from calmlflow.runs.fit import FittedNetwork, fit_network
 from calmlflow.runs.presentation import network_plots
 from calmlflow.runs.promote import PromotionRequest, promote_in_run
 from calmlflow.runs.ship import send_training
-from calmlflow.runs.writeback import check_writable, write_predictions
 from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS
 from calmlflow.storage.archive import pack
 from calmlflow.storage.files import new_tree
@@ -187,8 +188,9 @@ def train(
                         _log_scores(target, outcome)
         outcome.tree = tree.final
         if request.writeback:
-            with outcome.timed("writeback"):
-                outcome.written = write_predictions(request.data, table, outcome.tree)
+            with outcome.timed("writeback"), closing(open_store(request.data)) as store:
+                written = write_back(store, table, int(outcome.tree.name.rpartition("-")[2]))
+                outcome.written = f"{written} in {store.name}"
         if request.destination != "none":
             with outcome.timed("send"), tempfile.TemporaryDirectory() as folder:
                 archives = pack(outcome.tree, Path(folder))

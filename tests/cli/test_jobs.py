@@ -1,13 +1,11 @@
-"""`calmlflow jobs status`: what it prints, its exit status, and the trend it leaves in MLflow."""
+"""`calmlflow jobs status` and `quarantine`: what they print, and their exit statuses."""
 
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from contextlib import closing
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -16,11 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calmlflow.cli.jobs import parse_age
-from calmlflow.jobs.health import check_health
 from calmlflow.jobs.stores.sql import open_sql
-from calmlflow.jobs.upsert import Batch, keep
-from calmlflow.settings import HEALTH_EXPERIMENT
-from tests.samples.commands import run
+from calmlflow.jobs.upsert import Batch, upsert
 from tests.samples.console_command import run_here
 from tests.samples.store_samples import record
 
@@ -39,11 +34,11 @@ def uri(tmp_path):
 
 def add(store, *names: str, age_s: int = HOUR) -> None:
     finished = int(time.time()) - age_s
-    keep(store, Batch(pd.DataFrame([record(name, timestamp=finished) for name in names])), "test")
+    upsert(store, Batch(pd.DataFrame([record(name, timestamp=finished) for name in names])), "test")
 
 
 def refuse(store, *names: str, kind: str = "a step failed") -> None:
-    keep(store, Batch(refused=pd.DataFrame({"ipst": names, "kind": kind, "reason": "exit status 1"})), "test")
+    upsert(store, Batch(refused=pd.DataFrame({"ipst": names, "kind": kind, "reason": "exit status 1"})), "test")
 
 
 def status(*words: str, cwd, **more: str) -> subprocess.CompletedProcess[str]:
@@ -120,7 +115,9 @@ def test_a_table_for_people_is_readable_in_80_columns(capsys, uri, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     long = "control/j8c601020/j8c601020_MemModelFeatures.txt [red]has no key[/red] n_files \x1b[31m" + 60 * "word "
     with closing(open_sql(uri)) as store:
-        keep(store, Batch(refused=pd.DataFrame({"ipst": ["jbroken10"], "kind": "no features", "reason": long})), "test")
+        upsert(
+            store, Batch(refused=pd.DataFrame({"ipst": ["jbroken10"], "kind": "no features", "reason": long})), "test"
+        )
         add(store, "l8c601020")
     code, out, _ = run_here(capsys, "jobs", "status", "--store", uri, "--no-log")
     assert code == 1
@@ -191,99 +188,7 @@ def test_a_bad_age_ends_with_2(capsys, uri, text):
     assert (code, out, len(err.splitlines())) == (2, "", 1)
 
 
-# -- The trend in MLflow --------------------------------------------------------------------------------------------
-
-
-def runs_of(store_name: str) -> list:
-    from mlflow import MlflowClient
-
-    client = MlflowClient()
-    experiment = client.get_experiment_by_name(HEALTH_EXPERIMENT)
-    return [
-        run
-        for run in client.search_runs([experiment.experiment_id])
-        if run.data.tags.get("calmlflow.store") == store_name
-    ]
-
-
-@pytest.mark.slow
-def test_three_looks_are_three_points_of_one_run(tracking, uri, tmp_path):
-    from mlflow import MlflowClient
-
-    looks = []
-    for number in range(3):
-        with closing(open_sql(uri)) as store:
-            add(store, f"j{number:07d}0")
-            if number < 2:
-                refuse(store, f"jlate{number:03d}0")
-            else:
-                # Stored after all.
-                add(store, "jlate0000", "jlate0010")
-        done = run(tracking, sys.executable, "-m", "calmlflow", "jobs", "status", "--store", uri, "--json")
-        looks.append(json.loads(done.stdout))
-        assert done.returncode == (number < 2)
-        assert "warning" not in done.stderr
-    (found,) = runs_of(uri)
-    assert (found.info.status, found.info.run_name) == ("FINISHED", uri)
-
-    def points(name: str) -> list[float]:
-        history = MlflowClient().get_metric_history(found.info.run_id, name)
-        assert [(point.step, point.timestamp) for point in history] == [
-            (look["moment"], look["moment"] * 1000) for look in looks
-        ]
-        return [point.value for point in history]
-
-    for name in (
-        "records",
-        "mosaics",
-        "quarantine_open",
-        "stored_last_day",
-        "stored_per_day_7d",
-        "quarantine_added_7d",
-    ):
-        assert points(name) == [look[name] for look in looks]
-    for name, key in (("newest_age_hours", "newest_age_s"), ("stored_age_hours", "stored_age_s")):
-        assert points(name) == pytest.approx([look[key] / HOUR for look in looks])
-    assert points("records_acs") == [2, 3, 6]
-    assert points("records_bin_2g") == [2, 3, 6]
-    assert points("healthy") == [0, 0, 1]
-    # What is mended comes down to nothing, and does not end in the air.
-    assert points("quarantine_open_a_step_failed") == [1, 2, 0]
-
-
-def test_schedulers_that_begin_at_once_agree_on_one_run(tracking, uri):
-    from calmlflow.runs.health import log_health
-
-    with closing(open_sql(uri)) as store:
-        health = check_health(store, None)
-    together = threading.Barrier(4)
-    logged = []
-
-    def look() -> None:
-        together.wait()
-        logged.append(log_health(health))
-
-    threads = [threading.Thread(target=look) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert True in logged
-    assert len(runs_of(uri)) == 1
-    assert log_health(health)
-    (found,) = runs_of(uri)
-    assert found.data.metrics["records"] == 1
-
-
-def test_stores_have_runs_of_their_own_whatever_their_names_hold(tracking, uri, capsys):
-    from calmlflow.runs.health import log_health
-
-    with closing(open_sql(uri)) as store:
-        names = [f"{uri}?it's", f"{uri}?`quoted`", f"{uri}? OR tags.x != ''"]
-        for name in names:
-            store.name = name
-            assert log_health(check_health(store, None)), capsys.readouterr().err
-    assert [len(runs_of(name)) for name in names] == [1, 1, 1]
+# -- Without MLflow, and the quarantine -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("age", "code"), [("2d", 0), ("30m", 1)])
@@ -293,57 +198,36 @@ def test_an_mlflow_that_is_away_changes_neither_figures_nor_status(uri, monkeypa
     without, out, errors = run_here(capsys, *words, "--no-log")
     away, out_away, err = run_here(capsys, *words)
     assert (without, away) == (code, code)
-    moving = ("moment", "newest_age_s", "stored_age_s", "problems")
+    moving = ("moment", "newest_age_s", "problems")
     one, other = (
         {name: value for name, value in json.loads(text).items() if name not in moving} for text in (out, out_away)
     )
     assert one == other
     warning, *rest = err.splitlines()
-    assert warning.startswith(f"warning: not logged to MLflow: no MLflow server answers at {NOBODY}")
+    assert warning.startswith("warning: not logged to MLflow: no MLflow server answers at http://***@127.0.0.1:1")
     assert len(rest) == len(errors.splitlines()) == code
     assert "hush" not in err
 
 
-def test_an_experiment_that_was_deleted_is_told(tracking, uri, capsys):
-    from mlflow import MlflowClient
-
-    from calmlflow.runs.health import log_health
-
-    client = MlflowClient()
-    with closing(open_sql(uri)) as store:
-        health = check_health(store, None)
-    assert log_health(health)
-    experiment = client.get_experiment_by_name(HEALTH_EXPERIMENT).experiment_id
-    client.delete_experiment(experiment)
-    try:
-        capsys.readouterr()
-        assert not log_health(health)
-        assert f"experiment {HEALTH_EXPERIMENT} is deleted; expected" in capsys.readouterr().err
-    finally:
-        client.restore_experiment(experiment)
-
-
-def test_the_quarantine_is_listed_and_dismissed(tmp_path):
-    from calmlflow.jobs.stores.sql import open_sql
-    from calmlflow.jobs.upsert import Batch, keep
-
+def test_the_quarantine_is_listed_and_dismissed(tmp_path, capsys):
     own = f"sqlite:///{tmp_path}/own.db"
     store = open_sql(own, create=True)
     rows = [
         {"ipst": "j8c601020", "kind": "step failed", "reason": "j8c601020: process_metrics.txt says so; expected 0"}
     ]
-    keep(
+    upsert(
         store, Batch(refused=pd.DataFrame([*rows, {"ipst": "x", "kind": "no dataset", "reason": "x is none"}])), "test"
     )
     store.close()
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [str(Path(sys.executable).parent / "calmlflow"), "jobs", "quarantine", "--store", own, *words]
-        return subprocess.run(command, capture_output=True, text=True)
+    def run(*words: str) -> tuple[int, str, str]:
+        return run_here(capsys, "jobs", "quarantine", "--store", own, *words)
 
-    done = run("--kind", "step failed")
-    assert (done.returncode, done.stderr) == (0, "1 entries, open\n")
-    assert done.stdout == "j8c601020  step failed: process_metrics.txt says so; expected 0\n"
-    assert {json.loads(line)["ipst"] for line in run("--json").stdout.splitlines()} == {"j8c601020", "x"}
-    assert run("--kind", "step failed", "--dismiss").stderr == "1 entries dismissed\n"
-    assert run().stdout == "x  no dataset: x is none\n"
+    assert run("--kind", "step failed") == (
+        0,
+        "j8c601020  step failed: process_metrics.txt says so; expected 0\n",
+        "1 entries, open\n",
+    )
+    assert {json.loads(line)["ipst"] for line in run("--json")[1].splitlines()} == {"j8c601020", "x"}
+    assert run("--kind", "step failed", "--dismiss")[2] == "1 entries dismissed\n"
+    assert run()[1] == "x  no dataset: x is none\n"

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from calmlflow.errors import CalmlflowError
 from calmlflow.jobs import aws_lambda
 from calmlflow.jobs.aws_lambda import handler
-from calmlflow.jobs.finished import STEP_FAILED
+from calmlflow.jobs.ingest import STEP_FAILED
 from calmlflow.jobs.stores.base import JOBS, QUARANTINE
 from calmlflow.jobs.stores.open import open_store
 from tests.samples.event_samples import ANYTHING, EXTREMES, damaged, eventbridge, s3_record

@@ -15,17 +15,18 @@ from hypothesis import strategies as st
 
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.jobs import ingest as module
-from calmlflow.jobs.finished import (
+from calmlflow.jobs.ingest import (
     BAD_CONTROL,
     BAD_METRICS,
     FILE_MISSING,
     NO_DATASET,
     STEP_FAILED,
     Found,
+    Ingested,
     Refused,
+    ingest,
     read_finished,
 )
-from calmlflow.jobs.ingest import Ingested, ingest
 from calmlflow.jobs.quarantine import IMPOSSIBLE, dismiss_open, list_open
 from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, QUARANTINE, Store
 from calmlflow.jobs.stores.sql import open_sql
@@ -245,14 +246,14 @@ def test_figures_that_cannot_be_true_are_one_entry_and_are_read_again_when_they_
 def test_what_is_mended_between_reading_and_storing_is_read_again(s3, bucket, store, monkeypatch):
     put_job(s3, bucket, "j8c601020", preview=None)
     monkeypatch.setattr(module, "CLOCKS_APART_S", 0.0)
-    keep = module.keep
+    upsert = module.upsert
 
     def late(*words, **options):
         put_job(s3, bucket, "j8c601020")
-        monkeypatch.setattr(module, "keep", keep)
-        return keep(*words, **options)
+        monkeypatch.setattr(module, "upsert", upsert)
+        return upsert(*words, **options)
 
-    monkeypatch.setattr(module, "keep", late)
+    monkeypatch.setattr(module, "upsert", late)
     # S3 tells whole seconds: as if reading had begun some before the file was put there.
     begun = time.time() - 5
     monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: begun, perf_counter=time.perf_counter))

@@ -9,8 +9,7 @@ import uuid
 
 import pytest
 
-from calmlflow.jobs.finished import FILE_MISSING, STEP_FAILED
-from calmlflow.jobs.ingest import ingest
+from calmlflow.jobs.ingest import FILE_MISSING, STEP_FAILED, ingest
 from calmlflow.jobs.stores.base import HISTORY, JOBS, QUARANTINE
 from calmlflow.jobs.stores.sql import open_sql
 from tests.samples.ingest_samples import bad_line, metrics, name_of, put_job

@@ -1,6 +1,7 @@
-"""Who wins, what is remembered, and what becomes of the rest: the same in any order, twice, and after a kill."""
+"""Upsert and write-back: the same result in any order, twice, and after a kill."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -13,11 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from calmlflow.jobs import upsert as keeping
+from calmlflow.errors import InputError
+from calmlflow.jobs import upsert as module
 from calmlflow.jobs.quarantine import IMPOSSIBLE
 from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, QUARANTINE, Store
 from calmlflow.jobs.stores.sql import open_sql
-from calmlflow.jobs.upsert import Batch, Counts, keep, write_back
+from calmlflow.jobs.upsert import Batch, Counts, check_writable, upsert, write_back
 from tests.samples.store_samples import ANSWER, contents, frame, record
 
 NAME = "j8c601020"
@@ -79,7 +81,7 @@ def test_the_order_of_arrival_does_not_matter(store, batches):
     name = Names.new()
     counts = Counts()
     for batch in batches:
-        counts += keep(store, jobs(*(version(name, timestamp) for timestamp in batch)), "test")
+        counts += upsert(store, jobs(*(version(name, timestamp) for timestamp in batch)), "test")
     seen = {timestamp for batch in batches for timestamp in batch}
     valid = sorted(timestamp for timestamp in seen if timestamp % 3)
     assert [row["timestamp"] for row in rows(store, JOBS, name)] == valid[-1:]
@@ -93,22 +95,22 @@ def test_the_order_of_arrival_does_not_matter(store, batches):
 
 
 def test_each_is_counted_for_what_became_of_it(store):
-    assert keep(store, jobs(version(NAME, 2), version(NAME, 4), version(NAME, 4)), "test") == Counts(
+    assert upsert(store, jobs(version(NAME, 2), version(NAME, 4), version(NAME, 4)), "test") == Counts(
         stored=1, older=1, unchanged=1
     )
     assert [row["timestamp"] for row in rows(store, HISTORY)] == [2]
-    assert keep(store, jobs(version(NAME, 4)), "test") == Counts(unchanged=1)
-    assert keep(store, jobs(version(NAME, 1)), "test") == Counts(older=1)
-    assert keep(store, jobs(version(NAME, 5), version("j8c601010", 3)), "test") == Counts(updated=1, quarantined=1)
+    assert upsert(store, jobs(version(NAME, 4)), "test") == Counts(unchanged=1)
+    assert upsert(store, jobs(version(NAME, 1)), "test") == Counts(older=1)
+    assert upsert(store, jobs(version(NAME, 5), version("j8c601010", 3)), "test") == Counts(updated=1, quarantined=1)
     # A fix of a control file changes features and not the time of the metrics.
-    assert keep(store, jobs({**version(NAME, 5), "crsplit": 1}), "test") == Counts(updated=1)
+    assert upsert(store, jobs({**version(NAME, 5), "crsplit": 1}), "test") == Counts(updated=1)
     assert rows(store, JOBS)[0]["crsplit"] == 1
 
 
 def test_what_a_store_had_before_is_replaced_and_remembered(store):
     """A row without a time, or with its key alone, as a table of somebody's own may hold."""
     store.put(JOBS, frame(JOBS, [{"ipst": NAME}, {**record("j8c601010"), "timestamp": None}]))
-    assert keep(store, jobs(record(), record("j8c601010", wallclock=5.0)), "test") == Counts(updated=2)
+    assert upsert(store, jobs(record(), record("j8c601010", wallclock=5.0)), "test") == Counts(updated=2)
     assert [row["wallclock"] for row in (*rows(store, JOBS), *rows(store, JOBS, "j8c601010"))] == [126.0, 5.0]
     assert [row["wallclock"] for row in (*rows(store, HISTORY), *rows(store, HISTORY, "j8c601010"))] == [None, 126.0]
 
@@ -117,8 +119,17 @@ def test_mosaics_win_by_their_time_too(store):
     name = "acs_8ph_01"
     for timestamp, expected in ((5, Counts(stored=1)), (9, Counts(updated=1)), (7, Counts(older=1))):
         mosaic = {"ipst": name, "timestamp": timestamp, "wallclock": 1.0, "memory": 2.0, "disk": None}
-        assert keep(store, Batch(mosaics=pd.DataFrame([mosaic])), "test") == expected
+        assert upsert(store, Batch(mosaics=pd.DataFrame([mosaic])), "test") == expected
     assert [row["timestamp"] for row in rows(store, MOSAICS, name)] == [9]
+
+
+@pytest.mark.parametrize("cells", [{"memory": 0.0}, {"memory": -5.0}, {"wallclock": 1e300}])
+def test_a_mosaic_whose_figures_cannot_be_true_is_quarantined(store, cells):
+    mosaic = {"ipst": "acs_8ph_01", "timestamp": 5, "wallclock": 3.5, "memory": 60.1, **cells}
+    assert upsert(store, Batch(mosaics=pd.DataFrame([mosaic])), "test") == Counts(quarantined=1)
+    (entry,) = rows(store, QUARANTINE, "acs_8ph_01")
+    assert entry["kind"] == IMPOSSIBLE
+    assert entry["reason"].startswith(next(iter(cells)))
 
 
 # -- What trainings found out ---------------------------------------------------------------------------------------
@@ -131,16 +142,16 @@ def told(row: dict) -> dict:
 
 
 def test_answers_stay_with_their_record(store):
-    keep(store, jobs({**record(), **TRAINED}), "test", now=10)
-    assert keep(store, jobs(record()), "test", now=20) == Counts(unchanged=1)
+    upsert(store, jobs({**record(), **TRAINED}), "test", now=10)
+    assert upsert(store, jobs(record()), "test", now=20) == Counts(unchanged=1)
     (row,) = rows(store, JOBS)
     assert (told(row), row["stored_at"]) == (TRAINED, 10)
     # Another record has none of them; the history has, also when the older one comes again without.
     newer = record(timestamp=1_800_000_000, wallclock=200.0)
-    assert keep(store, jobs(newer), "test", now=30) == Counts(updated=1)
+    assert upsert(store, jobs(newer), "test", now=30) == Counts(updated=1)
     assert set(told(rows(store, JOBS)[0]).values()) == {None}
     for moment in (40, 50):
-        assert keep(store, jobs(record()), "test", now=moment) == Counts(older=1)
+        assert upsert(store, jobs(record()), "test", now=moment) == Counts(older=1)
         (row,) = rows(store, HISTORY)
         assert (told(row), row["stored_at"], row["replaced_at"]) == (TRAINED, 10, 30)
 
@@ -152,7 +163,7 @@ def test_the_later_training_has_the_last_word(store, order):
     later = {**record(), "bin_pred": 3, "wall_pred": 7.5, "trained_at": 1_800_000_000}
     counts = Counts()
     for which in order:
-        counts += keep(store, jobs((earlier, later)[which]), "test")
+        counts += upsert(store, jobs((earlier, later)[which]), "test")
     assert (counts.stored, counts.updated) == (1, 1)
     (row,) = rows(store, JOBS)
     assert told(row) == {**TRAINED, "bin_pred": 3, "wall_pred": 7.5, "trained_at": 1_800_000_000}
@@ -162,9 +173,9 @@ def test_the_later_training_has_the_last_word(store, order):
 def test_a_size_that_is_not_rounded_is_the_same_record(store):
     """As the pipeline's own table has it: what is read from it is rounded."""
     store.put(JOBS, frame(JOBS, [{**record(total_mb=93.7), **TRAINED}]))
-    assert keep(store, jobs(record(total_mb=94.0)), "test") == Counts(unchanged=1)
+    assert upsert(store, jobs(record(total_mb=94.0)), "test") == Counts(unchanged=1)
     assert told(rows(store, JOBS)[0]) == TRAINED
-    assert keep(store, jobs(record(total_mb=95.0)), "test") == Counts(updated=1)
+    assert upsert(store, jobs(record(total_mb=95.0)), "test") == Counts(updated=1)
 
 
 # -- Quarantine -----------------------------------------------------------------------------------------------------
@@ -175,15 +186,15 @@ def test_an_entry_is_opened_tried_resolved_and_opened_anew(store):
         (row,) = rows(store, QUARANTINE)
         return tuple(row[name] for name in ("first_seen", "last_seen", "tries", "resolved_at", "source", "reason"))
 
-    assert keep(store, refusal(timestamp=5), SOURCE, now=10) == Counts(quarantined=1)
+    assert upsert(store, refusal(timestamp=5), SOURCE, now=10) == Counts(quarantined=1)
     assert entry() == (10, 10, 1, None, SOURCE, "exit status 1")
-    keep(store, refusal(timestamp=6, reason="exit status 2"), SOURCE, now=20)
+    upsert(store, refusal(timestamp=6, reason="exit status 2"), SOURCE, now=20)
     assert entry() == (10, 20, 2, None, SOURCE, "exit status 2")
-    keep(store, jobs(record()), SOURCE, now=30)
+    upsert(store, jobs(record()), SOURCE, now=30)
     assert entry() == (10, 20, 2, 30, SOURCE, "exit status 2")
-    keep(store, jobs(record()), SOURCE, now=40)
+    upsert(store, jobs(record()), SOURCE, now=40)
     assert entry() == (10, 20, 2, 30, SOURCE, "exit status 2")
-    keep(store, refusal(timestamp=7), SOURCE, now=50)
+    upsert(store, refusal(timestamp=7), SOURCE, now=50)
     assert entry() == (50, 50, 1, None, SOURCE, "exit status 1")
 
 
@@ -192,30 +203,30 @@ def is_open(store: Store) -> bool:
 
 
 def test_a_run_that_failed_later_is_not_settled_by_the_one_before(store):
-    keep(store, jobs(record(timestamp=100)), SOURCE)
-    keep(store, refusal(timestamp=200), SOURCE)
+    upsert(store, jobs(record(timestamp=100)), SOURCE)
+    upsert(store, refusal(timestamp=200), SOURCE)
     # The same record from elsewhere says nothing of the run that failed.
-    assert keep(store, jobs(record(timestamp=100)), "backup.csv") == Counts(unchanged=1)
+    assert upsert(store, jobs(record(timestamp=100)), "backup.csv") == Counts(unchanged=1)
     assert is_open(store)
-    keep(store, jobs(record(timestamp=100, wallclock=5.0)), "backup.csv")
+    upsert(store, jobs(record(timestamp=100, wallclock=5.0)), "backup.csv")
     assert is_open(store)
     # The bucket itself does: its failed run is gone.
-    keep(store, jobs(record(timestamp=100)), SOURCE)
+    upsert(store, jobs(record(timestamp=100)), SOURCE)
     assert not is_open(store)
-    keep(store, refusal(timestamp=200), SOURCE)
-    keep(store, jobs(record(timestamp=200)), "elsewhere")
+    upsert(store, refusal(timestamp=200), SOURCE)
+    upsert(store, jobs(record(timestamp=200)), "elsewhere")
     assert not is_open(store)
 
 
 def test_a_table_with_a_good_and_a_bad_row_of_a_dataset_is_the_same_when_read_again(store):
     batch = jobs(record(), record(memory=0.1))
     for moment, tries in ((10, 1), (20, 2), (30, 3)):
-        assert keep(store, batch, "table.csv", now=moment).quarantined == 1
+        assert upsert(store, batch, "table.csv", now=moment).quarantined == 1
         (entry,) = rows(store, QUARANTINE)
         assert (entry["first_seen"], entry["last_seen"], entry["tries"]) == (10, moment, tries)
         assert entry["resolved_at"] is None
     # Without the bad row it is settled.
-    keep(store, jobs(record()), "table.csv", now=40)
+    upsert(store, jobs(record()), "table.csv", now=40)
     assert not is_open(store)
 
 
@@ -242,12 +253,19 @@ def test_a_bad_cell_of_any_kind_is_kept_with_its_reason(store, column, cell):
     name = Names.new()
     rest = [record(Names.new()) for _ in range(2)]
     bad = {**record(name), column: cell}
-    counts = keep(store, Batch(jobs=pd.DataFrame([rest[0], bad, rest[1]], dtype=object)), "test")
+    counts = upsert(store, Batch(jobs=pd.DataFrame([rest[0], bad, rest[1]], dtype=object)), "test")
     assert (counts.stored, counts.quarantined) == (2, 1)
     (entry,) = rows(store, QUARANTINE, name)
     assert entry["kind"] == IMPOSSIBLE
     assert entry["reason"].startswith(f"{column} is not a")
     assert json.loads(entry["record"], parse_constant=no_constant)["ipst"] == name
+
+
+def test_bad_rows_with_lists_and_long_texts_are_entries_of_their_own(store):
+    long = "y" * 20_000
+    bad = [record(memory=-1, extra=[1, math.inf]), record(memory=-1, extra=long + "a"), record(memory=-1, extra=long)]
+    assert upsert(store, jobs(*bad), "test") == Counts(quarantined=3)
+    assert store.count(QUARANTINE) == 3
 
 
 ODD = [
@@ -270,7 +288,7 @@ def test_any_name_can_be_quarantined(uri):
     store = open_sql(uri, create=True)
     refused = pd.DataFrame([{"ipst": name, "kind": "no dataset", "reason": f"{name} is none"} for name in ODD])
     for tries in (1, 2):
-        assert keep(store, Batch(refused=refused), SOURCE).quarantined == len(ODD)
+        assert upsert(store, Batch(refused=refused), SOURCE).quarantined == len(ODD)
         found = contents(store, QUARANTINE)
         assert found["tries"].tolist() == [tries] * len(ODD)
     assert {name for name in ODD if "\0" not in name and len(name) < 1025} < set(found["ipst"])
@@ -278,7 +296,7 @@ def test_any_name_can_be_quarantined(uri):
     # As names of rows in a table, too.
     table = Batch(jobs=pd.DataFrame([record(name) for name in ODD]))
     for _ in range(2):
-        assert keep(store, table, "table.csv") == Counts(quarantined=len(ODD))
+        assert upsert(store, table, "table.csv") == Counts(quarantined=len(ODD))
     assert store.count(QUARANTINE) == 2 * len(ODD)
     store.close()
 
@@ -290,7 +308,7 @@ def test_what_is_refused_and_what_is_stored_come_together(store):
         refused=pd.DataFrame([{"ipst": "x", "kind": "k", "reason": "r", "timestamp": "soon"}]),
     )
     with pytest.raises(ValueError, match="table quarantine, column timestamp: a cell is 'soon'; expected a whole"):
-        keep(store, batch, "test")
+        upsert(store, batch, "test")
     assert [store.count(table) for table in (JOBS, QUARANTINE)] == [0, 0]
 
 
@@ -302,7 +320,7 @@ def trained(*records: dict, **answers: object) -> pd.DataFrame:
 
 
 def test_one_networks_training_leaves_the_others_answers(store):
-    keep(store, jobs({**record(), **TRAINED}), "test", now=10)
+    upsert(store, jobs({**record(), **TRAINED}), "test", now=10)
     assert write_back(store, trained(record(), bin_pred=2, split="test"), 1_800_000_000) == (1, 0)
     (row,) = rows(store, JOBS)
     assert told(row) == {**TRAINED, "bin_pred": 2, "split": "test", "trained_at": 1_800_000_000}
@@ -310,8 +328,8 @@ def test_one_networks_training_leaves_the_others_answers(store):
 
 
 def test_records_that_have_changed_or_gone_are_left_alone(store):
-    keep(store, jobs(record(), record("j8c601010"), record("j8c601030")), "test")
-    keep(store, jobs(record("j8c601010", timestamp=1_800_000_000, memory=1.2)), "test")
+    upsert(store, jobs(record(), record("j8c601010"), record("j8c601030")), "test")
+    upsert(store, jobs(record("j8c601010", timestamp=1_800_000_000, memory=1.2)), "test")
     rows_before = rows(store, JOBS, "j8c601010")
     found = trained(record(), record("j8c601010"), record("j8c601030"), record("j8c601040"), bin_pred=1)
     assert write_back(store, found, 1_700_000_000) == (2, 2)
@@ -327,11 +345,36 @@ def test_what_a_store_has_is_not_rounded_by_a_training(store):
     assert (row["total_mb"], row["mem_pred"]) == (93.7, 1.25)
 
 
+def test_a_training_that_ends_late_leaves_the_answers_of_a_later_one(store):
+    upsert(store, jobs(record(), record("j91jc4010")), "test")
+    assert write_back(store, trained(record(), bin_pred=2), 200) == (1, 0)
+    late = write_back(store, trained(record(), record("j91jc4010"), bin_pred=1), 100)
+    assert (late, str(late)) == ((1, 1), "1 records; 1 left alone: gone, changed or trained later")
+    assert contents(store, JOBS)[["bin_pred", "trained_at"]].to_numpy().tolist() == [[2, 200], [1, 100]]
+
+
+def test_a_bad_answer_of_a_training_costs_no_record(store):
+    bad = [record(bin_pred="x", mem_pred="1.5"), record("j91jc4010", bin_pred="2", mem_pred="much")]
+    assert upsert(store, jobs(*bad), "test") == Counts(stored=2)
+    found = contents(store, JOBS)
+    assert found["bin_pred"].fillna(-1).tolist() == [-1, 2]
+    assert found["mem_pred"].fillna(-1).tolist() == [1.5, -1]
+
+
+def test_the_check_before_a_write_back_writes_nothing(tmp_path, uri):
+    open_sql(uri, create=True).close()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    check_writable(uri)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(InputError, match="is no database; expected"):
+        check_writable(str(tmp_path / "jobs.csv"))
+
+
 def test_a_write_back_that_fails_in_the_middle_leaves_nothing(uri, monkeypatch):
-    monkeypatch.setattr(keeping, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(module, "CHUNK_ROWS", 10)
     store = open_sql(uri, create=True)
     records = [record(f"j{number:07d}q", dtype=0) for number in range(35)]
-    keep(store, jobs(*records), "test")
+    upsert(store, jobs(*records), "test")
     real, puts = store.put, []
 
     def put(table, part) -> None:
@@ -357,10 +400,10 @@ WRITE_BACK = """
 import os, signal, sys
 import pandas as pd
 from tests.samples.store_samples import record
-from calmlflow.jobs import upsert as keeping
+from calmlflow.jobs import upsert as module
 from calmlflow.jobs.stores.sql import SqlStore, open_sql
 uri, rows, fatal, share = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
-keeping.CHUNK_ROWS = 100
+module.CHUNK_ROWS = 100
 real, puts = SqlStore.put, 0
 def put(self, table, part):
     global puts
@@ -372,7 +415,7 @@ def put(self, table, part):
     real(self, table, part)
 SqlStore.put = put
 jobs = pd.DataFrame([record(f"j{number:07d}q", dtype=0) for number in range(rows)])
-print(*keeping.write_back(open_sql(uri), jobs.assign(bin_pred=2, split="test"), 1_700_000_000))
+print(*module.write_back(open_sql(uri), jobs.assign(bin_pred=2, split="test"), 1_700_000_000))
 """
 
 
@@ -383,7 +426,7 @@ def child(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def some_seeds() -> Iterator[tuple[int, int, float]]:
-    for seed in range(20):
+    for seed in range(8):
         draw: Callable[[], float] = random.Random(seed).random
         yield seed, 1 + int(draw() * ROWS / 100), draw()
 
@@ -392,7 +435,7 @@ def some_seeds() -> Iterator[tuple[int, int, float]]:
 def test_a_killed_write_back_leaves_all_or_nothing(uri):
     store = open_sql(uri, create=True)
     records = pd.DataFrame([record(f"j{number:07d}q", dtype=0) for number in range(ROWS)])
-    keep(store, Batch(jobs=records), "test")
+    upsert(store, Batch(jobs=records), "test")
     for seed, fatal, share in some_seeds():
         store.put(JOBS, records)
         done = child(WRITE_BACK, uri, ROWS, fatal, share)

@@ -1,7 +1,7 @@
-"""What a store of job records holds and can do, whatever it is made of.
+"""Tables of a store of job records, and the operations that every store has.
 
-A store keeps five tables and knows nothing of what they mean: `calmlflow.jobs.upsert` says which record wins, what
-goes to the history, and what to the quarantine, once for all stores.
+A store keeps five tables and no rules: `calmlflow.jobs.upsert` decides which record wins, what goes to the history and
+what to the quarantine, for all stores.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -9,7 +9,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from calmlflow.errors import InputError
 from calmlflow.hst.features import FEATURES
@@ -18,18 +20,18 @@ from calmlflow.hst.ladder import LADDER
 Kind = Literal["text", "whole", "number"]
 
 CHUNK_ROWS = 50_000
-"""Rows that are read or written at once, where a store has no measure of its own."""
+"""Rows that are read or written at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A table of a store; each is equal to itself only.
+    """A table of a store.
 
     Attributes
     ----------
     name : str
     key : tuple of str
-        Columns that together name a row; ``ipst``, the dataset, is the first of them.
+        Columns that identify a row; ``ipst``, the dataset, is the first.
     columns : mapping of str to {"text", "whole", "number"}
         In order. A cell outside the key may be missing.
     """
@@ -61,13 +63,13 @@ TRAINING_COLUMNS: dict[str, Kind] = {
     "split": "text",
     "trained_at": "whole",
 }
-"""What a training adds to a job record; ``trained_at`` is its time in epoch seconds."""
+"""Columns that a training adds to a job record; ``trained_at`` is its time in epoch seconds."""
 
 JOBS = Table("jobs", ("ipst",), {**_RECORD, **TRAINING_COLUMNS, "stored_at": "whole"})
-"""Finished jobs, one record a dataset. ``stored_at``: epoch seconds at which this record came into the store."""
+"""Finished jobs, one record per dataset. ``stored_at``: epoch seconds at which the record was stored."""
 
 HISTORY = Table("history", ("ipst", "digest"), {**JOBS.columns, "digest": "text", "replaced_at": "whole"})
-"""Records that another one of the same dataset took the place of, and those that came after a newer one."""
+"""Records that were replaced by another one of the same dataset, and records that arrived after a newer one."""
 
 MOSAICS = Table(
     "mosaics",
@@ -81,7 +83,7 @@ MOSAICS = Table(
         "stored_at": "whole",
     },
 )
-"""What HAP jobs used: seconds, GB of memory, and GB that their outputs take up, where that is known."""
+"""Resources of HAP jobs: seconds, GB of memory, and GB of output where known."""
 
 QUARANTINE = Table(
     "quarantine",
@@ -100,9 +102,9 @@ QUARANTINE = Table(
         "resolved_at": "whole",
     },
 )
-"""What could not be stored, and why. ``digest`` tells apart rows of a table that bear the same name, and is empty for a
-dataset in a bucket; ``timestamp`` is that of the newest file seen; ``kind`` groups reasons; ``record`` is what was
-there, as JSON; ``resolved_at`` is missing as long as the entry is open."""
+"""Jobs that could not be stored. ``digest`` distinguishes rows of a table with the same name, and is empty for a
+dataset in a bucket; ``timestamp`` is that of the newest file; ``kind`` groups reasons; ``record`` is the input as JSON;
+``resolved_at`` is missing as long as the entry is open."""
 
 PREDICTIONS = Table(
     "predictions",
@@ -119,58 +121,76 @@ PREDICTIONS = Table(
         "source": "text",
     },
 )
-"""What was answered before a job ran, see `calmlflow.predictor.emit.prediction_record`."""
+"""Predictions that were recorded when they were given, see `calmlflow.predictor.emit.prediction_record`."""
 
 TABLES = (JOBS, HISTORY, MOSAICS, QUARANTINE, PREDICTIONS)
 
 
-class Store(Protocol):
-    """A store, opened; see `calmlflow.jobs.stores.open.open_store`.
+class Source(Protocol):
+    """Job records that can be read; see `calmlflow.jobs.stores.open.open_source`.
 
-    Every method raises a CalmlflowError that names the store where it cannot be reached, read or written, and an
-    InputError where what it holds is no store, or where it can be read only.
+    Methods raise a CalmlflowError that names the source where it cannot be reached or read, and an InputError where it
+    holds no job records.
 
     Attributes
     ----------
     name : str
-        Its URI without password, for logs and errors.
+        URI without password, for logs and errors.
     """
 
     name: str
 
-    def read(
-        self, table: Table, columns: Sequence[str] | None = None, where: Mapping[str, object] | None = None
-    ) -> Iterator[pd.DataFrame]:
-        """All rows in parts, in no order; ``columns`` (default: all) and rows whose cells equal those of ``where``.
+    def read(self, table: Table, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
+        """Yield all rows in parts, in no order, so that no more than one part need be in memory.
 
-        Each part is as `conform` makes it, so that no more than one need be in memory. A table that the store does not
-        have yet has no rows.
+        Parts have the types of `conform`, except job records of a file: they are unchecked. ``columns`` defaults to
+        all. A table that is not there has no rows.
         """
+
+    def count(self, table: Table) -> int:
+        """Number of rows."""
+
+    def close(self) -> None:
+        """Release connections and temporary files."""
+
+
+class Store(Source, Protocol):
+    """A database of job records; see `calmlflow.jobs.stores.open.open_store`."""
 
     def get(self, table: Table, names: Collection[str]) -> pd.DataFrame:
         """The rows of some datasets, as `conform` makes them."""
 
     def put(self, table: Table, rows: pd.DataFrame) -> None:
-        """Insert rows, or replace those of the same key; keys are unique in ``rows``, columns may be absent."""
+        """Insert rows, or replace those of the same key; keys are unique, absent columns become missing cells."""
 
-    def count(self, table: Table) -> int:
-        """Number of rows."""
+    def replace(self, table: Table, seen: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.bool_]:
+        """Write rows of JOBS or MOSAICS where the store still holds what was seen.
 
-    def change(self) -> AbstractContextManager[None]:
-        """What is put in the block is there as a whole or, where the block raises, not at all.
+        Parameters
+        ----------
+        table : Table
+        seen : DataFrame of n rows
+            As `get` gave them; all cells missing where the store had no row.
+        rows : DataFrame of n rows
+            In the same order, with the key. Columns that are absent keep what was seen.
 
-        As far as the store can: DynamoDB writes at once, and S3 an object at a time, so what is put must make sense in
-        its order. Others who change the store wait meanwhile.
+        Returns
+        -------
+        ndarray of bool, shape (n,)
+            Rows that were written; the others were changed by another process since.
         """
 
-    def close(self) -> None:
-        """Give connections back; the store cannot be used after that."""
+    def change(self) -> AbstractContextManager[None]:
+        """Make what the block writes one transaction that keeps other writers waiting.
+
+        DynamoDB has none that is large enough: there every `put` is seen at once and `replace` detects other writers.
+        """
 
 
 def conform(rows: pd.DataFrame, table: Table, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """The columns of a table in their order and types: text ``str``, whole numbers ``Int64``, numbers float64.
 
-    A column that is absent has missing cells; others are left out. Rows are numbered from 0.
+    An absent column has missing cells, unknown columns are left out, rows are numbered from 0.
 
     Raises
     ------
@@ -184,8 +204,8 @@ def conform(rows: pd.DataFrame, table: Table, columns: Sequence[str] | None = No
         cells = rows[name] if name in rows else pd.Series(None, index=rows.index, dtype=dtypes[kind])
         try:
             made[name] = cells.astype(dtypes[kind])
-        except (ValueError, TypeError, OverflowError):
-            raise InputError(_wrong_cell(cells, table.name, name, kind)) from None
+        except (ValueError, TypeError, OverflowError) as error:
+            raise InputError(_wrong_cell(cells, table.name, name, kind)) from error
     return pd.DataFrame(made, index=rows.index).reset_index(drop=True)
 
 

@@ -1,173 +1,214 @@
-"""Job records in files and folders."""
+"""Read job records from files, folders, archives and S3 objects, and write them to a file as a whole."""
 
-import fcntl
-import glob
-import os
-import re
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 
-from calmlflow.errors import CalmlflowError, InputError
-from calmlflow.jobs.stores.base import JOBS, TABLES, Store, Table
-from calmlflow.jobs.stores.file_store import FileStore
-from calmlflow.jobs.stores.formats import is_parquet, read_parts
-from calmlflow.jobs.stores.read_only import ReadOnly, jobs_only
+import pandas as pd
+import pyarrow as pa
 
-ARCHIVES = (".zip", ".tgz", ".tar.gz")
-WRITABLE = (".csv", ".parquet")
+from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.jobs.stores.base import CHUNK_ROWS, JOBS, Source, Table, conform
+from calmlflow.settings import hide_password
+from calmlflow.storage.archive import SUFFIXES as ARCHIVES
+from calmlflow.storage.archive import extract
+from calmlflow.storage.s3 import download, parse_s3
+from calmlflow.storage.tables import SUFFIXES, as_numbers, new_table, open_table
+
+DATABASES = (".db", ".sqlite", ".sqlite3")
 
 _SHOWN = 10
-_STAGED = "new-"
-# Names of other tables than the records'.
-_OTHERS = re.compile(rf"\.({'|'.join(table.name for table in TABLES if table is not JOBS)})\.[^./]+$")
+_TEXTS = ("ipppssoot", *(name for name, kind in JOBS.columns.items() if kind == "text"))
+_ARROW_TYPES = {"text": pa.string(), "whole": pa.int64(), "number": pa.float64()}
 
 
-def open_path(path: Path, create: bool = False) -> Store:
+class FileSource:
+    """See `calmlflow.jobs.stores.base.Source`; ``read`` yields the parts of a table, ``close`` is called at the end."""
+
+    def __init__(
+        self, name: str, read: Callable[[Table], Iterator[pd.DataFrame]], close: Callable[[], None] = lambda: None
+    ):
+        self.name = name
+        self._read = read
+        self.close = close
+
+    def read(self, table: Table, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
+        """See `Source.read`."""
+        for part in self._read(table):
+            yield part if columns is None else part.reindex(columns=list(columns))
+
+    def count(self, table: Table) -> int:
+        """See `Source.count`."""
+        return sum(map(len, self._read(table)))
+
+
+# -- Reading --------------------------------------------------------------------------------------------------------
+
+
+def open_path(path: Path) -> FileSource:
     """Open a CSV or Parquet file, a folder or an archive.
 
-    A folder holds its table as ``data/latest.csv`` (a training's), as ``latest.csv``, as ``latest.parquet``, as its
-    only CSV file, or as Parquet files in it and below, in this order. Folders and archives can only be read.
-
-    Parameters
-    ----------
-    path : Path
-    create : bool
-        Whether a file that is not there is one to be written, ``.csv`` or ``.parquet``.
+    The table of a folder is ``data/latest.csv`` (a training's), ``latest.csv``, ``latest.parquet``, its only CSV file,
+    or all Parquet files in it and below, in this order.
 
     Raises
     ------
     InputError
-        Nothing there, or a folder or archive with no such file or with several.
+        Nothing there, or a folder or archive without such a file or with several.
     """
     try:
         if path.is_dir():
-            tables = _tables_of(path)
-            return ReadOnly(
-                str(path), jobs_only(lambda: (part for one in tables for part in read_parts(one, str(one))))
-            )
-        if path.name.lower().endswith(ARCHIVES):
-            from calmlflow.jobs.stores.archives import open_archive
-
-            return open_archive(path, str(path))
+            return _open_table(str(path), _table_of(path))
         if not path.exists():
-            if not create:
-                raise InputError(f"{path} does not exist; expected a file of job records, or a training's folder")
-            if path.suffix.lower() not in WRITABLE:
-                raise InputError(f"{path} cannot be made; expected a name that ends in {' or '.join(WRITABLE)}")
-        return FileStore(str(path), _Folder(path))
+            raise InputError(f"{path} does not exist; expected a file of job records, or a training's folder")
+        if path.name.lower().endswith(ARCHIVES):
+            return _open_archive(path, str(path))
+        return _open_table(str(path), path)
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); expected a file of job records") from None
+        raise InputError(f"{path} cannot be read ({error.strerror}); expected a file of job records") from error
 
 
-def _tables_of(folder: Path) -> list[Path]:
+def open_object(uri: str) -> FileSource:
+    """Open ``s3://bucket/key`` of a table, an archive or a SQLite file, or ``s3://bucket/prefix/`` of Parquet files.
+
+    Raises
+    ------
+    InputError
+        Nothing there, a key of no known kind, or a damaged object.
+    CalmlflowError
+        S3 cannot be read.
+    """
+    target = parse_s3("s3://" + uri.partition("://")[2])
+    key = target.key.lower()
+    if key == "" or key.endswith((*SUFFIXES, "/")):
+        return _open_table(str(target), str(target))
+    kind = next((end for end in (*ARCHIVES, *DATABASES) if key.endswith(end)), None)
+    if kind is None:
+        known = ", ".join((*SUFFIXES, *ARCHIVES, *DATABASES))
+        raise InputError(
+            f"{target} is of no known kind; expected a key in {known}, or a prefix with a slash at its end"
+        )
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="calmlflow-s3-")))
+        path = folder / f"object{kind}"
+        download(target, path, "an archive or a SQLite file")
+        if kind in ARCHIVES:
+            return _open_archive(path, str(target))
+        store = _open_sqlite(path, str(target))
+        stack.callback(store.close)
+        return FileSource(str(target), store.read, stack.pop_all().close)
+
+
+def _open_table(name: str, uri: str | Path, shown: str = "", close: Callable[[], None] = lambda: None) -> FileSource:
+    """Open what `open_table` reads; ``shown`` is its name in errors."""
+
+    def read(table: Table) -> Iterator[pd.DataFrame]:
+        if table is not JOBS:
+            return
+        with open_table(uri, _TEXTS, JOBS.columns, shown) as opened:
+            for batch in opened.batches(CHUNK_ROWS):
+                cells = {
+                    name: batch[name] if name in _TEXTS else as_numbers(batch[name]) for name in batch.schema.names
+                }
+                yield pa.table(cells).to_pandas(ignore_metadata=True)
+
+    return FileSource(name, read, close)
+
+
+def _table_of(folder: Path) -> Path:
     for candidate in ("data/latest.csv", "latest.csv", "latest.parquet"):
         if (folder / candidate).is_file():
-            return [folder / candidate]
-    tables = [path for path in _own(folder.iterdir()) if path.suffix.lower() == ".csv"]
+            return folder / candidate
+    tables = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".csv" and path.name[0] not in "._")
     if len(tables) == 1:
-        return tables
-    files = _own(path for path in folder.rglob("*.parquet") if path.is_file())
-    if files and not tables:
-        return files
-    shown = ", ".join(path.name for path in tables[:_SHOWN]) + (", ..." if len(tables) > _SHOWN else "")
-    found = f"{len(tables)} CSV files ({shown})" if tables else "no CSV or Parquet file"
+        return tables[0]
+    if not tables and any(folder.rglob("*.parquet")):
+        return folder
+    found = (
+        f"{len(tables)} CSV files ({_listed([path.name for path in tables])})" if tables else "no CSV or Parquet file"
+    )
     raise InputError(
         f"folder {folder} holds {found}; expected data/latest.csv, latest.csv, a single CSV file or Parquet files"
     )
 
 
-def _own(paths: Iterator[Path]) -> list[Path]:
-    """Without the other tables of a store, which lie beside the first one."""
-    return sorted(path for path in paths if not _OTHERS.search(path.name) and not path.name.startswith("."))
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
-def is_records_file(key: str) -> bool:
-    """Whether a key of S3 is that of a Parquet file of records, and not of another table beside it."""
-    return key.lower().endswith(".parquet") and not _OTHERS.search(key)
+def _open_sqlite(path: Path, shown: str) -> Source:
+    from calmlflow.jobs.stores.sql import open_sql
+
+    try:
+        return open_sql(f"sqlite:///{path}")
+    except CalmlflowError as error:
+        raise InputError(f"{shown} is no SQLite database of job records; expected one that `ingest` made") from error
 
 
-# -- Places ---------------------------------------------------------------------------------------------------------
+# -- Archives -------------------------------------------------------------------------------------------------------
 
 
-def table_name(name: str, table: Table) -> str:
-    """Name of a table's file, or key of its object, beside the one of the records."""
-    if table is JOBS:
-        return name
-    stem, dot, suffix = name.rpartition(".")
-    return f"{stem}.{table.name}.{suffix}" if dot and "/" not in suffix else f"{name}.{table.name}"
-
-
-class _Folder:
-    """Files beside one another; see `calmlflow.jobs.stores.file_store.Place`."""
-
-    def __init__(self, path: Path):
-        # A link is another name of the same store: one lock, and one set of tables.
-        self._path = path.resolve()
-        self._staged: list[Path] = []
-        self.is_parquet = path.suffix.lower() == ".parquet" or (path.exists() and is_parquet(path))
-
-    def shown(self, table: Table) -> str:
-        return str(self._path_of(table))
-
-    def fetch(self, table: Table) -> Path | None:
-        path = self._path_of(table)
-        return path if path.exists() else None
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """One change at a time; the lock ends with the process, and its file stays: others may wait for it."""
-        with self._writing():
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self._path.with_name(f".{self._path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+def _open_archive(archive: Path, shown: str) -> FileSource:
+    """Open the table of an archive: ``data/latest.csv`` in any folder, else ``latest.csv``, else its only CSV file."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="calmlflow-archive-")))
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            for table in TABLES:
-                # What a killed change has left; whoever holds the lock is alone.
-                for left in self._path.parent.glob(f".{glob.escape(self._path_of(table).name)}.{_STAGED}*"):
-                    left.unlink(missing_ok=True)
-            yield
-        finally:
-            os.close(handle)
-            for path in self._staged:
-                path.unlink(missing_ok=True)
-            self._staged.clear()
+            extract(archive, folder)
+        except InputError as error:
+            raise InputError(str(error).replace(str(archive), shown)) from error
+        names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+        wanted = _table_in(names, shown)
+        return _open_table(shown, folder / wanted, f"{shown}, member {wanted}", stack.pop_all().close)
 
-    def stage(self, table: Table, write: Callable[[Path], None]) -> Path:
-        path = self._path_of(table)
-        with self._writing():
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{_STAGED}")
-            self._staged.append(Path(name))
-            write(Path(name))
-            os.fsync(handle)
-            os.close(handle)
-            if path.exists():
-                mode = path.stat().st_mode & 0o777
-            else:
-                mask = os.umask(0)
-                os.umask(mask)
-                mode = 0o666 & ~mask
-            Path(name).chmod(mode)
-        return Path(name)
 
-    def replace(self, table: Table, staged: Path) -> bool:
-        with self._writing():
-            # A link stays one, to the new file.
-            staged.replace(self._path_of(table).resolve())
-        return True
+def _table_in(names: list[str], shown: str) -> str:
+    tables = [name for name in names if name.lower().endswith(".csv") and not _is_of_system(name)]
+    in_data = [name for name in tables if f"/{name}".endswith("/data/latest.csv")]
+    latest = [name for name in tables if f"/{name}".endswith("/latest.csv")]
+    found = in_data or latest or tables
+    if len(found) != 1:
+        held = f"{len(found)} tables ({_listed(found)})" if found else "no CSV file"
+        raise InputError(f"archive {shown} holds {held}; expected one data/latest.csv, latest.csv or other CSV file")
+    return found[0]
 
-    def close(self) -> None:
-        """Nothing is held."""
 
-    def _path_of(self, table: Table) -> Path:
-        return self._path.with_name(table_name(self._path.name, table))
+def _is_of_system(name: str) -> bool:
+    """Whether a file is one that operating systems add."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise CalmlflowError(
-                f"{self._path} cannot be written ({error.strerror}); expected a file in a folder of yours"
-            ) from None
+
+# -- Writing --------------------------------------------------------------------------------------------------------
+
+
+def write_file(uri: str, source: Source, on_progress: Callable[[int, int | None], None]) -> int:
+    """Write the records of a source to a ``.csv`` or ``.parquet`` file, here or in S3, which it replaces.
+
+    Columns that the source does not have are left out. Returns the number of records.
+
+    Raises
+    ------
+    InputError
+        The name has another ending, or a cell is not of its column's kind.
+    CalmlflowError
+        The file cannot be written.
+    """
+    if not uri.lower().endswith(SUFFIXES):
+        raise InputError(
+            f"{hide_password(uri)!r} cannot be written; expected a database, or a file or an object of S3 in "
+            f"{' or '.join(SUFFIXES)}"
+        )
+    parts = source.read(JOBS)
+    first = next(parts, conform(pd.DataFrame(), JOBS))
+    names = [name for name in JOBS.columns if name in first]
+    schema = pa.schema([(name, _ARROW_TYPES[JOBS.columns[name]]) for name in names])
+    written = 0
+    with new_table(uri, schema) as writer:
+        for part in chain([first], parts):
+            rows = pa.Table.from_pandas(conform(part, JOBS, names), schema, preserve_index=False)
+            for batch in rows.to_batches():
+                writer.write(batch)
+            written += len(part)
+            on_progress(written, None)
+    return written

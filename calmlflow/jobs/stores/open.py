@@ -1,4 +1,4 @@
-"""Open a store of job records, or read its records, by one URI."""
+"""Open job records by URI: a database to read and write, or anything that can be read."""
 
 import re
 from collections.abc import Callable
@@ -11,64 +11,86 @@ import pandas as pd
 
 from calmlflow.errors import InputError
 from calmlflow.jobs.records import Checked, check_records
-from calmlflow.jobs.stores.base import JOBS, Store
+from calmlflow.jobs.stores.base import JOBS, Source, Store
 from calmlflow.settings import DATABASE_SCHEMES, hide_password
-
-_OPENERS = {
-    "sqlite": ("calmlflow.jobs.stores.sql", "open_sql"),
-    "postgresql": ("calmlflow.jobs.stores.sql", "open_sql"),
-    "postgresql+psycopg": ("calmlflow.jobs.stores.sql", "open_sql"),
-    "postgres": ("calmlflow.jobs.stores.sql", "open_sql"),
-    "dynamodb": ("calmlflow.jobs.stores.dynamodb", "open_dynamodb"),
-    "s3": ("calmlflow.jobs.stores.objects", "open_objects"),
-}
-# Scheme -> what opens a store: imported when it is asked for, since each stands on a heavy library.
 
 _KNOWN = "a path, file://, sample, sample:N, sqlite://, postgresql://, dynamodb:// or s3://"
 
 
-def open_store(uri: str, create: bool = False, seed: int = 0) -> Store:
-    """Open a store of job records.
+def open_store(uri: str, create: bool = False) -> Store:
+    """Open a database of job records.
 
     Parameters
     ----------
     uri : str
-        A path or ``file://`` URI of a CSV or Parquet file, of a folder (a training's, one with a table, one of Parquet
-        files) or of an archive (``.zip``, ``.tgz``, ``.tar.gz``); ``s3://bucket/key`` of any of these, of a SQLite file
-        (``.db``, ``.sqlite``), or ``s3://bucket/prefix/`` of Parquet files; ``sqlite:///FILE``;
-        ``postgresql://USER@HOST/DATABASE``; ``dynamodb://TABLE?region=...``; ``sample`` or ``sample:N`` (synthetic). A
-        folder that is itself named ``sample`` is opened as ``./sample``.
+        ``sqlite:///FILE``, ``postgresql://USER@HOST/DATABASE`` or ``dynamodb://TABLE?region=REGION``.
     create : bool
-        Whether it may be made if it is not there yet.
+        Make the database's tables, or the SQLite file, if need be.
+
+    Raises
+    ------
+    InputError
+        The URI is not one of a database, or the database holds no job records.
+    CalmlflowError
+        The database cannot be reached.
+    """
+    scheme = _scheme(uri)
+    if scheme not in DATABASE_SCHEMES:
+        if scheme not in (None, "file", "s3", "sample"):
+            raise _unknown(scheme)
+        raise InputError(
+            f"{hide_password(uri)!r} is no database; expected sqlite:///FILE, postgresql://USER@HOST/DATABASE or "
+            "dynamodb://TABLE?region=REGION: other places are read, and written as a whole by `copy`"
+        )
+    # Imported on demand: each needs a heavy library.
+    name = "dynamodb" if scheme == "dynamodb" else "sql"
+    opener: Callable[[str, bool], Store] = getattr(import_module(f"calmlflow.jobs.stores.{name}"), f"open_{name}")
+    return opener(uri, create)
+
+
+def open_source(uri: str, seed: int = 0) -> Source:
+    """Open job records to read them.
+
+    Parameters
+    ----------
+    uri : str
+        A database, see `open_store`; a path or ``file://`` URI of a CSV or Parquet file, of a folder (a training's, one
+        with a table, one of Parquet files) or of an archive (``.zip``, ``.tgz``, ``.tar.gz``); ``s3://bucket/key`` of
+        such a file or archive or of a SQLite file (``.db``, ``.sqlite``), or ``s3://bucket/prefix/`` of Parquet files;
+        ``sample`` or ``sample:N`` (synthetic). A folder named ``sample`` is opened as ``./sample``.
     seed : int, default 0
         Of the synthetic sample.
 
     Raises
     ------
     InputError
-        An unknown scheme, nothing there, or what is there holds no job records.
+        The scheme is unknown, or there are no job records.
     CalmlflowError
-        It cannot be reached.
+        The source cannot be reached.
     """
     if not uri.strip():
         raise InputError(f"data source is {uri!r}; expected {_KNOWN}")
-    if re.fullmatch("sample(:.*)?", uri):
-        return _open_sample(uri, seed)
     scheme = _scheme(uri)
-    if scheme in (None, "file"):
-        from calmlflow.jobs.stores.files import open_path
+    if scheme in DATABASE_SCHEMES:
+        return open_store(uri)
+    from calmlflow.jobs.stores.files import FileSource, open_object, open_path
 
-        return open_path(Path(uri) if scheme is None else _file_path(uri), create)
-    if scheme not in _OPENERS:
-        # The rest of the URI may hold a password.
-        raise InputError(f"data source has the unknown scheme {scheme!r}; expected {_KNOWN}")
-    module, opener = _OPENERS[scheme]
-    opened: Callable[[str, bool], Store] = getattr(import_module(module), opener)
-    return opened(uri, create)
+    if uri == "sample" or scheme == "sample":
+        from calmlflow.jobs.sample import draw_sample
+
+        size = uri.removeprefix("sample").removeprefix(":") if uri != "sample" else "20000"
+        if not re.fullmatch("[0-9]{1,9}", size):
+            raise InputError(f"sample size is {size!r}; expected sample:N with a whole number N, 1 or more")
+        return FileSource(uri, lambda table: iter([draw_sample(int(size), seed)] if table is JOBS else []))
+    if scheme == "s3":
+        return open_object(uri)
+    if scheme in (None, "file"):
+        return open_path(Path(uri) if scheme is None else _file_path(uri))
+    raise _unknown(scheme)
 
 
 def read_jobs(uri: str, seed: int = 0) -> Checked:
-    """Read and check the job records of a store; see `open_store`.
+    """Read and check job records; see `open_source`.
 
     Raises
     ------
@@ -79,24 +101,26 @@ def read_jobs(uri: str, seed: int = 0) -> Checked:
 
 
 def read_table(uri: str, seed: int = 0) -> pd.DataFrame:
-    """Read the job records of a store as they are, unchecked; see `open_store`."""
-    with closing(open_store(uri, seed=seed)) as store:
-        parts = list(store.read(JOBS))
+    """Read job records as they are, unchecked; see `open_source`."""
+    with closing(open_source(uri, seed)) as source:
+        parts = list(source.read(JOBS))
     return pd.concat(parts) if parts else pd.DataFrame(columns=list(JOBS.columns))
 
 
 def is_database(uri: str) -> bool:
-    """Whether a URI is one of a database, which several may write to at once."""
+    """Whether a URI is one of a database, which `open_store` opens."""
     return _scheme(uri) in DATABASE_SCHEMES
 
 
-# -- Kinds of URIs --------------------------------------------------------------------------------------------------
-
-
 def _scheme(uri: str) -> str | None:
-    # At least two letters, as in every scheme.
+    # At least two letters: one is a drive.
     found = re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]+):", uri)
     return found[1].lower() if found else None
+
+
+def _unknown(scheme: str) -> InputError:
+    # The rest of the URI may hold a password.
+    return InputError(f"data source has the unknown scheme {scheme!r}; expected {_KNOWN}")
 
 
 def _file_path(uri: str) -> Path:
@@ -104,15 +128,3 @@ def _file_path(uri: str) -> Path:
     if host not in ("", "localhost") or not slash:
         raise InputError(f"data source {uri!r} names no local file; expected file:///absolute/path")
     return Path("/" + unquote(path))
-
-
-def _open_sample(uri: str, seed: int) -> Store:
-    from calmlflow.jobs.sample import draw_sample
-    from calmlflow.jobs.stores.read_only import ReadOnly, jobs_only
-
-    if uri == "sample":
-        return ReadOnly(uri, jobs_only(lambda: iter([draw_sample(seed=seed)])))
-    size = uri.removeprefix("sample:")
-    if not re.fullmatch("[0-9]{1,9}", size):
-        raise InputError(f"sample size is {size!r}; expected sample:N with a whole number N, 1 or more")
-    return ReadOnly(uri, jobs_only(lambda: iter([draw_sample(int(size), seed)])))

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.features import MAX_FILES
-from calmlflow.jobs.records import check_records, sort_records
-from calmlflow.jobs.stores import dynamodb_requests
-from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, PREDICTIONS, QUARANTINE, TABLES
+from calmlflow.jobs.records import check_records
+from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, PREDICTIONS, TABLES, conform
 from calmlflow.jobs.stores.dynamodb import open_dynamodb
-from calmlflow.jobs.stores.open import open_store, read_table
-from calmlflow.jobs.upsert import Batch, keep, write_back
+from calmlflow.jobs.stores.open import open_source, read_table
+from calmlflow.jobs.upsert import Batch, Counts, upsert, write_back
 from tests.samples.dynamodb_samples import client, error, items_of, older_item, proxy_of, table_of
 from tests.samples.store_samples import ROWS, contents, frame, record
 
@@ -36,8 +35,7 @@ def store(dynamodb_uri):
 
 @pytest.fixture
 def proxy(dynamodb, store, monkeypatch):
-    """Before the server, for stores that are opened from now on; does not wait between tries."""
-    monkeypatch.setattr(dynamodb_requests, "BACKOFF_S", 0)
+    """Before the server, for stores that are opened from now on."""
     with proxy_of(dynamodb) as started:
         monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", started.address)
         yield started
@@ -61,18 +59,6 @@ def many(count: int) -> pd.DataFrame:
 
 
 # -- Rows -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
-def test_rows_come_back(store, table):
-    rows = frame(table, SAMPLES[table])
-    store.put(table, rows)
-    store.put(table, rows)
-    pd.testing.assert_frame_equal(contents(store, table), rows, check_exact=True)
-    assert store.count(table) == len(rows)
-    found = store.get(table, [*rows["ipst"], "nobody"]).sort_values(list(table.key)).reset_index(drop=True)
-    pd.testing.assert_frame_equal(found, rows, check_exact=True)
-    pd.testing.assert_frame_equal(store.get(table, []), rows.iloc[:0], check_exact=True)
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
@@ -114,8 +100,6 @@ def test_any_value_comes_back_to_the_last_bit(store, number, whole, name, digest
     found = store.get(HISTORY, [name])
     found = found[found["digest"] == digest].reset_index(drop=True)
     pd.testing.assert_frame_equal(found, rows, check_exact=True)
-    (found,) = store.read(HISTORY, where={"ipst": name, "digest": digest})
-    pd.testing.assert_frame_equal(found, rows, check_exact=True)
 
 
 @given(KEPT)
@@ -134,20 +118,13 @@ def test_a_number_that_dynamodb_does_not_keep_is_told(store, number):
     assert store.count(JOBS) == 0
 
 
-def test_a_key_that_is_too_long_is_told(store):
-    with pytest.raises(InputError, match=r"'ééé.*is too long for a key of DynamoDB; expected 2048 bytes"):
-        store.put(QUARANTINE, frame(QUARANTINE, [{"ipst": "é" * 1025, "digest": ""}]))
-    store.put(QUARANTINE, frame(QUARANTINE, [{"ipst": "é" * 1024, "digest": ""}]))
-    assert store.count(QUARANTINE) == 1
-
-
 # -- Items of others ------------------------------------------------------------------------------------------------
 
 
 def test_attributes_of_others_stay_when_a_record_is_replaced(store, dynamodb_uri):
     extra = {"note": {"M": {"by": {"S": "me"}, "at": {"N": "1"}}}, "wc_std": {"N": "3"}}
     put_items(dynamodb_uri, [older_item(**extra), older_item("j91jc4010")])
-    keep(store, Batch(jobs=pd.DataFrame([record(timestamp=1_700_000_000, memory=1.5)])), "test")
+    upsert(store, Batch(jobs=pd.DataFrame([record(timestamp=1_700_000_000, memory=1.5)])), "test")
     items = {item["ipst"]["S"]: item for item in items_of(table_of(dynamodb_uri))}
     assert items["j91jc4010"] == older_item("j91jc4010")
     changed = items["j8c601020"]
@@ -166,8 +143,6 @@ def test_numbers_that_were_written_as_text_are_numbers(store, dynamodb_uri):
     wanted = frame(JOBS, [record(), record("j91jc4010")])
     pd.testing.assert_frame_equal(contents(store, JOBS), wanted)
     pd.testing.assert_frame_equal(store.get(JOBS, ["j8c601020"]), wanted.iloc[:1])
-    assert sum(map(len, store.read(JOBS, where={"n_files": 5}))) == 2
-    assert sum(map(len, store.read(JOBS, where={"n_files": 6}))) == 0
 
 
 NO_NUMBERS = [
@@ -187,7 +162,7 @@ def test_a_cell_that_is_no_number_is_quarantined_and_the_rest_is_read(store, dyn
     # A newer record takes its place.
     assert store.get(JOBS, list(bad))["n_files"].isna().all()
     newer = pd.DataFrame([record(name, timestamp=1_700_000_000) for name in bad])
-    counts = keep(store, Batch(jobs=newer), "test")
+    counts = upsert(store, Batch(jobs=newer), "test")
     assert (counts.updated, counts.quarantined) == (len(bad), 0)
     assert len(check_records(read_table(dynamodb_uri), "test").valid) == 1 + len(bad)
 
@@ -228,19 +203,20 @@ def test_a_scan_holds_one_page(small_pages, store, proxied, proxy):
 
 
 def test_columns_and_filters(small_pages, store, dynamodb_uri):
-    """``timestamp`` and others are words of DynamoDB's own."""
+    """``timestamp`` and others are reserved words of DynamoDB; numbers may be text."""
     rows = many(300).assign(split=lambda rows: np.where(rows["n_files"] % 2, "test", "train"))
     store.put(JOBS, rows)
-    wanted = rows[(rows["n_files"] == 7) & (rows["split"] == "test")].reset_index(drop=True)
-    assert len(wanted) == 4
-    parts = store.read(JOBS, ["timestamp", "ipst"], {"n_files": np.int64(7), "split": "test"})
-    found = pd.concat(parts, ignore_index=True).sort_values("ipst").reset_index(drop=True)
-    pd.testing.assert_frame_equal(found, wanted[["timestamp", "ipst"]])
-    filtered = open_store(f"{dynamodb_uri}&n_files=7&split=test&memory=1.17")
-    pd.testing.assert_frame_equal(contents(filtered, JOBS), wanted)
-    assert filtered.count(JOBS) == 4
-    assert list(filtered.read(JOBS, where={"n_files": 8})) == []
+    put_items(dynamodb_uri, [older_item("j9999999q", n_files={"S": "7"}, split={"S": "test"}, dtype={"N": "0"})])
+    names = [*rows["ipst"][(rows["n_files"] == 7) & (rows["split"] == "test")], "j9999999q"]
+    filtered = open_source(f"{dynamodb_uri}&n_files=7&split=test&memory=1.17")
+    parts = filtered.read(JOBS, ["timestamp", "ipst"])
+    found = pd.concat(parts, ignore_index=True).sort_values("ipst")
+    assert list(found.columns) == ["timestamp", "ipst"]
+    assert found["ipst"].tolist() == names
+    assert filtered.count(JOBS) == len(names) == 5
     filtered.close()
+    with pytest.raises(InputError, match="filters by n_files; expected no filter there"):
+        open_dynamodb(f"{dynamodb_uri}&n_files=7", create=True)
 
 
 def test_many_rows_of_one_name_are_all_found(small_pages, store):
@@ -250,107 +226,76 @@ def test_many_rows_of_one_name_are_all_found(small_pages, store):
     pd.testing.assert_frame_equal(found, rows)
 
 
-def test_of_rows_with_the_same_key_the_last_one_stays(store):
-    store.put(JOBS, pd.concat([many(30), many(30).assign(n_files=99)]))
-    assert contents(store, JOBS)["n_files"].tolist() == [99] * 30
+# -- Other writers --------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_is_kept_once(store):
-    batch = Batch(
-        jobs=pd.concat([many(60), pd.DataFrame([record("j91jc4010", memory=0.01)])], ignore_index=True),
-        mosaics=frame(MOSAICS, ROWS[MOSAICS]),
-        refused=pd.DataFrame([{"ipst": "jabc07020", "kind": "k", "reason": "r"}]),
-    )
-    first, second = keep(store, batch, "test"), keep(store, batch, "test")
-    assert (first.stored, first.quarantined, first.total) == (61, 2, 63)
-    assert (second.unchanged, second.quarantined, second.total) == (61, 2, 63)
-    assert (store.count(JOBS), store.count(MOSAICS), store.count(QUARANTINE), store.count(HISTORY)) == (60, 1, 2, 0)
-    assert contents(store, QUARANTINE)["tries"].tolist() == [2, 2]
-    newer = keep(store, Batch(jobs=many(60).assign(timestamp=1_700_000_000)), "test")
-    assert (newer.updated, store.count(HISTORY)) == (60, 60)
+@pytest.fixture
+def between(proxied, proxy):
+    """A store through the proxy; what `between` is given happens between its next reading and writing."""
 
+    def arrange(act) -> object:
+        waiting = [act]
 
-def test_answers_are_written_back(store):
-    keep(store, Batch(jobs=many(60)), "test")
-    jobs = sort_records(pd.concat(store.read(JOBS)), "test").valid
-    assert write_back(store, jobs.assign(bin_pred=1, wall_pred=1 / 3), 1_700_000_000) == (60, 0)
-    found = contents(store, JOBS)
-    assert set(found["wall_pred"]) == {1 / 3}
-    assert set(found["trained_at"]) == {1_700_000_000}
-
-
-# -- Throttled ------------------------------------------------------------------------------------------------------
-
-
-def lazy(operation: str, lock: threading.Lock):
-    """Does but half of every third request, and nothing of the one after."""
-    seen = 0
-
-    def answer(name, request, forward):
-        nonlocal seen
-        if name != operation:
+        def answer(name, request, forward):
+            if name == "UpdateItem" and waiting:
+                waiting.pop()()
             return forward(request)
-        with lock:
-            seen += 1
-            number = seen
+
+        proxy.answer = answer
+        return proxied
+
+    return arrange
+
+
+def test_a_newer_record_that_comes_between_reading_and_writing_is_kept(store, between):
+    old, new, newest = (pd.DataFrame([record(timestamp=time, memory=1 + time / 1000)]) for time in (100, 200, 300))
+    upsert(store, Batch(jobs=old), "test")
+    slow = between(lambda: upsert(store, Batch(jobs=newest), "test"))
+    assert upsert(slow, Batch(jobs=new), "test") == Counts(older=1)
+    assert contents(store, JOBS)["timestamp"].tolist() == [300]
+    assert sorted(contents(store, HISTORY)["timestamp"]) == [100, 200]
+
+
+def test_an_older_record_that_comes_between_reading_and_writing_is_remembered(store, between):
+    new, newest = (pd.DataFrame([record(timestamp=time)]) for time in (200, 300))
+    slow = between(lambda: upsert(store, Batch(jobs=new), "test"))
+    assert upsert(slow, Batch(jobs=newest), "test") == Counts(updated=1)
+    assert contents(store, JOBS)["timestamp"].tolist() == [300]
+    assert contents(store, HISTORY)["timestamp"].tolist() == [200]
+
+
+def test_a_record_that_ingest_stores_during_a_write_back_is_kept(store, between):
+    trained = pd.DataFrame([record(timestamp=100)])
+    upsert(store, Batch(jobs=trained), "test")
+    newer = pd.DataFrame([record(timestamp=200, memory=1.5)])
+    slow = between(lambda: upsert(store, Batch(jobs=newer), "test"))
+    assert write_back(slow, trained.assign(bin_pred=1), 1_700_000_000) == (0, 1)
+    found = contents(store, JOBS).assign(stored_at=None)
+    pd.testing.assert_frame_equal(conform(found, JOBS), conform(newer, JOBS))
+    assert contents(store, HISTORY)["timestamp"].tolist() == [100]
+
+
+def test_answers_that_are_written_while_a_newer_record_comes_are_in_the_history(store, between):
+    trained = pd.DataFrame([record(timestamp=100)])
+    upsert(store, Batch(jobs=trained), "test")
+    slow = between(lambda: write_back(store, trained.assign(bin_pred=1), 1_700_000_000))
+    assert upsert(slow, Batch(jobs=pd.DataFrame([record(timestamp=200)])), "test") == Counts(updated=1)
+    assert contents(store, JOBS)["bin_pred"].isna().all()
+    assert contents(store, HISTORY)["bin_pred"].tolist() == [1]
+
+
+def test_what_a_batch_leaves_undone_is_written_again(proxied, proxy, store):
+    def answer(name, request, forward):
+        if name != "BatchWriteItem" or proxy.counts[name] % 3 == 0:
+            return forward(request)
         ((table, asked),) = request["RequestItems"].items()
-        some = asked if operation == "BatchWriteItem" else asked["Keys"]
-        rest = some[len(some) // 2 :] if number % 3 == 0 else some if number % 3 == 1 else []
-        done = some[: len(some) - len(rest)]
-        if operation == "BatchWriteItem":
-            status, answered = forward({**request, "RequestItems": {table: done}}) if done else (200, {})
-            return status, {**answered, "UnprocessedItems": {table: rest} if rest else {}}
-        part = {"RequestItems": {table: {**asked, "Keys": done}}}
-        status, answered = forward(part) if done else (200, {"Responses": {}})
-        return status, {**answered, "UnprocessedKeys": {table: {**asked, "Keys": rest}} if rest else {}}
-
-    return answer
-
-
-def test_what_is_left_undone_is_written_again(proxied, proxy, store):
-    proxy.answer = lazy("BatchWriteItem", threading.Lock())
-    rows = many(500)
-    proxied.put(JOBS, rows)
-    assert proxy.counts["BatchWriteItem"] > 500 / 25
-    pd.testing.assert_frame_equal(contents(store, JOBS), rows)
-
-
-def test_what_is_left_unread_is_read_again(proxied, proxy, store):
-    rows = many(500)
-    store.put(JOBS, rows)
-    proxy.answer = lazy("BatchGetItem", threading.Lock())
-    found = proxied.get(JOBS, rows["ipst"].tolist()).sort_values("ipst").reset_index(drop=True)
-    assert proxy.counts["BatchGetItem"] > 500 / 100
-    pd.testing.assert_frame_equal(found, rows)
-
-
-def test_who_does_nothing_for_good_is_given_up_and_told(proxied, proxy, store):
-    taken: list[int] = []
-
-    def answer(name, request, forward):
-        ((table, asked),) = request.get("RequestItems", {"": []}).items()
-        if name == "BatchGetItem" or (name == "BatchWriteItem" and len(taken) < 4):
-            taken.append(len(asked)) if name == "BatchWriteItem" else None
-            return forward(request)
-        return 200, {"UnprocessedItems": {table: asked}}
+        status, answered = forward({**request, "RequestItems": {table: asked[:10]}})
+        return status, {**answered, "UnprocessedItems": {table: asked[10:]} if asked[10:] else {}}
 
     proxy.answer = answer
-    with pytest.raises(CalmlflowError, match=r"took 100 of 500 rows of jobs and left 400 undone \(throttled\)"):
-        proxied.put(JOBS, many(500))
-    assert taken == [25] * 4
-    assert store.count(JOBS) == 100
-    # Each of those that were on their way was asked for that often, and no other.
-    tries, threads = dynamodb_requests.TRIES, dynamodb_requests.THREADS
-    assert tries <= proxy.counts["BatchWriteItem"] - 4 <= tries * threads
-    proxy.answer = lambda name, request, forward: forward(request)
-    proxied.put(JOBS, many(500))
-    assert store.count(JOBS) == 500
-
-
-def test_keys_that_are_never_read_are_told(proxied, proxy):
-    proxy.answer = lambda name, request, forward: (200, {"Responses": {}, "UnprocessedKeys": request["RequestItems"]})
-    with pytest.raises(CalmlflowError, match=r"left 30 of 30 rows of jobs unread \(throttled\); expected"):
-        proxied.get(JOBS, many(30)["ipst"].tolist())
+    rows = many(200)
+    proxied.put(JOBS, rows)
+    pd.testing.assert_frame_equal(contents(store, JOBS), rows)
 
 
 # -- Tables ---------------------------------------------------------------------------------------------------------
@@ -378,7 +323,7 @@ def test_other_tables_are_empty_until_something_is_put_there(dynamodb_uri):
         assert contents(store, table).empty
         assert store.count(table) == 0
         assert store.get(table, ["j8c601020"]).empty
-    assert keep(store, Batch(jobs=many(3)), "test").stored == 3
+    assert upsert(store, Batch(jobs=many(3)), "test").stored == 3
     store.put(PREDICTIONS, frame(PREDICTIONS, SAMPLES[PREDICTIONS]))
     assert store.count(PREDICTIONS) == 2
     store.close()
@@ -425,9 +370,12 @@ def test_many_who_make_the_tables_at_once(dynamodb_uri):
         ("dynamodb://" + "x" * 250, "the address names no table"),
         ("dynamodb://table?region=us-east-1&colour=blue", "'colour' is no column of job records"),
         ("dynamodb://table?secret=told-to-nobody", "'secret' is no column of job records"),
-        ("dynamodb://table?region=us-east-1&region=us-west-2", "region 'us-west-2' is none of AWS's, or one of two"),
-        ("dynamodb://table?region=evil.com/", "region 'evil.com/' is none"),
-        ("dynamodb://table?region=", "region '' is none"),
+        (
+            "dynamodb://table?region=us-east-1&region=us-west-2",
+            "region 'us-west-2' is not one of AWS's, or the",
+        ),
+        ("dynamodb://table?region=evil.com/", "region 'evil.com/' is not one"),
+        ("dynamodb://table?region=", "region '' is not one"),
         ("dynamodb://table?instr=acs", "instr='acs' is no whole number"),
         ("dynamodb://table?instr=0.5", "instr='0.5' is no whole number"),
         ("dynamodb://table?memory=nan", "memory='nan' is no number"),
@@ -465,7 +413,8 @@ HINTS = {
     "ProvisionedThroughputExceededException": "a table with capacity to spare",
     "ThrottlingException": "a table with capacity to spare",
     "ExpiredTokenException": "AWS credentials that are valid",
-    "ValidationException": "a table of DynamoDB that answers",
+    "ValidationException": "values that DynamoDB keeps, with keys of 2,048 bytes at most",
+    "InternalServerError": "a table of DynamoDB that answers",
     "ResourceNotFoundException": "a table of that name in that region",
 }
 
@@ -475,7 +424,7 @@ def test_refusals_are_a_sentence(proxy, dynamodb_uri, monkeypatch):
     store = open_dynamodb(dynamodb_uri)
     acts = {
         "Scan": ("read", lambda: store.count(JOBS)),
-        "BatchGetItem": ("read", lambda: store.get(JOBS, ["j8c601020"])),
+        "Query": ("read", lambda: store.get(JOBS, ["j8c601020"])),
         "BatchWriteItem": ("written", lambda: store.put(JOBS, many(60))),
     }
     for operation, (verb, act) in acts.items():

@@ -1,4 +1,4 @@
-"""Stores in SQLite and PostgreSQL, both real: what is particular to databases."""
+"""SQLite and PostgreSQL: exact values, changes, schema and errors, on real databases."""
 
 import os
 import shutil
@@ -6,19 +6,22 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pandas as pd
+import psycopg
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.jobs.stores import sql
 from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, PREDICTIONS, QUARANTINE
-from calmlflow.jobs.stores.sql import open_sql
-from calmlflow.jobs.stores.sql_schema import HEAD, METADATA, VERSION_TABLE
-from calmlflow.jobs.upsert import Batch, keep
+from calmlflow.jobs.stores.sql import HEAD, METADATA, VERSION_TABLE, open_sql
+from calmlflow.jobs.upsert import Batch, upsert
 from tests.samples.store_samples import ROWS, contents, frame, record
 
 
@@ -65,14 +68,6 @@ def test_many_rows_are_read_in_parts(store, monkeypatch):
     assert store.count(JOBS) == 1000
 
 
-def test_a_change_that_raises_leaves_nothing(store):
-    with pytest.raises(ZeroDivisionError), store.change():
-        store.put(JOBS, frame(JOBS, ROWS[JOBS]))
-        assert store.count(JOBS) == 2
-        raise ZeroDivisionError
-    assert store.count(JOBS) == 0
-
-
 def test_one_change_waits_for_another(uri, store):
     """Two that add to what they read: without waiting, one addition would be lost."""
     store.put(JOBS, frame(JOBS, [record(n_files=1)]))
@@ -107,7 +102,7 @@ with store.change():
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     assert done.returncode == -signal.SIGKILL
     assert store.count(JOBS) == 0
-    assert keep(store, Batch(jobs=frame(JOBS, ROWS[JOBS])), "test").stored == 2
+    assert upsert(store, Batch(jobs=frame(JOBS, ROWS[JOBS])), "test").stored == 2
 
 
 def test_many_names_are_asked_for_at_once(store):
@@ -115,6 +110,58 @@ def test_many_names_are_asked_for_at_once(store):
     store.put(JOBS, rows)
     found = store.get(JOBS, rows["ipst"].tolist()[1:]).sort_values("ipst").reset_index(drop=True)
     pd.testing.assert_frame_equal(found, rows.iloc[1:].reset_index(drop=True))
+
+
+@pytest.fixture
+def many(store, monkeypatch) -> int:
+    """More rows than a part holds, and than a connection takes in before it is read."""
+    monkeypatch.setattr("calmlflow.jobs.stores.sql.CHUNK_ROWS", 5_000)
+    monkeypatch.setattr("calmlflow.jobs.stores.sql._COPY_BYTES", 100_000)
+    rows = frame(JOBS, [record(f"j{number:07d}q") for number in range(15_000)])
+    store.put(JOBS, rows.assign(split="x" * 100))
+    return len(rows)
+
+
+def test_a_column_of_missing_cells_has_all_its_rows(store):
+    store.put(JOBS, frame(JOBS, [record(f"j{number}") for number in range(5)]))
+    found = pd.concat(store.read(JOBS, columns=["split"]))
+    assert found["split"].isna().tolist() == [True] * 5
+    assert pd.concat(store.read(JOBS, columns=["trained_at"])).dtypes.astype(str).to_dict() == {"trained_at": "Int64"}
+
+
+def test_whole_numbers_keep_their_last_digit_beside_missing_cells(store):
+    rows = frame(JOBS, [record("a"), record("b"), record("c")])
+    rows["crsplit"] = pd.array([2**53 + 1, None, -(2**63)], dtype="Int64")
+    store.put(JOBS, rows)
+    pd.testing.assert_frame_equal(contents(store, JOBS), rows)
+
+
+def test_a_text_may_be_longer_than_what_is_parsed_at_once(store):
+    texts = [letter + '\n"' * 2_000_000 for letter in "abc"]
+    store.put(QUARANTINE, frame(QUARANTINE, [{"ipst": text[0], "digest": "", "record": text} for text in texts]))
+    assert contents(store, QUARANTINE)["record"].tolist() == texts
+
+
+def test_reading_may_end_early(store, many):
+    for _ in range(3):
+        assert len(next(iter(store.read(JOBS))))
+    with store.change():
+        assert len(next(iter(store.read(JOBS))))
+        assert store.count(JOBS) == many
+
+
+def test_what_is_read_may_be_written_meanwhile_and_is_read_once(store, many):
+    read = 0
+    for part in store.read(JOBS):
+        store.put(JOBS, part.assign(ipst="x" + part["ipst"]))
+        read += len(part)
+    with store.change():
+        for part in store.read(JOBS):
+            store.put(JOBS, part.assign(ipst="y" + part["ipst"]))
+            read += len(part)
+    assert read == many + 2 * many
+    # Each, x of each, and y of both.
+    assert store.count(JOBS) == 4 * many
 
 
 # -- Schema ---------------------------------------------------------------------------------------------------------
@@ -125,10 +172,8 @@ def make_first_schema(uri: str) -> None:
     from alembic import command
     from alembic.config import Config
 
-    from calmlflow.jobs.stores import sql_schema
-
     config = Config()
-    config.set_main_option("script_location", os.path.join(os.path.dirname(sql_schema.__file__), "migrations"))  # noqa: PTH118, PTH120
+    config.set_main_option("script_location", str(Path(sql.__file__).parent / "migrations"))
     with database(uri).begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")
@@ -152,7 +197,7 @@ def test_the_first_schema_is_brought_up_to_date(uri, tmp_path):
     assert contents(store, QUARANTINE)["reason"].tolist() == ["r"]
     store.put(MOSAICS, frame(MOSAICS, ROWS[MOSAICS]))
     store.put(PREDICTIONS, frame(PREDICTIONS, ROWS[PREDICTIONS]))
-    assert keep(store, Batch(jobs=pd.DataFrame([record(timestamp=1_700_000_000)])), "test").updated == 1
+    assert upsert(store, Batch(jobs=pd.DataFrame([record(timestamp=1_700_000_000)])), "test").updated == 1
     store.close()
     with database(uri).connect() as connection:
         assert connection.scalar(sa.text(f"SELECT version_num FROM {VERSION_TABLE}")) == HEAD
@@ -170,9 +215,7 @@ def test_the_newest_migration_is_what_the_tables_say(uri, store):
 def test_the_newest_schema_is_the_last_migration():
     from alembic.script import ScriptDirectory
 
-    from calmlflow.jobs.stores import sql_schema
-
-    script = ScriptDirectory(os.path.join(os.path.dirname(sql_schema.__file__), "migrations"))  # noqa: PTH118, PTH120
+    script = ScriptDirectory(str(Path(sql.__file__).parent / "migrations"))
     assert script.get_heads() == [HEAD]
 
 
@@ -184,6 +227,7 @@ def test_a_schema_of_the_future_is_told(uri, store):
             open_sql(uri, create)
 
 
+@pytest.mark.slow
 def test_many_who_start_at_once_make_one_schema(uri):
     code = f"from calmlflow.jobs.stores.sql import open_sql; open_sql({uri!r}, create=True).close()"
     started = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(6)]
@@ -259,7 +303,7 @@ def test_a_file_that_is_being_written_by_somebody_who_never_ends(tmp_path, monke
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     store = open_sql(f"sqlite:///{path}")
-    with pytest.raises(CalmlflowError, match="somebody else has been writing"):
+    with pytest.raises(CalmlflowError, match="another process has been writing"):
         store.put(JOBS, frame(JOBS, [record()]))
     other.execute("ROLLBACK")
     store.put(JOBS, frame(JOBS, [record()]))
@@ -267,17 +311,14 @@ def test_a_file_that_is_being_written_by_somebody_who_never_ends(tmp_path, monke
 
 
 def test_a_wrong_password_is_told_without_it(postgres, postgres_uri, tmp_path):
-    import psycopg
-
     with psycopg.connect(postgres, autocommit=True) as connection:
         folder = connection.execute("SHOW data_directory").fetchone()[0]
-    rules = os.path.join(folder, "pg_hba.conf")  # noqa: PTH118
+    rules = Path(folder) / "pg_hba.conf"
     shutil.copy(rules, tmp_path / "rules")
     try:
         with psycopg.connect(postgres, autocommit=True) as connection:
             connection.execute("CREATE ROLE stranger LOGIN PASSWORD 'right'")
-            with open(rules, "w") as file:  # noqa: PTH123
-                file.write("local all stranger scram-sha-256\n" + (tmp_path / "rules").read_text())
+            rules.write_text("local all stranger scram-sha-256\n" + rules.read_text())
             connection.execute("SELECT pg_reload_conf()")
             wrong = postgres_uri.replace("postgres@", "stranger:hunter2@")
             with pytest.raises(CalmlflowError, match=r"stranger.*cannot be opened") as error:
@@ -290,8 +331,81 @@ def test_a_wrong_password_is_told_without_it(postgres, postgres_uri, tmp_path):
             connection.execute("DROP ROLE stranger")
 
 
-def test_text_with_nul_is_told_by_postgres(postgres_uri):
-    store = open_sql(postgres_uri, create=True)
-    with pytest.raises(CalmlflowError, match="cannot be written"):
-        store.put(QUARANTINE, frame(QUARANTINE, [{"ipst": "a\0b", "digest": ""}]))
+def test_a_cell_of_another_kind_is_told(tmp_path):
+    store = open_sql(f"sqlite:///{tmp_path}/jobs.db", create=True)
+    store.put(JOBS, frame(JOBS, ROWS[JOBS]))
+    with sqlite3.connect(tmp_path / "jobs.db") as other:
+        other.execute("UPDATE calcloud_jobs SET n_files = 'many'")
+    with pytest.raises(CalmlflowError, match=r"cannot be read \(a cell is of another kind than its column\)"):
+        list(store.read(JOBS))
     store.close()
+
+
+def test_a_database_of_another_encoding(postgres, postgres_uri):
+    name = "latin_" + os.urandom(4).hex()
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+        try:
+            store = open_sql(postgres.replace("/postgres?", f"/{name}?"), create=True)
+            rows = frame(QUARANTINE, [{"ipst": "a", "digest": "", "reason": "café"}])
+            store.put(QUARANTINE, rows)
+            pd.testing.assert_frame_equal(contents(store, QUARANTINE), rows)
+            with pytest.raises(CalmlflowError, match="a character that its encoding has not"):
+                store.put(QUARANTINE, rows.assign(reason="✓"))
+            store.close()
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_nul_is_told_by_name(postgres_uri):
+    store = open_sql(postgres_uri, create=True)
+    with pytest.raises(CalmlflowError, match=r"cannot be read \(a text holds a NUL character\)"):
+        store.get(JOBS, ["a\0b"])
+    store.close()
+
+
+def test_a_database_that_is_not_there_is_told_apart_from_a_server_that_is_not(postgres):
+    with pytest.raises(CalmlflowError, match="the server refuses this user, password or database"):
+        open_sql(postgres.replace("/postgres?", "/none?"))
+
+
+def test_a_store_that_one_may_only_read(postgres_uri):
+    owner = open_sql(postgres_uri, create=True)
+    owner.put(JOBS, frame(JOBS, [record()]))
+    role = "reader_" + os.urandom(4).hex()
+    with psycopg.connect(postgres_uri, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {role} LOGIN")
+        connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+        try:
+            store = open_sql(postgres_uri.replace("postgres@", f"{role}@"))
+            assert contents(store, JOBS)["ipst"].tolist() == ["j8c601020"]
+            with pytest.raises(CalmlflowError, match=r"cannot be written \(permission denied\)"):
+                store.put(JOBS, frame(JOBS, [record()]))
+            store.close()
+        finally:
+            connection.execute(f"DROP OWNED BY {role}")
+            connection.execute(f"DROP ROLE {role}")
+    owner.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_a_file_that_one_may_only_read():
+    code = """
+import os
+from calmlflow.jobs.stores.sql import open_sql
+from calmlflow.jobs.stores.base import JOBS
+from tests.samples.store_samples import ROWS, frame
+open_sql("sqlite:///jobs.db", create=True).close()
+os.chmod("jobs.db", 0o444)
+os.seteuid(65534)
+try:
+    open_sql("sqlite:///jobs.db").put(JOBS, frame(JOBS, ROWS[JOBS]))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith("CalmlflowError sqlite:///jobs.db cannot be "), (done.stdout, done.stderr)
+    assert "its folder can be read only" in done.stdout

@@ -1,8 +1,8 @@
-"""How Alembic runs the migrations of a store: on the connection that `calmlflow.jobs.stores.sql_schema` hands over."""
+"""Run the migrations of a store on the connection that `calmlflow.jobs.stores.sql` passes."""
 
 from alembic import context
 
-from calmlflow.jobs.stores.sql_schema import METADATA, VERSION_TABLE
+from calmlflow.jobs.stores.sql import METADATA, VERSION_TABLE
 
 context.configure(
     connection=context.config.attributes["connection"], target_metadata=METADATA, version_table=VERSION_TABLE

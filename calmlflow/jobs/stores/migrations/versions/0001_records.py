@@ -1,4 +1,4 @@
-"""Job records, their history and the quarantine."""
+"""Make the tables of job records, history and quarantine."""
 
 import sqlalchemy as sa
 from alembic import op

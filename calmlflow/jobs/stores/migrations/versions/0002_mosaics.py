@@ -1,4 +1,4 @@
-"""What mosaics used, what was predicted, and when a record came into the store."""
+"""Add mosaics and predictions, and the time at which a record was stored."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,13 +1,15 @@
-"""Predictions in a store, where finished jobs come to meet them."""
+"""Predictions that are kept in a store, and recorded predictions that are read."""
 
 import json
 import threading
+import uuid
 from contextlib import closing
 
 import pandas as pd
 import pytest
 
-from calmlflow.jobs.emission import open_store_emitter, store_predictions
+from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.jobs.predictions import open_store_emitter, read_recorded, store_predictions
 from calmlflow.jobs.stores.base import PREDICTIONS, QUARANTINE
 from calmlflow.jobs.stores.open import open_store
 from calmlflow.predictor.emit import prediction_record
@@ -68,6 +70,45 @@ def test_a_file_of_many_predictions(uri, tmp_path):
         ("j8c601020", 3, "7"),
         ("jother010", 0, "7"),
     ]
+
+
+def test_predictions_of_some_datasets_are_read_from_a_store(uri):
+    emit = open_store_emitter(uri)
+    for moment, name in enumerate(("j8c601020", "j8c601020", "jother010")):
+        emit(prediction_record(name, FEATURES, ANSWER, float(moment)))
+    found = read_recorded(uri, ["j8c601020", "jnone0010"])
+    assert found.predictions["ipst"].tolist() == ["j8c601020"] * 2
+    assert found.predictions["kill_time"].tolist() == [360.0] * 2
+    assert found.unreadable == 0
+
+
+@pytest.mark.parametrize("prefix", ["some/where/", "some/where", ""])
+def test_predictions_of_some_datasets_are_read_from_s3(s3, prefix):
+    bucket = f"recorded-{uuid.uuid4().hex[:12]}"
+    s3.create_bucket(Bucket=bucket)
+    good = json.dumps({**prediction_record("j8c601020", FEATURES, ANSWER, 5.0), "mem_pred": "much", "own": 1})
+    files = {
+        "j8c601020/1.json": good,
+        "j8c601020/2.json": '{"half',
+        "j8c601020/3.json": "[1]",
+        "jother010/1.json": good,
+    }
+    for key, text in files.items():
+        s3.put_object(Bucket=bucket, Key=f"{prefix.rstrip('/')}/{key}".lstrip("/"), Body=text.encode())
+    found = read_recorded(f"s3://{bucket}/{prefix}", ["j8c601020"])
+    (row,) = found.predictions.to_dict("records")
+    assert (row["ipst"], row["timestamp"], row["version"], row["unseen"]) == ("j8c601020", 5.0, "7", 1.0)
+    assert pd.isna(row["mem_pred"])
+    assert found.unreadable == 2
+    with pytest.raises(CalmlflowError, match="cannot be listed"):
+        read_recorded("s3://no-such-bucket/x", ["j8c601020"])
+
+
+def test_a_file_holds_no_predictions(tmp_path):
+    with pytest.raises(InputError, match="is no database; expected"):
+        read_recorded(str(tmp_path / "jobs.csv"), ["j8c601020"])
+    with pytest.raises(InputError, match="is no database; expected"):
+        open_store_emitter(str(tmp_path / "jobs.csv"))(prediction_record("j8c601020", FEATURES, ANSWER, 5.0))
 
 
 def test_predict_keeps_its_answers_in_a_store(server, trained, tmp_path):
