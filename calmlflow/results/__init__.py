@@ -1,1 +1,1 @@
-"""What a training leaves behind: standard result files, scores, plots. Knows neither MLflow nor TensorFlow."""
+"""Score, store, plot and compare the results of trainings."""

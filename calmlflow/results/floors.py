@@ -1,4 +1,4 @@
-"""The floor: how well any function of the nine features could score on these same jobs.
+"""Compute the best scores that any function of the nine features could reach on given jobs.
 
 Jobs with the same nine numbers differ, and no network can tell them apart. A score at its floor is noise, not a fault.
 """
@@ -14,7 +14,7 @@ from calmlflow.results.checks import N_BINS, memory_bins, positive_values, wallc
 
 
 def classification_floor(features: ArrayLike, y_true: ArrayLike, wallclock_s: ArrayLike) -> dict[str, float]:
-    """Best accuracy, and lowest excess cost, of any choice of memory bins that sees the features only.
+    """Best accuracy, and lowest excess cost, of any choice of memory bins that depends on the features only.
 
     Optimistic: the choice is made with the answers known, so a feature row that only one job has costs nothing.
 
@@ -30,17 +30,17 @@ def classification_floor(features: ArrayLike, y_true: ArrayLike, wallclock_s: Ar
     Returns
     -------
     dict of str to float
-        Keys as in `classification_scores`. accuracy: the most frequent bin of each distinct feature row.
-        excess_cost: its cheapest bin; left out where the jobs took no time. The two are not the same choice.
+        accuracy: with the most frequent bin of each distinct feature row. excess_cost: with its cheapest bin; left out
+        where the jobs took no time.
     """
     y_true = memory_bins(y_true, "y_true")
     wallclock_s = wallclock_seconds(wallclock_s, len(y_true))
-    row, n_rows = _distinct_rows(features, len(y_true))
-    per_row = np.bincount(row * N_BINS + y_true, minlength=n_rows * N_BINS).reshape(n_rows, N_BINS)
-    floor = {"accuracy": float(per_row.max(axis=1).sum() / len(y_true))}
+    row, _ = _distinct_rows(features, len(y_true))
+    counts = np.column_stack([np.bincount(row, y_true == chosen) for chosen in range(N_BINS)])
     costs = np.column_stack(
         [np.bincount(row, allocation_cost(chosen, y_true, wallclock_s)) for chosen in range(N_BINS)]
     )
+    floor = {"accuracy": float(counts.max(axis=1).sum() / len(y_true))}
     needed = allocation_cost(y_true, y_true, wallclock_s).sum()
     if needed > 0:
         # Sums of the same dollars in another order may fall below each other by their last digit.
@@ -49,10 +49,10 @@ def classification_floor(features: ArrayLike, y_true: ArrayLike, wallclock_s: Ar
 
 
 def regression_floor(features: ArrayLike, actual: ArrayLike) -> dict[str, float]:
-    """Lowest errors of any prediction that sees the features only.
+    """Lowest errors of any prediction that depends on the features only.
 
     rmse, mae and log_mae are optimistic: they are made with the answers known, so a feature row that only one job has
-    contributes no error. ``rmse_unbiased`` is not: it estimates what the best function would score on new jobs.
+    contributes no error. ``rmse_unbiased`` is not: it estimates the score of the best function on new jobs.
 
     Parameters
     ----------
@@ -64,22 +64,18 @@ def regression_floor(features: ArrayLike, actual: ArrayLike) -> dict[str, float]
     Returns
     -------
     dict of str to float
-        Keys as in `regression_scores`. rmse with the mean of each distinct feature row, mae with its median, log_mae
-        with the median of the logarithms. rmse_unbiased: root of the sample variance within rows, over rows of two
-        jobs and more, weighted by degrees of freedom; left out where there is no such row.
+        rmse with the mean of each distinct feature row, mae with its median, log_mae with the median of the logarithms.
+        rmse_unbiased: root of the sample variance within rows, over rows of two jobs and more, weighted by degrees of
+        freedom; left out where there is no such row.
     """
     actual = positive_values(actual)
     row, n_rows = _distinct_rows(features, len(actual))
     values = pd.DataFrame({"actual": actual, "log": np.log(actual)})
-    medians = values.groupby(row).transform("median")
-    distances = (values - medians).abs().mean()
-    means = values["actual"].groupby(row).transform("mean")
-    squares = float(((values["actual"] - means) ** 2).sum())
-    floor = {
-        "rmse": float(np.sqrt(squares / len(actual))),
-        "mae": float(distances["actual"]),
-        "log_mae": float(distances["log"]),
-    }
+    rows = values.groupby(row)
+    distances = (values - rows.transform("median")).abs().mean()
+    squares = float(((values["actual"] - rows["actual"].transform("mean")) ** 2).sum())
+    rmse = float(np.sqrt(squares / len(actual)))
+    floor = {"rmse": rmse, "mae": float(distances["actual"]), "log_mae": float(distances["log"])}
     # Rows of one job add nothing to either sum.
     if len(actual) > n_rows:
         floor["rmse_unbiased"] = float(np.sqrt(squares / (len(actual) - n_rows)))

@@ -1,4 +1,4 @@
-"""Results of the memory and wallclock regressors on their test split."""
+"""Scores and results of the memory and wallclock regressors on their test split."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ LOSS = (
 
 @dataclass(frozen=True, eq=False)
 class RegressionResults:
-    """What a training of a regressor leaves behind. n is the number of jobs in the test split.
+    """Results of a regressor on the n jobs of its test split.
 
     Values are in the unit of the target: GB for memory, seconds for wallclock. ``test_idx``, ``loss`` and
     ``history`` are None where an older folder lacks their file.
@@ -54,7 +54,7 @@ class RegressionResults:
 def regression_results(
     test_idx: pd.Series, predicted: ArrayLike, history: Mapping[str, Any], train_mse: float
 ) -> RegressionResults:
-    """Compute the results of a regressor from what it says about its test split.
+    """Compute the results of a regressor from its answers for the test split.
 
     Parameters
     ----------

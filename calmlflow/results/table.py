@@ -1,4 +1,4 @@
-"""The training set with what the networks predicted for it (``latest.csv``)."""
+"""Build and read the training set with the predictions of the networks (``latest.csv``)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +12,9 @@ from calmlflow.errors import InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.results.checks import memory_bins
 from calmlflow.results.files import read_csv
+from calmlflow.results.scores import PREDICTED
 
-PREDICTIONS = ("bin_pred", "mem_pred", "wall_pred")
+PREDICTIONS = tuple(PREDICTED.values())
 PREDICTION_COLUMNS = (*PREDICTIONS, "wc_mean", "wc_std", "wc_err", "split")
 
 _NEEDED = (*FEATURES, "wallclock", "memory", "mem_bin")
@@ -22,8 +23,8 @@ _NEEDED = (*FEATURES, "wallclock", "memory", "mem_bin")
 def training_table(jobs: pd.DataFrame, predictions: Mapping[str, ArrayLike], split: ArrayLike) -> pd.DataFrame:
     """Add predictions, wallclock statistics and the split to a table of jobs.
 
-    The statistics speak of the actual wallclock of the jobs that share a wallclock prediction, to the last digit: as
-    jobs with the same features must, predict once per distinct row of features.
+    The statistics are of the actual wallclock of the jobs that share a wallclock prediction, to the last digit: predict
+    once per distinct row of features, so that jobs with the same features do.
 
     Parameters
     ----------
@@ -48,33 +49,29 @@ def training_table(jobs: pd.DataFrame, predictions: Mapping[str, ArrayLike], spl
     """
     if "wallclock" not in jobs.columns:
         raise InputError("table of jobs has no column 'wallclock'; expected the actual wallclock in seconds")
-    unknown = sorted(set(predictions) - set(PREDICTIONS))
-    if unknown:
+    if unknown := sorted(set(predictions) - set(PREDICTIONS)):
         raise InputError(f"prediction {unknown[0]!r} is unknown; expected some of {', '.join(PREDICTIONS)}")
-    columns: dict[str, NDArray[Any]] = {}
-    for name in PREDICTIONS:
-        if name in predictions:
-            values = np.asarray(predictions[name], dtype=float)
-            if not np.all(np.isfinite(values)):
-                raise InputError(f"{name} holds a value that is not finite; expected one number per job")
-            columns[name] = memory_bins(values, "bin_pred") if name == "bin_pred" else values
-    columns["split"] = np.asarray(split)
-    for name, values in columns.items():
+    columns: dict[str, NDArray[Any]] = {name: np.asarray(values, dtype=float) for name, values in predictions.items()}
+    for name, values in (columns | {"split": np.asarray(split)}).items():
         if values.shape != (len(jobs),):
             raise InputError(f"{name} has shape {values.shape}; expected ({len(jobs)},), one value per job")
+        if name != "split" and not np.all(np.isfinite(values)):
+            raise InputError(f"{name} holds a value that is not finite; expected one number per job")
+    if "bin_pred" in columns:
+        columns["bin_pred"] = memory_bins(columns["bin_pred"], "bin_pred")
     if "wall_pred" in columns:
-        wallclock_s = pd.Series(jobs["wallclock"].to_numpy(dtype=float))
-        groups = wallclock_s.groupby(columns["wall_pred"])
+        groups = pd.Series(jobs["wallclock"].to_numpy(dtype=float)).groupby(columns["wall_pred"])
         std = groups.transform("std").fillna(0.0)
         columns["wc_mean"] = groups.transform("mean").to_numpy()
         columns["wc_std"] = std.to_numpy()
         columns["wc_err"] = (std / np.sqrt(groups.transform("size"))).to_numpy()
+    columns["split"] = np.asarray(split)
     table = jobs.drop(columns=list(PREDICTION_COLUMNS), errors="ignore")
     return table.assign(**{name: columns[name] for name in PREDICTION_COLUMNS if name in columns})
 
 
 def read_training_table(path: str | Path) -> pd.DataFrame:
-    """Read ``latest.csv``: what `training_table` gave, or an earlier training wrote.
+    """Read ``latest.csv`` as `training_table` or an earlier training left it.
 
     Returns
     -------
@@ -94,11 +91,5 @@ def read_training_table(path: str | Path) -> pd.DataFrame:
         values = pd.to_numeric(table[name], errors="coerce")
         if not np.all(np.isfinite(values)):
             raise InputError(f"{path}, column {name}, holds a value that is no finite number; expected one per job")
-        table[name] = values
-    for name in ("mem_bin", "bin_pred"):
-        if name in table:
-            try:
-                table[name] = memory_bins(table[name], f"column {name}")
-            except InputError as error:
-                raise InputError(f"{path}: {error}") from None
+        table[name] = memory_bins(values, f"{path}, column {name},") if name in ("mem_bin", "bin_pred") else values
     return table

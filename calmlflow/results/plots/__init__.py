@@ -1,1 +1,1 @@
-"""Plots of a training's results."""
+"""Interactive plots of results, and six of them as pictures."""

@@ -1,1 +1,1 @@
-"""HTML reports of a training and of a comparison."""
+"""HTML pages of a training and of a comparison."""
