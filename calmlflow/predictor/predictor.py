@@ -58,7 +58,7 @@ class Serving:
         """Answer one job; the caller may change the answer."""
         if self.known is None:
             return fallback_policy()
-        (found,) = self.known([features])
+        found = self.known.one(features)
         return {**found, "probabilities": [*found["probabilities"]], "version": self.version, "source": self.source}
 
 

@@ -6,7 +6,6 @@ import json
 import math
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +17,7 @@ from calmlflow.errors import InputError
 from calmlflow.hst.scaling import Scaling
 from calmlflow.predictor.answers import as_answers
 from calmlflow.predictor.bundle import Bundle, combine
-from calmlflow.predictor.decision import Decision, SeenRows
+from calmlflow.predictor.decision import Decision
 from calmlflow.predictor.killtime import KillTime
 from calmlflow.predictor.manifest import write_manifest
 from tests.samples.predictor_samples import KILL_TIME, NETWORKS, SCALING, write_bundle, write_network
@@ -185,20 +184,6 @@ def test_what_no_network_says_is_not_made_up(network, output, names):
     assert set(combine({network: output}, {network: np.zeros(3, dtype=int)}, None, kill_time)) == {*names, "unseen"}
 
 
-def test_a_job_gets_the_same_answer_alone_and_among_others(folder):
-    bundle = Bundle.load(folder)
-    together = as_answers(bundle.predict(FEATURES))
-    assert [as_answers(bundle.predict([row]))[0]["memBin"] for row in FEATURES] == [one["memBin"] for one in together]
-
-
-def test_a_bundle_can_be_asked_by_many_threads(folder):
-    bundle = Bundle.load(folder)
-    expected = bundle.predict(FEATURES)["wall_pred"]
-    with ThreadPoolExecutor(8) as pool:
-        for found in pool.map(lambda _: bundle.predict(FEATURES)["wall_pred"], range(50)):
-            np.testing.assert_array_equal(found, expected)
-
-
 @pytest.mark.parametrize(
     ("network", "columns", "keys"),
     [
@@ -215,17 +200,6 @@ def test_one_network_answers_its_own_keys(folder, network, columns, keys):
     assert [set(answer) for answer in as_answers(found)] == [set(keys)] * 2
 
 
-def test_an_answer_is_in_the_words_of_the_answer(folder):
-    bundle = Bundle.load(folder)
-    found = bundle.predict(FEATURES[:1])
-    (answer,) = as_answers(found)
-    assert json.loads(json.dumps(answer)) == answer
-    assert answer["memVal"] == round(float(found["mem_pred"][0]), 2)
-    assert answer["clockTime"] == int(found["wall_pred"][0])
-    assert answer["killTime"] == found["kill_time"][0]
-    assert answer["probabilities"] == pytest.approx(found["probabilities"][0].tolist(), abs=1e-6)
-
-
 @pytest.mark.parametrize("file", ["mem_reg/mem_reg.onnx", "tx_data.json", "killtime.json"])
 def test_a_file_that_is_not_there_is_named(folder, file):
     (folder / file).unlink()
@@ -239,12 +213,6 @@ def test_one_flipped_bit_is_enough(folder, file):
     content[len(content) // 2] ^= 1
     (folder / file).write_bytes(content)
     with pytest.raises(InputError, match=f"{file} does not match its SHA-256"):
-        Bundle.load(folder)
-
-
-def test_a_scaling_of_another_training_is_refused(folder):
-    (folder / "tx_data.json").write_text((folder / "tx_data.json").read_text().replace("1.2", "1.3"))
-    with pytest.raises(InputError, match=r"tx_data\.json does not match"):
         Bundle.load(folder)
 
 
@@ -419,24 +387,6 @@ def test_tables_of_its_own_change_the_format_and_nothing_else_does(trainings, tm
         assert format_of(folder) == 2
 
 
-def test_each_table_of_its_own_goes_before_the_one_at_the_top(trainings, tmp_path):
-    whole, other = trainings
-    (only_scaling, only_rows) = (shutil.copytree(whole, tmp_path / name) for name in ("scaling", "rows"))
-    shutil.copy(other / "tx_data.json", only_scaling / "mem_reg")
-    shutil.copy(other / "seen_rows.json", only_rows / "mem_reg")
-    for folder in (only_scaling, only_rows):
-        write_manifest(folder)
-    before, scaled_anew, known_anew = (
-        Bundle.load(folder).predict(FEATURES) for folder in (whole, only_scaling, only_rows)
-    )
-    assert not np.array_equal(before["mem_pred"], scaled_anew["mem_pred"])
-    assert not np.array_equal(before["unseen"], known_anew["unseen"])
-    np.testing.assert_array_equal(before["mem_pred"], known_anew["mem_pred"])
-    for column in ("bin_pred", "kill_time", "wall_pred"):
-        np.testing.assert_array_equal(before[column], scaled_anew[column])
-        np.testing.assert_array_equal(before[column], known_anew[column])
-
-
 @pytest.mark.parametrize(("network", "table"), [("mem_clf", "decision.json"), ("wall_reg", "killtime.json")])
 def test_lines_are_held_against_the_rows_of_their_own_network(trainings, tmp_path, network, table):
     whole, other = trainings
@@ -462,24 +412,6 @@ def test_a_network_without_seen_rows_knows_no_unseen_job(trainings, tmp_path):
     np.testing.assert_array_equal(found["unseen"], of_whole["unseen"])
     np.testing.assert_array_equal(found["bin_pred"], of_whole["bin_pred"])
     np.testing.assert_array_equal(found["kill_time"], of_plain["kill_time"])
-
-
-def test_what_networks_share_is_done_once(trainings, tmp_path, monkeypatch):
-    whole, other = trainings
-    calls = []
-    for owner, name in ((Scaling, "apply"), (SeenRows, "nearest")):
-        real = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *words, real=real, name=name: calls.append(name) or real(*words))
-    for sources, times in (
-        (dict.fromkeys(NETWORKS, whole), 1),
-        ({"mem_clf": whole, "mem_reg": whole, "wall_reg": other}, 2),
-        ({"mem_clf": whole, "mem_reg": other, "wall_reg": whole}, 2),
-    ):
-        bundle = Bundle.load(mix(tmp_path / str(len(list(tmp_path.iterdir()))), sources))
-        calls.clear()
-        bundle.predict(FEATURES[:1])
-        assert sorted(calls) == ["apply"] * times + ["nearest"] * times
-        assert bundle.answer_keys == ("memBin", "probabilities", "unseen", "memVal", "clockTime", "killTime")
 
 
 @pytest.mark.parametrize("table", ["tx_data.json", "seen_rows.json"])

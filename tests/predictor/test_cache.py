@@ -60,7 +60,7 @@ def test_only_what_the_manifest_lists_is_fetched(server, published):
     assert paths == {f"artifacts/bundle/{name}" for name in ("bundle.json", *listed)}
 
 
-@pytest.mark.parametrize("file", ["bundle.json", "tx_data.json", "mem_reg/mem_reg.onnx"])
+@pytest.mark.parametrize("file", ["bundle.json", "mem_reg/mem_reg.onnx"])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
 def test_a_damaged_copy_is_fetched_again(server, file, damage):
     cache = Cache(server.uri)
