@@ -10,11 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 
 # Benchmarks are no part of the installed package.
 from benchmarks.serving import running, serving
-from tests.samples.serving_samples import JOBS, MOSAIC, SEEN, SPARSE, Published, Scorer, free_port, outside, publish
+from tests.samples.serving_samples import (
+    JOBS,
+    MOSAIC,
+    SEEN,
+    SPARSE,
+    Published,
+    Scorer,
+    close,
+    free_port,
+    outside,
+    publish,
+)
 
 SPARK = "pyspark==4.3.0"
 FOREIGN = ("tensorflow", "keras", "sklearn", "matplotlib", "boto3", "sqlalchemy", "flask", "onnx")
@@ -34,11 +44,6 @@ class Built:
     published: Published
     python: Path
     variables: Mapping[str, str]
-
-
-def close(answers, expected):
-    for answer, one in zip(answers, expected, strict=True):
-        assert answer == {**one, "probabilities": pytest.approx(one["probabilities"], abs=2e-6)}
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +78,6 @@ def test_the_environment_that_mlflow_builds_has_what_serving_needs_and_no_more(b
     assert len(list(compiled)) == 1
 
 
-@pytest.mark.slow
-def test_in_that_environment_the_version_is_served_locally(built, tmp_path):
-    port = free_port()
-    with serving(built.published.uri, port, built.variables, ["--env-manager", "local"], tmp_path):
-        scorer = Scorer(port)
-        close(scorer.answers({"dataframe_records": JOBS}), built.published.expected(*JOBS))
-        status, answer = scorer.post({"dataframe_records": [{**SEEN, "n_files": 0}]})
-        assert (status, answer["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
-        assert "stack_trace" not in answer
-
-
 # -- The container ----------------------------------------------------------------------------------------------------
 
 
@@ -95,26 +89,6 @@ def context(server, published, tmp_path_factory) -> Path:
     done = subprocess.run(command, cwd=folder, env=outside(server, folder), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder / "context"
-
-
-@pytest.mark.slow
-def test_the_folder_of_the_dockerfile_holds_model_code_and_requirements(context):
-    dockerfile = (context / "Dockerfile").read_text()
-    version = ".".join(map(str, sys.version_info[:3]))
-    assert f"FROM python:{version}-slim" in dockerfile
-    (copied,) = [line for line in dockerfile.splitlines() if line.startswith("COPY ")]
-    model = context / copied.split()[1]
-    description = yaml.safe_load((model / "MLmodel").read_text())["flavors"]["python_function"]
-    assert (model / description["code"] / "calmlflow" / "predictor" / "bundle.py").is_file()
-    assert (model / description["artifacts"]["bundle"]["path"] / "bundle.json").is_file()
-    assert Path(description["model_code_path"]).name == "served.py"
-    assert (model / "served.py").is_file()
-    environment = yaml.safe_load((model / description["env"]["virtualenv"]).read_text())
-    assert environment["python"] == version
-    assert environment["dependencies"] == ["-r requirements.txt"]
-    needed = {line.partition("==")[0] for line in (model / "requirements.txt").read_text().split()}
-    assert needed == {"mlflow-skinny", "numpy", "onnxruntime", "pandas"}
-    assert "tensorflow" not in dockerfile.lower()
 
 
 @pytest.mark.slow

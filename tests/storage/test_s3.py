@@ -14,7 +14,9 @@ from calmlflow.storage.s3 import (
     NoSuchBucketError,
     NoSuchObjectError,
     S3Object,
+    check_bucket,
     download,
+    new_client,
     parse_s3,
     read_object,
     upload,
@@ -57,6 +59,19 @@ def test_addresses_of_objects():
 def test_what_is_no_address_is_refused(uri):
     with pytest.raises(InputError, match=r"expected (s3://bucket/key|3 to 63 lower-case letters)"):
         parse_s3(uri)
+
+
+@pytest.mark.parametrize("bucket", ["abc", "a.b", "calcloud-processing-ops", "0ab-c9", "1.2.3.4.5", "x" * 63])
+def test_names_that_s3_allows_are_buckets(bucket):
+    check_bucket(bucket)
+
+
+@pytest.mark.parametrize(
+    "bucket", [None, "ab", "x" * 64, "Calcloud", "a_b", "-ab", "ab.", "a..b", "192.168.5.4", "ab\n"]
+)
+def test_names_that_s3_forbids_are_none(bucket):
+    with pytest.raises(InputError, match="expected 3 to 63"):
+        check_bucket(bucket)
 
 
 @given(st.text("abc/+", min_size=8, max_size=30))
@@ -149,3 +164,12 @@ def test_a_store_that_does_not_answer_is_told(target, tmp_path, monkeypatch, por
     with pytest.raises(CalmlflowError, match=reason) as caught:
         download(target, tmp_path / "f", "a file")
     assert "pass-word" not in str(caught.value)
+
+
+def test_the_address_for_mlflow_counts_if_boto3_has_none(s3, tracking, target, monkeypatch):
+    s3.put_object(Bucket=target.bucket, Key=target.key, Body=b"x")
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    assert read_object(new_client(), target, 9, "a letter") == b"x"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", tracking.s3_endpoint)
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://nowhere.invalid")
+    assert read_object(new_client(), target, 9, "a letter") == b"x"
