@@ -68,28 +68,21 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_bundle_and_its_version_are_baked(baked, bundle):
+def test_bundle_code_and_requirements_are_baked_for_every_user(baked, bundle):
+    assert {path.name for path in baked.iterdir()} == {"bundle", "calmlflow", "requirements.txt"}
     found = files_in(baked / "bundle")
     assert json.loads(found.pop("version.json")) == {"version": "7", "stage": "Production"}
     assert found == files_in(bundle)
-
-
-def test_of_the_package_only_what_the_handler_loads_is_baked(baked):
-    found = files_in(baked / "calmlflow")
-    assert {"__init__.py", "s3.py", "settings.py", "hst/features.py", "predictor/aws_lambda.py"} <= found.keys()
-    files = {"__init__.py", "s3.py", "s3_events.py", "settings.py"}
-    assert {name.partition("/")[0] for name in found} == {*files, "hst", "predictor"}
-    assert found["hst/features.py"] == (ROOT / "calmlflow" / "hst" / "features.py").read_bytes()
-    assert {path.name for path in baked.iterdir()} == {"bundle", "calmlflow", "requirements.txt"}
-
-
-def test_the_packages_are_those_of_the_project(baked):
+    code = files_in(baked / "calmlflow")
+    assert {name.partition("/")[0] for name in code} == {
+        *("__init__.py", "errors.py", "settings.py", "hst", "predictor", "storage")
+    }
+    assert {"predictor/aws_lambda.py", "hst/features.py", "storage/s3.py"} <= code.keys()
+    assert not {"predictor/batch/predict.py", "storage/tables.py"} & code.keys()
+    assert code["hst/features.py"] == (ROOT / "calmlflow" / "hst" / "features.py").read_bytes()
     pins = (baked / "requirements.txt").read_text().split()
     assert {pin.partition("==")[0] for pin in pins} == {"boto3", "numpy", "onnxruntime"}
     assert all(f'"{pin}"' in (ROOT / "pyproject.toml").read_text() for pin in pins)
-
-
-def test_everybody_may_read_what_is_baked(baked):
     for path in (baked, *baked.rglob("*")):
         assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644)
 
@@ -163,13 +156,10 @@ def instructions() -> list[tuple[str, str]]:
     return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in joined.splitlines() if line.strip()]
 
 
-def test_the_image_is_awss_own_for_a_python_whose_c_library_the_wheels_need():
-    (base,) = [words for name, words in instructions() if name == "FROM"]
-    assert base == "public.ecr.aws/lambda/python:3.12"
-
-
-def test_the_image_runs_the_handler_as_a_user_of_its_own():
+def test_the_image_runs_the_handler_as_a_user_of_its_own_on_a_python_of_aws():
     said = dict(instructions())
+    # Its C library is the one that the wheels need.
+    assert said["FROM"] == "public.ecr.aws/lambda/python:3.12"
     assert said["USER"] not in ("root", "0", "0:0")
     assert [name for name, _ in instructions()][-2:] == ["USER", "CMD"]
     (handler,) = json.loads(said["CMD"])
@@ -319,8 +309,12 @@ def test_the_image_answers_as_lambda_calls_it(python, baked, bundle, s3, trackin
     ]
     log = tmp_path / "log"
     own = {name: value for name, value in tracking.environment().items() if name.startswith("AWS_")}
-    kept, cache = tmp_path / "kept.jsonl", tmp_path / "cache"
-    own |= {"CALMLFLOW_BUNDLE": str(baked / "bundle"), "CALMLFLOW_CACHE": str(cache), "CALMLFLOW_EMIT": str(kept)}
+    kept, cache = f"kept-{tmp_path.parent.name}-{tmp_path.name}", tmp_path / "cache"
+    own |= {
+        "CALMLFLOW_BUNDLE": str(baked / "bundle"),
+        "CALMLFLOW_CACHE": str(cache),
+        "CALMLFLOW_EMIT": f"s3://{BUCKET}/{kept}",
+    }
     answers = call(python, task, events, log, **own)
     assert {kind for kind, _ in answers.values()} == {"response"}, answers
     first, bad, told, gone, odd, last = (answers[number][1] for number in range(6))
@@ -343,7 +337,8 @@ def test_the_image_answers_as_lambda_calls_it(python, baked, bundle, s3, trackin
     ]
     assert {line["version"] for line in lines if line.get("dataset") == JOB} == {"7"}
     assert "Traceback" not in log.read_text()
-    assert [json.loads(line)["ipst"] for line in kept.read_text().splitlines()] == [JOB, JOB, "acs_8ph_01", JOB]
+    objects = s3.list_objects_v2(Bucket=BUCKET, Prefix=f"{kept}/")["Contents"]
+    assert sorted(each["Key"].split("/")[1] for each in objects) == ["acs_8ph_01", JOB, JOB, JOB]
     assert not cache.exists()
 
 
