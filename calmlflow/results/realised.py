@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from calmlflow.hst.ladder import BIN_NAMES, LADDER, allocation_cost
-from calmlflow.results.comparison import resampled_sums
+from calmlflow.results.comparison import TAILS, resampled_sums
+from calmlflow.results.scores import SCORES, Score, Verdict
 
 FEWEST_JOBS = 40
 """Fewer jobs than this are not judged, as in the gate."""
@@ -37,23 +38,17 @@ class Joined:
 
 @dataclass(frozen=True)
 class Realised:
-    """A score of finished jobs beside the held-out one.
+    """A score of finished jobs beside the held-out one; low and high bound found - held_out (95 %)."""
 
-    Attributes
-    ----------
-    score : str
-    found, held_out : float
-    worse : float
-        By how much ``found`` is worse than ``held_out``; negative where it is better.
-    low : float
-        Lower bound of the 95 % interval of ``worse``: positive where it is worse beyond chance.
-    """
-
-    score: str
+    score: Score
     found: float
     held_out: float
-    worse: float
     low: float
+    high: float
+
+    def verdict(self, margin: float = 0.0) -> Verdict:
+        """Verdict on the score of the finished jobs; see `Score.verdict`."""
+        return self.score.verdict(self.found - self.held_out, (self.low, self.high), margin=margin)
 
 
 def join_predictions(jobs: pd.DataFrame, predictions: pd.DataFrame, version: str) -> Joined:
@@ -100,30 +95,34 @@ def realised_scores(judged: pd.DataFrame, held_out: pd.DataFrame, held_out_score
         np.isfinite(probabilities).all(axis=1), np.nan_to_num(probabilities).argmax(axis=1), judged["bin_pred"]
     )
     hits = {
-        "accuracy": likeliest == judged["mem_bin"],
-        "kill_time_coverage": judged["wallclock"] <= judged["kill_time"],
+        SCORES["mem_bin"]["accuracy"]: likeliest == judged["mem_bin"],
+        SCORES["wallclock"]["kill_time_coverage"]: judged["wallclock"] <= judged["kill_time"],
     }
     found = []
     for score, hit in hits.items():
-        if score in held_out_scores:
-            share, before = float(hit.mean()), held_out_scores[score]
-            low = _low_difference(round(before * len(held_out)), len(held_out), int(hit.sum()), len(hit))
-            found.append(Realised(score, share, before, before - share, low))
+        if score.name in held_out_scores:
+            before = held_out_scores[score.name]
+            bounds = _difference_interval(int(hit.sum()), len(hit), round(before * len(held_out)), len(held_out))
+            found.append(Realised(score, float(hit.mean()), before, *bounds))
     if "bin_pred" in held_out and held_out["bin_pred"].notna().all():
         (now, nows), (before, befores) = (_resampled_excess(side, n) for n, side in enumerate((judged, held_out)))
-        found.append(Realised("excess_cost", now, before, now - before, float(np.percentile(nows - befores, 2.5))))
+        low, high = np.percentile(nows - befores, TAILS)
+        found.append(Realised(SCORES["mem_bin"]["excess_cost"], now, before, float(low), float(high)))
     return found
 
 
-def _low_difference(hits: int, n: int, other_hits: int, other_n: int) -> float:
-    """Lower bound of Newcombe's 95 % interval of a difference of two shares.
+def _difference_interval(hits: int, n: int, other_hits: int, other_n: int) -> tuple[float, float]:
+    """Newcombe's 95 % interval of a difference of two shares.
 
     References
     ----------
     Newcombe, Interval estimation for the difference between independent proportions, Statistics in Medicine 17 (1998).
     """
+    share, other_share = hits / n, other_hits / other_n
     one, other = (binomtest(*counts).proportion_ci(method="wilson") for counts in ((hits, n), (other_hits, other_n)))
-    return hits / n - other_hits / other_n - float(np.hypot(hits / n - one.low, other.high - other_hits / other_n))
+    low = np.hypot(share - one.low, other.high - other_share)
+    high = np.hypot(one.high - share, other_share - other.low)
+    return share - other_share - float(low), share - other_share + float(high)
 
 
 def _resampled_excess(jobs: pd.DataFrame, seed: int) -> tuple[float, NDArray[np.float64]]:

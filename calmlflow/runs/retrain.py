@@ -321,7 +321,7 @@ def judge_predictions(new: pd.DataFrame, seen: Seen, recorded: Recorded, limits:
     scores: dict[str, Realised] = {}
     if len(joined.judged) >= FEWEST_JOBS and "split" in seen.jobs:
         held_out = seen.jobs[seen.jobs["split"] == "test"]
-        scores = {one.score: one for one in realised_scores(joined.judged, held_out, seen.held_out_scores)}
+        scores = {one.score.name: one for one in realised_scores(joined.judged, held_out, seen.held_out_scores)}
     figures: dict[str, float] = {
         "realised_jobs": len(joined.judged),
         "realised_other_versions": sum(joined.others.values()),
@@ -341,9 +341,9 @@ def judge_predictions(new: pd.DataFrame, seen: Seen, recorded: Recorded, limits:
         if score is None:
             criteria.append(Criterion(option, limit, False, f"{name} not judged: {missing}"))
             continue
-        beyond = "" if score.worse <= 0 else ", beyond chance" if score.low > 0 else ", perhaps by chance"
+        beyond = f": {word} beyond chance" if (word := score.verdict()) != "no difference" else ": perhaps by chance"
         found = f"realised {name} {score.found:.4g}, held out {score.held_out:.4g}{beyond}"
-        criteria.append(Criterion(option, limit, limit > 0 and score.worse > limit and score.low > 0, found))
+        criteria.append(Criterion(option, limit, limit > 0 and score.verdict(limit) == "worse", found))
     return Change(tuple(criteria), {}, figures)
 
 

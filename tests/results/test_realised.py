@@ -79,9 +79,9 @@ def test_realised_figures_are_those_of_brute_force():
     jobs = JOBS.iloc[:60]
     judged = join_predictions(jobs, answered(jobs), "3").judged
     found = realised_scores(judged, held_out(JOBS.iloc[60:200]), {"accuracy": 1.0, "kill_time_coverage": 1.0})
-    assert {one.score: one.found for one in found} == pytest.approx(brute_force(judged))
-    assert {one.score: one.held_out for one in found} == {"accuracy": 1, "kill_time_coverage": 1, "excess_cost": 0}
-    assert all(one.low < one.worse for one in found)
+    assert {one.score.name: one.found for one in found} == pytest.approx(brute_force(judged))
+    assert {one.score.name: one.held_out for one in found} == {"accuracy": 1, "kill_time_coverage": 1, "excess_cost": 0}
+    assert all(one.low < one.found - one.held_out < one.high for one in found)
 
 
 def test_the_interval_of_a_difference_is_newcombes():
@@ -90,8 +90,8 @@ def test_the_interval_of_a_difference_is_newcombes():
     judged = join_predictions(jobs, answered(jobs, wrong=0), "3").judged
     judged["kill_time"] = judged["wallclock"] + np.where(np.arange(80) < 48, 1, -1)
     (found,) = realised_scores(judged, JOBS.iloc[80:150].drop(columns="mem_bin"), {"kill_time_coverage": 56 / 70})
-    assert found.worse == pytest.approx(0.2)
-    assert found.low == pytest.approx(0.0524, abs=5e-5)
+    assert (found.low, found.high) == pytest.approx((-0.3339, -0.0524), abs=5e-5)
+    assert [found.verdict(margin) for margin in (0, 0.19, 0.21)] == ["worse", "worse", "no difference"]
 
 
 def test_the_interval_of_the_excess_cost_holds_what_both_sides_draw():
@@ -99,7 +99,7 @@ def test_the_interval_of_the_excess_cost_holds_what_both_sides_draw():
     jobs, others = JOBS.iloc[:1000], JOBS.iloc[1000:2000]
     judged = join_predictions(jobs, answered(jobs), "3").judged
     base = held_out(others).assign(bin_pred=answered(others, seed=5)["bin_pred"].to_numpy())
-    found = {one.score: one for one in realised_scores(judged, base, {})}["excess_cost"]
+    found = {one.score.name: one for one in realised_scores(judged, base, {})}["excess_cost"]
     variance = 0.0
     for side in (judged, base):
         prices = np.array([rung.usd_per_hour / rung.jobs_at_once for rung in LADDER])
@@ -109,4 +109,4 @@ def test_the_interval_of_the_excess_cost_holds_what_both_sides_draw():
         best = prices[needed] * side["wallclock"].to_numpy()
         residuals = spent - spent.sum() / best.sum() * best
         variance += np.sum(residuals**2) / best.sum() ** 2
-    assert found.worse - found.low == pytest.approx(1.96 * math.sqrt(variance), rel=0.25)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * math.sqrt(variance), rel=0.25)
