@@ -10,10 +10,9 @@ import numpy as np
 
 from benchmarks.rivals import Rival
 from calmlflow.console import progress
-from calmlflow.networks.config import read_config
-from calmlflow.networks.distinct import distinct_rows
-from calmlflow.networks.scaling import fit_scaling
-from calmlflow.networks.training import TrainingConfig
+from calmlflow.networks.config import TrainingConfig, read_config
+from calmlflow.networks.preprocess import fit_scaling
+from calmlflow.networks.rows import distinct_rows
 from calmlflow.predictor.bundle import Predictions
 from calmlflow.runs.data import TrainingData
 from calmlflow.runs.fit import fit_network
@@ -59,16 +58,11 @@ def fit_calmlflow(data: TrainingData, request: TrainingRequest, factor: int = 1)
             with progress(f"{network}, {factor}x the jobs", "epochs") as update:
                 config = configs[network]
                 fitted = fit_network(
-                    network,
-                    data,
-                    config,
-                    request.seed,
-                    request.risk,
-                    Path(folder),
+                    network, data, config, request.seed, Path(folder), request.risk,
                     lambda done, total, loss: update(done, total),
-                )
-            fit_seconds += fitted.trained.fit_seconds
-            epochs += len(fitted.trained.history["loss"])
+                )  # fmt: skip
+            fit_seconds += fitted.fit_seconds
+            epochs += len((fitted.results.history or {"loss": ()})["loss"])
             predictions |= {name: values[data.test] for name, values in fitted.predictions.items()}
     rows = len(distinct_rows(data.features[data.train]).counts)
     fit = Fit(factor, len(data.train), rows, epochs, fit_seconds, time.perf_counter() - started)

@@ -87,7 +87,7 @@ def crossval(
 ) -> None:
     """Cross-validate the networks, folds in parallel, with mean, spread and interval of every score."""
     from calmlflow.runs.crossval import CrossvalRequest, cross_validate
-    from calmlflow.runs.study_summary import print_crossval
+    from calmlflow.runs.summary import print_crossval
 
     print_crossval(cross_validate(CrossvalRequest(data, output, seed, folds, networks, config, workers)))
 
@@ -101,7 +101,7 @@ def tune(
     config: Config = "default",
 ) -> None:
     """Search around a config for better hyper-parameters; after an interruption, the same command goes on."""
-    from calmlflow.runs.study_summary import print_search
+    from calmlflow.runs.summary import print_search
     from calmlflow.runs.tune import TuneRequest
     from calmlflow.runs.tune import tune as search
 
@@ -116,10 +116,11 @@ def adopt(
     stage: Stage = "None",
 ) -> None:
     """Register networks that were trained elsewhere, scored on jobs, so that a challenger has a champion to beat."""
-    from calmlflow.runs.adopt import AdoptionRequest, print_adoption
+    from calmlflow.runs.adopt import AdoptionRequest
     from calmlflow.runs.adopt import adopt as register
+    from calmlflow.runs.summary import print_training
 
-    print_adoption(register(AdoptionRequest(source, data, seed, output, stage)))
+    print_training(register(AdoptionRequest(source, data, seed, output, stage)))
 
 
 def retrain(

@@ -1,7 +1,6 @@
-"""TensorFlow and Keras, imported without their greeting.
+"""Import TensorFlow and Keras without their notes on CPU instructions and absent GPUs.
 
-Their C++ part writes notes on CPU instructions and absent GPUs straight to file descriptor 2, before any setting of
-theirs is read.
+Their C++ part writes these straight to file descriptor 2, before it reads any setting.
 """
 
 import os
@@ -19,5 +18,8 @@ finally:
     os.dup2(_kept, 2)
     os.close(_kept)
     os.close(_nowhere)
+
+# Each training compiles its epochs anew, which TensorFlow reports as an oversight from the fifth on.
+tf.get_logger().setLevel("ERROR")
 
 __all__ = ["keras", "tf"]

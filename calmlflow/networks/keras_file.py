@@ -1,7 +1,7 @@
-"""A network that somebody else has trained: its file is looked through before Keras sees it, and tried afterwards.
+"""Load a .keras file from elsewhere: plain layers and weights that lie in the file itself, and nothing else.
 
 Keras' safe mode alone has been got around more than once, by what ``config.json`` names and by what HDF5 links to. So
-nothing is loaded but what is on a short list: plain layers, and weights that lie in the file itself.
+the file is checked against a short list before Keras sees it, and the network is tried afterwards.
 """
 
 import io
@@ -17,7 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.errors import InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import LADDER
 from calmlflow.networks.backend import keras
@@ -25,13 +25,10 @@ from calmlflow.networks.backend import keras
 MAX_BYTES = {"config.json": 1 << 19, "metadata.json": 1 << 16, "model.weights.h5": 1 << 26}
 """Members of a .keras file, all needed, and the bytes that each may have; the largest of our own has 2 MB."""
 
-MAX_LINKS = 10_000
-"""Groups and datasets that the weights may have."""
-
 MAX_WIDTH = 1024
 """Widest layer. Keras makes a layer's weights from its config, before it looks whether the file has them."""
 
-# No Normalization, which tf2onnx does not export; no Concatenate, with which a short config makes layers of any width.
+# Those that `export_onnx` writes. No Concatenate, with which a short config makes layers of any width.
 LAYERS = (
     *("Activation", "Add", "Average", "BatchNormalization", "Dense", "Dropout", "ELU", "InputLayer", "LeakyReLU"),
     *("Multiply", "ReLU", "Rescaling", "Softmax", "Subtract"),
@@ -65,7 +62,7 @@ def load_network(path: Path, network: str) -> keras.Model:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); expected a .keras file") from None
+        raise InputError(f"{path} cannot be read ({error.strerror}); expected a .keras file") from error
     return parse_network(content, path, network)
 
 
@@ -111,7 +108,7 @@ def parse_network(content: bytes, shown: Path, network: str) -> keras.Model:
             # Layers raise whatever they like at a config that does not suit them.
             text = str(error).replace(str(path), shown.name).rpartition("Exception encountered: ")[2]
             reason = text.strip().partition("\n")[0][:200] or type(error).__name__
-            raise InputError(f"{shown} cannot be loaded by Keras ({reason}); expected a network") from None
+            raise InputError(f"{shown} cannot be loaded by Keras ({reason}); expected a network") from error
 
 
 def _as_ours(loaded: keras.Model, shown: Path, network: str) -> keras.Model:
@@ -142,43 +139,31 @@ def _told(shapes: list[tuple[int | None, ...]]) -> str:
     return ", ".join(map(str, shapes)) or "nothing"
 
 
-# -- The archive ------------------------------------------------------------------------------------------------------
-
-
 def _members(content: bytes, shown: Path) -> dict[str, bytes]:
-    """Read the three members of a .keras file, and make sure that there is nothing else."""
+    """Read the members of a .keras file: the three of a plain network, and no other."""
     for start, kind in _KINDS.items():
         if content.startswith(start):
             raise InputError(f"{shown} is {kind}; expected a .keras file as Keras 3 writes it")
-    found: dict[str, bytes] = {}
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as zipped:
-            for info in zipped.infolist():
-                limit = MAX_BYTES.get(info.filename)
-                if limit is None or info.filename in found:
-                    what = "is there twice" if info.filename in found else "is none of a plain network's"
-                    raise InputError(
-                        f"{shown}: member {info.filename!r} {what}; expected {', '.join(MAX_BYTES)}, each once"
-                    )
-                if info.file_size > limit:
-                    raise InputError(
-                        f"{shown}: member {info.filename!r} has {info.file_size} bytes; expected at most {limit}"
-                    )
-                with zipped.open(info) as member:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            sizes = [(info.filename, info.file_size) for info in archive.infolist()]
+            if sorted(name for name, _ in sizes) != sorted(MAX_BYTES):
+                names = ", ".join(repr(name) for name, _ in sizes)
+                raise InputError(f"{shown} has the members {names:.200}; expected {', '.join(MAX_BYTES)}, each once")
+            for name, size in sizes:
+                if size > MAX_BYTES[name]:
+                    raise InputError(f"{shown}: {name} has {size} bytes; expected at most {MAX_BYTES[name]}")
+            found = {}
+            for name, limit in MAX_BYTES.items():
+                with archive.open(name) as member:
                     # Not without a size, which would decompress more than the member claims to have.
-                    found[info.filename] = member.read(limit)
-    except CalmlflowError:
+                    found[name] = member.read(limit)
+            return found
+    except InputError:
         raise
     except Exception as error:
-        # zipfile raises at least OSError, EOFError, ValueError, RuntimeError, zlib.error and its own.
+        # zipfile and zlib raise a dozen kinds of error at a damaged file.
         raise InputError(f"{shown} is damaged ({error}); expected a .keras file as Keras 3 writes it") from error
-    for name in MAX_BYTES:
-        if name not in found:
-            raise InputError(f"{shown} has no member {name!r}; expected a .keras file as Keras 3 writes it")
-    return found
-
-
-# -- The config -------------------------------------------------------------------------------------------------------
 
 
 def _parsed(text: bytes, shown: Path) -> dict[str, Any]:
@@ -252,44 +237,32 @@ def _widest(value: object) -> float:
     return found
 
 
-# -- The weights ------------------------------------------------------------------------------------------------------
-
-
 def check_weights(content: bytes, shown: Path) -> None:
     """Look through HDF5 weights; an InputError names what lies elsewhere, is no number, or would not fit in memory."""
     shown = shown / "model.weights.h5"
+    size = 0
+
+    def problem_of_link(name: str, link: object) -> str | None:
+        is_here = isinstance(link, h5py.HardLink)
+        return None if is_here else f"{_cut(name)} is a link to elsewhere; expected weights that lie in the file"
+
+    def problem_of_item(name: str, item: object) -> str | None:
+        nonlocal size
+        if isinstance(item, h5py.Group):
+            return None
+        if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "fiu":
+            return f"{_cut(name)} is no array of numbers; expected weights"
+        if item.external or item.is_virtual:
+            return f"{_cut(name)} takes its numbers from another file; expected weights that lie in the file"
+        # A few bytes may unpack to as many as they like.
+        size += item.size * item.dtype.itemsize
+        limit = MAX_BYTES["model.weights.h5"]
+        return f"{_cut(name)} takes the weights to {size} bytes; expected at most {limit}" if size > limit else None
+
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
-            _check_groups(file, shown)
-    except InputError:
-        raise
+            problem = file.visititems_links(problem_of_link) or file.visititems(problem_of_item)
     except Exception as error:
-        raise InputError(f"{shown} is damaged ({type(error).__name__}); expected HDF5 weights") from None
-
-
-def _check_groups(file: h5py.File, shown: Path) -> None:
-    limit = MAX_BYTES["model.weights.h5"]
-    size = links = 0
-    groups: list[h5py.Group] = [file]
-    while groups:
-        group = groups.pop()
-        for name in group:
-            where = f"{shown}: {_cut(f'{group.name}/{name}')}"
-            # A group may contain itself.
-            links += 1
-            if links > MAX_LINKS:
-                raise InputError(f"{shown} holds more than {MAX_LINKS} groups and arrays; expected fewer")
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise InputError(f"{where} is a link to elsewhere; expected weights that lie in the file")
-            item = group[name]
-            if isinstance(item, h5py.Group):
-                groups.append(item)
-                continue
-            if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "fiu":
-                raise InputError(f"{where} is no array of numbers; expected weights")
-            if item.external or item.is_virtual:
-                raise InputError(f"{where} takes its numbers from another file; expected weights that lie in the file")
-            # A few bytes may unpack to as many as they like.
-            size += item.size * item.dtype.itemsize
-            if size > limit:
-                raise InputError(f"{where} takes the weights to {size} bytes; expected at most {limit}")
+        raise InputError(f"{shown} is damaged ({type(error).__name__}); expected HDF5 weights") from error
+    if problem:
+        raise InputError(f"{shown}: {problem}")

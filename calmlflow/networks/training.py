@@ -11,11 +11,12 @@ from calmlflow.errors import CalmlflowError
 from calmlflow.hst.ladder import LADDER
 from calmlflow.networks.architectures import TargetRange, build_classifier, build_regressor
 from calmlflow.networks.backend import keras, tf
+from calmlflow.networks.config import TrainingConfig
 from calmlflow.networks.perceptron import Perceptron
 from calmlflow.networks.rows import RowSet, TrainingRows
 
 CHUNK = 50
-"""Epochs per call of the compiled function; between calls progress is told and early stopping decided."""
+"""Epochs per call of the compiled function; between calls it reports progress and may stop early."""
 
 # Adam's usual constants, and the share of the epochs in which the learning rate climbs to its peak.
 _BETA1, _BETA2, _EPSILON, _WARM_UP = 0.9, 0.999, 1e-7, 0.05
@@ -23,59 +24,6 @@ _BETA1, _BETA2, _EPSILON, _WARM_UP = 0.9, 0.999, 1e-7, 0.05
 # Outputs (k, m, o) and the targets, weights and spread of a RowSet -> what is minimised, and the loss and the metric
 # that histories show; each of shape (k,).
 Objective = Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Hyper-parameters of one network.
-
-    Attributes
-    ----------
-    epochs : int
-        At most; one epoch is one full-batch step over the distinct rows.
-    refit_epochs : int
-        Epochs on all training jobs from the weights that validated best, for the jobs of the rare bins are too few to
-        leave any out for good.
-    members : int
-        Networks trained side by side, whose mean is the answer: 2 or more. Each leaves out a part of its own of the
-        training jobs, one of ``members``, and validates on that.
-    learning_rate : float
-        Peak of the schedule: a short warm-up, then a cosine down to zero.
-    weight_decay : float
-        Decoupled (AdamW).
-    patience : int
-        Epochs without a better validation loss after which training ends.
-    linear_share : float
-        Regressors only, 0..1: share of the squared error in the target's own unit in the loss; the rest is the squared
-        error of its logarithm. Both have the row's mean as optimum; they differ in which rows are served first.
-    """
-
-    epochs: int = 600
-    refit_epochs: int = 600
-    members: int = 4
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-4
-    patience: int = 250
-    linear_share: float = 0.1
-
-
-# Found by `tune` on the training split of 44,883 real jobs, rounded: the best trial for mem_reg, one that is 0.2 %
-# worse and twice as quick for mem_clf, the best with a third fewer epochs for wall_reg. See benchmarks/README.md.
-DEFAULTS = {
-    "mem_clf": TrainingConfig(epochs=200, refit_epochs=150, patience=100, learning_rate=0.011, weight_decay=3e-4),
-    "mem_reg": TrainingConfig(
-        epochs=520, refit_epochs=680, learning_rate=6.2e-3, weight_decay=1.1e-3, linear_share=0.31
-    ),
-    "wall_reg": TrainingConfig(
-        epochs=250,
-        refit_epochs=450,
-        patience=125,
-        members=2,
-        learning_rate=3.9e-3,
-        weight_decay=2.6e-6,
-        linear_share=0.15,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -87,14 +35,14 @@ class Trained:
     model : keras.Model
         Scaled features (n, 9) -> probabilities (n, 4), or the target in GB or seconds (n, 1).
     left_out : ndarray, shape (n, 4) or (n, 1)
-        For each of the n training jobs, what the member that left it out said before the refit, when it had not seen
-        that job: what calibration may use.
+        For each of the n training jobs, the answer of the member that left it out, before the refit: that member had
+        not seen the job, so calibration may use it.
     history : dict of str to ndarray, shape (epochs,)
         ``loss``, ``accuracy`` or ``rmse``, and the same with ``val_``, in this order, before the refit; means over the
         members. The loss of a regressor is the mean squared error in the target's unit, per job.
     best_epoch : int
-        Epoch (from 0) at which what is minimised was lowest on the validation jobs; for a regressor that is not the
-        loss of the history alone. A mean over the members, of which each keeps the weights of its own best epoch.
+        Epoch (from 0) at which the goal, averaged over the members, was lowest on the validation jobs. Each member
+        keeps the weights of its own best epoch.
     fit_seconds : float
     """
 
@@ -115,9 +63,9 @@ def train_network(
 ) -> Trained:
     """Train one of the three networks on distinct, weighted rows.
 
-    Every epoch is one full-batch step: the rows are few, and the exact gradient needs no shuffling, no batch size and
-    no luck. First each member learns from the jobs that it does not leave out, until it gets no better on those that
-    it does; then all learn from all jobs, from their best weights.
+    Every epoch is one full-batch step: the rows are few, and the exact gradient needs no shuffling and no batch size.
+    First each member learns from the jobs that it does not leave out, until it gets no better on those that it does;
+    then all learn from all jobs, from their best weights.
 
     Parameters
     ----------
@@ -130,7 +78,7 @@ def train_network(
     target : TargetRange
         Needed for a regressor: range of the training targets.
     on_progress : callable
-        Called now and then with epoch, epochs at most, and validation loss.
+        Called every `CHUNK` epochs with epoch, epochs at most, and validation loss.
 
     Raises
     ------
@@ -145,17 +93,17 @@ def train_network(
         model = build_regressor(network, target, config.members)
         objective, metric, outputs = _regression(target, rows.train, config.linear_share), "rmse", 1
     perceptron = Perceptron.of(network, outputs)
-    descent = _Descent(network, perceptron, objective, rows.inputs, config)
+    descend = _descent(network, perceptron, objective, rows.inputs, config)
     epochs = config.epochs + config.refit_epochs
 
     initial = perceptron.initial(config.members, seed)
-    best, log = descent.run(
+    best, log = descend(
         initial, rows.fit, rows.validation, config.epochs, lambda epoch, loss: on_progress(epoch, epochs, loss)
     )
     left_out = _answers(perceptron.forward(tf.constant(best), tf.constant(rows.inputs)), target)
     history = log[:, :4].mean(axis=2)
     if config.refit_epochs:
-        best, _ = descent.run(
+        best, _ = descend(
             best, rows.train, rows.train, config.refit_epochs,
             lambda epoch, loss: on_progress(len(log) + epoch, epochs, loss),
         )  # fmt: skip
@@ -169,70 +117,48 @@ def train_network(
     )
 
 
-class _Descent:
-    """AdamW with warm-up and cosine, for all members at once; its epochs are compiled once for search and refit.
+def _descent(
+    network: str, perceptron: Perceptron, objective: Objective, inputs: NDArray[np.float32], config: TrainingConfig
+) -> Callable[..., tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Compile AdamW with warm-up and cosine for all members at once; the search and the refit run the same epochs."""
+    constants = tf.constant(inputs)
+    shape = config.members, perceptron.count
+    parameters, first, second, best = (tf.Variable(tf.zeros(shape)) for _ in range(4))
+    lowest = tf.Variable(tf.zeros(config.members))
 
-    Parameters
-    ----------
-    network : str
-        Its name, for errors.
-    perceptron : Perceptron
-    objective : Objective
-    inputs : ndarray, shape (m, 9)
-    config : TrainingConfig
-    """
+    @tf.function
+    def run_epochs(start, count, epochs, fit, validation):
+        warm_up = tf.maximum(_WARM_UP * epochs, 1.0)
+        scores = tf.TensorArray(tf.float32, size=count, element_shape=(5, config.members))
+        for index in tf.range(count):
+            # Scores first, step second: what is written down, and maybe kept, belongs to the same weights.
+            with tf.GradientTape() as tape:
+                outputs = perceptron.forward(parameters, constants)
+                goal, loss, score = objective(outputs, *fit)
+                total = tf.reduce_sum(goal)
+            val_goal, val_loss, val_score = objective(outputs, *validation)
+            scores = scores.write(index, tf.stack([loss, score, val_loss, val_score, val_goal]))
+            # Read first: where NumPy behaviour is switched on, as spacekit does, operators refuse variables.
+            previous = lowest.read_value()
+            better = val_goal < previous
+            best.assign(tf.where(better[:, None], parameters.read_value(), best.read_value()))
+            lowest.assign(tf.where(better, val_goal, previous))
 
-    def __init__(
-        self,
-        network: str,
-        perceptron: Perceptron,
-        objective: Objective,
-        inputs: NDArray[np.float32],
-        config: TrainingConfig,
-    ):
-        self._network, self._config = network, config
-        constants = tf.constant(inputs)
-        shape = config.members, perceptron.count
-        parameters, first, second, best = (tf.Variable(tf.zeros(shape)) for _ in range(4))
-        lowest = tf.Variable(tf.zeros(config.members))
-        self._state = parameters, first, second, best, lowest
+            step = tf.cast(start + index, tf.float32)
+            cosine = 0.5 * (1 + tf.cos(np.pi * (step - warm_up) / tf.maximum(epochs - warm_up, 1.0)))
+            rate = config.learning_rate * tf.where(step < warm_up, (step + 1) / warm_up, cosine)
+            gradient = tape.gradient(total, parameters)
+            gradient /= tf.maximum(tf.norm(gradient, axis=1, keepdims=True), 1.0)
+            mean = _BETA1 * first.read_value() + (1 - _BETA1) * gradient
+            square = _BETA2 * second.read_value() + (1 - _BETA2) * tf.square(gradient)
+            first.assign(mean)
+            second.assign(square)
+            unbiased = tf.sqrt(square / (1 - _BETA2 ** (step + 1))) + _EPSILON
+            direction = mean / (1 - _BETA1 ** (step + 1)) / unbiased
+            parameters.assign_sub(rate * (direction + config.weight_decay * parameters.read_value()))
+        return scores.stack()
 
-        @tf.function
-        def run_epochs(start, count, epochs, fit, validation):
-            warm_up = tf.maximum(_WARM_UP * epochs, 1.0)
-            scores = tf.TensorArray(tf.float32, size=count, element_shape=(5, config.members))
-            for index in tf.range(count):
-                # Scores first, step second: what is written down, and maybe kept, belongs to the same weights.
-                with tf.GradientTape() as tape:
-                    outputs = perceptron.forward(parameters, constants)
-                    goal, loss, score = objective(outputs, *fit)
-                    total = tf.reduce_sum(goal)
-                val_goal, val_loss, val_score = objective(outputs, *validation)
-                scores = scores.write(index, tf.stack([loss, score, val_loss, val_score, val_goal]))
-                # Read first: where NumPy behaviour is switched on, as spacekit does, operators refuse variables.
-                previous = lowest.read_value()
-                better = val_goal < previous
-                best.assign(tf.where(better[:, None], parameters.read_value(), best.read_value()))
-                lowest.assign(tf.where(better, val_goal, previous))
-
-                step = tf.cast(start + index, tf.float32)
-                cosine = 0.5 * (1 + tf.cos(np.pi * (step - warm_up) / tf.maximum(epochs - warm_up, 1.0)))
-                rate = config.learning_rate * tf.where(step < warm_up, (step + 1) / warm_up, cosine)
-                gradient = tape.gradient(total, parameters)
-                gradient /= tf.maximum(tf.norm(gradient, axis=1, keepdims=True), 1.0)
-                mean = _BETA1 * first.read_value() + (1 - _BETA1) * gradient
-                square = _BETA2 * second.read_value() + (1 - _BETA2) * tf.square(gradient)
-                first.assign(mean)
-                second.assign(square)
-                unbiased = tf.sqrt(square / (1 - _BETA2 ** (step + 1))) + _EPSILON
-                direction = mean / (1 - _BETA1 ** (step + 1)) / unbiased
-                parameters.assign_sub(rate * (direction + config.weight_decay * parameters.read_value()))
-            return scores.stack()
-
-        self._run_epochs = run_epochs
-
-    def run(
-        self,
+    def descend(
         initial: NDArray[np.float32],
         fit: RowSet,
         validation: RowSet,
@@ -241,14 +167,9 @@ class _Descent:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Descend until the members validate no better for a while.
 
-        Returns
-        -------
-        best : ndarray, shape (k, parameters)
-            For each member the weights that validated best.
-        log : ndarray, shape (epochs run, 5, k)
-            Loss, metric, validation loss, validation metric, and what is minimised on the validation rows.
+        Returns each member's weights that validated best, shape (k, parameters), and of each epoch loss, metric,
+        validation loss, validation metric and what is minimised on the validation rows, shape (epochs run, 5, k).
         """
-        parameters, first, second, best, lowest = self._state
         parameters.assign(initial)
         best.assign(initial)
         lowest.assign(tf.fill(lowest.shape, np.float32(np.inf)))
@@ -261,22 +182,24 @@ class _Descent:
         ]  # fmt: skip
         log: list[NDArray[np.float32]] = []
         best_epoch = epoch = 0
-        while epoch < epochs and epoch - best_epoch <= self._config.patience:
+        while epoch < epochs and epoch - best_epoch <= config.patience:
             count = min(CHUNK, epochs - epoch)
             # Tensors, for each new number would be compiled anew.
             numbers = tf.constant(epoch), tf.constant(count), tf.constant(float(epochs))
-            log.append(self._run_epochs(*numbers, *sets).numpy())
+            log.append(run_epochs(*numbers, *sets).numpy())
             goals = np.concatenate(log)[:, 4].mean(axis=1)
             if not np.all(np.isfinite(goals)):
                 at = int(np.flatnonzero(~np.isfinite(goals))[0])
                 raise CalmlflowError(
-                    f"{self._network}: the loss is not finite from epoch {at} on; expected a finite one: lower "
-                    f"learning_rate ({self._config.learning_rate:g}), or look for extreme values in the data"
+                    f"{network}: the loss is not finite from epoch {at} on; expected a finite one: lower "
+                    f"learning_rate ({config.learning_rate:g}), or look for extreme values in the data"
                 )
             best_epoch = int(goals.argmin())
             epoch += count
             on_chunk(epoch, float(goals[-1]))
         return best.numpy(), np.concatenate(log)
+
+    return descend
 
 
 def _classification(outputs, targets, weights, spread):
@@ -305,7 +228,7 @@ def _regression(target: TargetRange, train: RowSet, linear_share: float) -> Obje
 
 
 def _answers(outputs: tf.Tensor, target: TargetRange | None) -> NDArray[np.float32]:
-    """What each member would answer alone, shape (k, m, 4) or (k, m, 1)."""
+    """Answer of each member alone, shape (k, m, 4) or (k, m, 1)."""
     if target is None:
         return tf.nn.softmax(outputs).numpy()
     log = outputs * target.log_sd + target.log_mean

@@ -25,6 +25,7 @@ from calmlflow.predictor.registry_client import check_reachable
 from calmlflow.settings import refuse_password
 
 VERSIONS = ("calmlflow", "keras", "mlflow", "numpy", "onnxruntime", "pandas", "scikit-learn", "tensorflow")
+EXPERIMENT_KIND = "custom_model_development"
 BATCH = 1000
 """Metrics that the tracking server takes in one request."""
 
@@ -60,6 +61,9 @@ def tracked_run(name: str, nested: bool = False) -> Iterator[mlflow.ActiveRun]:
         if not taken_over and not os.environ.get("MLFLOW_EXPERIMENT_NAME"):
             mlflow.set_experiment(settings.EXPERIMENT)
     with mlflow.start_run(run_name=name, nested=nested) as run:
+        if not nested:
+            # MLflow's page opens such an experiment in its view of training runs.
+            MlflowClient().set_experiment_tag(run.info.experiment_id, "mlflow.experimentKind", EXPERIMENT_KIND)
         if taken_over:
             mlflow.set_tag("mlflow.runName", name)
         yield run

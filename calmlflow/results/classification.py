@@ -207,7 +207,10 @@ class ClassificationResults:
 
 
 def classification_results(
-    test_idx: pd.Series, y_scores: ArrayLike, history: Mapping[str, Any], train_scores: tuple[float, float]
+    test_idx: pd.Series,
+    y_scores: ArrayLike,
+    history: Mapping[str, Any] | None,
+    train_scores: tuple[float, float] | None,
 ) -> ClassificationResults:
     """Compute the results of the classifier from its answers for the test split.
 
@@ -217,9 +220,10 @@ def classification_results(
         Actual memory bins, 0..3; the index holds the dataset names.
     y_scores : array_like, shape (n, 4)
         Probabilities (softmax), rows in the order of ``test_idx``.
-    history : mapping of str to array_like
-        loss, accuracy, val_loss, val_accuracy; one value per epoch in each. Other keys are ignored.
-    train_scores : tuple of 2 floats
+    history : mapping of str to array_like, or None
+        loss, accuracy, val_loss, val_accuracy; one value per epoch in each. Other keys are ignored. None if the
+        training is not known, as are the scores on its jobs.
+    train_scores : tuple of 2 floats, or None
         Accuracy and cross-entropy loss (nats) on the training split.
 
     Raises
@@ -244,8 +248,8 @@ def classification_results(
         cmx_norm=counts / np.maximum(counts.sum(axis=1, keepdims=True), 1),
         roc_auc=roc_auc_by_bin(y_true, probabilities),
         report=classification_report(y_true, chosen, labels=range(N_BINS), target_names=BIN_NAMES, zero_division=0),
-        acc_loss=dict(zip(ACC_LOSS, (*map(float, train_scores), *test_scores), strict=True)),
-        history=epochs(history, CLASSIFIER_HISTORY),
+        acc_loss=dict(zip(ACC_LOSS, (*map(float, train_scores), *test_scores), strict=True)) if train_scores else None,
+        history=None if history is None else epochs(history, CLASSIFIER_HISTORY),
         fnfp=_misclassified(split, chosen, probabilities.max(axis=1)),
     )
 

@@ -52,7 +52,7 @@ class RegressionResults:
 
 
 def regression_results(
-    test_idx: pd.Series, predicted: ArrayLike, history: Mapping[str, Any], train_mse: float
+    test_idx: pd.Series, predicted: ArrayLike, history: Mapping[str, Any] | None, train_mse: float | None
 ) -> RegressionResults:
     """Compute the results of a regressor from its answers for the test split.
 
@@ -62,9 +62,10 @@ def regression_results(
         Actual values, named ``memory`` (GB) or ``wallclock`` (seconds); the index holds the dataset names.
     predicted : array_like, shape (n,) or (n, 1)
         Rows in the order of ``test_idx``.
-    history : mapping of str to array_like
-        loss, rmse, val_loss, val_rmse; one value per epoch in each. Other keys are ignored.
-    train_mse : float
+    history : mapping of str to array_like, or None
+        loss, rmse, val_loss, val_rmse; one value per epoch in each. Other keys are ignored. None if the training is not
+        known, as is the error on its jobs.
+    train_mse : float, or None
         Mean squared error on the training split.
 
     Raises
@@ -86,8 +87,8 @@ def regression_results(
         test_idx=split,
         predictions=np.column_stack([values, split.to_numpy()]),
         residuals=residuals,
-        loss=_loss(residuals, float(train_mse)),
-        history=epochs(history, REGRESSOR_HISTORY),
+        loss=None if train_mse is None else _loss(residuals, float(train_mse)),
+        history=None if history is None else epochs(history, REGRESSOR_HISTORY),
     )
 
 

@@ -1,55 +1,53 @@
-"""Networks that were trained elsewhere become a registered version, scored on given jobs."""
+"""Register networks that were trained elsewhere, scored on given jobs."""
 
-import dataclasses
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import NamedTuple
 
 import mlflow
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from calmlflow import settings
-from calmlflow.console import say
-from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.errors import InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.scaling import Scaling
-from calmlflow.jobs.records import Checked
 from calmlflow.jobs.stores.open import read_jobs
-from calmlflow.networks.backend import keras
-from calmlflow.networks.distinct import distinct_rows
 from calmlflow.networks.keras_file import parse_network
-from calmlflow.networks.onnx import export_onnx
-from calmlflow.predictor.bundle import Bundle, Predictions
+from calmlflow.networks.rows import distinct_rows
+from calmlflow.predictor.bundle import Predictions
 from calmlflow.predictor.killtime import COVERAGE, KillTime
-from calmlflow.predictor.manifest import write_manifest
 from calmlflow.registry.lineage import Lineage
 from calmlflow.registry.package import log_model, register
 from calmlflow.registry.tracking import environment_params, lineage, log_new_params, tracked_run
-from calmlflow.results.checks import CLASSIFIER_HISTORY, REGRESSOR_HISTORY
-from calmlflow.results.classification import classification_results
 from calmlflow.results.files import write_results
-from calmlflow.results.floors import classification_floor, regression_floor
-from calmlflow.results.regression import regression_results
-from calmlflow.results.scores import PREDICTED, score_predictions
-from calmlflow.results.table import training_table
-from calmlflow.runs.adoption_source import SourceFile, read_scaling, read_source
+from calmlflow.runs.data import TrainingData
+from calmlflow.runs.fit import Fit, export_and_score
 from calmlflow.runs.promote import PromotionRequest, promote_in_run
-from calmlflow.runs.summary import SHOWN
-from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS, hide_password
+from calmlflow.runs.summary import Outcome
+from calmlflow.runs.train import log_scores, write_tables
+from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS
+from calmlflow.storage.archive import MAX_MEMBERS, extract
 from calmlflow.storage.files import new_tree
 
 OPERATIONAL_KILL_TIME = KillTime(edges_s=(), factors=(6.0,), coverage=COVERAGE, jobs=(0,))
 """Kill times as operation has them: six times the prediction. No job has calibrated them."""
 
+SPACEKIT_ARCHIVE = "spacekit/builder/trained_networks/hst_cal.zip"
+MAX_FILE_BYTES = 1 << 26
+
+SCALING_FILES = ("tx_data.json", "pt_transform", "pt_transform.json")
+_OLDER_KEYS = (("f_lambda", "s_lambda"), ("f_mean", "s_mean"), ("f_sigma", "s_sigma"))
+_WANTED = {f"{network}.keras": network for network in NETWORKS} | dict.fromkeys(SCALING_FILES, "scaling")
+
 
 @dataclass(frozen=True)
 class AdoptionRequest:
-    """What the user of the entry point ``adopt`` says; see the table in the README."""
+    """The options of the entry point ``adopt``; see the table in the README."""
 
     source: str
     data: str = "sample"
@@ -58,19 +56,14 @@ class AdoptionRequest:
     stage: str = "None"
 
 
-@dataclass
-class Adoption:
-    """What an adoption left behind; ``scores`` holds, by target, those of the network (``test``) and the ``floor``."""
+class SourceFile(NamedTuple):
+    """A file of a source: its name in errors, and its bytes."""
 
-    run_id: str
-    jobs: int = 0
-    tree: Path = Path()
-    scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    versions: dict[str, int] = field(default_factory=dict)
-    promoted: str = ""
+    shown: Path
+    content: bytes
 
 
-def adopt(request: AdoptionRequest) -> Adoption:
+def adopt(request: AdoptionRequest) -> Outcome:
     """Register networks that were trained elsewhere, in one run; the first challenger then has a champion to beat.
 
     They are served as operation serves them: the most probable bin, and 6 x the predicted wallclock as kill time. Which
@@ -79,7 +72,7 @@ def adopt(request: AdoptionRequest) -> Adoption:
     Parameters
     ----------
     request : AdoptionRequest
-        ``source`` as for `calmlflow.runs.adoption_source.read_source`, ``data`` as for `read_jobs`.
+        ``source`` as for `read_source`, ``data`` as for `read_jobs`.
 
     Raises
     ------
@@ -94,129 +87,157 @@ def adopt(request: AdoptionRequest) -> Adoption:
         scaling = read_scaling(files["scaling"])
         checked = read_jobs(request.data, request.seed)
         jobs = checked.valid
-        sizes = {"n_jobs": len(jobs), "n_quarantined": len(checked.quarantine)}
+        features, everyone = jobs[list(FEATURES)].to_numpy(dtype=float), np.arange(len(jobs))
+        data = TrainingData(
+            jobs, checked.quarantine, features, everyone[:0], everyone, scaling, distinct_rows(features)
+        )
+        log_new_params({name: data.sizes()[name] for name in ("n_jobs", "n_quarantined")})
         for network in NETWORKS:
             content = files[network].content
-            sizes[f"bytes_{network}"] = len(content)
-            log_new_params({f"sha256_{network}": hashlib.sha256(content).hexdigest()})
-        log_new_params(sizes)
+            digest = hashlib.sha256(content).hexdigest()
+            log_new_params({f"bytes_{network}": len(content), f"sha256_{network}": digest})
         mlflow.log_input(lineage(jobs, request.data, "testing"), context="testing")
-        outcome = Adoption(run.info.run_id, len(jobs))
         with new_tree(Path(request.output)) as tree:
-            predictions = write_models(files, scaling, jobs, tree.partial / "models")
-            outcome.scores = _write_scores(jobs, predictions, tree.partial / "results")
-            _write_tables(checked, predictions, tree.partial / "data")
-            for target, kinds in outcome.scores.items():
-                for kind, scores in kinds.items():
-                    mlflow.log_metrics({f"{kind}_{target}_{name}": value for name, value in scores.items()})
+            models = tree.partial / "models"
+            predictions: Predictions = {}
+            scores = {}
+            for network in NETWORKS:
+                fit = adopt_network(network, files[network], data, models)
+                write_results(fit.results, tree.partial / "results" / TARGETS[network])
+                scores[TARGETS[network]] = {"test": fit.scores, "floor": fit.floor}
+                predictions |= fit.predictions
+            write_tables(data, predictions, tree.partial / "data")
+            log_scores(
+                scores, f"Networks adopted from {request.source}", "Next: `calmlflow promote` to put them in a stage."
+            )
             mlflow.log_artifacts(str(tree.partial))
             named = {NETWORK_MODELS[network]: (network,) for network in NETWORKS} | {BUNDLE_MODEL: NETWORKS}
             metadata = {"source": request.source, "data": request.data, "seed": request.seed}
-            models = {
-                name: log_model(tree.partial / "models", networks, name, metadata) for name, networks in named.items()
-            }
-        outcome.tree = tree.final
+            logged = {name: log_model(models, networks, name, metadata) for name, networks in named.items()}
         origin = Lineage(
             data=f"adopted from {request.source}",
             jobs=0,
             newest_job=0,
             seed=None,
-            scores={target: kinds["test"] for target, kinds in outcome.scores.items()},
+            scores={target: kinds["test"] for target, kinds in scores.items()},
             runs=dict.fromkeys(NETWORKS, run.info.run_id),
         )
-        outcome.versions = register(models, origin)
+        versions = register(logged, origin)
+        promoted = ""
         if stage:
-            judged = PromotionRequest(stage, outcome.versions[BUNDLE_MODEL], BUNDLE_MODEL)
-            outcome.promoted = promote_in_run(judged, nested=True)
-    return outcome
+            promoted = promote_in_run(PromotionRequest(stage, versions[BUNDLE_MODEL], BUNDLE_MODEL), nested=True)
+    return Outcome(run.info.run_id, tree.final, scores, versions=versions, promoted=promoted)
 
 
-def write_models(files: Mapping[str, SourceFile], scaling: Scaling, jobs: pd.DataFrame, models: Path) -> Predictions:
-    """Write a folder ``models`` as a training leaves it, and give what its bundle says of every job."""
-    rows = distinct_rows(jobs[list(FEATURES)].to_numpy(dtype=float))
-    inputs = scaling.apply(rows.features)
-    for network in NETWORKS:
-        model = parse_network(files[network].content, files[network].shown, network)
-        folder = models / network
-        folder.mkdir(parents=True)
-        (folder / f"{network}.keras").write_bytes(files[network].content)
-        _export(model, files[network].shown, folder / f"{network}.onnx", inputs)
-    (models / "tx_data.json").write_text(scaling.to_json())
-    (models / "killtime.json").write_text(OPERATIONAL_KILL_TIME.to_json())
-    write_manifest(models)
-    by_row = Bundle.load(models).predict(rows.features)
-    for network in NETWORKS:
-        answers = by_row["probabilities" if network == "mem_clf" else PREDICTED[TARGETS[network]]]
-        if not np.all(np.isfinite(answers)):
-            raise InputError(
-                f"{files[network].shown} gives an answer that is not finite; expected numbers for every job"
-            )
-    return {name: column[rows.row_of_job] for name, column in by_row.items()}
-
-
-def _export(model: keras.Model, shown: Path, path: Path, inputs: NDArray[np.float32]) -> None:
+def adopt_network(network: str, file: SourceFile, data: TrainingData, models: Path) -> Fit:
+    """Write one network into a folder ``models`` as a training leaves it, and score it."""
+    model = parse_network(file.content, file.shown, network)
+    (models / network).mkdir(parents=True)
+    (models / network / f"{network}.keras").write_bytes(file.content)
+    tables = {"killtime.json": OPERATIONAL_KILL_TIME.to_json()} if network == "wall_reg" else {}
     try:
-        export_onnx(model, path, inputs)
-    except CalmlflowError:
-        raise
-    except Exception as error:
-        # What tf2onnx cannot put into ONNX, onnxruntime cannot run; each has errors of its own.
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise InputError(f"{shown} cannot be run as ONNX ({reason}); expected activations that ONNX has") from None
+        return export_and_score(network, model, data, tables, models)
+    except InputError as error:
+        raise InputError(f"{file.shown}: {error}") from error
 
 
-def _write_scores(
-    jobs: pd.DataFrame, predictions: Predictions, results: Path
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Score every target beside its floor, and write the results of the networks as a training leaves them.
+def read_source(source: str) -> dict[str, SourceFile]:
+    """Read the files of three networks and of their scaling.
 
-    What is said there of epochs and of training jobs is left out: nobody knows it here.
+    Parameters
+    ----------
+    source : str
+        A folder or a ``.zip`` with ``mem_clf.keras``, ``mem_reg.keras``, ``wall_reg.keras`` and ``tx_data.json`` (or
+        the older ``pt_transform``), side by side or each in its folder, as in ``models/mem_clf/mem_clf.keras``; or
+        ``spacekit``, the archive in the installed package of this name.
+
+    Returns
+    -------
+    dict of str to SourceFile
+        ``mem_clf``, ``mem_reg``, ``wall_reg`` and ``scaling``; nothing has been looked into.
+
+    Raises
+    ------
+    InputError
+        There is no such source, the package is not installed, the archive is damaged, or a file is missing, too large,
+        or there more than once; names it.
     """
-    features = jobs[list(FEATURES)].to_numpy(dtype=float)
-    scores = {}
-    for target, prediction in PREDICTED.items():
-        test_idx = pd.Series(jobs[target].to_numpy(), index=pd.Index(jobs["ipst"], name="ipst"), name=target)
-        if target == "mem_bin":
-            none = dict.fromkeys(CLASSIFIER_HISTORY, ())
-            classified = classification_results(test_idx, predictions["probabilities"], none, (np.nan, np.nan))
-            write_results(dataclasses.replace(classified, history=None, acc_loss=None), results / target)
-            floor = classification_floor(features, test_idx, jobs["wallclock"])
-        else:
-            none = dict.fromkeys(REGRESSOR_HISTORY, ())
-            regressed = regression_results(test_idx, predictions[prediction], none, np.nan)
-            write_results(dataclasses.replace(regressed, history=None, loss=None), results / target)
-            floor = regression_floor(features, test_idx)
-        scores[target] = {"test": score_predictions(target, jobs, predictions), "floor": floor}
-    return scores
+    # As with the sample of jobs, a folder of this name is said as ./spacekit.
+    place = _spacekit_archive() if source == "spacekit" else Path(source)
+    shown = Path("spacekit") if source == "spacekit" else place
+    if place.is_dir():
+        return _read_folder(place, shown)
+    if not place.is_file() or place.suffix.lower() != ".zip":
+        what = "is no zip archive" if place.is_file() else "does not exist"
+        raise InputError(f"source {source!r} {what}; expected a folder, a .zip archive, or spacekit")
+    with tempfile.TemporaryDirectory() as folder:
+        extract(place, Path(folder))
+        return _read_folder(Path(folder), shown)
 
 
-def _write_tables(checked: Checked, predictions: Predictions, folder: Path) -> None:
-    folder.mkdir()
-    split = np.full(len(checked.valid), "test")
-    columns = {name: predictions[name] for name in PREDICTED.values()}
-    training_table(checked.valid, columns, split).to_csv(folder / "latest.csv", index=False)
-    if len(checked.quarantine):
-        checked.quarantine.to_csv(folder / "quarantine.csv", index=False)
-        total = len(checked.valid) + len(checked.quarantine)
-        say(f"quarantined {len(checked.quarantine):,} of {total:,} records: see data/quarantine.csv of the run")
+def _spacekit_archive() -> Path:
+    try:
+        # Not by importing it: spacekit changes how TensorFlow takes NumPy's types, for the whole process.
+        place = Path(str(distribution("spacekit").locate_file(SPACEKIT_ARCHIVE)))
+    except PackageNotFoundError as error:
+        raise InputError(
+            "source is spacekit, and the package spacekit is not installed; expected it (pip install spacekit), or a "
+            "folder or a .zip"
+        ) from error
+    if not place.is_file():
+        raise InputError(f"the installed package spacekit has no {SPACEKIT_ARCHIVE}; expected it as in spacekit 1.1")
+    return place
 
 
-def print_adoption(outcome: Adoption) -> None:
-    """Print scores beside the floor, and what was registered."""
-    table = Table("target", "score", title=f"Scores on {outcome.jobs:,} jobs", title_justify="left")
-    for heading in ("network", "floor"):
-        table.add_column(heading, justify="right")
-    for target, formats in SHOWN.items():
-        test, floor = outcome.scores[target]["test"], outcome.scores[target]["floor"]
-        for name, text in formats.items():
-            if name in test:
-                table.add_row(target, name, text.format(test[name]), text.format(floor[name]) if name in floor else "")
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(table)
-    console.print("floor: the best that any function of the nine features could score on these very jobs")
-    for model, version in outcome.versions.items():
-        console.print(f"registered: {model} version {version}")
-    if outcome.promoted:
-        console.print(f"promoted:   {outcome.promoted}")
-    console.print(f"results:    {outcome.tree}")
-    console.print(f"run:        {outcome.run_id} on {hide_password(settings.tracking_uri())}")
+def _read_folder(folder: Path, shown: Path) -> dict[str, SourceFile]:
+    """The wanted files of a folder, each there once; ``shown`` names the folder in errors."""
+    found: dict[str, SourceFile] = {}
+    seen = 0
+    for place, folders, files in os.walk(folder):
+        seen += len(folders) + len(files)
+        if seen > MAX_MEMBERS:
+            raise InputError(f"{shown} holds more than {MAX_MEMBERS} files and folders; expected those of one training")
+        folders.sort()
+        for name in sorted(_WANTED.keys() & {*folders, *files}):
+            path, part = Path(place, name), _WANTED[name]
+            where = shown / path.relative_to(folder)
+            if not path.is_file():
+                raise InputError(f"{where} is no file; expected one, as Keras 3 writes it")
+            if part in found:
+                raise InputError(f"{shown} holds both {found[part].shown} and {where}; expected only one of them")
+            if (size := path.stat().st_size) > MAX_FILE_BYTES:
+                raise InputError(f"{where} has {size} bytes; expected at most {MAX_FILE_BYTES}")
+            try:
+                found[part] = SourceFile(where, path.read_bytes())
+            except OSError as error:
+                raise InputError(f"{where} cannot be read ({error.strerror}); expected a file") from error
+    for name, part in _WANTED.items():
+        if part not in found:
+            raise InputError(f"{shown} holds no {name}; expected {', '.join(list(_WANTED)[:4])}")
+    return found
+
+
+def read_scaling(file: SourceFile) -> Scaling:
+    """Read the scaling of networks from elsewhere; its keys show which of two formats it has.
+
+    ``lambdas``, ``mu`` and ``sigma`` as in ``tx_data.json``, or the older ``f_lambda``, ``f_mean``, ``f_sigma`` (of
+    n_files) and ``s_lambda``, ``s_mean``, ``s_sigma`` (of total_mb). What is written is always the former.
+
+    Raises
+    ------
+    InputError
+        It does not parse, or holds a number that cannot be; names the file.
+    """
+    try:
+        data = json.loads(file.content)
+        if data.keys() >= {key for pair in _OLDER_KEYS for key in pair}:
+            columns = ([float(data[key]) for key in pair] for pair in _OLDER_KEYS)
+            data = dict(zip(("lambdas", "mu", "sigma"), columns, strict=True))
+        return Scaling.from_json(json.dumps(data))
+    except InputError as error:
+        raise InputError(f"{file.shown}: {error}") from error
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise InputError(
+            f"{file.shown} does not parse; expected lambdas, mu and sigma, or f_lambda, s_lambda, f_mean, f_sigma, "
+            "s_mean, s_sigma"
+        ) from error

@@ -1,4 +1,4 @@
-"""What a network is held against, on the same split: a random forest, and the version in Production."""
+"""Score a random forest and the version in Production on the test jobs of a training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+from sklearn.utils.parallel import Parallel, delayed
 
 from calmlflow import settings
 from calmlflow.console import say
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.ladder import LADDER
-from calmlflow.networks.distinct import DistinctRows
+from calmlflow.networks.rows import DistinctRows
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.cache import Cache
 from calmlflow.predictor.registry_client import NoSuchVersionError, resolve_stage
@@ -33,8 +34,7 @@ class Champion:
     def scores(self, data: TrainingData) -> dict[str, dict[str, float]]:
         """Its scores on the test jobs, by target.
 
-        It was trained on another split, perhaps of the same jobs: it may have seen some of these test jobs, and then
-        scores better here than on new ones.
+        It was trained on another split, perhaps of the same jobs: scores are too good where it has seen test jobs.
         """
         rows, jobs = data.rows.row_of_job[data.test], data.jobs.iloc[data.test]
         predictions = {name: column[rows] for name, column in self.bundle.predict(data.rows.features).items()}
@@ -71,11 +71,15 @@ def random_forest(data: TrainingData, target: str, seed: int) -> dict[str, float
     generator = np.random.default_rng(seed)
     values = data.jobs[target].to_numpy()
     grow = _grow_classifier if target == "mem_bin" else _grow_regressor
-    total: NDArray[np.float64] = np.zeros(())
-    for _ in range(TREES):
-        drawn = generator.choice(data.train, len(data.train))
-        total = total + grow(data.rows, data.rows.row_of_job[drawn], values[drawn], int(generator.integers(2**31)))
-    found = (total / TREES)[data.rows.row_of_job[data.test]]
+
+    def trees():
+        for _ in range(TREES):
+            drawn = generator.choice(data.train, len(data.train))
+            row, tree_seed = data.rows.row_of_job[drawn], int(generator.integers(2**31))
+            yield delayed(grow)(data.rows, row, values[drawn], tree_seed)
+
+    grown = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(trees())
+    found = (sum(grown) / TREES)[data.rows.row_of_job[data.test]]
     jobs = data.jobs.iloc[data.test]
     if target == "mem_bin":
         return score_predictions(target, jobs, {"probabilities": found, "bin_pred": found.argmax(axis=1)})
@@ -83,29 +87,24 @@ def random_forest(data: TrainingData, target: str, seed: int) -> dict[str, float
 
 
 def champion(needed_for: Sequence[str] = ()) -> Champion | None:
-    """The version of the bundle in Production; None where there is none, or it cannot be had and no network needs it.
-
-    Parameters
-    ----------
-    needed_for : sequence of str
-        Networks that are to be taken from it.
+    """The version of the bundle in Production; None if there is none, or if it cannot be loaded.
 
     Raises
     ------
     CalmlflowError
-        It is needed and cannot be had.
+        The same, where the networks ``needed_for`` are to be taken from it.
     """
     registry_uri = settings.registry_uri()
     cache = Cache(registry_uri)
     try:
         staged = resolve_stage("Production", registry_uri)
         return Champion(staged.version, cache.path(staged), cache.load(staged))
-    except NoSuchVersionError:
+    except NoSuchVersionError as error:
         if needed_for:
             raise InputError(
                 f"{', '.join(needed_for)} cannot be taken from the version of {settings.BUNDLE_MODEL} in Production, "
                 "for there is none; expected one, or only=all"
-            ) from None
+            ) from error
     except CalmlflowError as error:
         if needed_for:
             raise

@@ -1,6 +1,6 @@
-"""Jobs made ready for training: read, split, scaled, grouped."""
+"""Read jobs and make them ready for training: split, scaled, grouped by feature row."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -10,14 +10,12 @@ from calmlflow.errors import InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.scaling import Scaling
 from calmlflow.jobs.stores.open import read_jobs
-from calmlflow.networks.distinct import DistinctRows, distinct_rows
-from calmlflow.networks.preprocess import deal, stratified_split
-from calmlflow.networks.rows import TrainingRows, training_rows
-from calmlflow.networks.scaling import fit_scaling
+from calmlflow.networks.preprocess import deal, fit_scaling, stratified_split
+from calmlflow.networks.rows import DistinctRows, TrainingRows, distinct_rows, training_rows
 from calmlflow.settings import TARGETS
 
 MIN_JOBS = 40
-"""Fewer than this leave splits in which nothing can be learnt or measured."""
+"""Splits of fewer jobs leave nothing to learn or to measure."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +54,7 @@ class TrainingData:
         return names
 
     def training_rows(self, network: str, members: int, seed: int) -> TrainingRows:
-        """The training jobs ready for `calmlflow.networks.training.train_network`.
-
-        The members' parts are stratified by memory bin; ``seed`` deals them.
-        """
+        """The training jobs, dealt by ``seed`` to the members of a network, stratified by memory bin."""
         rows = distinct_rows(self.features[self.train])
         # Another stream than the one that chose the test split.
         member_of_job = deal(self.jobs["mem_bin"].to_numpy()[self.train], members, seed + 1, stratified=True)
@@ -67,7 +62,7 @@ class TrainingData:
         return training_rows(self.scaling.apply(rows.features), rows, values, member_of_job, network == "mem_clf")
 
     def sizes(self) -> dict[str, int]:
-        """Counts worth writing down."""
+        """Counts of jobs, records left out and distinct rows, as parameters of a run."""
         return {
             "n_jobs": len(self.jobs),
             "n_quarantined": len(self.quarantine),
@@ -113,3 +108,13 @@ def load_training_data(data: str, seed: int, test_size: float) -> TrainingData:
         scaling=fit_scaling(features[train]),
         rows=distinct_rows(features),
     )
+
+
+def hold_out(data: TrainingData, pool: NDArray[np.int64], fold_of_job: NDArray[np.int64], fold: int) -> TrainingData:
+    """The same jobs with one fold of a pool as test split and the rest of the pool as training split.
+
+    ``pool`` are positions, shape (p,), of the jobs that take part; ``fold_of_job``, shape (p,), is what
+    `calmlflow.networks.preprocess.deal` gave for them. No other job is trained on or scored.
+    """
+    train = pool[fold_of_job != fold]
+    return replace(data, train=train, test=pool[fold_of_job == fold], scaling=fit_scaling(data.features[train]))

@@ -1,54 +1,65 @@
-"""Train one network on prepared jobs and measure it: everything of a run that MLflow has no part in."""
+"""Train, score and export one network: the one way for main, cross-validation, search and adoption."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from calmlflow.console import say
+from calmlflow.hst.features import FEATURES
 from calmlflow.networks.architectures import TargetRange
-from calmlflow.networks.distinct import distinct_rows
+from calmlflow.networks.backend import keras
+from calmlflow.networks.config import TrainingConfig
 from calmlflow.networks.onnx import export_onnx
-from calmlflow.networks.training import Trained, TrainingConfig, train_network
+from calmlflow.networks.rows import distinct_rows
+from calmlflow.networks.training import train_network
 from calmlflow.predictor.bundle import Bundle, Predictions
 from calmlflow.predictor.decision import fit_decision
 from calmlflow.predictor.killtime import fit_kill_time
 from calmlflow.predictor.manifest import write_manifest
 from calmlflow.results.classification import ClassificationResults, classification_results, cross_entropy
-from calmlflow.results.files import write_results
 from calmlflow.results.floors import classification_floor, regression_floor
 from calmlflow.results.regression import RegressionResults, regression_results
 from calmlflow.results.scores import score_predictions
 from calmlflow.runs.data import TrainingData
 from calmlflow.settings import TARGETS
 
+ANSWERS = {"mem_clf": "probabilities", "mem_reg": "mem_pred", "wall_reg": "wall_pred"}
+"""Network -> the prediction that holds its own answers, before any decision."""
+
 
 @dataclass(frozen=True)
-class FittedNetwork:
-    """What the training of one network gave.
+class Fit:
+    """One network, exported and measured.
 
     Attributes
     ----------
-    trained : Trained
-    bundle : Bundle
-        Of this network alone.
     predictions : Predictions
         For every job, from the ONNX file: what will be served is what is measured.
     results : ClassificationResults or RegressionResults
-        Of the test split.
+        Of the test split. Without history and training scores if the network was not trained here.
     scores, floor : dict of str to float
         Of the test split; the floor is the best that any function of the nine features could score there.
+    train_scores : tuple of float
+        Of the training split: accuracy and cross-entropy in nats, or the mean squared error.
+    best_epoch : int
+    fit_seconds : float
+        See `calmlflow.networks.training.Trained`.
+    warning : str
+        One sentence if there were too few jobs to calibrate kill times on.
     """
 
-    trained: Trained
-    bundle: Bundle
     predictions: Predictions
     results: ClassificationResults | RegressionResults
     scores: dict[str, float]
     floor: dict[str, float]
+    train_scores: tuple[float, ...] = ()
+    best_epoch: int = 0
+    fit_seconds: float = 0.0
+    warning: str = ""
 
 
 def fit_network(
@@ -56,72 +67,108 @@ def fit_network(
     data: TrainingData,
     config: TrainingConfig,
     seed: int,
-    risk: float,
-    tree: Path,
-    on_progress: Callable[[int, int, float], None],
-) -> FittedNetwork:
-    """Train one network, export it, predict every job, and write models and results of its target into the tree.
+    models: Path,
+    risk: float = 0.0,
+    on_progress: Callable[[int, int, float], None] = lambda epoch, epochs, val_loss: None,
+) -> Fit:
+    """Train a network on the training split, write its files into the folder ``models``, and score the test split.
 
     Raises
     ------
     CalmlflowError
         Training diverged, or ONNX and Keras disagree.
     """
-    target = TARGETS[network]
-    values = data.jobs[target].to_numpy()
-    rows = data.training_rows(network, config.members, seed)
-    target_range = None if network == "mem_clf" else TargetRange.of(values[data.train])
-    trained = train_network(network, rows, config, seed, target_range, on_progress)
+    values = data.jobs[TARGETS[network]].to_numpy()[data.train]
+    target = None if network == "mem_clf" else TargetRange.of(values)
+    trained = train_network(
+        network, data.training_rows(network, config.members, seed), config, seed, target, on_progress
+    )
 
-    models = tree / "models"
-    folder = models / network
-    folder.mkdir(parents=True)
-    trained.model.save(folder / f"{network}.keras")
-    export_onnx(trained.model, folder / f"{network}.onnx", data.scaling.apply(data.rows.features))
-    (models / "tx_data.json").write_text(data.scaling.to_json())
-    train_rows = distinct_rows(data.features[data.train])
-    (models / "seen_rows.json").write_text(json.dumps(train_rows.features.tolist()))
+    seen = distinct_rows(data.features[data.train])
+    warning = ""
+    tables = {"seen_rows.json": json.dumps(seen.features.tolist())}
     if network == "mem_clf":
         wallclock_s = data.jobs["wallclock"].to_numpy()[data.train]
-        decision = fit_decision(values[data.train], wallclock_s, train_rows.row_of_job, risk)
-        (models / "decision.json").write_text(decision.to_json())
+        tables["decision.json"] = fit_decision(values, wallclock_s, seen.row_of_job, risk).to_json()
     if network == "wall_reg":
-        kill_time = fit_kill_time(trained.left_out[:, 0], values[data.train], train_rows.row_of_job)
-        (models / "killtime.json").write_text(kill_time.to_json())
+        kill_time = fit_kill_time(trained.left_out[:, 0], values, seen.row_of_job)
+        tables["killtime.json"] = kill_time.to_json()
         if kill_time.held_coverage < kill_time.coverage:
-            say(
+            warning = (
                 f"warning: {min(kill_time.jobs):,} jobs to calibrate kill times on are too few for "
                 f"{kill_time.coverage:.1%}; they cover {kill_time.held_coverage:.1%}"
             )
+    (models / network).mkdir(parents=True)
+    trained.model.save(models / network / f"{network}.keras")
+    fit = export_and_score(network, trained.model, data, tables, models, trained.history)
+    return replace(fit, best_epoch=trained.best_epoch, fit_seconds=trained.fit_seconds, warning=warning)
+
+
+def export_and_score(
+    network: str,
+    model: keras.Model,
+    data: TrainingData,
+    tables: Mapping[str, str],
+    models: Path,
+    history: Mapping[str, NDArray] | None = None,
+) -> Fit:
+    """Write a network as ONNX with the tables that it is served with, predict every job, and score the test split.
+
+    Parameters
+    ----------
+    network : {"mem_clf", "mem_reg", "wall_reg"}
+    model : keras.Model
+    data : TrainingData
+    tables : mapping of str to str
+        File name -> content, beside the scaling; for the top of ``models``.
+    models : Path
+        Folder that holds a folder ``{network}``.
+    history : mapping, optional
+        Of the training, if the network was trained on the training split.
+    """
+    export_onnx(model, models / network / f"{network}.onnx", data.scaling.apply(data.rows.features))
+    for name, text in {"tx_data.json": data.scaling.to_json(), **tables}.items():
+        (models / name).write_text(text)
     write_manifest(models)
-    bundle = Bundle.load(models, [network])
-    by_row = bundle.predict(data.rows.features)
+    by_row = Bundle.load(models, [network]).predict(data.rows.features)
     predictions = {name: column[data.rows.row_of_job] for name, column in by_row.items()}
 
-    results, scores, floor = _measure(network, data, predictions, trained)
-    write_results(results, tree / "results" / target)
-    return FittedNetwork(trained, bundle, predictions, results, scores, floor)
-
-
-def _measure(
-    network: str, data: TrainingData, predictions: Predictions, trained: Trained
-) -> tuple[ClassificationResults | RegressionResults, dict[str, float], dict[str, float]]:
-    """Results, scores and floor of the test split."""
-    target = TARGETS[network]
-    jobs, features = data.jobs.iloc[data.test], data.features[data.test]
-    test_idx = pd.Series(jobs[target].to_numpy(), index=pd.Index(jobs["ipst"], name="ipst"), name=target)
-    scores = score_predictions(target, jobs, {name: column[data.test] for name, column in predictions.items()})
-    actual = data.jobs[target].to_numpy()[data.train]
-    if network == "mem_clf":
-        answers = predictions["probabilities"]
-        accuracy = float(np.mean(answers[data.train].argmax(axis=1) == actual))
-        train_scores = accuracy, cross_entropy(actual, answers[data.train])
-        results = classification_results(test_idx, answers[data.test], trained.history, train_scores)
-        return results, scores, classification_floor(features, test_idx, jobs["wallclock"])
-    answers = predictions["mem_pred" if network == "mem_reg" else "wall_pred"]
-    train_mse = float(np.mean((answers[data.train] - actual) ** 2))
-    return (
-        regression_results(test_idx, answers[data.test], trained.history, train_mse),
-        scores,
-        regression_floor(features, test_idx),
+    jobs, answers = data.jobs.iloc[data.test], predictions[ANSWERS[network]]
+    train_scores = _train_scores(network, data, answers) if history else None
+    return Fit(
+        predictions,
+        network_results(network, jobs, answers[data.test], history, train_scores),
+        score_predictions(TARGETS[network], jobs, {name: column[data.test] for name, column in predictions.items()}),
+        _floor(network, jobs),
+        train_scores or (),
     )
+
+
+def network_results(
+    network: str,
+    jobs: pd.DataFrame,
+    answers: NDArray,
+    history: Mapping[str, NDArray] | None,
+    train_scores: Sequence[float] | None,
+) -> ClassificationResults | RegressionResults:
+    """Results of n test jobs, whose answers are probabilities, shape (n, 4), or values, shape (n,)."""
+    test_idx = jobs.set_index("ipst")[TARGETS[network]]
+    if network == "mem_clf":
+        accuracy_and_loss = (train_scores[0], train_scores[1]) if train_scores else None
+        return classification_results(test_idx, answers, history, accuracy_and_loss)
+    return regression_results(test_idx, answers, history, train_scores[0] if train_scores else None)
+
+
+def _train_scores(network: str, data: TrainingData, answers: NDArray) -> tuple[float, ...]:
+    """Accuracy and cross-entropy, or the mean squared error, on the training split."""
+    known, actual = answers[data.train], data.jobs[TARGETS[network]].to_numpy()[data.train]
+    if network == "mem_clf":
+        return float(np.mean(known.argmax(axis=1) == actual)), cross_entropy(actual, known)
+    return (float(np.mean((known - actual) ** 2)),)
+
+
+def _floor(network: str, jobs: pd.DataFrame) -> dict[str, float]:
+    features = jobs[list(FEATURES)].to_numpy(dtype=float)
+    if network == "mem_clf":
+        return classification_floor(features, jobs["mem_bin"], jobs["wallclock"])
+    return regression_floor(features, jobs[TARGETS[network]])

@@ -23,7 +23,8 @@ from calmlflow.registry.versions import State, explained, read_state
 from calmlflow.results.realised import FEWEST_JOBS, Realised, join_predictions, realised_scores
 from calmlflow.runs.data import MIN_JOBS
 from calmlflow.runs.promote import PromotionRequest, promote_in_run
-from calmlflow.runs.train import Outcome, TrainingRequest, train
+from calmlflow.runs.summary import Outcome
+from calmlflow.runs.train import TrainingRequest, train
 from calmlflow.settings import BUNDLE_MODEL
 
 _STEPS = {"None": (), "Staging": ("Staging",), "Production": ("Staging", "Production")}

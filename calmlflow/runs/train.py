@@ -1,10 +1,10 @@
-"""What one MLflow run does: read -> train -> evaluate -> log -> register."""
+"""Train the networks in one MLflow run: read, fit, write the tree, log, register, promote."""
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import mlflow
 import pandas as pd
 import plotly.graph_objects as go
 from mlflow.data.pandas_dataset import PandasDataset
+from numpy.typing import NDArray
 
 from calmlflow import settings
 from calmlflow.console import progress, say
@@ -21,32 +22,41 @@ from calmlflow.jobs.stores.open import open_store
 from calmlflow.jobs.upsert import check_writable, write_back
 from calmlflow.networks.architectures import HIDDEN
 from calmlflow.networks.config import read_config
-from calmlflow.networks.training import TrainingConfig
-from calmlflow.predictor.bundle import Predictions
+from calmlflow.networks.rows import distinct_rows
+from calmlflow.predictor.bundle import Bundle, Predictions
 from calmlflow.predictor.decision import MAX_RISK
 from calmlflow.registry.assemble import assemble, runs_of_version
 from calmlflow.registry.lineage import Lineage
 from calmlflow.registry.package import LoggedModel, log_model, register
 from calmlflow.registry.tracking import environment_params, lineage, log_history, log_new_params, tracked_run
+from calmlflow.results.classification import ClassificationResults
+from calmlflow.results.files import write_results
+from calmlflow.results.plots.classification import classification_plots
 from calmlflow.results.plots.common import headline_figures
 from calmlflow.results.plots.data import data_plots
+from calmlflow.results.plots.regression import regression_plots
 from calmlflow.results.report.training import ReportContent, report_html
 from calmlflow.results.table import PREDICTIONS, training_table
 from calmlflow.runs.baselines import champion, random_forest
 from calmlflow.runs.data import TrainingData, load_training_data
-from calmlflow.runs.fit import FittedNetwork, fit_network
-from calmlflow.runs.presentation import network_plots
+from calmlflow.runs.fit import ANSWERS, Fit, fit_network
 from calmlflow.runs.promote import PromotionRequest, promote_in_run
 from calmlflow.runs.ship import send_training
+from calmlflow.runs.summary import Outcome, Scores, describe
 from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS
 from calmlflow.storage.archive import pack
 from calmlflow.storage.files import new_tree
 from calmlflow.storage.s3 import parse_s3
 
+NEXT_STEPS = (
+    "Open next: `report.html` among the artifacts, with every plot; `mlflow run . -e compare` for the paired "
+    "differences to the version in Production; `calmlflow promote` to ask the gate."
+)
+
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """What the user of a training entry point says; see the table in the README."""
+    """The options of a training entry point; see the table in the README."""
 
     data: str = "sample"
     output: str = "data"
@@ -60,34 +70,18 @@ class TrainingRequest:
     destination: str = "none"
 
 
-@dataclass
-class Outcome:
-    """What a training left behind; printed as its summary.
+class Laps:
+    """Seconds of each part of a command: a lap ends a part, and one part may have several."""
 
-    ``scores`` holds, by target, those of the network (``test``) and what they are held against on the same jobs:
-    ``floor``, ``forest`` and, where there is one, ``champion``. A target whose network was taken over has only the
-    champion's, as they are one and the same. ``runs`` names, by network, the run that trained it.
-    """
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
 
-    run_id: str
-    tree: Path = Path()
-    scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    champion: str = ""
-    taken_over: tuple[str, ...] = ()
-    runs: dict[str, str] = field(default_factory=dict)
-    figures: dict[str, dict[str, go.Figure]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    versions: dict[str, int] = field(default_factory=dict)
-    written: str = ""
-    sent: str = ""
-    promoted: str = ""
-
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Add the time of a block to a part."""
-        started = time.perf_counter()
-        yield
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
+    def lap(self, part: str) -> None:
+        """Add the time since the last lap to a part."""
+        now = time.perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
+        self._last = now
 
 
 def train(
@@ -113,184 +107,199 @@ def train(
     Raises
     ------
     CalmlflowError
-        The run is marked FAILED. Whatever fails before the tree is complete leaves no tree and registers nothing; a
+        The run is marked FAILED. A failure before the tree is complete leaves no tree and registers nothing; a
         promotion that fails, or that the gate refuses, leaves tree and versions, which can be promoted later.
     """
-    taken = tuple(network for network in NETWORKS if bundle and network not in networks)
     name = "main" if bundle else TARGETS[networks[0]]
+    taken = tuple(network for network in NETWORKS if bundle and network not in networks)
     with tracked_run(name, nested) as run:
-        stage = None if request.stage == "None" else settings.parse_stage(request.stage)
-        if stage and not request.register:
-            raise InputError(
-                f"stage is {stage} and register is false; expected register=true: only a version has a stage"
-            )
-        if not 0 <= request.risk <= MAX_RISK:
-            raise InputError(f"risk is {request.risk:g}; expected 0 to {MAX_RISK:g}")
-        configs = read_config(request.config)
-        if request.writeback:
-            check_writable(request.data)
-        if request.destination != "none":
-            parse_s3(request.destination)
-        outcome = Outcome(run.info.run_id, taken_over=taken)
-        with outcome.timed("references"):
-            # Before a promotion of this very run could make it its own champion.
-            found = champion(needed_for=taken)
+        stage, configs = _check(request), read_config(request.config)
+        clock = Laps()
+
+        # Read. The champion first: a promotion of this very run could make it its own champion.
+        found = champion(needed_for=taken)
         if found:
-            outcome.champion = found.version
             mlflow.set_tag("champion_version", found.version)
-            outcome.runs = runs_of_version(found.version, taken)
-        with outcome.timed("read"):
-            data = load_training_data(request.data, request.seed, request.test_size)
+        clock.lap("references")
+        data = load_training_data(request.data, request.seed, request.test_size)
         only = {"only": ",".join(networks) if taken else "all"} if bundle else {}
         log_new_params({**asdict(request), **only, **data.sizes(), **environment_params()})
-        inputs = {
-            context: lineage(data.jobs.iloc[part], request.data, context)
-            for context, part in (("training", data.train), ("testing", data.test))
-        }
-        _log_inputs(inputs)
+        parts = {"training": data.train, "testing": data.test}
+        inputs = [lineage(data.jobs.iloc[part], request.data, context) for context, part in parts.items()]
+        _log_inputs(inputs, parts)
+        clock.lap("read")
+        scores: dict[str, dict[str, dict[str, float]]] = {}
         if found:
-            with outcome.timed("references"):
-                outcome.scores = {target: {"champion": scores} for target, scores in found.scores(data).items()}
+            scores = {target: {"champion": of_target} for target, of_target in found.scores(data).items()}
+        clock.lap("references")
+
         with new_tree(Path(request.output)) as tree:
-            fitted: dict[str, FittedNetwork] = {}
-            models: dict[str, LoggedModel] = {}
+            models = tree.partial / "models"
+            runs = runs_of_version(found.version, taken) if found else {}
+            predictions: Predictions = {}
+            figures: dict[str, dict[str, go.Figure]] = {}
+            logged: dict[str, LoggedModel] = {}
             for network in networks:
-                with tracked_run(TARGETS[network], nested=True) if bundle else nullcontext(run) as own:
-                    outcome.runs[network] = own.info.run_id
+                target = TARGETS[network]
+                with tracked_run(target, nested=True) if bundle else nullcontext(run) as own:
+                    # Fit.
+                    runs[network] = own.info.run_id
+                    layers = "-".join(map(str, HIDDEN[network]))
+                    params = {"network": network, "hidden_layers": layers, **asdict(configs[network])}
                     if bundle:
-                        _log_inputs(inputs)
-                    models |= _train_one(network, request, configs[network], data, tree.partial, fitted, outcome)
-            predictions = {name: column for one in fitted.values() for name, column in one.predictions.items()}
+                        params |= {"data": request.data, "seed": request.seed, **data.sizes(), **environment_params()}
+                        _log_inputs(inputs, parts)
+                    log_new_params(params)
+                    with progress(f"training {network}", "epochs") as show:
+                        fit = fit_network(
+                            network, data, configs[network], request.seed, models, request.risk,
+                            lambda done, total, loss: show(done, total, f"validation loss {loss:.4g}"),
+                        )  # fmt: skip
+                    clock.lap(f"train_{network}")
+                    forest = random_forest(data, target, request.seed)
+                    scores[target] = {
+                        "test": fit.scores,
+                        "floor": fit.floor,
+                        "forest": forest,
+                        **scores.get(target, {}),
+                    }
+                    predictions |= fit.predictions
+                    clock.lap("references")
+
+                    # Write and log.
+                    if fit.warning:
+                        say(fit.warning)
+                    write_results(fit.results, tree.partial / "results" / target)
+                    figures[target] = _plots(network, fit, data, models)
+                    log_history(fit.results.history or {})
+                    mlflow.log_metrics({"fit_seconds": fit.fit_seconds, "best_epoch": fit.best_epoch})
+                    log_scores({target: scores[target]}, f"{network} of {request.data}")
+                    for picture, drawn in headline_figures(fit.results).items():
+                        mlflow.log_figure(drawn, f"plots/{target}/{picture}.png")
+                    mlflow.log_artifacts(str(tree.partial / "results" / target), f"results/{target}")
+                    metadata = {"data": request.data, "seed": request.seed, f"run.{network}": own.info.run_id}
+                    model = NETWORK_MODELS[network]
+                    logged[model] = log_model(models, [network], model, metadata)
+                    clock.lap("log")
             if found and taken:
-                by_row = assemble(tree.partial / "models", found.folder).predict(data.rows.features)
-                predictions = {name: column[data.rows.row_of_job] for name, column in by_row.items()}
+                by_row = assemble(models, found.folder).predict(data.rows.features)
+                predictions = {column: values[data.rows.row_of_job] for column, values in by_row.items()}
             # A network that was taken over is the champion's, which was scored on these very jobs.
-            scores = {target: kinds.get("test") or kinds["champion"] for target, kinds in outcome.scores.items()}
+            own_scores = {target: kinds.get("test") or kinds["champion"] for target, kinds in scores.items()}
             origin = Lineage.of_training(
                 request.data,
                 data.jobs.iloc[data.train],
                 request.seed,
-                scores,
-                outcome.runs,
-                dict.fromkeys(taken, outcome.champion),
+                own_scores,
+                runs,
+                dict.fromkeys(taken, found.version if found else ""),
             )
-            with outcome.timed("log"):
-                table = _write_tables(data, predictions, tree.partial)
-                outcome.figures["jobs"] = data_plots(data.jobs)
-                page = report_html(_report(name, request, outcome, data, table))
-                (tree.partial / "report.html").write_text(page, encoding="utf-8", errors="replace")
-                mlflow.log_artifacts(str(tree.partial))
-                if bundle:
-                    mlflow.set_tags(origin.origins(NETWORKS))
-                    metadata = _metadata(request, origin.origins(NETWORKS))
-                    models[BUNDLE_MODEL] = log_model(tree.partial / "models", NETWORKS, BUNDLE_MODEL, metadata)
-                    for target in TARGETS.values():
-                        _log_scores(target, outcome)
-        outcome.tree = tree.final
+            table = write_tables(data, predictions, tree.partial / "data")
+            figures["jobs"] = data_plots(data.jobs)
+            content = ReportContent(
+                title=f"calmlflow {name}",
+                run_id=run.info.run_id,
+                created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+                source=request.data,
+                scores={target: kinds for target, kinds in scores.items() if "test" in kinds},
+                champion_name=f"version {found.version}" if found else "champion",
+                figures=figures,
+                jobs=table,
+                quarantine=Checked(data.jobs, data.quarantine).reasons(),
+                sizes=data.sizes(),
+            )
+            (tree.partial / "report.html").write_text(report_html(content), encoding="utf-8", errors="replace")
+            mlflow.log_artifacts(str(tree.partial))
+            if bundle:
+                mlflow.set_tags(origin.origins(NETWORKS))
+                log_scores(scores, f"Three networks of {request.data}")
+                metadata = {"data": request.data, "seed": request.seed, **origin.origins(NETWORKS)}
+                logged[BUNDLE_MODEL] = log_model(models, NETWORKS, BUNDLE_MODEL, metadata)
+            clock.lap("log")
+
+        written = sent = promoted = ""
         if request.writeback:
-            with outcome.timed("writeback"), closing(open_store(request.data)) as store:
-                written = write_back(store, table, int(outcome.tree.name.rpartition("-")[2]))
-                outcome.written = f"{written} in {store.name}"
+            with closing(open_store(request.data)) as store:
+                found_records = write_back(store, table, int(tree.final.name.rpartition("-")[2]))
+                written = f"{found_records} in {store.name}"
+            clock.lap("writeback")
         if request.destination != "none":
-            with outcome.timed("send"), tempfile.TemporaryDirectory() as folder:
-                archives = pack(outcome.tree, Path(folder))
-                sent = send_training(outcome.tree, archives, request.destination)
-            outcome.sent = f"{len(sent)} files to {request.destination.rstrip('/')}/{outcome.tree.name}/"
+            with tempfile.TemporaryDirectory() as folder:
+                files = send_training(tree.final, pack(tree.final, Path(folder)), request.destination)
+            sent = f"{len(files)} files to {request.destination.rstrip('/')}/{tree.final.name}/"
+            clock.lap("send")
+        versions: dict[str, int] = {}
         if request.register:
-            with outcome.timed("register"):
-                outcome.versions = register(models, origin)
+            versions = register(logged, origin)
+            clock.lap("register")
         if stage:
-            # A gate that refuses ends the command: what is there all the same is told before.
-            made = ", ".join(f"{name} version {number}" for name, number in outcome.versions.items())
-            say(f"registered {made}; results: {outcome.tree}; asking the gate for {stage}")
+            # A gate that refuses ends the command, so what was made is said before.
+            made = ", ".join(f"{model} version {number}" for model, number in versions.items())
+            say(f"registered {made}; results: {tree.final}; asking the gate for {stage}")
             model = BUNDLE_MODEL if bundle else NETWORK_MODELS[networks[0]]
-            outcome.promoted = promote_in_run(PromotionRequest(stage, outcome.versions[model], model), nested=True)
-        mlflow.log_metrics({f"seconds_{part}": seconds for part, seconds in outcome.seconds.items()})
-    return outcome
-
-
-def _train_one(
-    network: str,
-    request: TrainingRequest,
-    config: TrainingConfig,
-    data: TrainingData,
-    tree: Path,
-    fitted: dict[str, FittedNetwork],
-    outcome: Outcome,
-) -> dict[str, LoggedModel]:
-    """Train and log one network in the active run; returns its registered model's name and logged model."""
-    target = TARGETS[network]
-    log_new_params({"data": request.data, "seed": request.seed, **data.sizes(), **environment_params()})
-    log_new_params({"network": network, "hidden_layers": "-".join(map(str, HIDDEN[network])), **asdict(config)})
-    with progress(f"training {network}", "epochs") as update, outcome.timed(f"train_{network}"):
-        found = fitted[network] = fit_network(
-            network,
-            data,
-            config,
-            request.seed,
-            request.risk,
-            tree,
-            lambda done, total, loss: update(done, total, f"validation loss {loss:.4g}"),
-        )
-    with outcome.timed("references"):
-        forest = random_forest(data, target, request.seed)
-    outcome.scores[target] = {
-        "test": found.scores,
-        "floor": found.floor,
-        "forest": forest,
-        **outcome.scores.get(target, {}),
-    }
-    with outcome.timed("log"):
-        log_history(found.trained.history)
-        mlflow.log_metrics({"fit_seconds": found.trained.fit_seconds, "best_epoch": found.trained.best_epoch})
-        _log_scores(target, outcome)
-        outcome.figures[target] = network_plots(network, found, data)
-        for name, picture in headline_figures(found.results).items():
-            mlflow.log_figure(picture, f"plots/{target}/{name}.png")
-        mlflow.log_artifacts(str(tree / "results" / target), f"results/{target}")
-        logged = log_model(
-            tree / "models",
-            [network],
-            NETWORK_MODELS[network],
-            _metadata(request, {f"run.{network}": outcome.runs[network]}),
-        )
-    return {NETWORK_MODELS[network]: logged}
-
-
-def _log_inputs(inputs: Mapping[str, PandasDataset]) -> None:
-    for context, dataset in inputs.items():
-        mlflow.log_input(dataset, context=context)
-
-
-def _log_scores(target: str, outcome: Outcome) -> None:
-    for kind, scores in outcome.scores[target].items():
-        mlflow.log_metrics({f"{kind}_{target}_{name}": value for name, value in scores.items()})
-
-
-def _metadata(request: TrainingRequest, origins: Mapping[str, str]) -> dict[str, str | int]:
-    return {"data": request.data, "seed": request.seed, **origins}
-
-
-def _report(
-    name: str, request: TrainingRequest, outcome: Outcome, data: TrainingData, table: pd.DataFrame
-) -> ReportContent:
-    return ReportContent(
-        title=f"calmlflow {name}",
-        run_id=outcome.run_id,
-        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        source=request.data,
-        scores={target: scores for target, scores in outcome.scores.items() if "test" in scores},
-        champion_name=f"version {outcome.champion}" if outcome.champion else "champion",
-        figures=outcome.figures,
-        jobs=table,
-        quarantine=Checked(data.jobs, data.quarantine).reasons(),
-        sizes=data.sizes(),
+            promoted = promote_in_run(PromotionRequest(stage, versions[model], model), nested=True)
+        mlflow.log_metrics({f"seconds_{part}": seconds for part, seconds in clock.seconds.items()})
+    return Outcome(
+        run_id=run.info.run_id,
+        tree=tree.final,
+        scores=scores,
+        seconds=clock.seconds,
+        versions=versions,
+        champion=found.version if found else "",
+        taken_over=taken,
+        written=written,
+        sent=sent,
+        promoted=promoted,
     )
 
 
-def _write_tables(data: TrainingData, predictions: Predictions, tree: Path) -> pd.DataFrame:
-    """Write the training set with its predictions, which is given back, and the records that were left out."""
-    folder = tree / "data"
+def _check(request: TrainingRequest) -> str | None:
+    """Check what can be checked before jobs are read; returns the stage to promote to, if any."""
+    stage = None if request.stage == "None" else settings.parse_stage(request.stage)
+    if stage and not request.register:
+        raise InputError(f"stage is {stage} and register is false; expected register=true: only a version has a stage")
+    if not 0 <= request.risk <= MAX_RISK:
+        raise InputError(f"risk is {request.risk:g}; expected 0 to {MAX_RISK:g}")
+    if request.writeback:
+        check_writable(request.data)
+    if request.destination != "none":
+        parse_s3(request.destination)
+    return stage
+
+
+def _log_inputs(inputs: Sequence[PandasDataset], contexts: Mapping[str, object]) -> None:
+    for dataset, context in zip(inputs, contexts, strict=True):
+        mlflow.log_input(dataset, context=context)
+
+
+def log_scores(scores: Scores, title: str, next_steps: str = NEXT_STEPS) -> None:
+    """Log every score into the active run, and the headline ones as its description."""
+    mlflow.log_metrics(
+        {
+            f"{kind}_{target}_{name}": value
+            for target, kinds in scores.items()
+            for kind, of_kind in kinds.items()
+            for name, value in of_kind.items()
+        }
+    )
+    mlflow.set_tag("mlflow.note.content", describe(scores, title, next_steps))
+
+
+def _plots(network: str, fit: Fit, data: TrainingData, models: Path) -> dict[str, go.Figure]:
+    """Plots of one network's test split, with the importance of its features."""
+    bundle, jobs = Bundle.load(models, [network]), data.jobs.iloc[data.test]
+
+    def predict(features: NDArray) -> NDArray:
+        rows = distinct_rows(features)
+        return bundle.predict(rows.features)[ANSWERS[network]][rows.row_of_job]
+
+    if isinstance(fit.results, ClassificationResults):
+        return classification_plots(fit.results, jobs, predict)
+    return regression_plots(fit.results, jobs, predict)
+
+
+def write_tables(data: TrainingData, predictions: Predictions, folder: Path) -> pd.DataFrame:
+    """Write the training set with its predictions, which is returned, and the records that were left out."""
     folder.mkdir()
     predicted = {name: predictions[name] for name in PREDICTIONS if name in predictions}
     table = training_table(data.jobs, predicted, data.split)

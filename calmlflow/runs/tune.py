@@ -1,38 +1,51 @@
-"""Search for hyper-parameters, scored by cross-validation on training jobs, and resumed wherever it was interrupted.
+"""Search for hyper-parameters by cross-validation on training jobs; the same command resumes an interrupted search.
 
-The jobs that a training with the same seed holds out (a fifth) are never looked at. Trials live in a database in the
-output folder; see `calmlflow.runs.search_store`.
+The jobs that a training with the same seed holds out (a fifth) are never looked at. Trials live in ``study.db`` in the
+output folder: Optuna's own storage, whose heartbeat shows which trials are still at work.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlflow
 import numpy as np
 import optuna
-from optuna.trial import TrialState
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from calmlflow.console import progress, say
 from calmlflow.errors import CalmlflowError, InputError
-from calmlflow.networks.config import read_config
+from calmlflow.networks.config import MAX_EPOCHS, TrainingConfig, read_config
 from calmlflow.networks.preprocess import deal
-from calmlflow.networks.training import TrainingConfig
 from calmlflow.registry.tracking import environment_params, lineage, log_new_params, tracked_run
-from calmlflow.runs.data import TrainingData, load_training_data
-from calmlflow.runs.folds import hold_out, train_and_score
-from calmlflow.runs.search_store import digest, ended_trials, open_storage, open_study, write_winners
-from calmlflow.settings import parse_networks
+from calmlflow.runs.data import TrainingData, hold_out, load_training_data
+from calmlflow.runs.fit import fit_network
+from calmlflow.runs.summary import Search, TuneOutcome
+from calmlflow.settings import NETWORKS, parse_networks
+from calmlflow.storage.files import replacing
 
 FOLDS = 3
 TEST_SIZE = 0.2
 """As `main` does by default: with the same seed, the same jobs are held out."""
 
+HEARTBEAT_S, GRACE_S = 10, 60
+"""A trial without a heartbeat for the second time was killed."""
+
+Space = Mapping[str, tuple[float, float, bool]]
+
 
 @dataclass(frozen=True)
 class TuneRequest:
-    """What the user of the entry point says; see the table in the README."""
+    """The options of the entry point; see the table in the README."""
 
     data: str = "sample"
     network: str = "all"
@@ -40,30 +53,6 @@ class TuneRequest:
     seed: int = 0
     output: str = "out/tune"
     config: str = "default"
-
-
-@dataclass(frozen=True)
-class Search:
-    """What the search for one network found.
-
-    ``start`` is the objective of the config it set out from (None if that failed), ``best`` the lowest one, of trial
-    number ``trial``; ``counts`` are trials that are complete, pruned and failed.
-    """
-
-    objective: str
-    start: float | None
-    best: float
-    trial: int
-    counts: dict[str, int]
-
-
-@dataclass
-class TuneOutcome:
-    """What a search left behind."""
-
-    run_id: str
-    config: Path
-    searches: dict[str, Search] = field(default_factory=dict)
 
 
 def tune(request: TuneRequest) -> TuneOutcome:
@@ -78,9 +67,9 @@ def tune(request: TuneRequest) -> TuneOutcome:
     InputError
         A value out of range, or a folder that holds a search of something else.
     CalmlflowError
-        The folder cannot be used, another search is at work in it, or no trial of a network succeeded.
+        The folder cannot be used, or no trial of a network succeeded.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     with tracked_run("tune") as run:
         networks = parse_networks(request.network)
         if request.trials < 1:
@@ -88,18 +77,20 @@ def tune(request: TuneRequest) -> TuneOutcome:
         starts = read_config(request.config)
         data = load_training_data(request.data, request.seed, TEST_SIZE)
         log_new_params({**asdict(request), "inner_folds": FOLDS, "n_train": len(data.train), **environment_params()})
-        mlflow.log_input(lineage(data.jobs.iloc[data.train], request.data, "tuning"), context="tuning")
-        folder = Path(request.output)
-        outcome = TuneOutcome(run.info.run_id, folder / "config.json")
-        with open_storage(folder) as storage:
+        jobs = lineage(data.jobs.iloc[data.train], request.data, "tuning")
+        mlflow.log_input(jobs, context="tuning")
+        config = Path(request.output) / "config.json"
+        with _open_storage(config.with_name("study.db")) as storage:
+            searches = {}
             for network in networks:
-                outcome.searches[network] = _search(storage, network, starts[network], data, request, run.info.run_id)
-                write_winners(storage, outcome.config)
-        mlflow.log_artifact(str(outcome.config))
-    return outcome
+                study = open_study(storage, network, starts[network], request, jobs.digest)
+                searches[network] = _search(study, network, starts[network], data, request)
+                _write_winners(storage, config)
+        mlflow.log_artifact(str(config))
+    return TuneOutcome(run.info.run_id, config, searches)
 
 
-def search_space(network: str, start: TrainingConfig) -> dict[str, tuple[float, float, bool]]:
+def search_space(network: str, start: TrainingConfig) -> Space:
     """What is searched around a config: lowest value, highest, and whether by the logarithm; whole numbers are int.
 
     Epochs and refit epochs go from a third of theirs to twice that, the learning rate and the weight decay within a
@@ -107,18 +98,15 @@ def search_space(network: str, start: TrainingConfig) -> dict[str, tuple[float, 
     no decay) stays so; so do patience and members, of which more are always a little better and as much slower.
     """
     space: dict[str, tuple[float, float, bool]] = {
-        "epochs": (-(-start.epochs // 3), min(2 * start.epochs, 100_000), True),
+        "epochs": (-(-start.epochs // 3), min(2 * start.epochs, MAX_EPOCHS), True),
         "learning_rate": (max(start.learning_rate / 5, 1e-7), min(start.learning_rate * 5, 1.0), True),
     }
     if start.refit_epochs:
-        space["refit_epochs"] = -(-start.refit_epochs // 3), min(2 * start.refit_epochs, 100_000), True
+        space["refit_epochs"] = -(-start.refit_epochs // 3), min(2 * start.refit_epochs, MAX_EPOCHS), True
     if start.weight_decay:
         # Nor may rounding make it 0, which has no logarithm.
-        space["weight_decay"] = (
-            max(start.weight_decay / 100, min(start.weight_decay, 1e-12)),
-            min(start.weight_decay * 100, 1.0),
-            True,
-        )
+        lowest = max(start.weight_decay / 100, min(start.weight_decay, 1e-12))
+        space["weight_decay"] = lowest, min(start.weight_decay * 100, 1.0), True
     if network != "mem_clf":
         space["linear_share"] = 0.0, max(0.5, start.linear_share), False
     return space
@@ -136,79 +124,42 @@ def objective_of(network: str, scores: Mapping[str, float]) -> tuple[str, float]
 
 
 def _search(
-    storage: optuna.storages.BaseStorage,
-    network: str,
-    start: TrainingConfig,
-    data: TrainingData,
-    request: TuneRequest,
-    run_id: str,
+    study: optuna.Study, network: str, start: TrainingConfig, data: TrainingData, request: TuneRequest
 ) -> Search:
     """Run the trials that are missing for one network, the config it sets out from before all others."""
     space = search_space(network, start)
-    search = {
-        "data": request.data,
-        "seed": request.seed,
-        "config": asdict(start),
-        "jobs": digest(data.jobs.iloc[data.train]),
-    }
-    study = open_study(storage, network, search, {name: getattr(start, name) for name in space}, run_id)
     fold_of_job = deal(data.jobs["mem_bin"].to_numpy()[data.train], FOLDS, request.seed, stratified=True)
     folds = [hold_out(data, data.train, fold_of_job, fold) for fold in range(FOLDS)]
-    with progress(f"searching {network}", "trials", request.trials) as on_progress:
+    with progress(f"searching {network}", "trials", request.trials) as show:
         while (done := len(ended_trials(study))) < request.trials:
-            on_progress(done, note=_best_so_far(study))
+            show(done)
+            if not done and not study.get_trials(states=(TrialState.WAITING,)):
+                study.enqueue_trial({name: getattr(start, name) for name in space})
             # Its own stream for each trial: a resumed search draws what an uninterrupted one would have drawn.
             stream = np.random.SeedSequence((request.seed, done)).generate_state(1)[0]
             study.sampler = optuna.samplers.TPESampler(seed=int(stream))
-            trial = study.ask()
-            config = _suggest(trial, space, start)
-            with tracked_run(f"{network}-trial-{trial.number:03d}", nested=True) as run:
-                trial.set_user_attr("run_id", run.info.run_id)
-                mlflow.log_params({"network": network, "trial": trial.number, **asdict(config)})
-                _try(study, trial, network, config, folds, request.seed)
-        on_progress(done, note=_best_so_far(study))
-    found = _found(study, network)
-    best = {f"best_{network}_{found.objective}": found.best, f"best_{network}_trial": found.trial}
-    mlflow.log_metrics(best | {f"trials_{network}_{state}": count for state, count in found.counts.items()})
+            study.optimize(
+                lambda trial: _try(trial, network, _suggest(trial, space, start), folds, request.seed),
+                n_trials=1,
+                catch=CalmlflowError,
+            )
+        show(done)
+    ended = ended_trials(study)
+    states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+    counts = {name: sum(trial.state == state for trial in ended) for name, state in states.items()}
+    if not counts["complete"]:
+        raise CalmlflowError(
+            f"no trial of {network} succeeded out of {len(ended)}; expected one at least: see the child runs"
+        )
+    first = ended[0].value if ended[0].state == TrialState.COMPLETE else None
+    objective = "log_loss" if network == "mem_clf" else "error"
+    found = Search(objective, first, study.best_value, study.best_trial.number, counts)
+    best = {f"best_{network}_{objective}": found.best, f"best_{network}_trial": found.trial}
+    mlflow.log_metrics(best | {f"trials_{network}_{state}": count for state, count in counts.items()})
     return found
 
 
-def _try(
-    study: optuna.Study,
-    trial: optuna.Trial,
-    network: str,
-    config: TrainingConfig,
-    folds: Sequence[TrainingData],
-    seed: int,
-) -> None:
-    """Score a config fold by fold; one that does worse than the median of the trials before it is not pursued."""
-    values: list[float] = []
-    for step, fold in enumerate(folds):
-        try:
-            result = train_and_score(network, fold, config, seed + step)
-        except CalmlflowError as error:
-            trial.set_user_attr("failure", str(error))
-            study.tell(trial, state=TrialState.FAIL)
-            mlflow.set_tags({"trial_state": "failed", "failure": str(error)})
-            mlflow.end_run("FAILED")
-            say(f"warning: trial {trial.number} of {network} failed: {error}")
-            return
-        name, value = objective_of(network, result.scores)
-        values.append(value)
-        mlflow.log_metrics({f"test_{score}": found for score, found in result.scores.items()}, step=step)
-        mlflow.log_metric(name, float(np.mean(values)), step=step)
-        trial.report(float(np.mean(values)), step)
-        if step < len(folds) - 1 and trial.should_prune():
-            study.tell(trial, state=TrialState.PRUNED)
-            mlflow.set_tag("trial_state", "pruned")
-            return
-    study.tell(trial, float(np.mean(values)))
-    mlflow.set_tag("trial_state", "complete")
-
-
-def _suggest(
-    trial: optuna.Trial, space: Mapping[str, tuple[float, float, bool]], start: TrainingConfig
-) -> TrainingConfig:
+def _suggest(trial: optuna.Trial, space: Space, start: TrainingConfig) -> TrainingConfig:
     drawn: dict[str, Any] = {}
     for name, (low, high, log) in space.items():
         if isinstance(low, int):
@@ -218,24 +169,106 @@ def _suggest(
     return replace(start, **drawn)
 
 
-def _best_so_far(study: optuna.Study) -> str:
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return f"best {study.best_value:.5g}" if complete else ""
+def _try(trial: optuna.Trial, network: str, config: TrainingConfig, folds: Sequence[TrainingData], seed: int) -> float:
+    """Score a config fold by fold; one that does worse than the median of the trials before it is not pursued."""
+    values: list[float] = []
+    with tracked_run(f"{network}-trial-{trial.number:03d}", nested=True) as run, TemporaryDirectory() as folder:
+        trial.set_user_attr("run_id", run.info.run_id)
+        mlflow.log_params({"network": network, "trial": trial.number, **asdict(config)})
+        for step, fold in enumerate(folds):
+            try:
+                scores = fit_network(network, fold, config, seed + step, Path(folder, str(step))).scores
+            except CalmlflowError as error:
+                trial.set_user_attr("failure", str(error))
+                mlflow.set_tags({"trial_state": "failed", "failure": str(error)})
+                say(f"warning: trial {trial.number} of {network} failed: {error}")
+                raise
+            name, value = objective_of(network, scores)
+            values.append(value)
+            mlflow.log_metrics({f"test_{score}": found for score, found in scores.items()}, step=step)
+            mlflow.log_metric(name, float(np.mean(values)), step=step)
+            trial.report(float(np.mean(values)), step)
+            if step < len(folds) - 1 and trial.should_prune():
+                break
+        is_complete = len(values) == len(folds)
+        mlflow.set_tag("trial_state", "complete" if is_complete else "pruned")
+    if not is_complete:
+        raise optuna.TrialPruned
+    return float(np.mean(values))
 
 
-def _found(study: optuna.Study, network: str) -> Search:
-    ended = ended_trials(study)
-    states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-    counts = {name: sum(trial.state == state for trial in ended) for name, state in states.items()}
-    if not counts["complete"]:
-        raise CalmlflowError(
-            f"no trial of {network} succeeded out of {len(ended)}; expected one at least: see the child runs"
-        )
-    best = study.best_trial
-    return Search(
-        objective="log_loss" if network == "mem_clf" else "error",
-        start=ended[0].value if ended[0].state == TrialState.COMPLETE else None,
-        best=study.best_value,
-        trial=best.number,
-        counts=counts,
+# -- The study --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _open_storage(path: Path) -> Iterator[RDBStorage]:
+    """The database of trials, which is made if need be; its errors become a CalmlflowError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CalmlflowError(f"output {path.parent} cannot be written ({error.strerror}); expected a folder") from error
+    try:
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+            storage = RDBStorage(
+                f"sqlite:///{path}",
+                heartbeat_interval=HEARTBEAT_S,
+                grace_period=GRACE_S,
+                heartbeat_stale_trial_callback=_end_runs,
+            )
+        try:
+            yield storage
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise CalmlflowError(f"{path} cannot be used ({reason}); expected the database of a search") from error
+
+
+def open_study(
+    storage: RDBStorage, network: str, start: TrainingConfig, request: TuneRequest, digest: str
+) -> optuna.Study:
+    """The search for a network, begun or resumed; an InputError if the database holds one of other jobs or configs."""
+    study = optuna.create_study(
+        storage=storage, study_name=network, load_if_exists=True, pruner=optuna.pruners.MedianPruner()
     )
+    search = {"data": request.data, "seed": request.seed, "config": asdict(start), "jobs": digest}
+    known = study.user_attrs.get("search")
+    if known is None:
+        study.set_user_attr("search", search)
+    elif different := [name for name in search if search[name] != known[name]]:
+        name = different[0]
+        raise InputError(
+            f"output holds a search for {network} with {name} {known[name]}, not {search[name]}; "
+            "expected the same, or another output"
+        )
+    return study
+
+
+def ended_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that came to their end, in order: complete, pruned, or failed by themselves, but not killed."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+    return [trial for trial in trials if trial.state != TrialState.FAIL or "failure" in trial.user_attrs]
+
+
+def _end_runs(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Mark the MLflow runs of a killed trial and of its search as killed."""
+    client, run_id = MlflowClient(), trial.user_attrs.get("run_id")
+    # Another server than then does not know them.
+    with suppress(MlflowException):
+        while run_id:
+            run = client.get_run(run_id)
+            if run.info.status == "RUNNING":
+                client.set_terminated(run_id, "KILLED")
+            run_id = run.data.tags.get("mlflow.parentRunId")
+
+
+def _write_winners(storage: RDBStorage, path: Path) -> None:
+    """Write the best values of every network that was searched in this folder."""
+    winners = {}
+    for network in set(optuna.get_all_study_names(storage)).intersection(NETWORKS):
+        study = optuna.load_study(study_name=network, storage=storage)
+        if study.get_trials(states=(TrialState.COMPLETE,)):
+            winners[network] = study.user_attrs["search"]["config"] | study.best_params
+    with replacing(path) as file:
+        file.write(json.dumps(winners, indent=2, sort_keys=True) + "\n")

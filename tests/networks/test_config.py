@@ -1,15 +1,16 @@
+"""Hyper-parameters given by a user."""
+
 import json
 
 import pytest
 
 from calmlflow.errors import InputError
-from calmlflow.networks.config import read_config
-from calmlflow.networks.training import DEFAULTS, TrainingConfig
+from calmlflow.networks.config import DEFAULTS, TrainingConfig, read_config
 
 
 def write(folder, content) -> str:
     path = folder / "config.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     return str(path)
 
 
@@ -19,15 +20,14 @@ def test_default_is_the_default():
     assert set(DEFAULTS) == {"mem_clf", "mem_reg", "wall_reg"}
 
 
-def test_what_is_given_counts_and_the_rest_keeps_its_default(tmp_path):
+def test_given_values_count_and_the_rest_keeps_its_default(tmp_path):
     found = read_config(write(tmp_path, {"wall_reg": {"epochs": 7, "learning_rate": 0.01}, "mem_reg": {}}))
     assert found["mem_clf"] == DEFAULTS["mem_clf"]
     assert found["mem_reg"] == DEFAULTS["mem_reg"]
-    expected = {**vars(DEFAULTS["wall_reg"]), "epochs": 7, "learning_rate": 0.01}
-    assert found["wall_reg"] == TrainingConfig(**expected)
+    assert found["wall_reg"] == TrainingConfig(**{**vars(DEFAULTS["wall_reg"]), "epochs": 7, "learning_rate": 0.01})
 
 
-# Bounds that are in, from the ranges' own words; what is just past them is out.
+# Bounds that are in; values just past them are out.
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -46,48 +46,27 @@ def test_every_hyper_parameter_can_be_set(tmp_path, name, value):
         ("epochs", 100_001), ("refit_epochs", -1), ("members", 1), ("members", 17), ("learning_rate", 0),
         ("learning_rate", 1.5), ("learning_rate", float("nan")), ("learning_rate", float("inf")),
         ("learning_rate", "fast"), ("learning_rate", False), ("weight_decay", -0.1), ("weight_decay", [0.1]),
-        ("patience", 0), ("linear_share", 1.01), ("linear_share", -0.01),
+        ("patience", 0), ("linear_share", 1.01), ("linear_share", -0.01), ("epoch", 3),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_named_with_file_network_and_key(tmp_path, name, value):
     with pytest.raises(InputError) as caught:
         read_config(write(tmp_path, {"mem_reg": {name: value}}))
-    text = str(caught.value)
-    assert f"mem_reg.{name} is {value!r}; expected" in text
-    assert "config.json" in text
-    assert "\n" not in text
+    assert f"config.json: mem_reg.{name} is {value!r}; expected " in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("{", "is not JSON"),
-        ("", "is not JSON"),
-        ([], "must be an object with keys among mem_clf"),
-        ({"memclf": {}}, "must be an object with keys among mem_clf"),
-        ({"mem_clf": {"epoch": 3}}, "mem_clf must be an object with keys among epochs"),
-        ({"mem_clf": 3}, "mem_clf must be an object"),
-        ({"mem_clf": None}, "mem_clf must be an object"),
-    ],
+    "content", [b"{", b"", [], {"memclf": {}}, {"mem_clf": 3}, {"mem_clf": None}, b"\xff\xfe\x00", b"[" * 100_000]
 )
-def test_a_file_of_another_shape_is_named(tmp_path, content, words):
-    with pytest.raises(InputError, match=words) as caught:
+def test_a_file_of_another_shape_is_named(tmp_path, content):
+    with pytest.raises(InputError, match=r"config .*config\.json: .*; expected ") as caught:
         read_config(write(tmp_path, content))
-    assert "config.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     for path in (tmp_path / "none.json", tmp_path):
         with pytest.raises(InputError, match=f"config {path} cannot be read"):
             read_config(str(path))
-
-
-def test_a_file_that_is_not_text_is_named(tmp_path):
-    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="is not JSON"):
-        read_config(str(tmp_path / "config.json"))
-
-
-def test_an_object_too_deep_is_named(tmp_path):
-    with pytest.raises(InputError, match="is not JSON"):
-        read_config(write(tmp_path, "[" * 100_000))

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from calmlflow.errors import CalmlflowError
+from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.networks.architectures import TargetRange, build_classifier, build_regressor
 from calmlflow.networks.backend import keras
 from calmlflow.networks.onnx import check_agreement, export_onnx
@@ -60,15 +60,23 @@ def test_a_file_of_another_shape_is_told(exported):
         check_agreement(build_classifier(2), exported[1], INPUTS)
 
 
-def test_an_export_that_went_wrong_leaves_no_file(exported, tmp_path, monkeypatch):
-    model, path = exported
-
-    def export_wrongly(self, target, **options):
-        target.write_bytes(path.read_bytes())
-        change_weights(target, lambda kernel: kernel[:, ::-1].copy())
-
-    # The exporter itself makes no such error on demand.
-    monkeypatch.setattr(keras.Model, "export", export_wrongly)
+def test_an_export_that_disagrees_leaves_no_file(tmp_path):
+    model = build_classifier(2)
+    model.set_weights([np.full_like(weights, np.nan) for weights in model.get_weights()])
     with pytest.raises(CalmlflowError, match="answers differ"):
-        export_onnx(model, tmp_path / "mem_reg.onnx", INPUTS)
+        export_onnx(model, tmp_path / "mem_clf.onnx", INPUTS)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (keras.layers.Dense(3, activation="gelu"), "activation 'gelu' of layer .* cannot be run as ONNX"),
+        (keras.layers.ReLU(threshold=1.0), "a ReLU, cannot be run as ONNX"),
+        (keras.layers.UnitNormalization(), "a UnitNormalization, cannot be run as ONNX"),
+    ],
+)
+def test_a_layer_without_a_counterpart_is_named(layer, words, tmp_path):
+    model = keras.Sequential([keras.Input((9,), name="features"), layer])
+    with pytest.raises(InputError, match=words):
+        export_onnx(model, tmp_path / "network.onnx", INPUTS)

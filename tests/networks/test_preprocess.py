@@ -1,9 +1,12 @@
+"""Splits and folds are even and follow the seed; the scaling is that of scikit-learn."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.preprocessing import PowerTransformer
 
-from calmlflow.networks.preprocess import deal, stratified_split
+from calmlflow.networks.preprocess import deal, fit_scaling, stratified_split
 
 BINS = st.lists(st.integers(0, 3), min_size=1, max_size=200)
 
@@ -59,3 +62,23 @@ def test_the_seed_shuffles_what_is_dealt():
     for stratified in (False, True):
         assert (deal(np.zeros(100), 5, 0, stratified) != deal(np.zeros(100), 5, 1, stratified)).any()
         assert (deal(np.zeros(100), 5, 0, stratified) != np.arange(100) % 5).any()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.integers(20, 200))
+def test_the_fit_is_that_of_scikit_learn(seed, jobs):
+    generator = np.random.default_rng(seed)
+    sizes = np.column_stack([generator.integers(1, 60, jobs), np.round(generator.lognormal(3, 1.5, jobs))])
+    features = np.hstack([sizes, generator.integers(0, 2, (jobs, 7))])
+    expected = PowerTransformer(method="yeo-johnson", standardize=True).fit_transform(sizes)
+    scaled = fit_scaling(features).apply(features)
+    np.testing.assert_allclose(scaled[:, :2], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(scaled[:, 2:], features[:, 2:])
+
+
+def test_a_column_of_one_value_is_scaled_to_zero():
+    features = np.ones((5, 9))
+    features[:, 1] = [1, 2, 3, 4, 5]
+    scaling = fit_scaling(features)
+    assert scaling.apply(features)[:, 0].tolist() == [0] * 5
+    assert np.isfinite(scaling.apply(features + 1)).all()

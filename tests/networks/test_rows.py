@@ -1,13 +1,62 @@
-"""What each member learns from and validates on is what its jobs say, one by one."""
+"""Training on distinct rows is training on every job, and each member learns from all but the jobs it leaves out."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from calmlflow.networks.distinct import distinct_rows
-from calmlflow.networks.rows import RowSet, training_rows
-from calmlflow.runs.data import load_training_data
+from calmlflow.networks.rows import RowSet, distinct_rows, training_rows
+
+# Few values in few columns, so that equal rows are common and rows that differ in one column only are too.
+ROWS = hnp.arrays(
+    float, st.tuples(st.integers(1, 40), st.just(9)), elements=st.sampled_from([0.0, 1.0, 2.5]), fill=st.just(1.0)
+)
+
+
+@settings(deadline=None)
+@given(ROWS)
+def test_distinct_rows_are_those_of_numpy(features):
+    expected, row_of_job, counts = np.unique(features, axis=0, return_inverse=True, return_counts=True)
+    rows = distinct_rows(features)
+    np.testing.assert_array_equal(rows.features, expected)
+    np.testing.assert_array_equal(rows.row_of_job, row_of_job)
+    np.testing.assert_array_equal(rows.counts, counts)
+    np.testing.assert_allclose(rows.weights, counts / len(features), rtol=1e-6)
+
+
+@settings(deadline=None)
+@given(ROWS, st.integers(0, 2**32 - 1))
+def test_weighted_cross_entropy_is_that_of_the_jobs(features, seed):
+    generator = np.random.default_rng(seed)
+    rows = distinct_rows(features)
+    bins = generator.integers(0, 4, len(features))
+    log_predicted = np.log(generator.dirichlet(np.ones(4), len(rows.counts)))
+    per_job = -log_predicted[rows.row_of_job, bins].mean()
+    shares = rows.bin_shares(bins)
+    assert shares.shape == (len(rows.counts), 4)
+    assert -(rows.weights[:, None] * shares * log_predicted).sum() == pytest.approx(per_job, rel=1e-4)
+
+
+@settings(deadline=None)
+@given(ROWS, st.integers(0, 2**32 - 1))
+def test_weighted_squared_error_and_spread_are_the_error_of_the_jobs(features, seed):
+    generator = np.random.default_rng(seed)
+    rows = distinct_rows(features)
+    values, predicted = generator.lognormal(3, 1, len(features)), generator.lognormal(3, 1, len(rows.counts))
+    per_job = np.mean((predicted[rows.row_of_job] - values) ** 2)
+    by_row = np.sum(rows.weights * (predicted - rows.means(values)) ** 2) + rows.spread(values)
+    assert by_row == pytest.approx(per_job, rel=1e-4)
+
+
+def test_no_function_of_the_rows_goes_below_the_spread():
+    features = np.zeros((4, 9))
+    features[3, 8] = 1
+    rows = distinct_rows(features)
+    assert rows.means([1, 2, 6, 50]).tolist() == [3, 50]
+    # By hand: (4 + 1 + 9 + 0) / 4.
+    assert rows.spread([1, 2, 6, 50]) == pytest.approx(3.5)
+    assert rows.bin_shares([0, 0, 3, 1]).tolist() == [pytest.approx([2 / 3, 0, 0, 1 / 3]), [0, 1, 0, 0]]
 
 
 @st.composite
@@ -67,28 +116,3 @@ def test_each_member_learns_from_all_jobs_but_those_it_leaves_out(jobs, is_class
     # Every job is left out once: the parts left out make up the rows' jobs.
     sizes = np.bincount(dealt)
     np.testing.assert_allclose(sizes @ found.validation.weights, rows.counts, rtol=1e-5)
-
-
-@pytest.fixture(scope="module")
-def data():
-    return load_training_data("sample:300", 2, 0.2)
-
-
-@pytest.mark.parametrize(
-    ("network", "column", "members"),
-    [("mem_clf", "mem_bin", 2), ("mem_reg", "memory", 3), ("wall_reg", "wallclock", 5)],
-)
-def test_the_training_jobs_of_a_network_are_dealt_by_bin_and_seed(data, network, column, members):
-    found = data.training_rows(network, members, 7)
-    np.testing.assert_array_equal(
-        found.inputs[found.row_of_job], data.scaling.apply(data.features[data.train]), strict=True
-    )
-    values = data.jobs[column].to_numpy()[data.train]
-    check_set(found.train, 0, list(range(len(values))), found.row_of_job, values, network == "mem_clf")
-    bins = data.jobs["mem_bin"].to_numpy()[data.train]
-    for part in (found.member_of_job, *(found.member_of_job[bins == value] for value in np.unique(bins))):
-        assert np.ptp(np.bincount(part, minlength=members)) <= 1
-    assert found.validation.weights.shape[0] == members
-    again, other = data.training_rows(network, members, 7), data.training_rows(network, members, 8)
-    np.testing.assert_array_equal(again.member_of_job, found.member_of_job)
-    assert np.any(other.member_of_job != found.member_of_job)

@@ -9,9 +9,9 @@ import pytest
 
 from calmlflow.errors import CalmlflowError
 from calmlflow.networks.architectures import TargetRange
-from calmlflow.networks.distinct import distinct_rows
-from calmlflow.networks.rows import training_rows
-from calmlflow.networks.training import TrainingConfig, train_network
+from calmlflow.networks.config import TrainingConfig
+from calmlflow.networks.rows import distinct_rows, training_rows
+from calmlflow.networks.training import train_network
 from tests.samples.network_samples import member_answers, member_outputs
 
 # Wide enough that no answer of these networks is cut.

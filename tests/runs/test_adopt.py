@@ -3,10 +3,10 @@
 import hashlib
 import itertools
 import json
-import subprocess
-import sys
+import math
 import zipfile
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,26 +14,37 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mlflow import MlflowClient
 from scipy.stats import yeojohnson
 
-from calmlflow import load_results, settings
-from calmlflow.errors import CalmlflowError
+from calmlflow import load_results
+from calmlflow import settings as project
+from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.features import FEATURES, job_features
+from calmlflow.hst.scaling import Scaling
 from calmlflow.jobs.stores.open import read_jobs
 from calmlflow.networks.backend import keras
 from calmlflow.predictor import Predictor
 from calmlflow.results.classification import classification_scores
 from calmlflow.results.regression import regression_scores
+from calmlflow.results.scores import SCORES
 from calmlflow.runs import adopt as adoption
-from calmlflow.runs.adopt import AdoptionRequest, adopt, print_adoption, write_models
-from calmlflow.runs.adoption_source import SPACEKIT_ARCHIVE, SourceFile, read_scaling, read_source
+from calmlflow.runs.adopt import (
+    SPACEKIT_ARCHIVE,
+    AdoptionRequest,
+    SourceFile,
+    adopt,
+    adopt_network,
+    read_scaling,
+    read_source,
+)
 from calmlflow.runs.baselines import champion
 from calmlflow.runs.data import load_training_data
-from tests.runs.test_adoption_source import write
+from calmlflow.runs.summary import print_training
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     # spacekit's networks want their one input in a list; a tensor does as well.
     pytest.mark.filterwarnings("ignore:The structure of `inputs`"),
@@ -57,7 +68,7 @@ NUMBERS = itertools.count()
 
 @pytest.fixture
 def names(monkeypatch):
-    for module in (settings, adoption):
+    for module in (project, adoption):
         monkeypatch.setattr(module, "BUNDLE_MODEL", BUNDLE)
         monkeypatch.setattr(module, "NETWORK_MODELS", MODELS)
 
@@ -109,6 +120,7 @@ def close(found, expected) -> None:
 # -- What is left behind ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_network_and_the_bundle_become_a_version_that_says_where_it_comes_from(adopted):
     assert adopted.versions == dict.fromkeys([*MODELS.values(), BUNDLE], 1)
     assert adopted.promoted.startswith(f"{BUNDLE} version 1 is in Production")
@@ -126,6 +138,7 @@ def test_every_network_and_the_bundle_become_a_version_that_says_where_it_comes_
     assert float(tags["score.wallclock.mae"]) == pytest.approx(adopted.scores["wallclock"]["test"]["mae"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_run_tells_what_was_adopted_and_on_which_jobs_it_was_scored(adopted, theirs):
     run = MlflowClient().get_run(adopted.run_id)
     assert run.info.status == "FINISHED"
@@ -145,6 +158,7 @@ def test_the_run_tells_what_was_adopted_and_on_which_jobs_it_was_scored(adopted,
                 assert run.data.metrics[f"{kind}_{target}_{name}"] == value
 
 
+@pytest.mark.slow
 def test_the_tree_is_that_of_a_training_and_the_artifacts_are_the_tree(adopted, theirs, tmp_path):
     tree = adopted.tree
     copy = Path(mlflow.artifacts.download_artifacts(run_id=adopted.run_id, dst_path=str(tmp_path)))
@@ -168,6 +182,7 @@ def test_the_tree_is_that_of_a_training_and_the_artifacts_are_the_tree(adopted, 
     close(table["wall_pred"], answers["wall_reg"][:, 0])
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_all_jobs(adopted, theirs):
     jobs = read_jobs(DATA, SEED).valid
     answers = expected_answers(theirs, jobs[list(FEATURES)])
@@ -185,6 +200,7 @@ def test_scores_are_those_of_all_jobs(adopted, theirs):
     assert 0.9 < adopted.scores["mem_bin"]["test"]["accuracy"] <= adopted.scores["mem_bin"]["floor"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_results_load_and_compare_as_those_of_a_training(adopted):
     here, there = load_results(adopted.tree), load_results(f"models:/{BUNDLE}/1")
     assert len(here.jobs) == 1500
@@ -194,11 +210,12 @@ def test_results_load_and_compare_as_those_of_a_training(adopted):
     assert here.mem_bin.scores()["excess_cost"] == pytest.approx(adopted.scores["mem_bin"]["test"]["excess_cost"])
 
 
+@pytest.mark.slow
 def test_the_summary_tells_scores_and_versions(adopted, capsys):
-    print_adoption(adopted)
+    print_training(adopted)
     printed = capsys.readouterr().out
-    assert f"{adopted.scores['wallclock']['test']['mae']:.0f} s" in printed
-    assert f"{adopted.scores['wallclock']['floor']['mae']:.0f} s" in printed
+    for kind in ("test", "floor"):
+        assert SCORES["wallclock"]["mae"].text(adopted.scores["wallclock"][kind]["mae"]) in printed
     assert f"registered: {BUNDLE} version 1" in printed
     assert f"promoted:   {BUNDLE} version 1 is in Production" in printed
     assert adopted.run_id in printed
@@ -213,6 +230,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_keras_with_the_scaling_it_came_with(adopted, theirs):
     predictor = Predictor()
     expected = expected_answers(theirs, [job_features(name, control) for name, control in CONTROLS.items()])
@@ -227,6 +245,7 @@ def test_answers_are_those_of_keras_with_the_scaling_it_came_with(adopted, their
         assert answer["killTime"] == pytest.approx(np.clip(6 * wall_s, 60, 172_800), rel=1e-4, abs=1)
 
 
+@pytest.mark.slow
 def test_a_later_training_has_it_as_its_champion(adopted, theirs):
     data = load_training_data("sample:800", seed=5, test_size=0.3)
     found = champion()
@@ -240,22 +259,6 @@ def test_a_later_training_has_it_as_its_champion(adopted, theirs):
         np.abs(answers["mem_reg"][:, 0] - jobs["memory"].to_numpy()).mean(), rel=1e-4
     )
     assert "kill_time_coverage" in scores["wallclock"]
-
-
-def test_the_older_scaling_gives_the_same_answers(adopted, theirs, tmp_path):
-    scaling = json.loads((theirs / "tx_data.json").read_text())
-    names = {"lambda": "lambdas", "mean": "mu", "sigma": "sigma"}
-    older = {f"{who}_{key}": scaling[long][n] for n, who in enumerate("fs") for key, long in names.items()}
-    files = {f"{network}.keras": (theirs / f"{network}.keras").read_bytes() for network in NETWORKS}
-    folder = write(tmp_path / "older", {**files, "pt_transform": json.dumps(older).encode()})
-    found = read_source(str(folder))
-    jobs = read_jobs(DATA, SEED).valid
-    predictions = write_models(found, read_scaling(found["scaling"]), jobs, tmp_path / "models")
-    table = pd.read_csv(adopted.tree / "data/latest.csv")
-    for name in ("bin_pred", "mem_pred", "wall_pred"):
-        np.testing.assert_allclose(predictions[name], table[name])
-    for name in ("tx_data.json", "killtime.json"):
-        assert (tmp_path / "models" / name).read_bytes() == (adopted.tree / "models" / name).read_bytes()
 
 
 # -- Refusals ---------------------------------------------------------------------------------------------------------
@@ -279,10 +282,7 @@ def nan_scaling(files: dict[str, bytes], folder: Path) -> None:
     files["tx_data.json"] = b'{"lambdas": [1, 1], "mu": [0, 0], "sigma": [NaN, 1]}'
 
 
-def leaves_the_folder(files: dict[str, bytes], folder: Path) -> None:
-    files["../mem_clf.keras"] = files.pop("mem_clf.keras")
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "request_change", "words"),
     [
@@ -290,7 +290,6 @@ def leaves_the_folder(files: dict[str, bytes], folder: Path) -> None:
         (swapped, {}, r"mem_clf\.keras takes \(None, 9\) and gives \(None, 1\); expected a mem_clf"),
         (no_scaling, {}, r"holds no tx_data\.json"),
         (nan_scaling, {}, r"tx_data\.json: scaling: sigma is \(nan, 1\.0\)"),
-        (leaves_the_folder, {}, r"'\.\./mem_clf\.keras' is no plain path"),
         (None, {"data": "sample:x"}, "sample size is 'x'"),
         (None, {"stage": "Prod"}, "stage 'Prod' does not exist"),
         (None, {"source": "nowhere"}, "source 'nowhere' does not exist"),
@@ -320,19 +319,146 @@ def test_what_cannot_be_adopted_fails_the_run_and_leaves_nothing(
     assert not client.search_registered_models(f"name LIKE '{experiment}%'")
 
 
-def test_a_network_that_onnx_cannot_express_is_told(theirs, tmp_path):
-    inputs = keras.layers.Dense(1, activation="gelu")
-    keras.Sequential([keras.Input((9,)), inputs]).save(tmp_path / "gelu.keras")
-    files = {path.stem: SourceFile(path, path.read_bytes()) for path in theirs.iterdir()}
-    scaling = read_scaling(files["tx_data"])
-    files["mem_reg"] = SourceFile(Path("mem_reg.keras"), (tmp_path / "gelu.keras").read_bytes())
-    with pytest.raises(CalmlflowError, match=r"mem_reg\.keras cannot be run as ONNX"):
-        write_models(files, scaling, read_jobs("sample:50", 0).valid, tmp_path / "models")
+def test_a_network_that_onnx_cannot_express_is_named(tmp_path):
+    keras.Sequential([keras.Input((9,)), keras.layers.Dense(1, activation="gelu")]).save(tmp_path / "gelu.keras")
+    file = SourceFile(Path("theirs/mem_reg.keras"), (tmp_path / "gelu.keras").read_bytes())
+    with pytest.raises(CalmlflowError, match=r"theirs/mem_reg\.keras: activation 'gelu' .* cannot be run as ONNX"):
+        adopt_network("mem_reg", file, load_training_data("sample:50", 0, 0.2), tmp_path / "models")
 
 
-def test_the_script_says_one_line(tracking, tmp_path):
-    command = [sys.executable, "-m", "entrypoints.adopt", "--source", "nowhere", "--output", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (1, "")
-    (line,) = done.stderr.splitlines()
-    assert line == "error: source 'nowhere' does not exist; expected a folder, an archive, or spacekit"
+# -- Sources ----------------------------------------------------------------------------------------------------------
+
+FLAT = {"mem_clf.keras": b"clf", "mem_reg.keras": b"reg", "wall_reg.keras": b"wall", "tx_data.json": b"{}"}
+PARTS = {"mem_clf": b"clf", "mem_reg": b"reg", "wall_reg": b"wall", "scaling": b"{}"}
+LAYOUTS = {
+    "flat": FLAT,
+    "one folder": {f"hst_cal/{name}": content for name, content in FLAT.items()},
+    "a training": {
+        **{f"2021-11-04-1636048291/models/{name[:-6]}/{name}": FLAT[name] for name in FLAT if name.endswith(".keras")},
+        "2021-11-04-1636048291/models/tx_data.json": b"{}",
+        "2021-11-04-1636048291/models/mem_clf/mem_clf.onnx": b"other",
+        "2021-11-04-1636048291/data/latest.csv": b"ipst",
+    },
+    "older scaling": {"models/pt_transform" if name == "tx_data.json" else name: FLAT[name] for name in FLAT},
+}
+each_kind = pytest.mark.parametrize("kind", ["folder", "archive.zip"])
+
+
+def write(place: Path, files: dict[str, bytes]) -> Path:
+    """A folder or a zip archive, by the name's ending."""
+    if place.suffix == ".zip":
+        with zipfile.ZipFile(place, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+    else:
+        for name, content in files.items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(content)
+    return place
+
+
+def refusal(source: object) -> str:
+    with pytest.raises(InputError) as caught:
+        read_source(str(source))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@each_kind
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_are_found_in_every_layout(tmp_path, kind, layout):
+    place = write(tmp_path / kind, LAYOUTS[layout])
+    found = read_source(str(place))
+    assert {part: file.content for part, file in found.items()} == PARTS
+    names = {(place / name).as_posix() for name in LAYOUTS[layout]}
+    assert {file.shown.as_posix() for file in found.values()} <= names
+
+
+@each_kind
+def test_files_that_are_missing_doubled_or_too_large_are_named(tmp_path, kind, monkeypatch):
+    for number, missing in enumerate(FLAT):
+        some = {name: content for name, content in FLAT.items() if name != missing}
+        place = write(tmp_path / f"{number}-{kind}", some)
+        assert refusal(place).startswith(f"{place} holds no {missing}; expected mem_clf.keras, ")
+    place = write(tmp_path / f"twice-{kind}", {**FLAT, "older/mem_reg.keras": b"other"})
+    assert f"holds both {place}/mem_reg.keras and {place}/older/mem_reg.keras" in refusal(place)
+    assert "pt_transform" in refusal(write(tmp_path / f"scaling-{kind}", {**FLAT, "pt_transform": b"{}"}))
+    # As an earlier Keras wrote a network.
+    folder = "mem_reg.keras/" if kind.endswith("zip") else "mem_reg.keras/saved_model.pb"
+    some = {name: content for name, content in FLAT.items() if name != "mem_reg.keras"}
+    assert "mem_reg.keras is no file" in refusal(write(tmp_path / f"earlier-{kind}", {**some, folder: b""}))
+    monkeypatch.setattr(adoption, "MAX_FILE_BYTES", 3)
+    assert "wall_reg.keras has 4 bytes; expected at most 3" in refusal(write(tmp_path / kind, FLAT))
+
+
+def test_too_many_files_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(adoption, "MAX_MEMBERS", 3)
+    assert "more than 3 files" in refusal(write(tmp_path / "folder", FLAT))
+
+
+def test_a_wrong_source_is_named(tmp_path):
+    assert "does not exist; expected a folder, a .zip archive, or spacekit" in refusal(tmp_path / "nowhere")
+    (tmp_path / "file.tar.gz").write_text("x")
+    assert "is no zip archive; expected" in refusal(tmp_path / "file.tar.gz")
+    (tmp_path / "file.zip").write_text("x")
+    assert "expected a whole archive" in refusal(tmp_path / "file.zip")
+
+
+def test_spacekit_is_the_archive_of_the_installed_package(tmp_path, monkeypatch):
+    found = read_source("spacekit")
+    assert {file.shown.as_posix() for file in found.values()} == {f"spacekit/hst_cal/{name}" for name in FLAT}
+    given_scaling, scaling = json.loads(found["scaling"].content), read_scaling(found["scaling"])
+    for key in ("lambdas", "mu", "sigma"):
+        assert list(getattr(scaling, key)) == given_scaling[key]
+    # A folder of this name is a path.
+    monkeypatch.chdir(write(tmp_path / "spacekit", FLAT).parent)
+    assert read_source("./spacekit")["mem_clf"].content == b"clf"
+    monkeypatch.setattr(adoption, "SPACEKIT_ARCHIVE", "spacekit/elsewhere.zip")
+    assert "has no spacekit/elsewhere.zip" in refusal("spacekit")
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    # The tests need the package.
+    monkeypatch.setattr(adoption, "distribution", missing)
+    assert "package spacekit is not installed" in refusal("spacekit")
+
+
+# -- Scaling ----------------------------------------------------------------------------------------------------------
+
+OLDER = {"f_lambda": -1.5, "s_lambda": -0.1, "f_mean": 0.6, "f_sigma": 0.04, "s_mean": 2.1, "s_sigma": 1.2}
+numbers = st.floats(-1e6, 1e6)
+positive = st.floats(1e-6, 1e6)
+
+
+def scaling_file(data: object) -> SourceFile:
+    return SourceFile(Path("theirs", "pt_transform"), data if isinstance(data, bytes) else json.dumps(data).encode())
+
+
+@settings(max_examples=30)
+@given(*[numbers] * 4, positive, positive)
+def test_both_kinds_of_scaling_mean_the_same(l_files, l_size, m_files, m_size, s_files, s_size):
+    older = dict(zip(OLDER, (l_files, l_size, m_files, s_files, m_size, s_size), strict=True))
+    expected = Scaling((l_files, l_size), (m_files, m_size), (s_files, s_size))
+    assert read_scaling(scaling_file(older)) == expected
+    assert read_scaling(scaling_file(json.loads(expected.to_json()))) == expected
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(OLDER | {key: bad} for key in OLDER for bad in (math.nan, math.inf, "x", None, [1.0])),
+        *({name: value for name, value in OLDER.items() if name != key} for key in OLDER),
+        OLDER | {"f_sigma": 0.0},
+        OLDER | {"s_sigma": -1},
+        {"lambdas": [1, 1], "mu": [0, math.nan], "sigma": [1, 1]},
+        {"lambdas": [1, 1], "mu": [0, 0], "sigma": [1, 0]},
+        {"lambdas": [1], "mu": [0], "sigma": [1]},
+        {}, [], None, 1, b"", b"{", b"\xff", b"[" * 100_000,
+    ],
+)  # fmt: skip
+def test_a_scaling_that_cannot_be_is_refused_with_its_file(data):
+    with pytest.raises(InputError) as caught:
+        read_scaling(scaling_file(data))
+    assert str(caught.value).startswith("theirs/pt_transform")
+    assert "expected" in str(caught.value)

@@ -9,12 +9,11 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import needed_bin
 from calmlflow.hst.scaling import Scaling
-from calmlflow.networks.distinct import distinct_rows
+from calmlflow.networks.rows import distinct_rows
 from calmlflow.predictor.killtime import KillTime
 from calmlflow.predictor.manifest import write_manifest
-from calmlflow.results.classification import classification_scores
 from calmlflow.results.regression import regression_scores
-from calmlflow.results.scores import PREDICTED, score_predictions
+from calmlflow.results.scores import PREDICTED
 from calmlflow.runs.baselines import _grow_classifier, _grow_regressor, champion, random_forest
 from calmlflow.runs.data import TrainingData, load_training_data
 
@@ -34,34 +33,6 @@ def training_data(features, memory):
     scaling = Scaling((0.0, 0.0), (0.0, 0.0), (1.0, 1.0))
     rows = distinct_rows(features)
     return TrainingData(jobs, jobs.iloc[:0], np.asarray(features, float), train, test, scaling, rows)
-
-
-# -- Scoring --------------------------------------------------------------------------------------------------------
-
-
-def test_predictions_are_held_against_the_column_of_their_target():
-    jobs = pd.DataFrame({"mem_bin": [0, 1, 0, 3], "memory": [1.0, 2, 1, 30], "wallclock": [100.0, 10, 50, 40]})
-    probabilities = np.array([[0.8, 0.2, 0, 0], [0.9, 0.1, 0, 0], [0.2, 0.8, 0, 0], [0, 0, 0, 1]])
-    chosen = np.array([0, 1, 1, 3])
-    predictions = {
-        "bin_pred": chosen,
-        "probabilities": probabilities,
-        "mem_pred": np.array([2.0, 2, 1, 33]),
-        "wall_pred": np.array([90.0, 20, 50, 40]),
-        "kill_time": np.array([99, 60, 60, 60]),
-    }
-    scores = score_predictions("mem_bin", jobs, predictions)
-    # The likeliest bins are 0, 0, 1, 3 of the needed 0, 1, 0, 3; decided on were 0, 1, 1, 3.
-    assert scores["accuracy"] == 0.5
-    decided = classification_scores(jobs["mem_bin"], probabilities, chosen, jobs["wallclock"])
-    assert (scores["underallocated"], scores["overallocated"]) == (0, 0.25)
-    assert scores["excess_cost"] == decided["excess_cost"] < scores["excess_cost_argmax"]
-    assert score_predictions("memory", jobs, predictions)["mae"] == 1
-    scores = score_predictions("wallclock", jobs, predictions)
-    assert scores["mae"] == 5
-    assert scores["kill_time_coverage"] == 0.75
-    assert scores["kill_time_reserved"] == pytest.approx(279 / 200)
-    assert "kill_time_coverage" not in score_predictions("wallclock", jobs, {"wall_pred": predictions["wall_pred"]})
 
 
 # -- Random forest --------------------------------------------------------------------------------------------------

@@ -1,37 +1,15 @@
-"""What is fitted sees the training split only."""
+"""Jobs made ready for training: the parts are apart, and what is fitted sees the training split only."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sklearn.preprocessing import PowerTransformer
 
 from calmlflow.errors import InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.jobs.sample import draw_sample
-from calmlflow.networks.scaling import fit_scaling
-from calmlflow.runs.data import MIN_JOBS, load_training_data
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.integers(0, 2**32 - 1), st.integers(20, 200))
-def test_the_fit_is_that_of_scikit_learn(seed, jobs):
-    generator = np.random.default_rng(seed)
-    sizes = np.column_stack([generator.integers(1, 60, jobs), np.round(generator.lognormal(3, 1.5, jobs))])
-    features = np.hstack([sizes, generator.integers(0, 2, (jobs, 7))])
-    expected = PowerTransformer(method="yeo-johnson", standardize=True).fit_transform(sizes)
-    scaled = fit_scaling(features).apply(features)
-    np.testing.assert_allclose(scaled[:, :2], expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(scaled[:, 2:], features[:, 2:])
-
-
-def test_a_column_of_one_value_is_scaled_to_zero():
-    features = np.ones((5, 9))
-    features[:, 1] = [1, 2, 3, 4, 5]
-    scaling = fit_scaling(features)
-    assert scaling.apply(features)[:, 0].tolist() == [0] * 5
-    assert np.isfinite(scaling.apply(features + 1)).all()
+from calmlflow.networks.preprocess import deal, fit_scaling
+from calmlflow.runs.data import MIN_JOBS, hold_out, load_training_data
+from tests.networks.test_rows import check_set
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +80,35 @@ def test_too_few_jobs_are_named():
     assert len(load_training_data(f"sample:{MIN_JOBS}", 0, 0.5).jobs) == MIN_JOBS
     with pytest.raises(InputError, match=f"holds {MIN_JOBS - 1} valid jobs; expected {MIN_JOBS}"):
         load_training_data(f"sample:{MIN_JOBS - 1}", 0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("network", "column", "members"),
+    [("mem_clf", "mem_bin", 2), ("mem_reg", "memory", 3), ("wall_reg", "wallclock", 5)],
+)
+def test_the_training_jobs_of_a_network_are_dealt_by_bin_and_seed(network, column, members):
+    data = load_training_data("sample:300", 2, 0.2)
+    found = data.training_rows(network, members, 7)
+    np.testing.assert_array_equal(
+        found.inputs[found.row_of_job], data.scaling.apply(data.features[data.train]), strict=True
+    )
+    values = data.jobs[column].to_numpy()[data.train]
+    check_set(found.train, 0, list(range(len(values))), found.row_of_job, values, network == "mem_clf")
+    bins = data.jobs["mem_bin"].to_numpy()[data.train]
+    for part in (found.member_of_job, *(found.member_of_job[bins == value] for value in np.unique(bins))):
+        assert np.ptp(np.bincount(part, minlength=members)) <= 1
+    assert found.validation.weights.shape[0] == members
+    again, other = data.training_rows(network, members, 7), data.training_rows(network, members, 8)
+    np.testing.assert_array_equal(again.member_of_job, found.member_of_job)
+    assert np.any(other.member_of_job != found.member_of_job)
+
+
+def test_a_fold_is_cut_from_its_pool_and_no_other_job_takes_part():
+    data = load_training_data("sample:400", 0, 0.2)
+    dealt = deal(data.jobs["mem_bin"].to_numpy()[data.train], 3, 0, True)
+    for fold in range(3):
+        held = hold_out(data, data.train, dealt, fold)
+        np.testing.assert_array_equal(np.sort(np.concatenate([held.train, held.test])), data.train)
+        np.testing.assert_array_equal(held.test, data.train[dealt == fold])
+        assert not set(held.test) & set(held.train)
+        assert held.scaling == fit_scaling(data.features[held.train])
