@@ -3,7 +3,7 @@
 import string
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from calmlflow.errors import CalmlflowError, InputError
@@ -13,7 +13,6 @@ TAILS = st.text(string.ascii_lowercase + string.digits, min_size=8, max_size=8)
 
 
 @pytest.mark.parametrize(("letter", "code"), [("j", 0), ("l", 1), ("o", 2), ("i", 3)])
-@settings(deadline=None)
 @given(tail=TAILS)
 def test_instrument_code_follows_the_first_letter(letter, code, tail):
     dataset = parse_dataset(letter + tail)
@@ -22,7 +21,6 @@ def test_instrument_code_follows_the_first_letter(letter, code, tail):
     assert dataset.instrument_code == code
 
 
-@settings(deadline=None)
 @given(letter=st.sampled_from(sorted(set(string.ascii_lowercase) - set("jloi"))), tail=TAILS)
 def test_any_other_letter_is_an_error_that_names_it(letter, tail):
     with pytest.raises(InputError, match=f"starts with '{letter}'") as error:
@@ -69,38 +67,20 @@ def test_control_key():
 @pytest.mark.parametrize(
     "name",
     [
-        "",
-        "j",
-        "jzzz0101",
-        "jzzz010100",
-        "1zzz01010",
-        "jzzz 1010",
-        "jzzz01010/../x",
-        "jzzz0101é",
-        "jzzz01010\njzzz01010",
-        "acs_8ph_1",
-        "cos_8ph_01",
-        "skycell-p797x14y06",
-        "skycell-p0797x14y06/..",
-        None,
-        8,
-        b"jzzz01010",
+        *("", "j", "jzzz0101", "jzzz010100", "1zzz01010", "jzzz 1010", "jzzz01010/../x", "jzzz0101é"),
+        *("jzzz01010\njzzz01010", "acs_8ph_1", "cos_8ph_01", "skycell-p797x14y06", "skycell-p0797x14y06/.."),
+        *(None, 8, b"jzzz01010", "j" * 100_000, 10**5000),
     ],
+    ids=lambda name: "" if isinstance(name, int) else repr(name)[:20],
 )
 def test_what_is_no_name_is_refused_in_one_sentence(name):
     with pytest.raises(InputError, match="is no dataset name; expected") as error:
         parse_dataset(name)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
     assert isinstance(error.value, CalmlflowError)
 
 
-def test_a_long_name_is_not_repeated_whole():
-    with pytest.raises(InputError) as error:
-        parse_dataset("j" * 100_000)
-    assert len(str(error.value)) < 300
-
-
-@settings(deadline=None)
 @given(st.one_of(st.text(), st.binary(), st.integers(), st.none(), st.floats(), st.text("jloi_-0acs", max_size=12)))
 def test_a_name_parses_or_is_an_input_error(name):
     try:

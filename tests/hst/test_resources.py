@@ -4,7 +4,7 @@ import shutil
 import subprocess
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from calmlflow.errors import InputError
@@ -29,33 +29,18 @@ def metrics(elapsed: object = "0:01.00", resident_kb: object = 1000, status: obj
 @pytest.mark.parametrize(
     ("elapsed", "seconds"),
     [
-        ("0:00.00", 0),
-        ("0:00.99", 0),
-        ("0:59.99", 59),
-        ("1:00.00", 60),
-        ("59:59.99", 3599),
-        ("1:00:00", 3600),
-        ("2:03:04", 7384),
-        ("47:59:59", 172_799),
-        ("100:00:00", 360_000),
+        *(("0:00.00", 0), ("0:00.99", 0), ("0:59.99", 59), ("1:00.00", 60), ("59:59.99", 3599), ("1:02,50", 62)),
+        *(("1:00:00", 3600), ("2:03:04", 7384), ("47:59:59", 172_799), ("100:00:00", 360_000)),
     ],
 )
 def test_elapsed_time(elapsed, seconds):
     assert parse_usage(metrics(elapsed)).elapsed_s == seconds
 
 
-@settings(deadline=None)
 @given(st.integers(0, 999_999), st.integers(0, 59), st.integers(0, 59))
 def test_any_hours_minutes_and_seconds(hours, minutes, seconds):
     elapsed_s = parse_usage(metrics(f"{hours}:{minutes:02}:{seconds:02}")).elapsed_s
     assert elapsed_s == (hours * 60 + minutes) * 60 + seconds
-
-
-@settings(deadline=None)
-@given(st.integers(0, 59), st.integers(0, 59), st.integers(0, 99))
-def test_any_minutes_seconds_and_hundredths(minutes, seconds, hundredths):
-    elapsed_s = parse_usage(metrics(f"{minutes}:{seconds:02}.{hundredths:02}")).elapsed_s
-    assert elapsed_s == minutes * 60 + seconds
 
 
 @pytest.mark.parametrize(
@@ -80,19 +65,11 @@ def test_the_timed_command_may_be_in_any_encoding(encoding):
     assert parse_usage(text.encode(encoding)) == (62, 345_678, 3)
 
 
-def test_a_locale_with_a_decimal_comma():
-    assert parse_usage(metrics("1:02,50")).elapsed_s == 62
-
-
 def test_what_the_step_printed_before_does_not_count():
     assert parse_usage(metrics("0:07.00", 7, 7) + metrics("0:01.00", 1, 0)) == (1, 1, 0)
 
 
-@pytest.mark.parametrize(
-    "label",
-    ["Elapsed (wall clock) time", "Maximum resident set size", "Exit status"],
-    ids=["elapsed", "size", "status"],
-)
+@pytest.mark.parametrize("label", ["Elapsed (wall clock) time", "Maximum resident set size", "Exit status"])
 def test_a_missing_line_is_named(label):
     cut = "\n".join(line for line in metrics().splitlines() if label not in line)
     with pytest.raises(InputError) as error:
@@ -122,7 +99,6 @@ def test_what_is_no_metrics_file(content, message):
         parse_usage(content, "job x")
 
 
-@settings(deadline=None)
 @given(st.one_of(st.binary(), st.text(), st.builds(metrics, st.text(), st.text(), st.text())))
 def test_any_content_parses_or_is_an_input_error(content):
     try:
@@ -137,11 +113,6 @@ def test_targets_are_the_sums_of_both_steps():
     assert targets == (3600 + 59 + 1, 1.791999, 0)
 
 
-def test_memory_of_exactly_a_limit_needs_the_next_rung():
-    assert job_targets("jzzz01010", metrics(resident_kb=1_500_000), metrics(resident_kb=292_000)).mem_bin == 1
-
-
-@settings(deadline=None)
 @given(st.integers(0, 59), st.integers(0, 59), st.integers(0, 10**8), st.integers(0, 10**8))
 def test_targets_of_any_job(process_s, preview_s, process_kb, preview_kb):
     process = metrics(f"0:{process_s:02}.99", process_kb)
@@ -154,16 +125,12 @@ def test_targets_of_any_job(process_s, preview_s, process_kb, preview_kb):
 
 
 @pytest.mark.parametrize("step", ["process", "preview"])
-def test_a_failed_step_gives_no_targets(step):
-    files = {"process": metrics(), "preview": metrics()} | {step: metrics(status=1)}
-    with pytest.raises(InputError, match=rf"^jzzz01010: {step}_metrics\.txt says exit status 1; expected 0"):
-        job_targets("jzzz01010", **files)
-
-
-@pytest.mark.parametrize("step", ["process", "preview"])
-def test_a_bad_file_is_named(step):
-    files = {"process": metrics(), "preview": metrics()} | {step: "nothing"}
-    with pytest.raises(InputError, match=rf"^jzzz01010: {step}_metrics\.txt has no line"):
+@pytest.mark.parametrize(
+    ("content", "message"), [(metrics(status=1), "says exit status 1; expected 0"), ("nothing", "has no line")]
+)
+def test_a_failed_step_or_a_bad_file_gives_no_targets(step, content, message):
+    files = {"process": metrics(), "preview": metrics()} | {step: content}
+    with pytest.raises(InputError, match=rf"^jzzz01010: {step}_metrics\.txt {message}"):
         job_targets("jzzz01010", **files)
 
 

@@ -33,7 +33,6 @@ LAMBDAS = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(VALUES, LAMBDAS, LAMBDAS)
 def test_yeo_johnson_equals_scikit_learn(values, lam_one, lam_other):
     expected = transformer([lam_one, lam_other]).transform(values)
@@ -41,7 +40,7 @@ def test_yeo_johnson_equals_scikit_learn(values, lam_one, lam_other):
     np.testing.assert_allclose(yeo_johnson(values[:, 1], lam_other), expected[:, 1], rtol=1e-7, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1))
 def test_apply_equals_a_fitted_transformer_of_scikit_learn(seed):
     rng = np.random.default_rng(seed)
@@ -64,7 +63,6 @@ def test_yeo_johnson_is_continuous_where_it_turns_into_a_logarithm(special):
         np.testing.assert_allclose(yeo_johnson(values, special + step), yeo_johnson(values, special), rtol=1e-6)
 
 
-@settings(deadline=None)
 @given(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4), LAMBDAS)
 def test_yeo_johnson_keeps_order_and_sign(one, other, lam):
     low, high = yeo_johnson(np.array(sorted((one, other))), lam)
@@ -72,16 +70,13 @@ def test_yeo_johnson_keeps_order_and_sign(one, other, lam):
     assert np.sign(low) in (0, np.sign(min(one, other)))
 
 
-def test_apply_does_not_touch_its_input():
-    features = np.arange(9.0).reshape(1, 9)
-    Scaling((0.5, 0.5), (1.0, 2.0), (3.0, 4.0)).apply(features)
-    np.testing.assert_array_equal(features, [range(9)])
-
-
 def test_apply_by_hand():
     # lambda 1 leaves a value as it is; lambda 0 is log(1 + x).
-    scaled = Scaling((1.0, 0.0), (2.0, 1.0), (4.0, 0.5)).apply([[10, math.e - 1, 1, 0, 2, 1, 0, 1, 3]])
+    features = np.array([[10, math.e - 1, 1, 0, 2, 1, 0, 1, 3]])
+    scaled = Scaling((1.0, 0.0), (2.0, 1.0), (4.0, 0.5)).apply(features)
     np.testing.assert_allclose(scaled, [[2, 0, 1, 0, 2, 1, 0, 1, 3]], atol=1e-6)
+    assert features[0, 0] == 10
+    assert Scaling(**IDENTITY).apply(features[:0]).shape == (0, 9)
 
 
 @pytest.mark.parametrize("shape", [(9,), (2, 8), (1, 10), (1, 1, 9)])
@@ -90,15 +85,10 @@ def test_apply_refuses_other_shapes(shape):
         Scaling(**IDENTITY).apply(np.zeros(shape))
 
 
-def test_apply_to_no_rows():
-    assert Scaling(**IDENTITY).apply(np.zeros((0, 9))).shape == (0, 9)
-
-
 PAIRS = st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 2)
 SIGMAS = st.tuples(*[st.floats(min_value=0, exclude_min=True, allow_infinity=False)] * 2)
 
 
-@settings(deadline=None)
 @given(PAIRS, PAIRS, SIGMAS)
 def test_json_round_trip_is_exact(lambdas, mu, sigma):
     scaling = Scaling(lambdas, mu, sigma)
@@ -127,16 +117,11 @@ def test_sigma_must_be_above_zero(sigma):
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "[]",
-        "null",
-        b"\xff",
-        '{"lambdas": [1, 1], "mu": [0, 0]}',
-        '{"lambdas": [1, 1], "mu": [0, 0], "sigma": 1}',
-        '{"lambdas": [1, 1], "mu": [0, 0], "sigma": ["a", "b"]}',
-        '{"lambdas": [1, 1], "mu": [0, 0], "sigma": [1, null]}',
-        '{"lambdas": [1, 1], "mu": [0, 0], "sigma": [1, 1' + "0" * 400 + "]}",
-        "[" * 100_000,
+        *("", "[]", "null", b"\xff", "[" * 100_000, '{"lambdas": [1, 1], "mu": [0, 0]}'),
+        *(
+            f'{{"lambdas": [1, 1], "mu": [0, 0], "sigma": {sigma}}}'
+            for sigma in ("1", '["a", "b"]', "[1, null]", "[1, 1" + "0" * 400 + "]")
+        ),
     ],
     ids=lambda text: repr(text[:50]),
 )
@@ -145,7 +130,6 @@ def test_what_is_no_scaling_file(text):
         Scaling.from_json(text)
 
 
-@settings(deadline=None)
 @given(
     st.one_of(
         st.binary(), st.text(), st.dictionaries(st.sampled_from([*IDENTITY]), st.lists(st.floats())).map(json.dumps)

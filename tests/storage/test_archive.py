@@ -70,7 +70,7 @@ def new_folder() -> Iterator[Path]:
 # -- Packing --------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(trees)
 def test_any_tree_comes_back_from_both_archives(tree):
     with new_folder() as folder:
@@ -82,9 +82,13 @@ def test_any_tree_comes_back_from_both_archives(tree):
         assert read(folder / "back" / "models") == tree["models"]
         assert {path.name for path in (folder / "back").iterdir()} == {NAME, "models"}
         assert {path.name for path in (folder / "out").iterdir()} == {whole.name, models.name}
+        # Again, with other content.
+        (folder / NAME / "models" / ("new" * 10)).mkdir()
+        assert pack(folder / NAME, folder / "out") == (whole, models)
+        assert (unpack(models, folder / "again") / ("new" * 10)).is_dir()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(trees, st.integers(min_value=0, max_value=2**31), st.sampled_from([0o600, 0o444, 0o777]))
 def test_the_same_content_gives_the_same_bytes(tree, seconds, mode):
     with new_folder() as folder:
@@ -121,16 +125,6 @@ def test_archives_say_nothing_of_the_machine_or_the_moment(tmp_path):
         (True, stat.S_IFDIR | 0o755),
         (False, stat.S_IFREG | 0o644),
     }
-
-
-def test_packing_again_replaces_the_archives_of_other_content(tmp_path):
-    tree = make(tmp_path / NAME, TREE)
-    whole, models = pack(tree, tmp_path / "out")
-    before = whole.read_bytes()
-    (tree / "models" / "tx_data.json").write_bytes(b"[]")
-    assert pack(tree, tmp_path / "out") == (whole, models)
-    assert whole.read_bytes() != before
-    assert (unpack(models, tmp_path / "back") / "tx_data.json").read_bytes() == b"[]"
 
 
 @pytest.mark.parametrize("where", [".", "models"])
@@ -267,13 +261,6 @@ def test_links_and_devices_of_a_tar_archive_are_refused(tmp_path, kind):
     refuse(write_tar(tmp_path / "bad.tar.gz", (info, b"")), tmp_path / "out", "'t/bad'")
 
 
-def test_a_link_that_later_members_would_follow_is_refused(tmp_path):
-    (tmp_path / "victim").mkdir()
-    link = tar_info("t/link", tarfile.SYMTYPE, linkname=str(tmp_path / "victim"))
-    path = write_tar(tmp_path / "bad.tgz", (link, b""), (tar_info("t/link/x"), b"1"))
-    refuse(path, tmp_path / "out", "'t/link'")
-
-
 def test_a_sparse_member_is_refused(tmp_path):
     info = tar_info("t/holes", pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": str(1 << 30)})
     refuse(write_tar(tmp_path / "bad.tgz", (info, b"1")), tmp_path / "out", "'t/holes'", "special file")
@@ -291,16 +278,12 @@ def test_links_and_devices_of_a_zip_archive_are_refused(tmp_path, mode):
 @pytest.mark.parametrize(
     "members",
     [
-        pytest.param([("t/x", b"1"), ("t/x", b"2")], id="twice"),
-        pytest.param([("t/", b""), ("t/x/", b""), ("t/x/", b"")], id="folder twice"),
-        pytest.param([("t/x", b"1"), ("t/x/", b"")], id="file, then folder"),
-        pytest.param([("t/x", b"1"), ("t/x/y", b"2")], id="file, then in it"),
-        pytest.param([("t/x/y", b"1"), ("t/x", b"2")], id="folder, then file"),
+        *(["t/x", "t/x"], ["t/", "t/x/", "t/x/"], ["t/x", "t/x/"], ["t/x", "t/x/y"], ["t/x/y", "t/x"]),
     ],
 )
 def test_archives_that_contradict_themselves_are_refused(tmp_path, kind, members):
-    path = write_named(tmp_path / f"bad.{kind}", *members)
-    refuse(path, tmp_path / "out", repr(members[-1][0].removesuffix("/")))
+    path = write_named(tmp_path / f"bad.{kind}", *((name, b"") for name in members))
+    refuse(path, tmp_path / "out", repr(members[-1].removesuffix("/")))
 
 
 @both
@@ -308,12 +291,6 @@ def test_archives_that_contradict_themselves_are_refused(tmp_path, kind, members
 def test_an_archive_without_one_folder_on_top_is_refused(tmp_path, kind, names):
     members = [(name, b"1") for name in names]
     refuse(write_named(tmp_path / f"bad.{kind}", *members), tmp_path / "out", "does not hold one folder")
-
-
-@both
-def test_names_that_differ_by_case_alone_are_two_files(tmp_path, kind):
-    path = write_named(tmp_path / f"good.{kind}", ("t/x", b"1"), ("t/X", b"2"))
-    assert read(unpack(path, tmp_path / "out")) == {"x": b"1", "X": b"2"}
 
 
 def test_a_zip_name_with_a_zero_byte_is_refused(tmp_path):
@@ -371,7 +348,7 @@ def test_a_zip_member_of_another_size_than_it_claims_is_refused(tmp_path):
     refuse(path, tmp_path / "out", "'t/x'", "expected a whole archive")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_an_archive_that_was_cut_short_is_refused(data):
     with new_folder() as folder:
@@ -381,7 +358,7 @@ def test_an_archive_that_was_cut_short_is_refused(data):
             refuse(path, folder / "out", "expected a whole archive")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_damage_is_told_in_one_sentence_or_changes_nothing_else(data):
     with new_folder() as folder:
@@ -396,16 +373,6 @@ def test_damage_is_told_in_one_sentence_or_changes_nothing_else(data):
                 except CalmlflowError as error:
                     assert str(path) in str(error)
         assert {path.name for path in folder.iterdir()} == {NAME, f"{NAME}.tar.gz", "models.zip", "out"}
-
-
-@pytest.mark.parametrize("suffix", [".tar.gz", ".zip"])
-def test_damaged_content_is_never_taken_for_good(tmp_path, suffix):
-    content = os.urandom(5000)
-    path = write_named(tmp_path / f"bad{suffix}", ("t/x", content))
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    refuse(path, tmp_path / "out", "expected a whole archive")
 
 
 def test_data_after_the_end_of_a_tar_archive_are_refused(tmp_path):
