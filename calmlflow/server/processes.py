@@ -1,9 +1,9 @@
 """Start, check and end the two processes of the embedded server: SeaweedFS (S3) and the MLflow tracking server."""
 
 import base64
+import contextlib
 import ctypes
 import http.client
-import itertools
 import json
 import os
 import secrets
@@ -40,9 +40,6 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-# -- Ports ----------------------------------------------------------------------------------------------------------
-
-
 def require_free(port: int, option: str) -> None:
     """Raise a CalmlflowError that names the command's option where the port cannot be listened on."""
     try:
@@ -56,20 +53,14 @@ def require_free(port: int, option: str) -> None:
 
 def store_ports(taken: Collection[int]) -> list[int]:
     """Free ports for the parts of the store; they and their gRPC twins lie below the range of outgoing connections."""
-
-    def is_usable(port: int) -> bool:
-        try:
-            for number in (port, port + GRPC_OFFSET):
+    while True:
+        ports = secrets.SystemRandom().sample(range(10_000, 20_000), len(_STORE_PORTS))
+        numbers = [*ports, *(port + GRPC_OFFSET for port in ports)]
+        with contextlib.suppress(OSError):
+            for number in numbers:
                 socket.create_server((settings.HOST, number)).close()
-        except OSError:
-            return False
-        return not {port, port + GRPC_OFFSET}.intersection(taken)
-
-    candidates = secrets.SystemRandom().sample(range(10_000, 20_000), 10_000)
-    return list(itertools.islice(filter(is_usable, candidates), len(_STORE_PORTS)))
-
-
-# -- Commands -------------------------------------------------------------------------------------------------------
+            if not set(numbers).intersection(taken):
+                return ports
 
 
 def store_command(s3_port: int, internal_ports: Sequence[int]) -> list[str]:
@@ -90,10 +81,8 @@ def store_command(s3_port: int, internal_ports: Sequence[int]) -> list[str]:
 
 
 def mlflow_command(port: int) -> list[str]:
-    """Command line of the MLflow server, with `environment` and the home folder as working folder.
-
-    `mlflow server` starts the same program as a child of its own, which nobody would end if both parents were killed.
-    """
+    """Command line of the MLflow server; its working folder is the home folder."""
+    # Not `mlflow server`: that is a parent of the same program, which nobody would end if both parents were killed.
     return [
         *(sys.executable, "-P", "-m", "uvicorn", "mlflow.server.fastapi_app:app"),
         *("--host", settings.HOST, "--port", str(port), "--timeout-graceful-shutdown", "3", "--no-access-log"),
@@ -132,15 +121,12 @@ def environment(home: Path, s3_endpoint: str) -> dict[str, str]:
 
 
 def _webhook_key(home: Path) -> str:
-    """The Fernet key under which MLflow keeps the secrets of webhooks; generated at the first call."""
+    """The Fernet key of the secrets of MLflow's webhooks; generated at the first call."""
     path = home / "webhook.key"
     if not path.exists():
         with replacing(path, private=True) as file:
             file.write(base64.urlsafe_b64encode(secrets.token_bytes(32)).decode())
     return path.read_text(encoding="utf-8")
-
-
-# -- Processes ------------------------------------------------------------------------------------------------------
 
 
 def spawn(command: list[str], home: Path, log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -192,9 +178,6 @@ def wait_until(condition: Callable[[], object], timeout_s: float) -> bool:
             return False
         time.sleep(0.05)
     return True
-
-
-# -- Credentials and readiness --------------------------------------------------------------------------------------
 
 
 def store_credentials(home: Path) -> Credentials:

@@ -50,11 +50,10 @@ class Server:
 
 def running(home: str | Path | None = None) -> Server | None:
     """The server of a home folder (default `settings.home`); None where there is none, or none that is ready yet."""
-    home = _resolve(home)
+    home = Path(home or settings.home()).resolve()
     state = _read_state(home)
-    if not (state.get("ready") and _is_locked(home)):
-        return None
-    return Server(state["port"], state["s3_port"], state["pid"], home)
+    is_ready = state.get("ready") and _is_locked(home)
+    return Server(state["port"], state["s3_port"], state["pid"], home) if is_ready else None
 
 
 def start(port: int = settings.MLFLOW_PORT, s3_port: int = settings.S3_PORT, home: str | Path | None = None) -> Server:
@@ -68,10 +67,8 @@ def start(port: int = settings.MLFLOW_PORT, s3_port: int = settings.S3_PORT, hom
     if not _is_locked(home):
         console.say(f"starting the S3 store and the MLflow server in {home}")
         command = [sys.executable, "-m", "calmlflow.server.supervisor", str(port), str(s3_port), str(home)]
-        with log.open("ab") as output:
-            daemon = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-            )
+        with log.open("ab") as out:
+            daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
     try:
         while (server := running(home)) is None:
             # Where another supervisor was quicker than ours, it holds the lock.
@@ -92,7 +89,7 @@ def start(port: int = settings.MLFLOW_PORT, s3_port: int = settings.S3_PORT, hom
 
 def stop(home: str | Path | None = None) -> bool:
     """Stop the server and wait until nothing of it runs; True where there was anything to stop."""
-    home = _resolve(home)
+    home = Path(home or settings.home()).resolve()
     found = _is_locked(home)
     for number, patience_s in ((signal.SIGTERM, 40.0), (signal.SIGKILL, 5.0)):
         if _is_locked(home):
@@ -118,9 +115,7 @@ def serve(port: int = settings.MLFLOW_PORT, s3_port: int = settings.S3_PORT, hom
             # Patience for a look of another process, which holds the lock for a moment.
             stack.enter_context(locked(home / "server.lock", patience_s=1.0))
         except LockedError as error:
-            raise CalmlflowError(
-                f"a server of {home} runs already (or starts just now); expected none: stop it first"
-            ) from error
+            raise CalmlflowError(f"a server of {home} runs already or starts; expected none: stop it first") from error
         _write_state(server, server.pid)
         stack.callback(_write_state, server, None)
         processes.require_free(port, "--port")
@@ -182,18 +177,11 @@ def _end_of(log: Path, count: int) -> str:
     return " | ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
 
 
-# -- Home folder ----------------------------------------------------------------------------------------------------
-
-
-def _resolve(home: str | Path | None) -> Path:
-    return Path(home or settings.home()).resolve()
-
-
 def _prepare(port: int, s3_port: int, home: str | Path | None) -> Path:
     """Make the folders and return the absolute home folder."""
     if port == s3_port:
         raise InputError(f"port and s3_port are both {port}; expected two different ports")
-    home = _resolve(home)
+    home = Path(home or settings.home()).resolve()
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in ("logs", "s3"):
