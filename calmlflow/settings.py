@@ -70,10 +70,6 @@ DATABASE_SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg", "postgres", "d
 KILL_TIME_MIN_S = 60
 KILL_TIME_MAX_S = 172_800
 
-
-MAX_SECONDS = 3600
-"""Of a setting: nobody waits longer, and the system's timers end some centuries on."""
-
 # -- Environment ----------------------------------------------------------------------------------------------------
 
 
@@ -112,7 +108,14 @@ def stage() -> str:
 
 def timeout_s() -> float:
     """Seconds the predictor waits for the registry or S3: ``CALMLFLOW_TIMEOUT``, default 2."""
-    return _number("CALMLFLOW_TIMEOUT", 2.0)
+    value = os.environ.get("CALMLFLOW_TIMEOUT") or "2"
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= 3600:
+        raise InputError(f"environment variable CALMLFLOW_TIMEOUT is {value!r}; expected seconds above 0, 3600 at most")
+    return seconds
 
 
 def policy_fallback() -> bool:
@@ -157,28 +160,14 @@ def notify_secret() -> str:
     return os.environ.get("CALMLFLOW_NOTIFY_SECRET", "")
 
 
-def _number(variable: str, default: float) -> float:
-    value = os.environ.get(variable)
-    if not value:
-        return default
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not 0 < number <= MAX_SECONDS:
-        raise InputError(
-            f"environment variable {variable} is {value!r}; expected seconds above 0, {MAX_SECONDS} at most"
-        )
-    return number
-
-
 # -- Passwords ------------------------------------------------------------------------------------------------------
 
 _SECRET_KEYS = re.compile(r"(?i)pass(word|wd)|pwd|secret|token|signature|credential|api_?key")
-_PARAMETER = re.compile(r"(?<=[?&;])([^=&;#\s]+)=[^&;#\s]+")
 # A user's name alone may be a token.
 _HTTP_USER = re.compile(r"(?i)(https?://)[^/?#\s]*@")
-# In a text, an address ends at a space. Passwords of databases hold unescaped slashes and @.
+# In a text, a URI ends at a space; a URI alone may hold some. Passwords of databases hold unescaped slashes and @.
+_PARAMETER = re.compile(r"(?<=[?&;])([^=&;#\s]+)=(?!\*\*\*)[^&;#\s]+")
+_WHOLE_PARAMETER = re.compile(r"(?<=[?&;])([^=&;#\s]+)=(?!\*\*\*)[^&;#]+")
 _USER = re.compile(r"(?<!/)(?<!http:)(?<!https:)(//[^/?#:@\s]*):\S+@")
 _WHOLE_USER = re.compile(r"(?is)^(\s*(?!https?:)[a-z][a-z0-9+.-]+://[^/?#:@]*):(?!\*\*\*@)(?:(?!://).)+@")
 
@@ -186,7 +175,8 @@ _WHOLE_USER = re.compile(r"(?is)^(\s*(?!https?:)[a-z][a-z0-9+.-]+://[^/?#:@]*):(
 def hide_password(text: str) -> str:
     """Replace passwords and tokens in a URI, or in the URIs of a text, by ``***``, for logs, parameters and errors."""
     text = _USER.sub(r"\1:***@", _WHOLE_USER.sub(r"\1:***@", _HTTP_USER.sub(r"\1***@", text)))
-    return _PARAMETER.sub(_hidden_parameter, text)
+    is_uri = re.match(r"\s*[A-Za-z][A-Za-z0-9+.-]+://", text)
+    return (_WHOLE_PARAMETER if is_uri else _PARAMETER).sub(_hidden_parameter, text)
 
 
 def _hidden_parameter(found: re.Match[str]) -> str:
@@ -194,15 +184,10 @@ def _hidden_parameter(found: re.Match[str]) -> str:
     return f"{found[1]}=***" if _SECRET_KEYS.search(unquote(found[1])) else found[0]
 
 
-def has_password(uri: str) -> bool:
-    """Whether a URI holds a password or a token."""
-    return hide_password(uri) != uri
-
-
 def refuse_password(uri: str) -> None:
     """Raise an InputError where a URI holds a password: MLflow shows the parameters of a run to everybody."""
-    if has_password(uri):
+    if (shown := hide_password(uri)) != uri:
         raise InputError(
-            f"the address {hide_password(uri)} holds a password, which MLflow has written down by now; expected none: "
+            f"the address {shown} holds a password, which MLflow has written down by now; expected none: "
             "set PGPASSWORD or write ~/.pgpass, and change that password"
         )
