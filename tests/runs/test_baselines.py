@@ -141,10 +141,10 @@ def register_bundle(client, folder):
     (folder / "killtime.json").write_text(KillTime((), (5.0,), 0.999, (100,)).to_json())
     write_manifest(folder)
     with mlflow.start_run() as run:
-        mlflow.log_artifacts(str(folder), "bundle")
+        mlflow.log_artifacts(str(folder), "model/artifacts/bundle")
     if not client.search_registered_models():
         client.create_registered_model("calcloud-predictor")
-    source = f"{run.info.artifact_uri}/bundle"
+    source = f"{run.info.artifact_uri}/model"
     return client.create_model_version("calcloud-predictor", source, run.info.run_id).version
 
 
