@@ -14,7 +14,7 @@ from calmlflow.jobs.stores.base import CHUNK_ROWS, JOBS, Source, Table, conform
 from calmlflow.settings import hide_password
 from calmlflow.storage.archive import SUFFIXES as ARCHIVES
 from calmlflow.storage.archive import extract
-from calmlflow.storage.s3 import download, parse_s3
+from calmlflow.storage.s3 import NoSuchObjectError, asking, download, new_client, parse_s3
 from calmlflow.storage.tables import SUFFIXES, as_numbers, new_table, open_table
 
 DATABASES = (".db", ".sqlite", ".sqlite3")
@@ -185,7 +185,8 @@ def _is_of_system(name: str) -> bool:
 def write_file(uri: str, source: Source, on_progress: Callable[[int, int | None], None]) -> int:
     """Write the records of a source to a ``.csv`` or ``.parquet`` file, here or in S3, which it replaces.
 
-    Columns that the source does not have are left out. Returns the number of records.
+    Columns that the source does not have are left out. An object of S3 is replaced only if no other process changed it
+    meanwhile. Returns the number of records.
 
     Raises
     ------
@@ -199,12 +200,30 @@ def write_file(uri: str, source: Source, on_progress: Callable[[int, int | None]
             f"{hide_password(uri)!r} cannot be written; expected a database, or a file or an object of S3 in "
             f"{' or '.join(SUFFIXES)}"
         )
+    if not uri.startswith("s3://"):
+        return _write(Path(uri), source, on_progress)
+    target, client = parse_s3(uri), new_client()
+    try:
+        with asking(target, "read", "a bucket that can be read"):
+            there = client.head_object(Bucket=target.bucket, Key=target.key)
+        condition = {"IfMatch": there["ETag"]}
+    except NoSuchObjectError:
+        condition = {"IfNoneMatch": "*"}
+    with tempfile.TemporaryDirectory(prefix="calmlflow-s3-") as folder:
+        path = Path(folder) / f"table{Path(uri).suffix}"
+        written = _write(path, source, on_progress)
+        with asking(target, "written", "an object that no other process changes"), path.open("rb") as file:
+            client.put_object(Bucket=target.bucket, Key=target.key, Body=file, **condition)
+    return written
+
+
+def _write(path: Path, source: Source, on_progress: Callable[[int, int | None], None]) -> int:
     parts = source.read(JOBS)
     first = next(parts, conform(pd.DataFrame(), JOBS))
     names = [name for name in JOBS.columns if name in first]
     schema = pa.schema([(name, _ARROW_TYPES[JOBS.columns[name]]) for name in names])
     written = 0
-    with new_table(uri, schema) as writer:
+    with new_table(path, schema) as writer:
         for part in chain([first], parts):
             rows = pa.Table.from_pandas(conform(part, JOBS, names), schema, preserve_index=False)
             for batch in rows.to_batches():

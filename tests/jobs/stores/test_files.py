@@ -219,6 +219,20 @@ def test_a_file_is_written_whole_and_replaces_the_one_before(place, kind, tmp_pa
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_object_that_changes_meanwhile_is_not_overwritten(s3, bucket, is_there):
+    if is_there:
+        s3.put_object(Bucket=bucket, Key="jobs.csv", Body=b"before")
+
+    def parts(table):
+        yield frame(JOBS, [record()])
+        s3.put_object(Bucket=bucket, Key="jobs.csv", Body=b"meanwhile")
+
+    with pytest.raises(CalmlflowError, match=r"jobs\.csv cannot be written \(PreconditionFailed\); expected an object"):
+        write_file(f"s3://{bucket}/jobs.csv", FileSource("test", parts), lambda done, total: None)
+    assert s3.get_object(Bucket=bucket, Key="jobs.csv")["Body"].read() == b"meanwhile"
+
+
 def test_columns_that_a_source_has_not_are_left_out(tmp_path):
     uri = str(tmp_path / "jobs.csv")
     assert write(uri, SAMPLE.drop(columns=["timestamp", "mem_bin"]).assign(note="own")) == len(SAMPLE)
