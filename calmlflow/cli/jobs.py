@@ -78,51 +78,33 @@ def status(
 
 
 def _show(health: "Health") -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from calmlflow.hst.dataset import INSTRUMENTS
     from calmlflow.hst.ladder import BIN_NAMES
     from calmlflow.jobs.health import WINDOW_DAYS, duration
 
-    def plain(text: str) -> Text:
-        """Text of a store is shown as it is, neither as markup nor as codes of the terminal."""
-        return Text("".join(letter if letter.isprintable() else " " for letter in text))
+    def line(name: str, *cells: object) -> None:
+        # Texts of a store may hold control codes of the terminal.
+        text = f"{name:15}" + "".join(f"{cell:>11,}" if isinstance(cell, int) else f"{cell:>11}" for cell in cells)
+        print("".join(letter if letter.isprintable() else " " for letter in text).rstrip())
 
-    def table(*columns: str) -> Table:
-        made = Table(columns[0], box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in columns[1:]:
-            made.add_column(name, justify="right")
-        return made
-
-    console = Console(highlight=False)
-    moment = datetime.fromtimestamp(health.moment, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    console.print(plain(f"{health.store}, {moment}"), style="bold")
-    records = table("records", *BIN_NAMES, "all")
+    line(f"{health.store}, {datetime.fromtimestamp(health.moment, UTC):%Y-%m-%d %H:%M} UTC\n")
+    line("records", *BIN_NAMES, "all")
     for name, row in zip(INSTRUMENTS.values(), health.table.tolist(), strict=True):
-        records.add_row(name, *(f"{count:,}" for count in row), f"{sum(row):,}")
-    records.add_section()
-    records.add_row("all", *(f"{count:,}" for count in health.by_bin().values()), f"{health.records:,}")
-    console.print(records)
+        line(name, *row, sum(row))
+    line("all", *health.by_bin().values(), health.records)
     age = "" if health.newest_age_s is None else f", finished {duration(health.newest_age_s)} ago"
-    console.print("newest record  ", plain(health.newest or "none"), age, sep="")
-    console.print(f"mosaics        {health.mosaics:,}\npredictions    {health.predictions:,}")
-    console.print(
-        f"quarantine     {health.quarantine_open:,} open; {health.added:,} added and {health.resolved:,} resolved in "
-        f"{WINDOW_DAYS} days"
-    )
-    for kind, found in health.quarantine.items():
-        if found.open:
-            console.print(plain(f"  {found.open:,} x {kind}, for example {found.dataset}: {found.reason}"))
-    stored = table("stored on", "records")
+    line("newest record", f"  {health.newest or 'none'}{age}")
+    line("mosaics", health.mosaics)
+    line("predictions", health.predictions)
     for day, count in health.stored_by_day.items():
-        stored.add_row(day, f"{count:,}")
-    console.print(stored)
-    console.print(
-        "not healthy" if health.problems else "healthy", style="bold red" if health.problems else "bold green"
-    )
+        line(f"on {day}", count, " stored")
+    line("quarantine", health.quarantine_open, " open")
+    line(f"  added, {WINDOW_DAYS} d", health.quarantine_added_7d)
+    line(f"  resolved, {WINDOW_DAYS} d", health.quarantine_resolved_7d)
+    for kind, found in health.quarantine_kinds.items():
+        if found.open:
+            line("", found.open, f"  {kind}, for example {found.dataset}: {found.reason}")
+    print("not healthy" if health.problems else "healthy")
 
 
 @app.command()

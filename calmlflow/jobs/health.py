@@ -53,10 +53,10 @@ class Health:
         Records that finished later than now, and those of them that count for no age (`SKEW_S`).
     stored_by_day : dict of str to int
         UTC date -> records and mosaics that were stored, for today and the days before, `WINDOW_DAYS` in all.
-    quarantine : dict of str to Kind
+    quarantine_kinds : dict of str to Kind
         The most frequent kind first; kinds without open entries are included.
-    added, resolved : int
-        Quarantine entries that were first seen, and resolved, in the last `WINDOW_DAYS` days.
+    quarantine_added_7d, quarantine_resolved_7d : int
+        Entries that were first seen, and resolved, in the last `WINDOW_DAYS` days.
     problems : list of str
         One sentence for each fault that makes the store unhealthy.
     """
@@ -72,14 +72,14 @@ class Health:
     in_future: int
     ignored: int
     stored_by_day: dict[str, int]
-    quarantine: dict[str, Kind]
-    added: int
-    resolved: int
+    quarantine_kinds: dict[str, Kind]
+    quarantine_added_7d: int
+    quarantine_resolved_7d: int
     problems: list[str] = field(default_factory=list)
 
     @property
     def quarantine_open(self) -> int:
-        return sum(kind.open for kind in self.quarantine.values())
+        return sum(kind.open for kind in self.quarantine_kinds.values())
 
     def by_instrument(self) -> dict[str, int]:
         """Instrument -> records."""
@@ -100,25 +100,14 @@ class Health:
         """All figures, for scripts."""
         rows = zip(INSTRUMENTS.values(), self.table.tolist(), strict=True)
         return {
-            "store": self.store,
-            "moment": self.moment,
+            **{name: value for name, value in asdict(self).items() if name != "table"},
             "healthy": not self.problems,
-            "problems": self.problems,
             "warnings": self.warnings(),
-            "records": self.records,
+            "newest": self.newest or None,
+            "quarantine_open": self.quarantine_open,
             "records_by_instrument": self.by_instrument(),
             "records_by_bin": self.by_bin(),
             "records_by_instrument_and_bin": {name: dict(zip(BIN_NAMES, row, strict=True)) for name, row in rows},
-            "mosaics": self.mosaics,
-            "predictions": self.predictions,
-            "newest": self.newest or None,
-            "newest_age_s": self.newest_age_s,
-            "in_future": self.in_future,
-            "stored_by_day": self.stored_by_day,
-            "quarantine_open": self.quarantine_open,
-            "quarantine_kinds": {name: asdict(kind) for name, kind in self.quarantine.items()},
-            "quarantine_added_7d": self.added,
-            "quarantine_resolved_7d": self.resolved,
         }
 
 
@@ -210,7 +199,7 @@ def _check_quarantine(store: Source, since: int) -> dict[str, Any]:
         for kind, *found in newest[["kind", "last_seen", "ipst", "reason"]].itertuples(index=False, name=None):
             examples[kind] = max(tuple(found), examples.get(kind, tuple(found)))
     kinds = {kind: Kind(number, *examples.get(kind, (0, "", ""))[1:]) for kind, number in counts.most_common()}
-    return {"quarantine": kinds, "added": added, "resolved": resolved}
+    return {"quarantine_kinds": kinds, "quarantine_added_7d": added, "quarantine_resolved_7d": resolved}
 
 
 def _problems(health: Health, max_age_s: float | None) -> list[str]:
@@ -224,10 +213,11 @@ def _problems(health: Health, max_age_s: float | None) -> list[str]:
             else f"the newest record of {health.store} is {duration(health.newest_age_s)} old"
         )
         problems.append(f"{found}; expected {duration(max_age_s)} at most: does ingest run?")
-    if health.added > health.resolved:
+    added, resolved = health.quarantine_added_7d, health.quarantine_resolved_7d
+    if added > resolved:
         problems.append(
-            f"the quarantine of {health.store} grows: {health.added:,} entries added and {health.resolved:,} resolved "
-            f"in the last {WINDOW_DAYS} days; expected no more added than resolved: see their reasons, and ingest with "
+            f"the quarantine of {health.store} grows: {added:,} entries added and {resolved:,} resolved in the last "
+            f"{WINDOW_DAYS} days; expected no more added than resolved: see their reasons, and ingest with "
             "--retry-quarantine after a fix"
         )
     return problems

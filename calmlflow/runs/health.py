@@ -29,9 +29,9 @@ def figures(health: Health) -> dict[str, float]:
         "stored_7d": sum(health.stored_by_day.values()),
         "quarantine_open": health.quarantine_open,
         # Kinds without open entries are 0, so that their lines come down.
-        **{f"quarantine_open_{_metric_name(name)}": kind.open for name, kind in health.quarantine.items()},
-        "quarantine_added_7d": health.added,
-        "quarantine_resolved_7d": health.resolved,
+        **{f"quarantine_open_{_metric_name(name)}": kind.open for name, kind in health.quarantine_kinds.items()},
+        "quarantine_added_7d": health.quarantine_added_7d,
+        "quarantine_resolved_7d": health.quarantine_resolved_7d,
         "healthy": not health.problems,
         **({} if health.newest_age_s is None else {"newest_age_hours": health.newest_age_s / 3600}),
     }

@@ -1,7 +1,6 @@
 """`calmlflow jobs status` and `quarantine`: what they print, and their exit statuses."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -41,48 +40,40 @@ def refuse(store, *names: str, kind: str = "a step failed") -> None:
     upsert(store, Batch(refused=pd.DataFrame({"ipst": names, "kind": kind, "reason": "exit status 1"})), "test")
 
 
-def status(*words: str, cwd, **more: str) -> subprocess.CompletedProcess[str]:
-    """The real command, in a process that knows no server."""
-    command = [sys.executable, "-m", "calmlflow", "jobs", "status", *words]
-    return subprocess.run(command, cwd=cwd, env=bare_environment(**more), capture_output=True, text=True, timeout=120)
-
-
-def bare_environment(**more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "AWS_", "CALMLFLOW_"))}
-    return {**kept, "MLFLOW_DISABLE_TELEMETRY": "true", "COLUMNS": "80", "NO_PROXY": "127.0.0.1", **more}
+def status(capsys, *words: str) -> tuple[int, str, str]:
+    return run_here(capsys, "jobs", "status", "--no-log", *words)
 
 
 # -- The command ----------------------------------------------------------------------------------------------------
 
 
-def test_exit_statuses_are_what_a_scheduler_needs(uri, tmp_path):
-    fine = status("--store", uri, "--no-log", cwd=tmp_path)
-    assert (fine.returncode, fine.stderr) == (0, "")
-    assert fine.stdout.splitlines()[-1] == "healthy"
+def test_exit_statuses_are_what_a_scheduler_needs(uri, capsys):
+    code, out, err = status(capsys, "--store", uri)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "healthy"
 
-    old = status("--store", uri, "--no-log", "--max-age", "30m", cwd=tmp_path)
-    assert old.returncode == 1
-    assert old.stderr.startswith(f"error: the newest record of {uri} is 60.")
-    assert len(old.stderr.splitlines()) == 1
-    assert old.stdout.splitlines()[-1] == "not healthy"
+    code, out, err = status(capsys, "--store", uri, "--max-age", "30m")
+    assert code == 1
+    assert err.startswith(f"error: the newest record of {uri} is 60.")
+    assert len(err.splitlines()) == 1
+    assert out.splitlines()[-1] == "not healthy"
 
     with closing(open_sql(uri)) as store:
         refuse(store, "jbroken10")
-    both = status("--store", uri, "--no-log", "--max-age", "30m", "--json", cwd=tmp_path)
-    assert both.returncode == 1
-    told = json.loads(both.stdout)
-    assert both.stderr.splitlines() == [f"error: {problem}" for problem in told["problems"]]
+    code, out, err = status(capsys, "--store", uri, "--max-age", "30m", "--json")
+    assert code == 1
+    told = json.loads(out)
+    assert err.splitlines() == [f"error: {problem}" for problem in told["problems"]]
     assert [told["healthy"], len(told["problems"])] == [False, 2]
 
 
-def test_the_store_of_the_environment_counts_and_else_the_one_at_home(uri, tmp_path):
-    named = status("--no-log", "--json", cwd=tmp_path, CALMLFLOW_JOBS=uri)
-    assert json.loads(named.stdout)["store"] == uri
-    absent = status("--no-log", cwd=tmp_path, CALMLFLOW_HOME="nowhere")
-    assert absent.returncode == 1
-    assert absent.stderr == (
-        f"error: sqlite:///{tmp_path}/nowhere/jobs.db does not exist; expected a SQLite file of job records\n"
-    )
+def test_the_store_of_the_environment_counts_and_else_the_one_at_home(uri, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CALMLFLOW_JOBS", uri)
+    assert json.loads(status(capsys, "--json")[1])["store"] == uri
+    monkeypatch.delenv("CALMLFLOW_JOBS")
+    monkeypatch.setenv("CALMLFLOW_HOME", f"{tmp_path}/nowhere")
+    expected = f"error: sqlite:///{tmp_path}/nowhere/jobs.db does not exist; expected a SQLite file of job records\n"
+    assert status(capsys) == (1, "", expected)
 
 
 @pytest.mark.parametrize("store", ["postgresql://me:hush-hush@127.0.0.1:1/jobs", "gopher://me:hush-hush@host/jobs"])
@@ -118,12 +109,21 @@ def test_a_table_for_people_is_readable_in_80_columns(capsys, uri, monkeypatch):
         upsert(
             store, Batch(refused=pd.DataFrame({"ipst": ["jbroken10"], "kind": "no features", "reason": long})), "test"
         )
-        add(store, "l8c601020")
     code, out, _ = run_here(capsys, "jobs", "status", "--store", uri, "--no-log")
     assert code == 1
-    # The name of a store may be longer, and is not cut.
-    assert max(map(len, out[out.index("records") :].splitlines())) <= 80
-    assert "[red]has no key[/red]" in " ".join(out.split())
+    lines = out[out.index("records") :].splitlines()
+    assert [line.split() for line in lines[:6]] == [
+        ["records", "2g", "8g", "16g", "64g", "all"],
+        ["ACS", "1", "0", "0", "0", "1"],
+        ["COS", "0", "0", "0", "0", "0"],
+        ["STIS", "0", "0", "0", "0", "0"],
+        ["WFC3", "0", "0", "0", "0", "0"],
+        ["all", "1", "0", "0", "0", "1"],
+    ]
+    # The reason is not cut.
+    assert max(len(line) for line in lines if "[red]" not in line) <= 80
+    assert "1  no features, for example jbroken10: control/j8c601020" in out
+    assert "[red]has no key[/red]" in out
     assert "\x1b" not in out
 
 
@@ -142,9 +142,7 @@ def test_without_log_mlflow_is_not_even_imported(uri, tmp_path):
         f"app(['jobs', 'status', '--store', {uri!r}, '--no-log', '--json'], standalone_mode=False); "
         "print('mlflow' in sys.modules, 'tensorflow' in sys.modules, file=sys.stderr)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=bare_environment(), capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stderr == "False False\n"
 
 

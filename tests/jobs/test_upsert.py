@@ -74,7 +74,7 @@ def version(name: str, timestamp: int) -> dict:
     return record(name, timestamp=timestamp, memory=memory, wallclock=float(timestamp))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12)
 @given(st.lists(st.lists(st.integers(1, 9), max_size=5), max_size=5))
 def test_the_order_of_arrival_does_not_matter(store, batches):
     """Whatever order the runs of a dataset come in, and how often: expected from the runs alone."""
@@ -234,7 +234,7 @@ def no_constant(name: str) -> None:
     raise AssertionError(f"{name} is no JSON")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12)
 @given(
     st.sampled_from(["timestamp", "n_files", "total_mb", "wallclock", "memory", "mem_bin", "instr"]),
     st.one_of(

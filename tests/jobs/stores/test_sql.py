@@ -43,7 +43,7 @@ def database(uri: str) -> sa.Engine:
     return sa.create_engine(uri.replace("postgresql://", "postgresql+psycopg://"))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 @given(
     st.floats(allow_nan=False),
     st.one_of(st.none(), st.integers(-(2**53), 2**53)),
@@ -115,9 +115,9 @@ def test_many_names_are_asked_for_at_once(store):
 @pytest.fixture
 def many(store, monkeypatch) -> int:
     """More rows than a part holds, and than a connection takes in before it is read."""
-    monkeypatch.setattr("calmlflow.jobs.stores.sql.CHUNK_ROWS", 5_000)
+    monkeypatch.setattr("calmlflow.jobs.stores.sql.CHUNK_ROWS", 2_000)
     monkeypatch.setattr("calmlflow.jobs.stores.sql._COPY_BYTES", 100_000)
-    rows = frame(JOBS, [record(f"j{number:07d}q") for number in range(15_000)])
+    rows = frame(JOBS, [record(f"j{number:07d}q") for number in range(6_000)])
     store.put(JOBS, rows.assign(split="x" * 100))
     return len(rows)
 
