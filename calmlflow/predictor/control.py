@@ -34,18 +34,16 @@ def control_object(dataset: object, bucket: object, key: object = None) -> Contr
     if job.is_hap or key in (None, "", "control"):
         return ControlObject(job, str(bucket), job.control_key)
     folder = f"control/{job.name}/"
-    expected = f"expected a key of one file in {folder}, or none for the usual one"
-    if not isinstance(key, str):
-        raise InputError(f"Key is no text ({type(key).__name__}); {expected}")
-    shown = repr(key[:60])
+    shown = repr(key[:60]) if isinstance(key, str) else f"of type {type(key).__name__}"
+    text = key if isinstance(key, str) else ""
     # Surrogates, which JSON can write and UTF-8 cannot, count as unprintable.
-    if not key.isprintable():
-        raise InputError(f"Key {shown} holds a character that cannot be printed; {expected}")
-    if len(key.encode()) > MAX_KEY_BYTES:
-        raise InputError(f"Key {shown} has {len(key.encode())} bytes; expected at most {MAX_KEY_BYTES}, as S3 allows")
-    if not key.startswith(folder) or key.endswith("/") or {"..", "."} & set(key.split("/")):
-        raise InputError(f"Key {shown} is not that of a file of {job.name}; {expected}")
-    return ControlObject(job, str(bucket), key)
+    is_safe = text.isprintable() and len(text.encode()) <= MAX_KEY_BYTES and not {"..", "."} & set(text.split("/"))
+    if not is_safe or not text.startswith(folder) or text.endswith("/"):
+        raise InputError(
+            f"Key {shown} is not that of a file of {job.name}; expected a printable key of at most {MAX_KEY_BYTES} "
+            f"bytes in {folder}, or none for the usual one"
+        )
+    return ControlObject(job, str(bucket), text)
 
 
 def read_control_file(path: Path) -> dict[str, str]:

@@ -72,14 +72,12 @@ class Decision:
 
 
 def fit_decision(bins: ArrayLike, wallclock_s: ArrayLike, row_of_job: ArrayLike, risk: float = 0.0) -> Decision:
-    """Measure on training jobs how wallclock varies with the needed rung.
+    """Measure on n training jobs how wallclock varies with the needed rung.
 
     Parameters
     ----------
-    bins, wallclock_s : array_like, shape (n,)
-        Needed rung, and wallclock in seconds.
-    row_of_job : array_like of int, shape (n,)
-        Number of each job's feature row, 0 to m - 1.
+    bins, wallclock_s, row_of_job : array_like, shape (n,)
+        Needed rung, wallclock in seconds, and number of the feature row, 0 to m - 1.
     risk : float
         See `Decision`.
     """

@@ -32,20 +32,10 @@ RETRY_S = 10.0
 
 @dataclass(frozen=True)
 class Serving:
-    """The bundle that answers at one moment.
+    """The bundle that answers at one moment, or None for the policy.
 
-    Attributes
-    ----------
-    bundle : Bundle or None
-        None: there is no bundle, and the policy answers.
-    version : str or None
-        Of the bundle.
-    source : str
-        ``registry``; ``cache`` if the registry or the version it names is out of reach; ``policy``.
-    staged : StagedVersion, optional
-        None for the bundle of an image.
-    known : KnownAnswers, optional
-        None without a bundle.
+    ``source`` is ``registry``, ``cache`` if the registry or the version it names is out of reach, or ``policy``;
+    ``staged`` is None for the bundle of an image.
     """
 
     bundle: Bundle | None

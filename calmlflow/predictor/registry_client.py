@@ -112,21 +112,24 @@ def resolve_stage(stage: str, registry_uri: str) -> StagedVersion:
 
 def _ask_http(stage: str, registry_uri: str) -> StagedVersion | None:
     model = quote(settings.BUNDLE_MODEL)
-    versions = None
-    try:
-        path = f"{_REGISTERED}/get-latest-versions?name={model}&stages={quote(stage)}"
-        versions = (get_json(registry_uri, path, ("model_versions",)) or {}).get("model_versions", [])
-    except NoEndpointError:
-        # A server without stages, which MLflow has announced. Without aliases it is not a registry.
-        pass
-    if not versions:
+    versions: list[Any] = []
+    faults: list[NoEndpointError] = []
+    for path in (
+        f"get-latest-versions?name={model}&stages={quote(stage)}",
+        f"alias?name={model}&alias={quote(stage.lower())}",
+    ):
         try:
-            path = f"{_REGISTERED}/alias?name={model}&alias={quote(stage.lower())}"
-            named = get_json(registry_uri, path, ("model_version",))
-            versions = [named.get("model_version")] if named else []
-        except NoEndpointError:
-            if versions is None:
-                raise
+            answer = get_json(registry_uri, f"{_REGISTERED}/{path}", ("model_versions", "model_version")) or {}
+        except NoEndpointError as error:
+            # A server without stages, which MLflow has announced. Without aliases too it is not a registry.
+            faults.append(error)
+            continue
+        alias = [answer["model_version"]] if "model_version" in answer else []
+        versions = answer.get("model_versions") or alias
+        if versions:
+            break
+    if len(faults) == 2:
+        raise faults[0]
     try:
         return StagedVersion(str(versions[0]["version"]), str(versions[0]["source"])) if versions else None
     except (TypeError, KeyError, IndexError):

@@ -36,21 +36,7 @@ def predict_in_run(data: str, output: str, stage: str) -> str:
 
 
 def predict_table(data: str, output: str | Path, stage: str) -> BatchOutcome:
-    """Predict the jobs of a table with the version in a stage; see `Predictor.predict_many`.
-
-    Parameters
-    ----------
-    data : str
-        A table that `Predictor.predict_many` reads, or any source, see `calmlflow.jobs.stores.open.open_source`.
-    output : str or Path
-        A file that `Predictor.predict_many` writes, or the URI of a database, whose table of predictions is filled.
-    stage : str
-
-    Raises
-    ------
-    CalmlflowError
-        The input cannot be read, no row can be answered, or the output cannot be written.
-    """
+    """Predict a table or store with the version in a stage, into a file or the predictions of a database."""
     if is_database(str(output)):
         return _into_store(data, str(output), stage)
     predictor = Predictor(stage)

@@ -59,28 +59,19 @@ def test_another_file_of_the_dataset_may_be_named():
 @pytest.mark.parametrize(
     ("key", "words"),
     [
-        (5, r"Key is no text \(int\)"),
-        (["a"], r"Key is no text \(list\)"),
-        (False, r"Key is no text \(bool\)"),
-        (
-            "elsewhere",
-            "'elsewhere' is not that of a file of jabc03020; expected a key of one file in control/jabc03020/",
+        (5, "Key of type int is not that of a file of jabc03020; expected a printable key"),
+        (["a"], "Key of type list"),
+        ("elsewhere", "Key 'elsewhere' is not that of a file of jabc03020"),
+        *(
+            (key, "is not that of a file of jabc03020; expected .* in control/jabc03020/")
+            for key in (
+                "control/jabc03010/jabc03010_MemModelFeatures.txt", "control/JABC03020/JABC03020_MemModelFeatures.txt",
+                f"/{USUAL}", f"x/{USUAL}", FOLDER, f"{FOLDER}old/", f"{FOLDER}../jabc03010/file", f"{FOLDER}./file",
+                f"{FOLDER}a\nb", f"{FOLDER}\0", f"{FOLDER}\ud800", f"{FOLDER}\u202etxt", f"{FOLDER}{'ü' * 600}",
+            )
         ),
-        ("control/jabc03010/jabc03010_MemModelFeatures.txt", "is not that of a file of jabc03020"),
-        ("control/JABC03020/JABC03020_MemModelFeatures.txt", "is not that of a file"),
-        (f"/{USUAL}", "is not that of a file"),
-        (f"x/{USUAL}", "is not that of a file"),
-        (FOLDER, "is not that of a file"),
-        (f"{FOLDER}old/", "is not that of a file"),
-        (f"{FOLDER}../jabc03010/file", "is not that of a file"),
-        (f"{FOLDER}./file", "is not that of a file"),
-        (f"{FOLDER}a\nb", "cannot be printed"),
-        (f"{FOLDER}\0", "cannot be printed"),
-        (f"{FOLDER}\ud800", "cannot be printed"),
-        (f"{FOLDER}\u202etxt", "cannot be printed"),
-        (f"{FOLDER}{'ü' * 600}", "has 1218 bytes; expected at most 1024"),
     ],
-)
+)  # fmt: skip
 def test_a_key_that_is_not_the_datasets_own_is_refused(key, words):
     with pytest.raises(InputError, match=words) as caught:
         control_object(JOB, BUCKET, key)
