@@ -4,6 +4,7 @@ import ast
 import functools
 import graphlib
 import importlib
+import importlib.metadata
 import os
 import re
 import shlex
@@ -145,6 +146,7 @@ def test_no_module_imports_itself_in_a_circle():
         ("results", {"mlflow", "tensorflow", "keras"}),
         ("predictor", {"tensorflow", "keras"}),
         ("storage", {"mlflow"}),
+        ("cli", {"mlflow"}),
     ],
 )
 def test_what_a_part_never_imports(part, never):
@@ -166,6 +168,17 @@ def test_the_predictor_and_the_help_of_commands_load_nothing_heavy():
     code = f"{imports}; import sys; print(*sorted({HEAVY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("\n", "")
+
+
+def test_every_import_is_declared():
+    pins = {pin.partition("==")[0] for pin in PYPROJECT["project"]["dependencies"]}
+    distributions = importlib.metadata.packages_distributions()
+    undeclared = {
+        name: distributions.get(name, [])
+        for name in set().union(*map(outside_imports, SOURCES))
+        if not pins & {re.sub("[._]", "-", found.lower()) for found in distributions.get(name, [])}
+    }
+    assert not undeclared
 
 
 # -- Nothing is unpickled -------------------------------------------------------------------------------------------
@@ -217,11 +230,20 @@ def test_nothing_is_unpickled():
 
 
 def test_a_file_holds_one_thing_and_is_named_for_it():
-    files = [*SOURCES, *(ROOT / "benchmarks").rglob("*.py")]
+    files = [*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
     long = {name_of(path): lines for path in files if (lines := len(path.read_text().splitlines())) > 600}
     assert not long
     vague = re.compile(r"(^|_)(parts|items|helpers|utils|requests|members|misc|common_\w+)$")
     assert not [name_of(path) for path in files if vague.search(path.stem)]
+
+
+def test_a_module_says_in_one_line_what_it_does():
+    wrong = {}
+    for path in (ROOT / "calmlflow").rglob("*.py"):
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        if not text or "\n" in text or re.match(r"(What|Where|How|When|Who|Whether)\b", text):
+            wrong[name_of(path)] = text.partition("\n")[0]
+    assert not wrong
 
 
 # -- Pins -----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
-"""Upsert finished jobs: newer records win, older ones go to the history, invalid ones to the quarantine.
+"""Upsert finished jobs: newer records win, older ones go to the history, invalid ones to the quarantine."""
 
-Everything may be done twice: a change that was interrupted is repeated as a whole and finds what is there already.
-"""
+# Everything may be done twice: a change that was interrupted is repeated as a whole and finds what is there already.
 
 import time
 from contextlib import closing

@@ -1,7 +1,6 @@
-"""The three architectures, each as a small ensemble: members of that architecture side by side in one model.
+"""The three architectures, each as a small ensemble: members of that architecture side by side in one model."""
 
-What a single network says of rare, large jobs is much a matter of its initial weights; the mean of a few is not.
-"""
+# What a single network says of rare, large jobs is much a matter of its initial weights; the mean of a few is not.
 
 from dataclasses import dataclass
 

@@ -1,7 +1,6 @@
-"""Import TensorFlow and Keras without their notes on CPU instructions and absent GPUs.
+"""Import TensorFlow and Keras without their notes on CPU instructions and absent GPUs."""
 
-Their C++ part writes these straight to file descriptor 2, before it reads any setting.
-"""
+# Their C++ part writes these straight to file descriptor 2, before it reads any setting.
 
 import os
 import sys

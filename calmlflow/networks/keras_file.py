@@ -1,8 +1,7 @@
-"""Load a .keras file from elsewhere: plain layers and weights that lie in the file itself, and nothing else.
+"""Load a .keras file from elsewhere: plain layers and weights that lie in the file itself, and nothing else."""
 
-Keras' safe mode alone has been got around more than once, by what ``config.json`` names and by what HDF5 links to. So
-the file is checked against a short list before Keras sees it, and the network is tried afterwards.
-"""
+# Keras' safe mode alone has been got around more than once, by what ``config.json`` names and by what HDF5 links to. So
+# the file is checked against a short list before Keras sees it, and the network is tried afterwards.
 
 import io
 import json

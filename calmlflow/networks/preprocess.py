@@ -1,7 +1,6 @@
-"""Split jobs in two, deal them to folds, and fit the scaling of the two size features.
+"""Split jobs in two, deal them to folds, and fit the scaling of the two size features."""
 
-scikit-learn's stratified splitters refuse a bin with a single job, which the rarest bin may have; these do not.
-"""
+# scikit-learn's stratified splitters refuse a bin with a single job, which the rarest bin may have; these do not.
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray

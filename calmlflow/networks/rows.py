@@ -1,10 +1,9 @@
-"""Group jobs by their feature row, and deal the rows' jobs to the members of an ensemble.
+"""Group jobs by their feature row, and deal the rows' jobs to the members of an ensemble."""
 
-Two jobs with equal features get equal predictions, so a loss that is a mean over jobs equals the loss over distinct
-rows, weighted by how many jobs share each, with the jobs' class frequencies as soft labels (cross-entropy) or their
-mean as target (squared error, up to a constant that no network can lower). Training then costs what the number of
-*different* jobs costs.
-"""
+# Two jobs with equal features get equal predictions, so a loss that is a mean over jobs equals the loss over distinct
+# rows, weighted by how many jobs share each, with the jobs' class frequencies as soft labels (cross-entropy) or their
+# mean as target (squared error, up to a constant that no network can lower). Training then costs what the number of
+# *different* jobs costs.
 
 from dataclasses import dataclass
 

@@ -1,8 +1,7 @@
-"""Keep bundles on disk: a folder for each version, and for each stage a note of the versions it held last.
+"""Keep bundles on disk: a folder for each version, and for each stage a note of the versions it held last."""
 
-Many processes share the cache. A version appears whole, by one rename; a damaged one is fetched again; one process at a
-time fetches while the others wait. A disk that is full or read-only costs the cache, not the answer.
-"""
+# Many processes share the cache. A version appears whole, by one rename; a damaged one is fetched again; one process at
+# a time fetches while the others wait. A disk that is full or read-only costs the cache, not the answer.
 
 import contextlib
 import hashlib

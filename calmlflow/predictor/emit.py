@@ -1,8 +1,7 @@
-"""Keep every prediction in the job record's columns, for comparison with the finished job.
+"""Keep every prediction in the job record's columns, for comparison with the finished job."""
 
-An emitter is called with one record after each answer, in the process that answers. It may raise: the caller logs a
-warning and gives the answer all the same.
-"""
+# An emitter is called with one record after each answer, in the process that answers. It may raise: the caller logs a
+# warning and gives the answer all the same.
 
 import secrets
 import time

@@ -1,7 +1,6 @@
-"""Ask the model registry by plain HTTP which version a stage holds, and fetch its files, without importing MLflow.
+"""Ask the model registry by plain HTTP which version a stage holds, and fetch its files, without importing MLflow."""
 
-MLflow is imported only if the registry is not an HTTP server, or the server cannot read its artifact store.
-"""
+# MLflow is imported only if the registry is not an HTTP server, or the server cannot read its artifact store.
 
 import base64
 import hashlib

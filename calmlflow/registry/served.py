@@ -1,8 +1,7 @@
-"""Serve a network or a bundle as MLflow's pyfunc model; MLflow runs this file when it loads one ("models from code").
+"""Serve a network or a bundle as MLflow's pyfunc model, from code: MLflow runs this file when it loads one."""
 
-Needs numpy, pandas and onnxruntime, and of the project what `calmlflow.predictor.answers` loads. The keys of the answer
-follow from the networks among the artifacts.
-"""
+# Needs numpy, pandas and onnxruntime, and of the project what `calmlflow.predictor.answers` loads. The keys of the
+# answer follow from the networks among the artifacts.
 
 from pathlib import Path
 from typing import Any

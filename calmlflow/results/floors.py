@@ -1,7 +1,7 @@
-"""Compute the best scores that any function of the nine features could reach on given jobs.
+"""Compute the best scores that any function of the nine features could reach on given jobs."""
 
-Jobs with the same nine numbers differ, and no network can tell them apart. A score at its floor is noise, not a fault.
-"""
+# Jobs with the same nine numbers differ, and no network can tell them apart. A score at its floor is noise, not a
+# fault.
 
 import numpy as np
 import pandas as pd

@@ -1,1 +1,1 @@
-"""What each MLproject entry point does, one module each."""
+"""Entry points of MLproject as MLflow runs, one module each."""

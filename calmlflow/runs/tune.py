@@ -1,8 +1,7 @@
-"""Search for hyper-parameters by cross-validation on training jobs; the same command resumes an interrupted search.
+"""Search for hyper-parameters by cross-validation on training jobs; the same command resumes an interrupted search."""
 
-The jobs that a training with the same seed holds out (a fifth) are never looked at. Trials live in ``study.db`` in the
-output folder: Optuna's own storage, whose heartbeat shows which trials are still at work.
-"""
+# The jobs that a training with the same seed holds out (a fifth) are never looked at. Trials live in ``study.db`` in
+# the output folder: Optuna's own storage, whose heartbeat shows which trials are still at work.
 
 import json
 import warnings

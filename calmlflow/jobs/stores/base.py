@@ -1,8 +1,7 @@
-"""Tables of a store of job records, and the operations that every store has.
+"""Tables of a store of job records, and the operations that every store has."""
 
-A store keeps five tables and no rules: `calmlflow.jobs.upsert` decides which record wins, what goes to the history and
-what to the quarantine, for all stores.
-"""
+# A store keeps five tables and no rules: `calmlflow.jobs.upsert` decides which record wins, what goes to the history
+# and what to the quarantine, for all stores.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager

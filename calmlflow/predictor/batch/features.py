@@ -1,8 +1,7 @@
-"""Compute the features of many jobs by columns, with the rules of `calmlflow.hst` for one job.
+"""Compute the features of many jobs by columns, with the rules of `calmlflow.hst` for one job."""
 
-Each different value of a column goes through the rule once. A row that is not plainly right goes through the strict
-rules for one job, which accept it or give the reason, in the same words as everywhere.
-"""
+# Each different value of a column goes through the rule once. A row that is not plainly right goes through the strict
+# rules for one job, which accept it or give the reason, in the same words as everywhere.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
