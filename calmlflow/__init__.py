@@ -4,10 +4,10 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "check_signature", "load_results"]
+__all__ = ["__version__", "load_results"]
 
 # Imported when first asked for, so that `import calmlflow` costs nothing and the predictor stays free of pandas.
-_LATE = {"check_signature": "calmlflow.registry.notify", "load_results": "calmlflow.registry.load"}
+_LATE = {"load_results": "calmlflow.registry.load"}
 
 
 def __getattr__(name: str) -> Any:

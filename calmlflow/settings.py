@@ -150,16 +150,6 @@ def jobs_uri() -> str:
     return os.environ.get("CALMLFLOW_JOBS") or f"sqlite:///{home().absolute() / 'jobs.db'}"
 
 
-def notify_url() -> str:
-    """URL that is told of promotions and rollbacks: ``CALMLFLOW_NOTIFY_URL``, default none."""
-    return os.environ.get("CALMLFLOW_NOTIFY_URL", "")
-
-
-def notify_secret() -> str:
-    """What such messages are signed with: ``CALMLFLOW_NOTIFY_SECRET``."""
-    return os.environ.get("CALMLFLOW_NOTIFY_SECRET", "")
-
-
 # -- Passwords ------------------------------------------------------------------------------------------------------
 
 _SECRET_KEYS = re.compile(r"(?i)pass(word|wd)|pwd|secret|token|signature|credential|api_?key")

@@ -2,16 +2,39 @@
 
 import json
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
 from calmlflow import settings
 from calmlflow.console import say
+from calmlflow.errors import InputError
+from calmlflow.registry.overview import Entry, by_stage, problems, read_models
+from calmlflow.registry.versions import State, read_state
+from calmlflow.results.scores import SCORES
 
 SHOWN = 5
 """Versions of a stage in the table, without --all."""
+
+WIDE = 160
+"""Characters that the table needs. Squeezed into less, its columns hold nothing that can be read."""
+
+COLUMNS = {
+    "accuracy": ("mem_bin", "accuracy"),
+    "excess cost": ("mem_bin", "excess_cost"),
+    "memory RMSE": ("memory", "rmse"),
+    "wallclock RMSE": ("wallclock", "rmse"),
+    "in time": ("wallclock", "kill_time_coverage"),
+}
+"""Heading -> target and score."""
 
 
 def promote(
@@ -44,7 +67,6 @@ def rollback(
         int | None, typer.Option(metavar="VERSION", help="A version that was in Production; default: the one before.")
     ] = None,
     model: Annotated[str, typer.Option(help="Registered model.")] = settings.BUNDLE_MODEL,
-    notify: Annotated[str, typer.Option(metavar="URL", help="URL that is told; default CALMLFLOW_NOTIFY_URL.")] = "",
 ) -> None:
     """Put an earlier version back into Production.
 
@@ -54,8 +76,9 @@ def rollback(
     from calmlflow.registry.tracking import connect
     from calmlflow.runs.promote import roll_back_to
 
-    connect()
-    say(roll_back_to(to, reason, model, notify))
+    # The way back must not depend on the tracking server.
+    connect(settings.registry_uri())
+    say(roll_back_to(to, reason, model))
 
 
 def stages(
@@ -63,7 +86,8 @@ def stages(
     every: Annotated[bool, typer.Option("--all", help="Show every version, not the newest five of a stage.")] = False,
     history: Annotated[bool, typer.Option("--history", help="Show who moved which version, when and why.")] = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Finish a move that was cut short, and mend stages and aliases, first.")
+        bool,
+        typer.Option("--repair", help="First record moves that the history lacks, and mend aliases."),
     ] = False,
     model: Annotated[
         str, typer.Option(help="Registered model of --history, and one more for --repair.")
@@ -71,30 +95,27 @@ def stages(
 ) -> None:
     """Show versions, stages, scores, age and gate.
 
-    Scores are of each version's own held-out jobs; `calmlflow diff A B` sets two side by side.
+    Scores are of each version's own held-out jobs; `calmlflow diff A B` shows two side by side. Exit status 1 if a
+    version was moved without the gate, or a move was cut short.
     """
-    # Heavy, and not needed for --help.
-    from mlflow import MlflowClient
-    from rich.console import Console
-
-    from calmlflow.cli.versions_table import show_versions
-    from calmlflow.registry.overview import overview
-    from calmlflow.registry.tracking import connect
-
-    connect()
-    client = MlflowClient()
     if repair:
-        _repair(client, model)
+        _repair(model)
     if history:
-        _show_history(client, model, as_json)
+        _show_history(read_state(model), as_json)
         return
-    found = overview(client)
+    models = read_models()
+    found = {name: by_stage(state) for name, state in models.items()}
     if as_json:
         print(json.dumps(found))
-        return
-    # Lines that go elsewhere than to a terminal are long, so that a version stays on one.
-    show_versions(found, None if every else SHOWN, Console(highlight=False, width=None if sys.stdout.isatty() else 200))
-    _warn_of_open(client, [name for name, by_stage in found.items() if by_stage])
+    else:
+        # Lines that go elsewhere than to a terminal are long, so that a version stays on one.
+        width = None if sys.stdout.isatty() else 200
+        show_versions(found, None if every else SHOWN, Console(highlight=False, width=width))
+    wrong = [sentence for state in models.values() for sentence in problems(state)]
+    for sentence in wrong:
+        say(f"warning: {sentence}; `calmlflow stages --repair` records it")
+    if wrong:
+        sys.exit(1)
 
 
 def diff(
@@ -117,51 +138,131 @@ def diff(
     print(json.dumps(difference.as_dict()) if as_json else as_text(difference))
 
 
-def _repair(client: Any, model: str) -> None:
-    from calmlflow.errors import InputError
-    from calmlflow.registry.moves import repair
+def _repair(model: str) -> None:
+    from calmlflow.registry.promote import repair
+    from calmlflow.registry.tracking import connect
 
+    connect(settings.registry_uri())
     mended = []
     for name in dict.fromkeys((settings.BUNDLE_MODEL, *settings.NETWORK_MODELS.values(), model)):
-        try:
-            mended += repair(client, name)
-        except InputError:
-            # Nothing of that name has been registered yet.
-            continue
+        # Perhaps nothing of that name has been registered yet.
+        with suppress(InputError):
+            mended += repair(name)
     for sentence in mended or ["nothing to repair"]:
         say(sentence)
 
 
-def _show_history(client: Any, model: str, as_json: bool) -> None:
-    from calmlflow.registry.versions import read_state
-
-    events = read_state(client, model).events
+def _show_history(state: State, as_json: bool) -> None:
     if as_json:
-        print(json.dumps([asdict(event) | {"checks": [check._asdict() for check in event.checks]} for event in events]))
+        print(json.dumps([asdict(event) for event in state.events]))
         return
-    for event in events:
+    for event in state.events:
         before = f", in place of {event.before}" if event.before is not None else ""
-        how = f"forced {event.action}" if event.forced else event.action
-        cut_short = " - cut short: finish it with calmlflow stages --repair" if event.is_open else ""
-        print(f"{event.at}  version {event.version} to {event.stage}{before}: {how} by {event.who}{cut_short}")
+        action = "moved without the gate, recorded" if event.action == "outside" else event.action
+        how = f"forced {action}" if event.forced else action
+        print(f"{event.at}  version {event.version} to {event.stage}{before}: {how} by {event.who}")
         if event.reason:
             print(f"    {event.reason}")
-        failed = [
-            f"{check.name} {check.figure} (expected {check.expected})" for check in event.checks if not check.passed
-        ]
-        if event.checks:
-            told = f"    {len(event.checks) - len(failed)} of {len(event.checks)} checks passed, run {event.run_id}"
-            print(told + "".join(f"\n    failed: {check}" for check in failed))
-    if not events:
-        say(f"no version of {model} was moved yet")
+        if event.run_id:
+            print(f"    gate: run {event.run_id}")
+        for check in event.failed:
+            print(f"    failed: {check}")
+    if not state.events:
+        say(f"no version of {state.model} was moved yet")
 
 
-def _warn_of_open(client: Any, models: list[str]) -> None:
-    from calmlflow.registry.versions import read_state
+# -- Versions as a table --------------------------------------------------------------------------------------------
 
-    for model in models:
-        for event in read_state(client, model).open_events():
-            say(
-                f"warning: the {event.action} of version {event.version} of {model} to {event.stage} was cut short; "
-                "finish it with `calmlflow stages --repair`"
-            )
+
+def show_versions(found: Mapping[str, Mapping[str, Sequence[Entry]]], most: int | None, console: Console) -> None:
+    """Print versions by model and stage, at most so many of each stage; as paragraphs where a table has no room."""
+    entries = [
+        (model, stage, entry)
+        for model, stages_of in found.items()
+        for stage, versions in stages_of.items()
+        for entry in versions[:most]
+    ]
+    if console.width >= WIDE and entries:
+        console.print(_table(entries))
+    elif entries:
+        for line in _paragraphs(entries):
+            console.print(line)
+    for model, stages_of in found.items():
+        if not stages_of:
+            console.print(f"{model}: no versions yet")
+    more = [
+        f"{len(versions) - most} more of {model} in {stage}"
+        for model, stages_of in found.items()
+        for stage, versions in stages_of.items()
+        if most is not None and len(versions) > most
+    ]
+    if more:
+        console.print(_text(f"and {', '.join(more)}: --all shows them"))
+
+
+def _table(entries: Sequence[tuple[str, str, Entry]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading in ("model", "stage"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("version", overflow="fold")
+    for heading in COLUMNS:
+        # A unit may stand alone in the heading, never in a cell.
+        table.add_column(heading, justify="right", min_width=9)
+    table.add_column("trained on", overflow="fold")
+    for heading in ("age", "gate"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("served by", overflow="fold")
+    for number, (model, stage, entry) in enumerate(entries):
+        scores = _scores(entry)
+        cells = [model, stage, _name(entry), *(scores.get(heading, "") for heading in COLUMNS), _jobs(entry)]
+        cells += [f"{entry['age_days']:.0f} d", entry["gate"] or "", _served(entry)]
+        is_last = [name for name, _, _ in entries[number + 1 : number + 2]] != [model]
+        table.add_row(*map(_text, cells), end_section=is_last)
+    return table
+
+
+def _paragraphs(entries: Sequence[tuple[str, str, Entry]]) -> Iterator[Text | Padding]:
+    shown = None
+    for model, stage, entry in entries:
+        if model != shown:
+            yield Text(model, style="bold")
+            shown = model
+        gate = f"gate {entry['gate']}" if entry["gate"] else ""
+        lines = (
+            ", ".join(filter(None, [f"{stage} {_name(entry)}", f"{entry['age_days']:.0f} d old", gate])),
+            ", ".join(f"{heading} {text}" for heading, text in _scores(entry).items()),
+            _jobs(entry),
+            _served(entry),
+        )
+        for indent, line in zip((2, 6, 6, 6), lines, strict=True):
+            if line:
+                yield Padding(_text(line), (0, 0, 0, indent))
+
+
+def _name(entry: Entry) -> str:
+    state = "" if entry["status"] == "READY" else f" ({entry['status']})"
+    return f"{entry['version']}{state}" + "".join(f" @{alias}" for alias in entry["aliases"])
+
+
+def _scores(entry: Entry) -> dict[str, str]:
+    return {
+        heading: SCORES[target][name].text(entry["scores"][target][name])
+        for heading, (target, name) in COLUMNS.items()
+        if name in entry["scores"].get(target, {})
+    }
+
+
+def _jobs(entry: Entry) -> str:
+    count = f"{entry['jobs']:,} jobs to {entry['newest_job'] or '?'}" if entry["jobs"] else ""
+    return f"{entry['data'] or ''} {count}".strip()
+
+
+def _served(entry: Entry) -> str:
+    # By its number alone every version is served.
+    by_name = "" if entry["uri"].endswith(f"/{entry['version']}") else entry["uri"]
+    return ", ".join(filter(None, [by_name, "cached here" if entry["cached_here"] else ""]))
+
+
+def _text(text: str) -> Text:
+    """Text from the registry is shown, not obeyed: neither as markup nor by the terminal."""
+    return Text("".join(letter if letter.isprintable() else " " for letter in text))

@@ -232,13 +232,16 @@ def _download(staged: StagedVersion, registry_uri: str, name: str) -> dict[str, 
 # -- HTTP -------------------------------------------------------------------------------------------------------------
 
 
-def get_json(registry_uri: str, path: str, keys: Container[str]) -> dict[str, Any] | None:
+def get_json(
+    registry_uri: str, path: str, keys: Container[str], timeout_s: float | None = None
+) -> dict[str, Any] | None:
     """Send one GET request; None if MLflow knows no such model, stage or alias.
 
-    The answer may hold ``keys`` only: other JSON does not come from a registry.
+    The answer may hold ``keys`` only: other JSON does not come from a registry. ``timeout_s`` is by default that of
+    `calmlflow.settings.timeout_s`.
     """
     shown = hide_password(registry_uri)
-    status, body = _request(registry_uri, path, settings.timeout_s())
+    status, body = _request(registry_uri, path, timeout_s or settings.timeout_s())
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,13 +1,12 @@
-"""Fresh networks and the champion's others become one bundle, each with the tables of its own training."""
+"""Complete a bundle: add the networks that a training lacks from the champion's."""
 
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlflow import MlflowClient
-
 from calmlflow.predictor.bundle import TABLE_OF_NETWORK, Bundle
 from calmlflow.predictor.manifest import OWN_TABLES, read_files, read_manifest, table_of, write_manifest
+from calmlflow.registry.versions import find_version
 from calmlflow.settings import BUNDLE_MODEL, NETWORKS
 
 
@@ -64,6 +63,6 @@ def assemble(models: Path, champion: Path) -> Bundle:
 
 def runs_of_version(version: str, networks: Sequence[str]) -> dict[str, str]:
     """Network -> id of the run that trained it, of a registered version of the bundle, where it is known."""
-    found = MlflowClient().get_model_version(BUNDLE_MODEL, version)
+    found = find_version(version, BUNDLE_MODEL)
     runs = {network: found.tags.get(f"run.{network}") or found.run_id for network in networks}
     return {network: run for network, run in runs.items() if run}

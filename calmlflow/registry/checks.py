@@ -1,41 +1,116 @@
-"""Is a version whole, does it answer as its networks were trained to, and can MLflow serve it?"""
+"""Check the files, the networks and the serving of a version."""
 
 import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import mlflow
 import numpy as np
 from mlflow.models import Model
-from mlflow.types import ColSpec, Schema
 from numpy.typing import NDArray
 
+from calmlflow import settings
+from calmlflow.console import say
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.features import job_features
 from calmlflow.hst.scaling import Scaling
 from calmlflow.predictor.answers import as_answers
-from calmlflow.predictor.bundle import ANSWER_KEYS, Bundle
+from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.manifest import MANIFEST, read_manifest
-from calmlflow.registry import serving_check
-from calmlflow.registry.package import EXAMPLE, INPUTS, OUTPUTS
+from calmlflow.predictor.registry_client import RegistryUnavailableError, check_reachable
+from calmlflow.registry.package import EXAMPLE, INPUTS, model_digest, outputs_of
+from calmlflow.registry.versions import Version
 
 SERVING_TIMEOUT_S = 180
 
+# Run in a process of its own: so the version's own code is what runs, and whatever it does to a process it does not do
+# to this one.
+SERVE = """
+import json, sys
+import mlflow, numpy
 
-def download_version(model: str, version: str, folder: Path) -> Path:
-    """Fetch all files of a version afresh, past every cache; a CalmlflowError where they cannot be had."""
-    uri = f"models:/{model}/{version}"
+model = mlflow.pyfunc.load_model(sys.argv[1])
+if model.input_example is None:
+    sys.exit("it has no input example")
+answers = model.predict(model.input_example).to_dict("list")
+print(json.dumps(answers, default=lambda value: numpy.asarray(value).tolist()))
+"""
+
+
+class Check(NamedTuple):
+    """One check of the gate: its name, whether it passed, what was found, and what was expected."""
+
+    name: str
+    passed: bool
+    figure: str
+    expected: str
+
+
+def guarded(name: str, expected: str, check: Callable[[], str]) -> Check:
+    """Make a check that raises where it fails, and else gives what it found."""
     try:
-        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+        return Check(name, True, check(), expected)
+    except CalmlflowError as error:
+        return Check(name, False, str(error), expected)
+    except Exception as error:
+        # A version that was tampered with may break whatever reads it, in any way.
+        return Check(name, False, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}", expected)
+
+
+# -- Files ----------------------------------------------------------------------------------------------------------
+
+
+def download_version(version: Version, folder: Path) -> Path:
+    """Fetch all files of a version, past every cache; a CalmlflowError where they cannot be had."""
+    server = settings.tracking_uri()
+    try:
+        check_reachable(server)
+    except RegistryUnavailableError:
+        # MLflow would try for minutes. The registry's own server hands out artifacts too.
+        server = settings.registry_uri()
+    try:
+        uri = f"models:/{version.model}/{version.number}"
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=server))
     except Exception as error:
         # Whatever stands between here and the artifact store (MLflow, requests, boto3) raises its own kind.
-        raise CalmlflowError(
-            f"version {version} of {model} cannot be downloaded ({type(error).__name__}); expected its artifacts"
-        ) from None
+        raise CalmlflowError(f"{version} cannot be downloaded ({type(error).__name__}); expected its files") from error
+
+
+def check_digest(version: Version, folder: Path) -> None:
+    """Compare the files of a version with the digest in the registry; an InputError where they do not match."""
+    recorded = version.tags.get("model_sha256")
+    if recorded is None:
+        raise InputError(f"{version} has no tag model_sha256; expected the SHA-256 of its files")
+    if not any(path.is_file() for path in folder.rglob("MLmodel")):
+        raise InputError(f"the files of {version} are gone; expected those that were registered")
+    if (found := model_digest(folder)) != recorded:
+        raise InputError(
+            f"the files of {version} have the SHA-256 {found[:12]}...; expected {recorded[:12]}... as registered"
+        )
+
+
+def check_files(version: Version) -> None:
+    """See that the files of a version are there and match their digest; only a warning where nobody can tell.
+
+    Raises
+    ------
+    InputError
+        They are gone, or others.
+    """
+    with tempfile.TemporaryDirectory(prefix="calmlflow-") as temporary:
+        try:
+            folder = download_version(version, Path(temporary))
+        except CalmlflowError as error:
+            say(f"warning: the files of {version} are not checked: {error}")
+        else:
+            check_digest(version, folder)
 
 
 def bundle_folder(model_folder: Path, name: str) -> Path:
@@ -63,12 +138,9 @@ def check_whole(bundle: Path, recorded_sha256: str | None, expected: Sequence[st
         Names the file that is missing, changed, or not listed.
     """
     digest = hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()
-    if recorded_sha256 is None:
-        raise InputError("the version has no tag bundle_sha256; expected the SHA-256 of its bundle.json")
     if digest != recorded_sha256:
-        raise InputError(
-            f"{MANIFEST} has the SHA-256 {digest[:12]}...; expected {recorded_sha256[:12]}... as registered"
-        )
+        recorded = f"{recorded_sha256[:12]}..." if recorded_sha256 else "a tag bundle_sha256"
+        raise InputError(f"{MANIFEST} has the SHA-256 {digest[:12]}...; expected {recorded} as registered")
     manifest = read_manifest(bundle)
     found = manifest["networks"]
     if not found or (expected is not None and set(found) != set(expected)):
@@ -78,7 +150,7 @@ def check_whole(bundle: Path, recorded_sha256: str | None, expected: Sequence[st
     files = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()} - {MANIFEST}
     if surplus := sorted(files - set(manifest["sha256"])):
         raise InputError(f"{surplus[0]} is not listed in {MANIFEST}; expected only files that are")
-    for network in manifest["networks"]:
+    for network in found:
         for part in (f"{network}/{network}.keras", f"{network}/{network}.onnx"):
             if part not in manifest["sha256"]:
                 raise InputError(f"{part} is not listed in {MANIFEST}; expected every network in both forms")
@@ -87,15 +159,29 @@ def check_whole(bundle: Path, recorded_sha256: str | None, expected: Sequence[st
     return f"{len(files)} files match their SHA-256"
 
 
+# -- Networks -------------------------------------------------------------------------------------------------------
+
+
+def check_onnx(bundle: Path, networks: Sequence[str], features: NDArray[np.float64]) -> list[Check]:
+    """Compare the answers of each network in ONNX and in Keras, over jobs of raw features (n, 9).
+
+    Imports TensorFlow, which takes seconds: to be called in a process beside.
+    """
+
+    def difference(network: str) -> str:
+        return f"differs by {onnx_difference(bundle, network, features):.1g}"
+
+    return [guarded(f"onnx.{network}", "as Keras answers", partial(difference, network)) for network in networks]
+
+
 def onnx_difference(bundle: Path, network: str, features: NDArray[np.float64]) -> float:
-    """Largest relative difference between the Keras and the ONNX network, over jobs of raw features (n, 9).
+    """Largest relative difference between the Keras and the ONNX network.
 
     Raises
     ------
     CalmlflowError
         It is too large, or the Keras file cannot be loaded safely.
     """
-    # TensorFlow takes seconds to import.
     from calmlflow.networks.keras_file import load_network
     from calmlflow.networks.onnx import check_agreement
 
@@ -103,6 +189,9 @@ def onnx_difference(bundle: Path, network: str, features: NDArray[np.float64]) -
     scaling = Scaling.from_json((own if own.exists() else bundle / "tx_data.json").read_bytes())
     keras_network = load_network(bundle / network / f"{network}.keras", network)
     return check_agreement(keras_network, bundle / network / f"{network}.onnx", scaling.apply(features))
+
+
+# -- Serving --------------------------------------------------------------------------------------------------------
 
 
 def check_serving(model_folder: Path, bundle: Path, networks: Sequence[str]) -> str:
@@ -114,10 +203,9 @@ def check_serving(model_folder: Path, bundle: Path, networks: Sequence[str]) -> 
         Says what is not as it must be.
     """
     signature = Model.load(str(model_folder)).signature
-    outputs = Schema([ColSpec(OUTPUTS[key], key) for network in networks for key in ANSWER_KEYS[network]])
     for side, found, expected in (
         ("inputs", signature and signature.inputs, INPUTS),
-        ("outputs", signature and signature.outputs, outputs),
+        ("outputs", signature and signature.outputs, outputs_of(networks)),
     ):
         if found is None or found.to_dict() != expected.to_dict():
             names = "none" if found is None else ", ".join(map(str, found.input_names() or ["unnamed"]))
@@ -144,15 +232,15 @@ def _served_answers(model_folder: Path) -> object:
     try:
         done = subprocess.run(
             # Isolated: without what the environment or the folder would put on Python's path.
-            [sys.executable, "-I", serving_check.__file__, str(model_folder)],
+            [sys.executable, "-I", "-c", SERVE, str(model_folder)],
             env={**kept, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_TRACKING_URI": "sqlite://"},
             cwd=model_folder,
             capture_output=True,
             text=True,
             timeout=SERVING_TIMEOUT_S,
         )
-    except subprocess.TimeoutExpired:
-        raise InputError(f"mlflow.pyfunc did not answer in {SERVING_TIMEOUT_S} s; expected the example's") from None
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"mlflow.pyfunc did not answer in {SERVING_TIMEOUT_S} s; expected the example's") from error
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
         reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]

@@ -1,6 +1,5 @@
-"""What tells two versions apart: parameters, scores, data, files."""
+"""Compare two versions: parameters, scores, data, gate and files."""
 
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -10,14 +9,13 @@ from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor.manifest import MANIFEST, read_manifest
-from calmlflow.registry.lineage import HEADLINES
-from calmlflow.registry.versions import explained, read_state
-from calmlflow.settings import NETWORKS, STAGES, parse_stage
+from calmlflow.registry.versions import Version, find_version
+from calmlflow.results.scores import SCORES, headlines
+from calmlflow.settings import NETWORKS
 
 Pair = tuple[str | None, str | None]
 
@@ -86,7 +84,7 @@ def compare_versions(a: str, b: str, model: str) -> Difference:
         The registry cannot be asked.
     """
     client = MlflowClient()
-    left, right = (_side(client, _find(client, text, model)) for text in (a, b))
+    left, right = (_side(client, find_version(text, model)) for text in (a, b))
     files = {}
     for path in sorted({*left.files, *right.files}):
         digests = left.files.get(path), right.files.get(path)
@@ -111,33 +109,7 @@ def _pairs(left: Mapping[str, str], right: Mapping[str, str], differing: bool = 
     return {name: pair for name, pair in pairs.items() if not differing or pair[0] != pair[1]}
 
 
-def _find(client: MlflowClient, text: str, model: str) -> ModelVersion:
-    expected = f"a number, {', '.join(STAGES[1:])}, @ALIAS, or models:/NAME/ and one of these"
-    name, which = model, text
-    if uri := re.fullmatch(r"models:/+([^/@]+)(?:/([^/@]+)|(@[^/@]+))", text):
-        name, which = uri[1], uri[2] or uri[3]
-    try:
-        if which.startswith("@") and len(which) > 1:
-            return client.get_model_version_by_alias(name, which[1:])
-        if which.isascii() and which.isdecimal():
-            return client.get_model_version(name, which)
-        if which.lower() not in {stage.lower() for stage in STAGES[1:]}:
-            raise InputError(f"version {text!r} does not exist; expected {expected}")
-        stage = parse_stage(which)
-        state = read_state(client, name)
-        # A registry without stages has the aliases of the same names.
-        holder = state.held_by(stage) or state.aliases.get(stage.lower())
-        if holder is None:
-            raise InputError(f"no version of {name} is in {stage}; expected one to compare")
-        return client.get_model_version(name, str(holder))
-    except MlflowException as error:
-        # MLflow says INVALID_PARAMETER_VALUE for an unknown alias.
-        if error.error_code == "INVALID_PARAMETER_VALUE":
-            raise InputError(f"version {which} of {name} does not exist in the registry; expected {expected}") from None
-        raise explained(error, f"version {which} of {name}") from None
-
-
-def _side(client: MlflowClient, version: ModelVersion) -> Side:
+def _side(client: MlflowClient, version: Version) -> Side:
     tags = dict(version.tags)
     params: dict[str, str] = {}
     metrics: dict[str, float] = {}
@@ -161,7 +133,7 @@ def _side(client: MlflowClient, version: ModelVersion) -> Side:
     scores = {name.removeprefix("score."): value for name, value in tags.items() if name.startswith("score.")}
     if not scores:
         # A version from before there were tags.
-        of_run = {f"{target}.{name}": f"test_{target}_{name}" for target, names in HEADLINES.items() for name in names}
+        of_run = {f"{target}.{name}": f"test_{target}_{name}" for target in SCORES for name in headlines(target)}
         scores = {name: f"{metrics[metric]:.6g}" for name, metric in of_run.items() if metric in metrics}
     data = {name: tags[name] for name in ("data", "jobs") if name in tags} | digests
     newest = tags.get("newest_job", "")
@@ -173,8 +145,8 @@ def _side(client: MlflowClient, version: ModelVersion) -> Side:
         files = {}
         problems.append(str(error))
     return Side(
-        version.name,
-        int(version.version),
+        version.model,
+        version.number,
         params,
         scores,
         data,
@@ -184,20 +156,19 @@ def _side(client: MlflowClient, version: ModelVersion) -> Side:
     )
 
 
-def _bundle_files(version: ModelVersion) -> dict[str, str]:
+def _bundle_files(version: Version) -> dict[str, str]:
     """File -> SHA-256, from the manifest alone."""
-    name = f"version {version.version} of {version.name}"
-    uri = f"models:/{version.name}/{version.version}/artifacts/bundle/{MANIFEST}"
+    uri = f"models:/{version.model}/{version.number}/artifacts/bundle/{MANIFEST}"
     with tempfile.TemporaryDirectory(prefix="calmlflow-") as folder:
         try:
             found = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
         except Exception as error:
             # Whatever stands between here and the artifact store (MLflow, requests, boto3) raises its own kind.
-            raise CalmlflowError(f"{MANIFEST} of {name} cannot be read ({type(error).__name__})") from None
+            raise CalmlflowError(f"{MANIFEST} of {version} cannot be read ({type(error).__name__})") from error
         try:
             return dict(read_manifest(found.parent)["sha256"])
         except InputError as error:
-            raise CalmlflowError(str(error).replace(folder, name)) from None
+            raise CalmlflowError(str(error).replace(folder, str(version))) from error
 
 
 def as_text(difference: Difference) -> str:

@@ -1,43 +1,46 @@
-"""The gate: what a version must show before it may go to a stage.
+"""Judge a version before it may go to a stage.
 
-For Staging the version itself is looked at: its files, its networks, its serving, its training jobs, its scores against
-the limits. For Production it is also held against the champion, on the same jobs.
+For Staging the version itself is checked: its files, its networks, its serving, its training jobs, its scores against
+the limits. For Production it is also compared with the champion, on the same jobs.
 """
 
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
 
 from calmlflow.errors import CalmlflowError
 from calmlflow.hst.features import FEATURES
 from calmlflow.predictor.bundle import Bundle, Predictions
 from calmlflow.predictor.manifest import read_manifest
-from calmlflow.registry.checks import bundle_folder, check_serving, check_whole, download_version, onnx_difference
+from calmlflow.registry.checks import (
+    Check,
+    bundle_folder,
+    check_digest,
+    check_onnx,
+    check_serving,
+    check_whole,
+    download_version,
+    guarded,
+)
 from calmlflow.registry.held_out import Jobs, judged_jobs, new_to
-from calmlflow.registry.history import Check
-from calmlflow.registry.limits import COMPARED, Limits
+from calmlflow.registry.limits import Limits
+from calmlflow.registry.versions import Version
 from calmlflow.results.comparison import BinAnswers, Comparison, ValueAnswers, compare_bins, compare_values
-from calmlflow.results.scores import PREDICTED, score_predictions
-from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS
+from calmlflow.results.scores import PREDICTED, SCORES, headlines, score_predictions
+from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS
 
 NETWORKS_OF_MODEL = {BUNDLE_MODEL: NETWORKS} | {model: (network,) for network, model in NETWORK_MODELS.items()}
 """What a version of each registered model must hold; of others, what their champion holds."""
 
-LOWER_IS_BETTER = ("excess_cost", "rmse", "mae", "kill_time_reserved")
-
-RELATIVE = ("rmse", "mae", "kill_time_reserved")
-"""Scores whose margin is a share of the champion's score."""
-
-FEWEST_JOBS = 5
-"""A score of fewer jobs, as the recall of a rare bin may be, has no interval that says anything: any job would do."""
+STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ class Verdict:
         ``difference_high_...``, the bounds of its 95 % bootstrap interval.
     """
 
-    checks: tuple[Check, ...]
-    metrics: dict[str, float]
+    checks: tuple[Check, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def failed(self) -> list[Check]:
@@ -63,9 +66,8 @@ class Verdict:
 
 
 def judge(
-    client: MlflowClient,
-    challenger: ModelVersion,
-    champion: ModelVersion | None,
+    challenger: Version,
+    champion: Version | None,
     limits: Limits,
     data: str | None,
     on_step: Callable[[int, str], None],
@@ -74,49 +76,52 @@ def judge(
 
     Parameters
     ----------
-    client : MlflowClient
-    challenger, champion : ModelVersion
+    challenger, champion : Version
         Without a champion nothing is compared.
     limits : Limits
     data : str, optional
         Jobs to judge by that are newer than those of both trainings. Default: the challenger's held-out jobs.
     on_step : callable
-        Told the number of steps done, and what comes next.
+        Told the number of steps done, of `STEPS`, and what comes next.
 
     Raises
     ------
     InputError
         ``data`` cannot be read, or holds too few newer jobs.
     """
-    metrics: dict[str, float] = {}
     on_step(0, "reading jobs")
-    jobs = judged_jobs(client, challenger, champion, data)
+    jobs = judged_jobs(challenger, champion, data)
     checks = list(_data_checks(jobs, limits))
     with tempfile.TemporaryDirectory(prefix="calmlflow-gate-") as temporary:
         on_step(1, "fetching the version")
         whole, files = _fetched(challenger, Path(temporary) / "challenger")
         checks.append(whole)
         if files is None or jobs.scored is None:
-            return Verdict(tuple(checks), metrics)
-        features = jobs.scored[list(FEATURES)].to_numpy(dtype=float)
+            return Verdict(tuple(checks))
+        features = _features_of(jobs.scored)
         networks = read_manifest(files.bundle)["networks"]
-        for step, network in enumerate(networks, start=2):
-            on_step(step, f"comparing {network} in ONNX and Keras")
-            checks.append(_onnx_check(files.bundle, network, features))
-        on_step(5, "serving")
-        checks.append(_guarded("serving", "works", lambda: check_serving(files.model, files.bundle, networks)))
-        on_step(6, "scoring")
-        answers = Bundle.load(files.bundle).predict(features)
-        if not all(np.isfinite(column).all() for column in answers.values()):
-            checks.append(Check("answers", False, "some are not finite", "numbers"))
-            return Verdict(tuple(checks), metrics)
-        checks += _limit_checks(jobs.scored, answers, limits, metrics)
-        if champion:
-            on_step(7, "holding it against the champion")
-            among = jobs.scored if data else new_to(client, champion, jobs.scored)
-            this = Bundle.load(files.bundle).predict(among[list(FEATURES)].to_numpy(dtype=float))
-            checks += _against(champion, Path(temporary) / "champion", among, this, limits, metrics)
+        on_step(2, "scoring, serving, comparing ONNX with Keras")
+        # Two cores: TensorFlow takes as long to import as all else together.
+        with ProcessPoolExecutor(1, get_context("spawn")) as beside, ThreadPoolExecutor(1) as served:
+            onnx = beside.submit(check_onnx, files.bundle, networks, features)
+            serving = served.submit(
+                guarded, "serving", "works", lambda: check_serving(files.model, files.bundle, networks)
+            )
+            scored, metrics = _scored(files.bundle, jobs.scored, limits)
+            compared: list[Check] = []
+            if champion and all(check.passed for check in scored if check.name == "answers"):
+                on_step(3, "comparing with the champion")
+                among = jobs.scored if data else new_to(champion, jobs.scored)
+                this = Bundle.load(files.bundle).predict(_features_of(among))
+                compared, found = _against(champion, Path(temporary) / "champion", among, this, limits)
+                metrics |= found
+            on_step(4, "waiting for the answers of MLflow and Keras")
+            checks += [*onnx.result(), serving.result(), *scored, *compared]
     return Verdict(tuple(checks), metrics)
+
+
+def _features_of(jobs: pd.DataFrame) -> np.ndarray:
+    return jobs[list(FEATURES)].to_numpy(dtype=float)
 
 
 class _Files(NamedTuple):
@@ -126,101 +131,80 @@ class _Files(NamedTuple):
     bundle: Path
 
 
-def _fetched(version: ModelVersion, folder: Path) -> tuple[Check, _Files | None]:
-    """The check of a version's files, and the files if it passed."""
+def _fetched(version: Version, folder: Path) -> tuple[Check, _Files | None]:
+    """The check of a version's files, and the files if it passed. Nothing of the version has run until then."""
     expected = "complete, as registered"
-    bundle: Path | None = None
     try:
         folder.mkdir()
-        model = download_version(version.name, version.version, folder)
-        bundle = bundle_folder(model, f"version {version.version} of {version.name}")
-        figure = check_whole(bundle, version.tags.get("bundle_sha256"), NETWORKS_OF_MODEL.get(version.name))
+        model = download_version(version, folder)
+        check_digest(version, model)
+        bundle = bundle_folder(model, str(version))
+        figure = check_whole(bundle, version.tags.get("bundle_sha256"), NETWORKS_OF_MODEL.get(version.model))
     except CalmlflowError as error:
         # The folder is gone when the user reads this.
-        return Check("artifacts", False, str(error).replace(str(bundle), "bundle"), expected), None
+        return Check("artifacts", False, str(error).replace(f"{folder}/", ""), expected), None
     return Check("artifacts", True, figure, expected), _Files(model, bundle)
-
-
-def _onnx_check(bundle: Path, network: str, features: np.ndarray) -> Check:
-    return _guarded(
-        f"onnx.{network}", "as Keras answers", lambda: f"differs by {onnx_difference(bundle, network, features):.1g}"
-    )
-
-
-def _guarded(name: str, expected: str, check: Callable[[], str]) -> Check:
-    try:
-        return Check(name, True, check(), expected)
-    except CalmlflowError as error:
-        return Check(name, False, str(error), expected)
-    except Exception as error:
-        # A version that was tampered with may break whatever reads it, in any way.
-        return Check(name, False, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}", expected)
 
 
 def _data_checks(jobs: Jobs, limits: Limits) -> Iterator[Check]:
     yield Check("data.schema", jobs.problem is None, jobs.problem or f"{jobs.trained_on:,} jobs", "valid job records")
-    if limits.min_jobs is not None:
-        yield Check(
-            "data.jobs", jobs.trained_on >= limits.min_jobs, f"{jobs.trained_on:,}", f"at least {limits.min_jobs:,}"
-        )
-    if limits.max_age_days is not None:
+    fewest, oldest_days = limits.data.min_jobs, limits.data.max_age_days
+    if fewest is not None:
+        yield Check("data.jobs", jobs.trained_on >= fewest, f"{jobs.trained_on:,}", f"at least {fewest:,}")
+    if oldest_days is not None:
         days = (time.time() - jobs.newest) / 86_400
         # A table without timestamps has 0 everywhere.
         known = jobs.newest > 0
         figure = f"newest job {days:,.0f} days old" if known else "no timestamps"
         # A day for clocks that differ; a newest job of the future hides how old the others are.
-        yield Check(
-            "data.age", known and -1 <= days <= limits.max_age_days, figure, f"at most {limits.max_age_days:,g} days"
-        )
+        yield Check("data.age", known and -1 <= days <= oldest_days, figure, f"at most {oldest_days:,g} days")
 
 
-def _limit_checks(
-    jobs: pd.DataFrame, answers: Predictions, limits: Limits, metrics: dict[str, float]
-) -> Iterator[Check]:
+def _scored(bundle: Path, jobs: pd.DataFrame, limits: Limits) -> tuple[list[Check], dict[str, float]]:
+    """Compare the scores of a bundle with the limits."""
+    answers = Bundle.load(bundle).predict(_features_of(jobs))
+    if not all(np.isfinite(column).all() for column in answers.values()):
+        return [Check("answers", False, "some are not finite", "numbers")], {}
+    checks: list[Check] = []
+    metrics: dict[str, float] = {}
     for target, prediction in PREDICTED.items():
-        if prediction not in answers:
-            continue
-        scores = score_predictions(target, jobs, answers)
-        metrics |= {f"challenger_{target}_{name}": value for name, value in scores.items()}
-        for name, (low, high) in limits.scores.get(target, {}).items():
-            # The recall of a bin that no job needs is undefined.
-            if name not in scores:
-                continue
-            value = scores[name]
-            bounds = (low is not None and f"at least {low:g}", high is not None and f"at most {high:g}")
-            expected = ", ".join(text for text in bounds if text)
-            passed = (low is None or value >= low) and (high is None or value <= high)
-            yield Check(f"{target}.{name}", bool(passed), f"{value:.4g}", expected or "any value")
+        if prediction in answers:
+            scores = score_predictions(target, jobs, answers)
+            metrics |= {f"challenger_{target}_{name}": value for name, value in scores.items()}
+            checks += [
+                Check(f"{target}.{name}", bounds.hold(scores[name]), f"{scores[name]:.4g}", str(bounds))
+                # The recall of a bin that no job needs is undefined.
+                for name, bounds in limits.scores.get(target, {}).items()
+                if name in scores
+            ]
+    return checks, metrics
 
 
 def _against(
-    champion: ModelVersion,
-    folder: Path,
-    jobs: pd.DataFrame,
-    answers: Predictions,
-    limits: Limits,
-    metrics: dict[str, float],
-) -> list[Check]:
-    name = f"version {champion.version}"
+    champion: Version, folder: Path, jobs: pd.DataFrame, answers: Predictions, limits: Limits
+) -> tuple[list[Check], dict[str, float]]:
+    name = f"version {champion.number}"
     try:
         folder.mkdir()
-        bundle = bundle_folder(download_version(champion.name, champion.version, folder), name)
-        others = Bundle.load(bundle).predict(jobs[list(FEATURES)].to_numpy(dtype=float))
+        model = download_version(champion, folder)
+        check_digest(champion, model)
+        bundle = bundle_folder(model, name)
+        others = Bundle.load(bundle).predict(_features_of(jobs))
     except CalmlflowError as error:
-        return [Check("champion", False, str(error).replace(str(folder), name), "a champion to compare with")]
+        return [Check("champion", False, str(error).replace(str(folder), name), "a champion to compare with")], {}
     if missing := sorted(set(others) - set(answers)):
-        return [Check("champion", False, f"it gives no {', '.join(missing)}", f"every answer that {name} gives")]
-    metrics["jobs_compared"] = len(jobs)
-    return list(champion_checks(name, jobs, answers, others, limits, metrics))
+        return [Check("champion", False, f"it gives no {', '.join(missing)}", f"every answer that {name} gives")], {}
+    checks, metrics = champion_checks(name, jobs, answers, others, limits)
+    return checks, {**metrics, "jobs_compared": len(jobs)}
 
 
 def champion_checks(
-    name: str, jobs: pd.DataFrame, this: Predictions, other: Predictions, limits: Limits, metrics: dict[str, float]
-) -> Iterator[Check]:
-    """Hold a challenger's answers against a champion's, for the same jobs.
+    name: str, jobs: pd.DataFrame, this: Predictions, other: Predictions, limits: Limits
+) -> tuple[list[Check], dict[str, float]]:
+    """Compare a challenger's answers with a champion's, for the same jobs.
 
     A score fails that is worse by more than chance (the whole interval of the paired difference is on the wrong side)
-    and by more than its margin.
+    and by more than its margin; see `calmlflow.results.scores.Score.verdict`.
 
     Parameters
     ----------
@@ -231,38 +215,37 @@ def champion_checks(
         Of challenger and champion; a network that one of them lacks is not compared.
     limits : Limits
         Its margins.
-    metrics : dict
-        Gets the champion's scores, the differences and their intervals; see `Verdict`.
+
+    Returns
+    -------
+    tuple of list of Check, and dict of str to float
+        The checks, and metrics as in `Verdict`.
     """
-    for target in TARGETS.values():
-        if PREDICTED[target] not in this or PREDICTED[target] not in other:
+    checks: list[Check] = []
+    metrics: dict[str, float] = {}
+    for target, prediction in PREDICTED.items():
+        if prediction not in this or prediction not in other:
             continue
         comparison = _compare(target, jobs, this, other)
-        for score in COMPARED[target]:
+        for score in headlines(target):
             if score not in comparison.scores.index:
                 continue
-            row = {str(name): value for name, value in comparison.scores.loc[score].to_dict().items()}
-            metrics[f"champion_{target}_{score}"] = row["other"]
-            metrics[f"difference_{target}_{score}"] = row["difference"]
-            if np.isfinite(row["low"]):
-                metrics[f"difference_low_{target}_{score}"] = row["low"]
-                metrics[f"difference_high_{target}_{score}"] = row["high"]
-            lost = row["difference"] if score in LOWER_IS_BETTER else -row["difference"]
-            beyond_chance = row["low"] > 0 if score in LOWER_IS_BETTER else row["high"] < 0
+            rule = SCORES[target][score]
+            row = {str(column): float(value) for column, value in comparison.scores.loc[score].to_dict().items()}
+            found = {"champion": row["other"], "difference": row["difference"]}
+            found |= {"difference_low": row["low"], "difference_high": row["high"]} if np.isfinite(row["low"]) else {}
+            metrics |= {f"{kind}_{target}_{score}": value for kind, value in found.items()}
             margin = limits.margins.get(target, {}).get(score, 0.0)
-            allowed = margin * row["other"] if score in RELATIVE else margin
-            worse = beyond_chance and lost > allowed
-            few = row["jobs"] < FEWEST_JOBS
+            allowed = margin * row["other"] if rule.relative_margin else margin
+            verdict = rule.verdict(row["difference"], (row["low"], row["high"]), int(row["jobs"]), allowed)
             figure = (
                 f"{row['this']:.4g} against {row['other']:.4g}: {row['difference']:+.2g} "
                 f"({row['low']:+.2g} to {row['high']:+.2g})"
             )
-            yield Check(
-                f"champion.{target}.{score}",
-                bool(few or not worse),
-                f"{figure}, too few jobs ({row['jobs']:.0f}) to tell" if few else figure,
-                f"not worse than {name}" + (f" by more than {allowed:.2g}" if margin else ""),
-            )
+            few = f", too few jobs ({row['jobs']:.0f}) to tell" if verdict == "too few jobs" else ""
+            expected = f"not worse than {name}" + (f" by more than {allowed:.2g}" if margin else "")
+            checks.append(Check(f"champion.{target}.{score}", verdict != "worse", figure + few, expected))
+    return checks, metrics
 
 
 def _compare(target: str, jobs: pd.DataFrame, this: Predictions, other: Predictions) -> Comparison:

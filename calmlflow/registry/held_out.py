@@ -1,17 +1,17 @@
-"""The jobs that a version is judged by: those its training held out, or newer ones."""
+"""Read the jobs that a version is judged by: those that its training held out, or newer ones."""
 
 import tempfile
 from dataclasses import dataclass
 
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from calmlflow.console import say
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.jobs.records import check_records
 from calmlflow.jobs.stores.open import read_jobs
+from calmlflow.registry.versions import Version
 
 TABLE = "data/latest.csv"
 FEWEST_JOBS = 40
@@ -40,9 +40,7 @@ class Jobs:
     scored: pd.DataFrame | None
 
 
-def judged_jobs(
-    client: MlflowClient, challenger: ModelVersion, champion: ModelVersion | None, data: str | None
-) -> Jobs:
+def judged_jobs(challenger: Version, champion: Version | None, data: str | None) -> Jobs:
     """Read the jobs of a version's training, and those to judge it by.
 
     Raises
@@ -50,7 +48,7 @@ def judged_jobs(
     InputError
         ``data`` cannot be read, or too few of its jobs are newer than those of both trainings.
     """
-    jobs = _of_training(client, challenger)
+    jobs = _of_training(challenger)
     if data is None:
         return jobs
     newest = max(jobs.newest, _newest_of(champion))
@@ -58,7 +56,7 @@ def judged_jobs(
     found = checked.valid
     newer = found[found["timestamp"] > newest].reset_index(drop=True)
     if len(newer) < FEWEST_JOBS:
-        names = f"version {challenger.version}" + (f" or {champion.version}" if champion else "")
+        names = f"version {challenger.number}" + (f" or {champion.number}" if champion else "")
         raise InputError(
             f"{data} holds {len(found):,} jobs, {len(newer)} of them newer than those that {names} was trained on "
             f"(timestamp above {newest}); expected {FEWEST_JOBS} at least to judge by"
@@ -67,7 +65,7 @@ def judged_jobs(
     return Jobs(jobs.trained_on, jobs.newest, jobs.problem, newer)
 
 
-def new_to(client: MlflowClient, champion: ModelVersion, jobs: pd.DataFrame) -> pd.DataFrame:
+def new_to(champion: Version, jobs: pd.DataFrame) -> pd.DataFrame:
     """Those of some jobs that a champion was not trained on, so that it has no advantage from knowing them.
 
     All of them, if too few would be left, or if nobody knows what it was trained on: then it is the challenger that
@@ -77,7 +75,7 @@ def new_to(client: MlflowClient, champion: ModelVersion, jobs: pd.DataFrame) -> 
     # A bundle may hold networks of several trainings.
     for run_id in {champion.run_id, *(run for name, run in champion.tags.items() if name.startswith("run."))}:
         try:
-            table = _training_table(client, run_id)
+            table = _training_table(run_id)
             seen |= set(table.loc[table["split"] == "train", "ipst"].astype(str).str.strip().str.lower())
         except (CalmlflowError, KeyError):
             continue
@@ -85,9 +83,9 @@ def new_to(client: MlflowClient, champion: ModelVersion, jobs: pd.DataFrame) -> 
     return left if len(left) >= FEWEST_JOBS else jobs
 
 
-def _of_training(client: MlflowClient, version: ModelVersion) -> Jobs:
+def _of_training(version: Version) -> Jobs:
     try:
-        table = _training_table(client, version.run_id)
+        table = _training_table(version.run_id)
         checked = check_records(table, TABLE)
         if "split" not in table:
             raise InputError(f"{TABLE} of its run has no column split; expected train and test")
@@ -109,10 +107,11 @@ def _of_training(client: MlflowClient, version: ModelVersion) -> Jobs:
     return Jobs(len(trained_on), int(trained_on["timestamp"].max()), problem, held_out)
 
 
-def _training_table(client: MlflowClient, own_run: str | None) -> pd.DataFrame:
+def _training_table(own_run: str) -> pd.DataFrame:
     """The training set that a version's run, or the run above it, left as an artifact."""
-    reason = "no run"
-    run_id, parent = own_run, None
+    client, reason = MlflowClient(), "no run"
+    run_id: str | None = own_run
+    parent = None
     while run_id:
         try:
             # The run of one network of three has no table of its own; its parent has.
@@ -126,7 +125,7 @@ def _training_table(client: MlflowClient, own_run: str | None) -> pd.DataFrame:
     raise CalmlflowError(f"{TABLE} of run {own_run or 'unknown'} cannot be read ({reason}); expected its jobs")
 
 
-def _newest_of(champion: ModelVersion | None) -> int:
+def _newest_of(champion: Version | None) -> int:
     """Timestamp of the newest job that the champion was trained on; 0 where nobody knows."""
     newest = champion.tags.get("newest_job", "") if champion else ""
     return int(newest) if newest.isdecimal() else 0

@@ -1,18 +1,14 @@
-"""What a registered version says of itself, as tags: the jobs it saw, its scores, and the run of each part."""
+"""Describe a version by tags: the jobs it was trained on, its scores, and the run of each network."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
+from calmlflow.results.scores import headlines
 from calmlflow.settings import TARGETS
 
-HEADLINES = {
-    "mem_bin": ("accuracy", "recall_2g", "recall_8g", "recall_16g", "recall_64g", "excess_cost"),
-    "memory": ("rmse", "mae"),
-    "wallclock": ("rmse", "mae", "kill_time_coverage", "kill_time_reserved"),
-}
-"""Target -> the scores that a version is judged by, and carries as tags; see `calmlflow.results.scores`."""
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Lineage:
     def of_training(
         cls,
         data: str,
-        trained_on: pd.DataFrame,
+        trained_on: "pd.DataFrame",
         seed: int,
         scores: Mapping[str, Mapping[str, float]],
         runs: Mapping[str, str],
@@ -66,7 +62,7 @@ class Lineage:
     def tags(self, networks: Sequence[str]) -> dict[str, str]:
         """Tags of a version that holds these networks.
 
-        ``data``, ``jobs``, ``newest_job``, ``seed``, ``score.{target}.{score}``, and `origins`.
+        ``data``, ``jobs``, ``newest_job``, ``seed``, ``score.{target}.{score}`` of the headline scores, and `origins`.
         """
         found = {"data": self.data, "jobs": str(self.jobs), "newest_job": str(self.newest_job)}
         if self.seed is not None:
@@ -75,5 +71,5 @@ class Lineage:
         for network in networks:
             target = TARGETS[network]
             scores = self.scores.get(target, {})
-            found |= {f"score.{target}.{name}": f"{scores[name]:.6g}" for name in HEADLINES[target] if name in scores}
+            found |= {f"score.{target}.{name}": f"{scores[name]:.6g}" for name in headlines(target) if name in scores}
         return found

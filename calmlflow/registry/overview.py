@@ -1,4 +1,4 @@
-"""Every version at a glance: its stage, its scores, the jobs it saw, and where it is served."""
+"""List every version: its stage, its scores, the jobs it was trained on, where it is served; and what is amiss."""
 
 import math
 import time
@@ -6,64 +6,80 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
-
 from calmlflow import settings
+from calmlflow.errors import InputError
 from calmlflow.predictor.cache import Cache
 from calmlflow.predictor.registry_client import StagedVersion
-from calmlflow.registry.lineage import HEADLINES
-from calmlflow.registry.versions import EXCLUSIVE, all_versions, explained
+from calmlflow.registry.versions import EXCLUSIVE, State, Version, read_state
+from calmlflow.results.scores import SCORES, headlines
+
+Entry = Mapping[str, Any]
+"""One version, see `by_stage`."""
 
 
-def overview(client: MlflowClient) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Registered model -> stage -> versions, newest first; ready for JSON.
-
-    A version has ``version``, ``created`` (ISO 8601, UTC) and ``age_days``, ``status`` (READY), ``data`` (URI of its
-    jobs), ``jobs`` (how many), ``newest_job`` (date) and ``data_age_days``, ``scores`` (target -> score -> value, of
-    its held-out jobs), ``runs`` (network -> run id), ``gate`` (passed, refused or forced), ``aliases``, ``uri`` (what
-    it is served by) and ``cached_here`` (whether the predictor of this machine has it on disk). What a version does
-    not know of itself is None or empty.
+def read_models() -> dict[str, State]:
+    """The bundle's registered model and those of the networks; without versions where one does not exist yet.
 
     Raises
     ------
     CalmlflowError
         The registry cannot be asked.
     """
-    return {model: _by_stage(client, model) for model in (settings.BUNDLE_MODEL, *settings.NETWORK_MODELS.values())}
+    found = {}
+    for model in (settings.BUNDLE_MODEL, *settings.NETWORK_MODELS.values()):
+        try:
+            found[model] = read_state(model)
+        except InputError:
+            found[model] = State(model, {}, {})
+    return found
 
 
-def _by_stage(client: MlflowClient, model: str) -> dict[str, list[dict[str, Any]]]:
-    try:
-        aliases = client.get_registered_model(model).aliases
-        versions = sorted(all_versions(client, model), key=lambda found: int(found.version), reverse=True)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return {}
-        raise explained(error, f"registered model {model}") from None
-    found: dict[str, list[dict[str, Any]]] = {}
-    for version in versions:
-        names = sorted(alias for alias, number in aliases.items() if str(number) == str(version.version))
-        found.setdefault(str(version.current_stage), []).append(_described(version, names))
+def by_stage(state: State) -> dict[str, list[Entry]]:
+    """Stage -> versions, newest first; ready for JSON.
+
+    A version has ``version``, ``created`` (ISO 8601, UTC) and ``age_days``, ``status`` (READY), ``data`` (URI of its
+    jobs), ``jobs`` (how many), ``newest_job`` (date) and ``data_age_days``, ``scores`` (target -> score -> value, of
+    its held-out jobs), ``runs`` (network -> run id), ``gate`` (passed, refused or forced), ``aliases``, ``uri`` (what
+    it is served by) and ``cached_here`` (whether the predictor of this machine has it on disk). What a version does
+    not know of itself is None or empty.
+    """
+    found: dict[str, list[Entry]] = {}
+    for version in sorted(state.versions.values(), key=lambda version: -version.number):
+        names = sorted(alias for alias, number in state.aliases.items() if number == version.number)
+        found.setdefault(version.stage, []).append(_described(version, names))
     return {stage: found[stage] for stage in ("Production", "Staging", "None", "Archived") if stage in found}
 
 
-def _described(version: ModelVersion, aliases: list[str]) -> dict[str, Any]:
-    tags: Mapping[str, str] = version.tags
-    stage = version.current_stage
-    created_s = version.creation_timestamp / 1000
+def problems(state: State) -> list[str]:
+    """What `calmlflow.registry.promote.repair` would mend, a sentence each."""
+    found = []
+    for version in state.unrecorded():
+        event = state.cut_short(version.number)
+        how = f"its {event.action} was cut short" if event else "it was moved without the gate"
+        found.append(f"{version} is in {version.stage} and the history does not say how: {how}")
+    if wrong := state.wrong_aliases():
+        found.append(f"aliases of {state.model} do not name the versions of their stages: {', '.join(wrong)}")
+    return found
+
+
+def _described(version: Version, aliases: list[str]) -> dict[str, Any]:
+    tags = version.tags
+    created_s = version.created_ms / 1000
     newest_s = _number(tags.get("newest_job"))
     # 0 stands for a table without timestamps; past the year 5138 it is no second.
     known = newest_s is not None and 0 < newest_s < 1e11
     jobs = _number(tags.get("jobs"))
     scores = {
-        target: {name: value for name in names if (value := _number(tags.get(f"score.{target}.{name}"))) is not None}
-        for target, names in HEADLINES.items()
+        target: {
+            name: value
+            for name in headlines(target)
+            if (value := _number(tags.get(f"score.{target}.{name}"))) is not None
+        }
+        for target in SCORES
     }
-    staged = StagedVersion(str(version.version), str(version.source))
+    staged = StagedVersion(str(version.number), version.source)
     return {
-        "version": int(version.version),
+        "version": version.number,
         "created": datetime.fromtimestamp(created_s, UTC).isoformat(timespec="seconds"),
         "age_days": _days_since(created_s),
         "status": version.status,
@@ -75,7 +91,7 @@ def _described(version: ModelVersion, aliases: list[str]) -> dict[str, Any]:
         "runs": {name.removeprefix("run."): run_id for name, run_id in tags.items() if name.startswith("run.")},
         "gate": tags.get("gate"),
         "aliases": aliases,
-        "uri": f"models:/{version.name}/{stage if stage in EXCLUSIVE else version.version}",
+        "uri": f"models:/{version.model}/{version.stage if version.stage in EXCLUSIVE else version.number}",
         "cached_here": Cache(settings.registry_uri()).path(staged).is_dir(),
     }
 

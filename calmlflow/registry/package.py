@@ -1,11 +1,13 @@
-"""A bundle becomes a registered version: logged from code, with signature and example; registered all or none."""
+"""Package networks as MLflow models, log them and register them."""
 
+import ast
 import contextlib
 import hashlib
 import io
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,7 +17,9 @@ from typing import Any
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.models import ModelSignature
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+from mlflow.models import Model, ModelSignature
+from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import Array
 
@@ -27,6 +31,8 @@ from calmlflow.predictor.manifest import MANIFEST, OWN_TABLES, write_manifest
 from calmlflow.registry.lineage import Lineage
 
 log = logging.getLogger(__name__)
+
+SERVED = Path(__file__).with_name("served.py")
 
 INPUTS = Schema(
     [
@@ -76,12 +82,15 @@ class LoggedModel:
     Attributes
     ----------
     uri : str
+    model_sha256 : str
+        Of all its files, see `model_digest`.
     bundle_sha256 : str
-        Of its ``bundle.json``, which lists the SHA-256 of every other file: one number for all of them.
+        Of its ``bundle.json``, which lists the SHA-256 of every other file of the bundle.
     networks : tuple of str
     """
 
     uri: str
+    model_sha256: str
     bundle_sha256: str
     networks: tuple[str, ...]
 
@@ -119,31 +128,91 @@ def log_model(models: Path, networks: Sequence[str], name: str, metadata: Mappin
     metadata : mapping
         Kept in the ``MLmodel`` file.
     """
-    outputs: list[ColSpec | TensorSpec] = [
-        ColSpec(OUTPUTS[key], key) for network in networks for key in ANSWER_KEYS[network]
-    ]
+    run = mlflow.active_run()
+    assert run is not None  # noqa: S101 - a caller without a run is a bug
+    run_id, client = run.info.run_id, MlflowClient()
+    data = client.get_run(run_id).data
+    # What `mlflow.pyfunc.log_model` does, with the digest of the files, and without a request for each metric.
+    logged = mlflow.initialize_logged_model(name, source_run_id=run_id, params=data.params)
     with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
         bundle = write_bundle(models, networks, Path(temporary) / "bundle")
-        logged = mlflow.pyfunc.log_model(
-            name=name,
-            python_model=str(Path(__file__).with_name("served.py")),
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=str(SERVED),
             artifacts={"bundle": str(bundle)},
-            code_paths=[_source_copy(Path(temporary))],
-            signature=ModelSignature(INPUTS, Schema(outputs)),
+            code_paths=[str(_copy_sources(Path(temporary)))],
+            signature=ModelSignature(INPUTS, outputs_of(networks)),
             input_example=EXAMPLE,
             pip_requirements=[f"{package}=={version(package)}" for package in NEEDS],
-            metadata=dict(metadata),
+            mlflow_model=Model(
+                artifact_path=logged.artifact_location,
+                run_id=run_id,
+                model_uuid=logged.model_id,
+                model_id=logged.model_id,
+                metadata=dict(metadata),
+            ),
         )
-        return LoggedModel(
-            logged.model_uri, hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest(), tuple(networks)
-        )
+        for compiled in folder.rglob("__pycache__"):
+            shutil.rmtree(compiled)
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        now = int(time.time() * 1000)
+        metrics = [Metric(key, value, now, 0, logged.model_id, run_id=run_id) for key, value in data.metrics.items()]
+        client.log_batch(run_id, metrics=metrics)
+        client.log_model_artifacts(logged.model_id, str(folder))
+        client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+        bundle_sha256 = hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()
+        return LoggedModel(f"models:/{logged.model_id}", model_digest(folder), bundle_sha256, tuple(networks))
 
 
-def _source_copy(folder: Path) -> str:
-    """The package's sources without compiled files, so that equal code gives equal artifacts."""
-    target = folder / "calmlflow"
-    shutil.copytree(Path(calmlflow.__file__).parent, target, ignore=shutil.ignore_patterns("__pycache__"))
-    return str(target)
+def outputs_of(networks: Sequence[str]) -> Schema:
+    """Columns of the answer that these networks give."""
+    columns: list[ColSpec | TensorSpec] = [
+        ColSpec(OUTPUTS[key], key) for network in networks for key in ANSWER_KEYS[network]
+    ]
+    return Schema(columns)
+
+
+def model_digest(folder: Path) -> str:
+    """SHA-256 of all files of a model's folder, with their names: what runs or is read when the model serves."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        # MLflow adds a note of its own to what it downloads.
+        if path.is_file() and name != REGISTERED_MODEL_META_FILE_NAME:
+            digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _copy_sources(folder: Path) -> Path:
+    """Copy the modules of the package that serving imports, and nothing else: each file is uploaded by itself."""
+    package = Path(calmlflow.__file__).parent
+    for module in sorted(_imported_by(SERVED, package)):
+        target = folder / module.relative_to(package.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(module, target)
+    return folder / package.name
+
+
+def _imported_by(source: Path, package: Path) -> set[Path]:
+    """Files of a package that a module imports when it is imported itself, directly or not."""
+    found: set[Path] = set()
+    sources = [source]
+    while sources:
+        names = set()
+        for node in ast.parse(sources.pop().read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        for name in names:
+            parts = name.split(".")
+            for path in (package.parent.joinpath(*parts[: n + 1]) for n in range(len(parts))):
+                for file in (path.with_suffix(".py"), path / "__init__.py"):
+                    if parts[0] == package.name and file.is_file() and file not in found:
+                        found.add(file)
+                        sources.append(file)
+    return found
 
 
 def register(models: Mapping[str, LoggedModel], lineage: Lineage) -> dict[str, int]:
@@ -154,7 +223,7 @@ def register(models: Mapping[str, LoggedModel], lineage: Lineage) -> dict[str, i
     models : mapping
         Registered model -> logged model.
     lineage : Lineage
-        Each version gets its tags for the networks it holds, and ``bundle_sha256``.
+        Each version gets its tags for the networks it holds, ``model_sha256`` and ``bundle_sha256``.
 
     Returns
     -------
@@ -165,7 +234,8 @@ def register(models: Mapping[str, LoggedModel], lineage: Lineage) -> dict[str, i
     created: dict[str, int] = {}
     try:
         for name, model in models.items():
-            tags = {**lineage.tags(model.networks), "bundle_sha256": model.bundle_sha256}
+            digests = {"model_sha256": model.model_sha256, "bundle_sha256": model.bundle_sha256}
+            tags = {**lineage.tags(model.networks), **digests}
             # MLflow announces each version on standard error; the caller's summary does.
             with contextlib.redirect_stderr(io.StringIO()):
                 found = mlflow.register_model(model.uri, name, tags=tags)

@@ -1,46 +1,67 @@
-"""Which version moves to which stage, and the way back."""
+"""Move versions between stages: promote, roll back, repair.
 
-from collections.abc import Sequence
+The commit point of a move is one request, MLflow's `transition_model_version_stage`, a transaction of the registry.
+What comes before it changes no stage; what comes after it (aliases, description, history) can be repeated by anybody.
+"""
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from calmlflow.errors import InputError
-from calmlflow.registry.claim import ConflictError
-from calmlflow.registry.history import MAX_REASON, Check, Event, printable, way_back
-from calmlflow.registry.moves import move
-from calmlflow.registry.versions import EXCLUSIVE, State, explained, now_iso, who
+from calmlflow.console import say
+from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.registry.checks import Check, check_files
+from calmlflow.registry.history import MAX_REASON, PLANNED, ROLLED_BACK, Event, printable, production_order
+from calmlflow.registry.versions import EXCLUSIVE, State, Version, explained, now_iso, read_state, who, writing_client
+from calmlflow.settings import STAGES
+
+BEGIN, END = "<!-- calmlflow -->", "<!-- /calmlflow -->"
+MAX_DESCRIPTION = 5000
+"""Characters that a registry's database keeps."""
+
+# Stages are the interface that the users asked for; aliases of the same names are kept for the day MLflow drops them.
+warnings.filterwarnings("ignore", message=".*[Ss]tages? (is|are|has been) deprecated.*", category=FutureWarning)
+warnings.filterwarnings("ignore", message=".*deprecated since 2.9.*", category=FutureWarning)
 
 
-def choose(client: MlflowClient, model: str, version: int | None, stage: str, state: State) -> ModelVersion:
-    """The version to promote: the one that is named, or the one whose turn it is.
+class ConflictError(CalmlflowError):
+    """Somebody else moved a version of the same model first."""
 
-    Left to itself that is, for Production, the version in Staging (or the one that is there already); for Staging the
-    newest one that has no stage or is there already.
+
+# -- Promotion ------------------------------------------------------------------------------------------------------
+
+
+def choose(state: State, version: int | None, stage: str) -> Version:
+    """Find the version to promote: the one that is named, or the one whose turn it is.
+
+    For Production that is the version in Staging (or the one that is in Production); for Staging the newest one that
+    has no stage or is in Staging.
 
     Raises
     ------
     InputError
         No such version, or none whose turn it is; or the version would leave Production with none in its place.
     """
-    version = _whose_turn(state, model, stage) if version is None else version
-    _check_production_stays(state, model, version, stage)
-    try:
-        chosen = client.get_model_version(model, str(version))
-    except MlflowException as error:
-        raise explained(error, f"version {version} of {model}") from None
+    number = _whose_turn(state, stage) if version is None else version
+    if number not in state.versions:
+        raise InputError(
+            f"version {number} of {state.model} does not exist in the registry; expected a registered version"
+        )
+    _check_production_stays(state, number, stage)
+    chosen = state.versions[number]
     if chosen.status != "READY":
-        raise InputError(f"version {version} of {model} is {chosen.status}; expected READY: register it anew")
+        raise InputError(f"{chosen} is {chosen.status}; expected READY: register it anew")
     return chosen
 
 
 def promote(
-    client: MlflowClient,
-    model: str,
+    seen: State,
     version: int,
     stage: str,
-    seen: State,
     reason: str = "",
     forced: bool = False,
     run_id: str = "",
@@ -50,59 +71,63 @@ def promote(
 
     Parameters
     ----------
-    client : MlflowClient
-    model : str
-    version : int
-    stage : str
-        Staging, Production or Archived.
     seen : State
         What the decision rests on. If something moved since, nothing is done.
-    reason, forced, run_id, checks
-        Written down; see `calmlflow.registry.history.Event`.
+    version : int
+    stage : {"Staging", "Production", "Archived"}
+    reason : str
+    forced : bool
+        A check failed.
+    run_id : str
+        The run of the gate.
+    checks : sequence of Check
 
     Raises
     ------
     ConflictError
-        Somebody else was quicker.
+        Somebody else was quicker; names the version that came first.
     CalmlflowError
         The registry refuses.
     """
-
-    def plan(state: State) -> Event:
-        if (_held(state), state.events) != (_held(seen), seen.events):
-            raise ConflictError(
-                f"version {version} of {model} was not promoted to {stage}: {_what_changed(seen, state)} meanwhile; "
-                "expected the stages that it was judged by: look at `calmlflow stages` and promote again"
-            )
-        _check_production_stays(state, model, version, stage)
-        before = state.held_by(stage) if stage in EXCLUSIVE else None
-        return Event(
-            state.next_number,
-            "promotion",
-            version,
-            stage,
-            before,
-            who(),
-            now_iso(),
-            reason,
-            forced,
-            run_id,
-            tuple(checks),
-        )
-
-    return move(client, model, plan)
+    _check_production_stays(seen, version, stage)
+    before = seen.held_by(stage) if stage in EXCLUSIVE else None
+    failed = tuple(f"{check.name}: {check.figure} (expected {check.expected})" for check in checks if not check.passed)
+    event = Event(
+        seen.next_number, "promotion", version, stage, before, who(), now_iso(), reason, forced, run_id, failed
+    )
+    with _moving(seen.model) as client:
+        if checks:
+            _write_gate(client, seen.versions[version], "forced" if forced else "passed", checks)
+        client.set_model_version_tag(seen.model, str(version), PLANNED, event.to_json())
+        try:
+            _move(client, seen, event)
+        except ConflictError:
+            client.set_model_version_tag(seen.model, str(version), PLANNED, "")
+            raise
+        return _record(client, seen.model, event, checks)
 
 
-def roll_back(client: MlflowClient, model: str, to: int | None, reason: str) -> Event:
-    """Put an earlier version back into Production, without a gate.
+def write_refusal(version: Version, stage: str, checks: Sequence[Check], run_id: str) -> None:
+    """Write the checks that a version did not pass on the version."""
+    failed = sum(not check.passed for check in checks)
+    with _moving(version.model) as client:
+        _write_gate(client, version, "refused", checks)
+        head = f"Refused for **{stage}**: {failed} of {len(checks)} checks failed."
+        _describe(client, version, head, checks, run_id)
+
+
+# -- Rollback -------------------------------------------------------------------------------------------------------
+
+
+def roll_back(model: str, to: int | None, reason: str) -> Event:
+    """Put an earlier version back into Production, without a gate. Asks the registry and the artifact store alone.
 
     Parameters
     ----------
-    client : MlflowClient
     model : str
     to : int, optional
-        A version that was in Production. Default: the one before the present one; a version that was rolled back from
-        does not count.
+        A version that was in Production. Default: the newest one of the history that no rollback has left, and whose
+        files match their digest.
     reason : str
 
     Raises
@@ -110,85 +135,242 @@ def roll_back(client: MlflowClient, model: str, to: int | None, reason: str) -> 
     InputError
         There is no such version to go back to.
     ConflictError
-        Somebody else moves a version.
+        Somebody else was quicker.
+    CalmlflowError
+        The registry refuses.
     """
+    seen = read_state(model)
+    present = seen.held_by("Production")
+    if present is None:
+        raise InputError(f"no version of {model} is in Production; expected one to roll back from")
+    begun = None if seen.is_recorded(present) else seen.cut_short(present)
+    if begun and begun.action == "rollback" and to in (None, present):
+        # The same command, cut short before: one step back, not two.
+        with _moving(model) as client:
+            return _record(client, model, begun)
+    target = _earlier(seen, present) if to is None else _named(seen, present, to)
+    event = Event(seen.next_number, "rollback", target, "Production", present, who(), now_iso(), reason)
+    order = [number for number in production_order(seen.events) if number != present]
+    left = [present, *(order[order.index(target) + 1 :] if target in order else ())]
+    with _moving(model) as client:
+        for number in left:
+            if number in seen.versions:
+                client.set_model_version_tag(model, str(number), ROLLED_BACK, event.to_json())
+        _move(client, seen, event)
+        return _record(client, model, event)
 
-    def plan(state: State) -> Event:
-        present = state.held_by("Production")
-        if present is None:
-            raise InputError(f"no version of {model} is in Production; expected one to roll back from")
-        target = _earlier(state, model, present) if to is None else to
-        if target == present:
-            raise InputError(f"version {target} of {model} is in Production; expected an earlier one to go back to")
-        if target not in state.stages:
-            raise InputError(f"version {target} of {model} does not exist; expected a version that was in Production")
-        in_production = [event for event in state.events if event.stage == "Production"]
-        was_there = any(target in (event.version, event.before) for event in in_production)
-        # Where nothing was ever written down, whoever names an archived version is believed.
-        if not was_there and (in_production or state.stages[target] != "Archived"):
-            raise InputError(
-                f"version {target} of {model} was never in Production; expected one that was: a new version gets "
-                "there with `calmlflow promote`, through the gate"
-            )
-        return Event(state.next_number, "rollback", target, "Production", present, who(), now_iso(), reason)
 
-    return move(client, model, plan, is_rollback=True)
+def _earlier(state: State, present: int) -> int:
+    for number in reversed(production_order(state.events)):
+        if number == present or number not in state.versions or state.was_rolled_back(number):
+            continue
+        try:
+            check_files(state.versions[number])
+        except InputError as error:
+            say(f"version {number} is passed over: {error}")
+            continue
+        return number
+    raise InputError(
+        f"the history of {state.model} knows no version in Production before {present} that can be gone back to; "
+        "expected one: name an archived version with --to"
+    )
+
+
+def _named(state: State, present: int, number: int) -> int:
+    name = f"version {number} of {state.model}"
+    if number == present:
+        raise InputError(f"{name} is in Production; expected an earlier one to go back to")
+    if number not in state.versions:
+        raise InputError(f"{name} does not exist; expected a version that was in Production")
+    order = production_order(state.events)
+    # Where nothing was ever recorded, an archived version counts as one that was in Production.
+    if number not in order and (order or state.stages[number] != "Archived"):
+        raise InputError(
+            f"{name} was never in Production; expected one that was: a new version gets there with `calmlflow promote`"
+        )
+    check_files(state.versions[number])
+    return number
+
+
+# -- Repair ---------------------------------------------------------------------------------------------------------
+
+
+def repair(model: str) -> list[str]:
+    """Record moves that are not in the history, and make aliases name the versions of their stages. Moves nothing.
+
+    Returns
+    -------
+    list of str
+        What was mended, a sentence each.
+    """
+    mended = []
+    with _moving(model) as client:
+        for version in read_state(model).unrecorded():
+            state = read_state(model)
+            event = state.cut_short(version.number)
+            if event:
+                mended.append(f"finished the {event.action} of {version} to {event.stage}")
+            else:
+                mended.append(f"recorded that {version} was moved to {version.stage} without the gate")
+                event = _outside(state, version)
+            _record(client, model, event)
+        if changed := _mend_aliases(client, read_state(model)):
+            mended.append(f"aliases of {model} name the versions of their stages again: {', '.join(changed)}")
+    return mended
+
+
+def _outside(state: State, version: Version) -> Event:
+    """The event of a move that nobody planned; in place of the version that the history has there, if it is gone."""
+    last = next((event.version for event in reversed(state.events) if event.stage == version.stage), None)
+    gone = last if last not in (None, version.number) and state.stages.get(last) != version.stage else None
+    return Event(state.next_number, "outside", version.number, version.stage, gone, who(), now_iso())
+
+
+# -- Steps of a move ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _moving(model: str) -> Iterator[MlflowClient]:
+    try:
+        yield writing_client()
+    except MlflowException as error:
+        raise explained(error, f"a version of {model}", "move", "MANAGE") from error
+
+
+def _move(client: MlflowClient, seen: State, event: Event) -> None:
+    """Make sure that nothing moved since ``seen``, and change the stage."""
+    now = read_state(seen.model)
+    if (_held(now), now.events) != (_held(seen), seen.events):
+        raise ConflictError(
+            f"version {event.version} of {seen.model} did not go to {event.stage}: {_what_changed(seen, now)} "
+            "meanwhile; expected the stages that it was judged by: look at `calmlflow stages` and try again"
+        )
+    after = now.stages | ({event.before: "Archived"} if event.before else {}) | {event.version: event.stage}
+    for stage in STAGES[1:]:
+        if stage.lower() in now.aliases and stage not in after.values():
+            # To delete an alias needs more permission than all else: where that is refused, no stage has changed yet.
+            client.delete_registered_model_alias(seen.model, stage.lower())
+    client.transition_model_version_stage(
+        seen.model, str(event.version), event.stage, archive_existing_versions=event.stage in EXCLUSIVE
+    )
+
+
+def _record(client: MlflowClient, model: str, event: Event, checks: Sequence[Check] = ()) -> Event:
+    """Mend aliases, describe the version, and write the move into its history."""
+    state = read_state(model)
+    if state.stages.get(event.version) != event.stage:
+        raise ConflictError(
+            f"version {event.version} of {model} went to {event.stage}, and version {state.held_by(event.stage)} took "
+            "its place in the same moment; expected one move at a time: look at `calmlflow stages`"
+        )
+    # Again where somebody else moved a version meanwhile: whoever looks last is right.
+    while _mend_aliases(client, read_state(model)):
+        pass
+    kind = {"promotion": "promoted", "rollback": "restored", "outside": "moved without the gate, recorded"}
+    head = f"**{event.stage}**: {kind[event.action]}{', **forced**' if event.forced else ''} by {_plain(event.who)}"
+    head += f" at {event.at}" + (f", in place of version {event.before}." if event.before is not None else ".")
+    if event.reason:
+        head += f" Reason: {_plain(event.reason)}"
+    _describe(client, state.versions[event.version], head, checks, event.run_id)
+    client.set_model_version_tag(model, str(event.version), event.tag, event.to_json())
+    return event
+
+
+def _mend_aliases(client: MlflowClient, state: State) -> list[str]:
+    wrong = state.wrong_aliases()
+    for alias, number in wrong.items():
+        if number is None:
+            client.delete_registered_model_alias(state.model, alias)
+        else:
+            client.set_registered_model_alias(state.model, alias, str(number))
+    return list(wrong)
+
+
+# -- What a version says of itself ----------------------------------------------------------------------------------
 
 
 def check_reason(reason: str, needed_for: str | None = None) -> str:
     """Fold white space and what a terminal would obey; an InputError where a reason is missing, or too long."""
     reason = " ".join(printable(reason).split())
     if needed_for and not reason:
-        raise InputError(f"no reason is given; expected one to be written down with {needed_for}: --reason TEXT")
+        raise InputError(f"no reason is given; expected one to be recorded with {needed_for}: --reason TEXT")
     if len(reason) > MAX_REASON:
         raise InputError(f"the reason has {len(reason)} characters; expected {MAX_REASON} at most")
     return reason
 
 
-def _whose_turn(state: State, model: str, stage: str) -> int:
+def checks_table(checks: Sequence[Check]) -> str:
+    """Checks as a table in Markdown."""
+    rows = [
+        f"| {'passed' if check.passed else '**failed**'} | {check.name} | {_plain(check.figure)} "
+        f"| {_plain(check.expected)} |"
+        for check in checks
+    ]
+    return "\n".join(["| | check | found | expected |", "|---|---|---|---|", *rows])
+
+
+def _write_gate(client: MlflowClient, version: Version, verdict: str, checks: Sequence[Check]) -> None:
+    """Put each check on the version as a tag; `calmlflow diff` compares them."""
+    tags = {"gate": verdict}
+    tags |= {
+        f"gate.{check.name}": f"{'passed' if check.passed else 'failed'}: {check.figure} ({check.expected})"
+        for check in checks
+    }
+    # To delete a tag needs more permission than to set it.
+    tags |= {old: "not checked" for old in version.tags if old.startswith("gate.") and old not in tags}
+    for name, value in tags.items():
+        if version.tags.get(name) != value:
+            client.set_model_version_tag(version.model, str(version.number), name, value)
+
+
+def _describe(client: MlflowClient, version: Version, head: str, checks: Sequence[Check], run_id: str) -> None:
+    """Write a move, or a refusal, into the description, and keep what people wrote there."""
+    text = head + (f" The gate: run `{run_id}`." if run_id else "")
+    own = re.sub(f"{BEGIN}.*{END}", "", version.description, flags=re.DOTALL).strip()
+    room = max(0, MAX_DESCRIPTION - len(own) - 100)
+    failed = [check for check in checks if not check.passed]
+    tables = [f"{text}\n\n{checks_table(shown)}" for shown in (checks, failed) if shown]
+    text = next((table for table in tables if len(table) <= room), (tables or [text])[-1][:room])
+    description = f"{own}\n\n{BEGIN}\n{text}\n\n{END}".strip()
+    if description != version.description:
+        client.update_model_version(version.model, str(version.number), description)
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
+
+
+def _whose_turn(state: State, stage: str) -> int:
     if stage == "Archived":
         raise InputError("no version was named to archive; expected one: say which with its number")
-    # Left to itself, a version only moves up: one that has been in Production never leaves it by a repeated command.
-    wanted = ("Staging", "Production") if stage == "Production" else ("None", "Staging")
-    for candidates in (wanted[:1], wanted[1:]) if stage == "Production" else (wanted,):
-        found = [version for version, now in state.stages.items() if now in candidates]
-        if found:
+    # A version only moves up: one that has been in Production never leaves it by a repeated command.
+    turns = (("Staging",), ("Production",)) if stage == "Production" else (("None", "Staging"),)
+    for stages in turns:
+        if found := [number for number, now in state.stages.items() if now in stages]:
             return max(found)
     holder = state.held_by("Production")
     raise InputError(
-        f"no version of {model} is in stage {' or '.join(wanted)}; expected one: "
+        f"no version of {state.model} is in stage {' or '.join(sum(turns, ()))}; expected one: "
         + (f"version {holder} is in Production; train a new one, or name a version" if holder else "train one first")
     )
 
 
-def _check_production_stays(state: State, model: str, version: int, stage: str) -> None:
-    if stage != "Production" and state.stages.get(version) == "Production":
+def _check_production_stays(state: State, number: int, stage: str) -> None:
+    if stage != "Production" and state.stages.get(number) == "Production":
         raise InputError(
-            f"version {version} of {model} is in Production and cannot go to {stage}; expected another version to take "
-            "its place first: promote one, or `calmlflow rollback`"
+            f"version {number} of {state.model} is in Production and cannot go to {stage}; expected another version to "
+            "take its place first: promote one, or `calmlflow rollback`"
         )
-
-
-def _earlier(state: State, model: str, present: int) -> int:
-    earlier = [version for version in way_back(state.events) if version in state.stages and version != present]
-    if not earlier:
-        raise InputError(
-            f"the history of {model} knows no version in Production before {present}; expected one: name an archived "
-            "version with --to"
-        )
-    return earlier[-1]
 
 
 def _held(state: State) -> dict[int, str]:
-    return {version: stage for version, stage in state.stages.items() if stage in EXCLUSIVE}
+    return {number: stage for number, stage in state.stages.items() if stage in EXCLUSIVE}
 
 
 def _what_changed(seen: State, now: State) -> str:
-    new = [event for event in now.events if event not in seen.events]
-    if new:
-        event = new[-1]
-        return f"version {event.version} went to {event.stage} ({event.action} by {event.who} at {event.at})"
-    changed = sorted(
-        version for version in {*seen.stages, *now.stages} if seen.stages.get(version) != now.stages.get(version)
-    )
+    if new := [event for event in now.events if event not in seen.events]:
+        return f"version {new[-1].version} went to {new[-1].stage} ({new[-1].action} by {new[-1].who} at {new[-1].at})"
+    before, after = _held(seen), _held(now)
+    changed = sorted(number for number in {*before, *after} if before.get(number) != after.get(number))
     return f"the stage of version {', '.join(map(str, changed))} changed"

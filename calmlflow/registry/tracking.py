@@ -1,4 +1,4 @@
-"""How a run is written down in MLflow: parameters, epochs, lineage, environment."""
+"""Record a run in MLflow: parameters, epochs, lineage, environment."""
 
 import hashlib
 import logging
@@ -30,8 +30,13 @@ BATCH = 1000
 """Metrics that the tracking server takes in one request."""
 
 
-def connect() -> None:
-    """Turn MLflow to `settings.tracking_uri`, and keep its notes on its own doings to itself.
+def connect(uri: str = "") -> None:
+    """Point MLflow at `settings.tracking_uri`, and silence what it prints about itself.
+
+    Parameters
+    ----------
+    uri : str
+        The server that must answer. Default: the tracking server.
 
     Raises
     ------
@@ -42,14 +47,13 @@ def connect() -> None:
         logging.getLogger(logger).setLevel(logging.ERROR)
     # Job records hold no missing values, so integer columns are what they are.
     warnings.filterwarnings("ignore", message=".*Inferred schema contains integer column.*")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     warnings.filterwarnings("ignore", message=".*dataset source can be interpreted in multiple ways.*")
-    uri = settings.tracking_uri()
-    check_reachable(uri)
-    # MLflow's own bars would be drawn where nobody looks, its links to runs stand between lines meant for scripts.
+    # Its progress bars and links to runs would stand between lines meant for scripts.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    mlflow.set_tracking_uri(uri)
+    check_reachable(uri or settings.tracking_uri())
+    mlflow.set_tracking_uri(settings.tracking_uri())
 
 
 @contextmanager
@@ -70,7 +74,7 @@ def tracked_run(name: str, nested: bool = False) -> Iterator[mlflow.ActiveRun]:
 
 
 def log_new_params(params: Mapping[str, Any]) -> None:
-    """Log parameters, but for those that `mlflow run` has logged already (it must not be told another spelling)."""
+    """Log parameters, but for those that `mlflow run` has logged already: MLflow refuses another spelling."""
     for value in params.values():
         # Before anything of it goes to the server: parameters, tags and lineage come after this.
         refuse_password(str(value))
@@ -81,7 +85,7 @@ def log_new_params(params: Mapping[str, Any]) -> None:
 
 
 def environment_params() -> dict[str, str]:
-    """Versions of what the numbers depend on, and the git commit where there is one."""
+    """Versions of the packages that the numbers depend on, and the git commit where there is one."""
     run = mlflow.active_run()
     commit = run.data.tags.get("mlflow.source.git.commit") if run else None
     versions = {f"version_{package.replace('-', '_')}": version(package) for package in VERSIONS if _installed(package)}
@@ -102,7 +106,7 @@ def log_history(history: Mapping[str, np.ndarray]) -> None:
 
 
 def lineage(jobs: pd.DataFrame, source: str, context: str) -> PandasDataset:
-    """What `mlflow.log_input` notes of the jobs that a run saw: schema, size and a digest of the rows."""
+    """The jobs of a run for `mlflow.log_input`: schema, size and a digest of the rows."""
     # MLflow knows files; what it cannot resolve (a sample, a store) is noted by the URI that our reader takes.
     is_file = not source.startswith("sample") and Path(source).exists()
     origin = source if is_file else CodeDatasetSource(tags={"calmlflow.data": source})

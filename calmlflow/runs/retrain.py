@@ -9,7 +9,6 @@ import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 
 from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
@@ -19,7 +18,7 @@ from calmlflow.jobs.records import sort_records
 from calmlflow.jobs.stores.open import is_database, read_table
 from calmlflow.registry.load import load_results
 from calmlflow.registry.tracking import environment_params, log_new_params, tracked_run
-from calmlflow.registry.versions import State, explained, read_state
+from calmlflow.registry.versions import State, find_version, read_state
 from calmlflow.results.realised import FEWEST_JOBS, Realised, join_predictions, realised_scores
 from calmlflow.runs.data import MIN_JOBS
 from calmlflow.runs.promote import PromotionRequest, promote_in_run
@@ -153,7 +152,7 @@ def retrain_in_run(request: RetrainRequest) -> tuple[Decision, Outcome | None]:
         client = MlflowClient()
         if not request.dry_run:
             mlflow.set_tags({"retrain.data": training.data, "retrain.decision": "looking"})
-        decision = _decide(client, request)
+        decision = _decide(request)
         if decision.decision == "training" and (obstacle := _obstacle(client, run, decision)):
             decision = replace(decision, decision="not needed", reasons=(obstacle,))
         _log(decision)
@@ -173,11 +172,11 @@ def retrain_in_run(request: RetrainRequest) -> tuple[Decision, Outcome | None]:
         return decision, outcome
 
 
-def _decide(client: MlflowClient, request: RetrainRequest) -> Decision:
+def _decide(request: RetrainRequest) -> Decision:
     data, limits = request.training.data, request.limits
     checked = sort_records(read_table(data, request.training.seed), data)
     jobs = checked.valid
-    champion, challenger = read_contenders(client)
+    champion, challenger = read_contenders()
     decision = Decision("not needed", (), data, len(jobs), len(checked.quarantine), champion, challenger)
     if len(jobs) < MIN_JOBS:
         reason = f"{data} holds {len(jobs):,} valid jobs, {MIN_JOBS} are the fewest to train on"
@@ -185,7 +184,7 @@ def _decide(client: MlflowClient, request: RetrainRequest) -> Decision:
     if champion is None:
         decision = replace(decision, reasons=("no version is in Production",))
     else:
-        seen = read_seen(client, champion)
+        seen = read_seen(champion)
         change = judge_jobs(jobs, seen.jobs, limits)
         new = new_jobs(jobs, seen.jobs)
         names = new["ipst"].tolist()
@@ -199,7 +198,7 @@ def _decide(client: MlflowClient, request: RetrainRequest) -> Decision:
         if not change.reasons:
             return replace(decision, reasons=(f"nothing has changed enough since version {champion} was trained",))
     if challenger is not None:
-        waiting = read_seen(client, challenger)
+        waiting = read_seen(challenger)
         change = judge_jobs(jobs, waiting.jobs, limits)
         decision = replace(decision, since_challenger=change)
         if not change.reasons:
@@ -217,7 +216,7 @@ def _obstacle(client: MlflowClient, run: Run, decision: Decision) -> str:
 
     Every run marks itself ``looking`` before it reads jobs. Of runs that look at the same jobs the first one trains.
     """
-    if read_contenders(client) != (decision.champion, decision.challenger):
+    if read_contenders() != (decision.champion, decision.challenger):
         return "versions have changed while this run looked; the next run sees them"
     oldest = run.info.start_time - _ABANDONED_H * 3_600_000
     running = f"attributes.status = 'RUNNING' and attributes.start_time > {oldest}"
@@ -245,10 +244,10 @@ def _log(decision: Decision) -> None:
 # -- Facts ----------------------------------------------------------------------------------------------------------
 
 
-def read_contenders(client: MlflowClient) -> tuple[int | None, int | None]:
+def read_contenders() -> tuple[int | None, int | None]:
     """Champion and challenger in the registry; None where there is none."""
     try:
-        return contenders(read_state(client, BUNDLE_MODEL))
+        return contenders(read_state(BUNDLE_MODEL))
     except InputError:
         # Nothing has been registered yet.
         return None, None
@@ -263,7 +262,7 @@ def contenders(state: State) -> tuple[int | None, int | None]:
     return champion, max((number for number in waiting if number > (champion or 0)), default=None)
 
 
-def read_seen(client: MlflowClient, version: int) -> Seen:
+def read_seen(version: int) -> Seen:
     """Read a version and the jobs of its training; a CalmlflowError where they are lost."""
     source = f"models:/{BUNDLE_MODEL}/{version}"
     table = load_results(source).jobs
@@ -273,12 +272,9 @@ def read_seen(client: MlflowClient, version: int) -> Seen:
     jobs = sort_records(table, f"data/latest.csv of {source}", carried).valid
     if jobs.empty:
         raise CalmlflowError(f"data/latest.csv of {source} holds no valid job record; expected those of its training")
-    try:
-        found = client.get_model_version(BUNDLE_MODEL, str(version))
-    except MlflowException as error:
-        raise explained(error, f"version {version} of {BUNDLE_MODEL}") from error
+    found = find_version(str(version), BUNDLE_MODEL)
     scores = {score: float(found.tags[tag]) for score, tag in _HELD_OUT.items() if tag in found.tags}
-    return Seen(version, str(found.current_stage), jobs, scores)
+    return Seen(version, found.stage, jobs, scores)
 
 
 def new_jobs(jobs: pd.DataFrame, seen: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mlflow import MlflowClient
 
 from calmlflow.errors import InputError
 from calmlflow.hst.scaling import Scaling
@@ -174,9 +173,9 @@ def test_a_part_of_a_mixed_bundle_is_packed_with_what_it_needs(champion, whole, 
         np.testing.assert_array_equal(found[column], values)
 
 
-def test_the_run_of_a_part_is_the_one_that_trained_it(tracking, monkeypatch):
+def test_the_run_of_a_part_is_the_one_that_trained_it(client, monkeypatch):
     """A version says it by its tags; one that was registered otherwise has a run at most."""
-    client, model = MlflowClient(), "assemble-test"
+    model = "assemble-test"
     monkeypatch.setattr(assembling, "BUNDLE_MODEL", model)
     client.create_registered_model(model)
     run = client.create_run("0").info.run_id

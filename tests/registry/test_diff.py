@@ -1,6 +1,5 @@
 """Two versions of the real server side by side, whatever of them can still be read."""
 
-import itertools
 import json
 from functools import partial
 
@@ -8,35 +7,16 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
-from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.registry.diff import as_text, compare_versions
 from calmlflow.registry.lineage import Lineage
 from calmlflow.registry.package import log_model, register
 from calmlflow.registry.tracking import lineage as dataset
+from tests.registry.conftest import SOURCE
 from tests.samples.console_command import run_here
 from tests.samples.predictor_samples import NETWORKS, write_bundle, write_network
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
-NUMBERS = itertools.count()
-SOURCE = "s3://calcloud-artifacts/of-a-test"
-
-
-@pytest.fixture
-def client(tracking) -> MlflowClient:
-    mlflow.set_experiment("difference-test")
-    return MlflowClient()
-
-
-@pytest.fixture
-def model(client) -> str:
-    """A registered model of this test's own."""
-    name = f"difference-test-{next(NUMBERS)}"
-    client.create_registered_model(name)
-    return name
 
 
 def add(client, model, count=1, **more) -> None:
@@ -53,28 +33,6 @@ def new_run(params=(), metrics=(), jobs=None) -> str:
         return run.info.run_id
 
 
-# -- Which versions ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "version"),
-    [
-        ("1", 1), ("2", 2), ("Production", 3), ("production", 3), ("STAGING", 2), ("@best", 1), ("archived", 5),
-        ("models:/MODEL/4", 4), ("models:/MODEL/Production", 3), ("models:/MODEL@best", 1),
-        ("models:/MODEL/staging", 2),
-    ],
-)  # fmt: skip
-def test_versions_are_named_by_number_stage_alias_or_uri(client, model, text, version):
-    add(client, model, 5)
-    client.transition_model_version_stage(model, 3, "Production")
-    client.transition_model_version_stage(model, 2, "Staging")
-    client.set_registered_model_alias(model, "best", 1)
-    # Nothing is in Archived, but for the alias that stands for it where a registry has no stages.
-    client.set_registered_model_alias(model, "archived", 5)
-    found = compare_versions(text.replace("MODEL", model), "4", model)
-    assert ((found.a.name, found.a.version), (found.b.name, found.b.version)) == ((model, version), (model, 4))
-
-
 def test_versions_of_two_models_are_compared_by_their_uris(client, model):
     add(client, model)
     other = f"{model}-other"
@@ -82,38 +40,6 @@ def test_versions_of_two_models_are_compared_by_their_uris(client, model):
     add(client, other, 2)
     found = compare_versions(f"models:/{model}/1", f"models:/{other}/2", "no-such-model")
     assert [(side.name, side.version) for side in (found.a, found.b)] == [(model, 1), (other, 2)]
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("9", r"version 9 of MODEL does not exist in the registry; expected"),
-        ("Production", r"no version of MODEL is in Production; expected one"),
-        ("@none", r"version @none of MODEL does not exist in the registry; expected a number"),
-        ("None", r"version 'None' does not exist; expected a number, Staging, Production, Archived, @ALIAS"),
-        ("latest", r"version 'latest' does not exist; expected a number"),
-        ("@", r"version '@' does not exist; expected"),
-        ("-1", r"version '-1' does not exist; expected"),
-        ("", r"version '' does not exist; expected"),
-        ("0", r"version 0 of MODEL does not exist in the registry; expected"),
-        ("models:/nothing-of-that-name/1", r"version 1 of nothing-of-that-name does not exist in the registry"),
-        ("runs:/abc", r"version 'runs:/abc' does not exist; expected"),
-    ],
-)
-def test_a_version_that_does_not_exist_is_named(client, model, text, problem):
-    add(client, model)
-    with pytest.raises(InputError, match=problem.replace("MODEL", model)) as caught:
-        compare_versions("1", text, model)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_version_that_may_not_be_read_is_one_sentence(client, model, monkeypatch):
-    def refuse(self, name, version):
-        raise MlflowException("Permission denied", PERMISSION_DENIED)
-
-    monkeypatch.setattr(MlflowClient, "get_model_version", refuse)
-    with pytest.raises(CalmlflowError, match=rf"not read version 1 of {model}; expected the permission READ"):
-        compare_versions("1", "2", model)
 
 
 # -- Parameters, scores, data, gate -----------------------------------------------------------------------------------

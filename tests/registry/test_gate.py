@@ -1,8 +1,7 @@
 """The gate against the real server: every check fails alone, a refusal changes no stage, force is seen."""
 
-import itertools
 import json
-import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -14,17 +13,13 @@ from mlflow import MlflowClient
 
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.ladder import LADDER
-from calmlflow.predictor.manifest import MANIFEST, write_manifest
 from calmlflow.registry import gate
-from calmlflow.registry.checks import check_whole
 from calmlflow.registry.gate import champion_checks, judge
-from calmlflow.registry.history import read_history
-from calmlflow.registry.limits import COMPARED, DEFAULT, Limits, read_limits
+from calmlflow.registry.limits import DEFAULT, Limits, read_limits
 from calmlflow.registry.versions import read_state
 from calmlflow.runs.promote import PromotionRequest, parse_version, promote_in_run, roll_back_to
-from tests.samples.commands import run
+from tests.registry.conftest import log_files
 
-NUMBERS = itertools.count()
 NETWORKS = ("mem_clf", "mem_reg", "wall_reg")
 WITHOUT_CHAMPION = {
     *("artifacts", "serving", "data.schema", "data.jobs", "data.age"),
@@ -32,7 +27,7 @@ WITHOUT_CHAMPION = {
     *("mem_bin.accuracy", "mem_bin.excess_cost", "memory.mae", "memory.log_mae"),
     *("wallclock.log_mae", "wallclock.kill_time_coverage", "wallclock.kill_time_reserved"),
 }
-STRICT = Limits({}, {}, None, None)
+STRICT = Limits()
 """No margins."""
 
 AGAINST_CHAMPION = {
@@ -46,14 +41,6 @@ AGAINST_CHAMPION = {
 def client(trained, tracking) -> MlflowClient:
     mlflow.set_experiment("gate-test")
     return MlflowClient()
-
-
-@pytest.fixture
-def model(client) -> str:
-    """A registered model of this test's own."""
-    name = f"gate-test-{next(NUMBERS)}"
-    client.create_registered_model(name)
-    return name
 
 
 def add(client, model, source=None, run_id=None, **tags: str) -> int:
@@ -70,50 +57,21 @@ def add(client, model, source=None, run_id=None, **tags: str) -> int:
     return int(version.version)
 
 
-def verdict(client, model, number=1, champion=None, limits="default", data=None):
-    challenger = client.get_model_version(model, str(number))
-    other = client.get_model_version(model, str(champion)) if champion else None
-    return judge(client, challenger, other, read_limits(str(limits)), data, lambda done, note: None)
+def verdict(model, number=1, champion=None, limits="default", data=None):
+    versions = read_state(model).versions
+    return judge(versions[number], versions.get(champion), read_limits(str(limits)), data, lambda done, note: None)
 
 
 @pytest.fixture
 def quick(monkeypatch) -> None:
     """Leave out the two checks that take seconds, where a test is not about them."""
-    monkeypatch.setattr(gate, "onnx_difference", lambda bundle, network, features: 0.0)
-    monkeypatch.setattr(gate, "check_serving", lambda model, bundle, networks: "left out")
-
-
-@pytest.fixture(scope="session")
-def downloaded(trained, server, tmp_path_factory) -> Path:
-    """The folder of the session's version, without the server's environment of a test."""
-    folder = tmp_path_factory.mktemp("version")
-    code = (
-        "import mlflow; "
-        f"mlflow.artifacts.download_artifacts('models:/calcloud-predictor/1', dst_path={str(folder / 'model')!r})"
+    monkeypatch.setattr(gate, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(
+        gate,
+        "check_onnx",
+        lambda bundle, networks, features: [gate.Check(f"onnx.{name}", True, "", "left out") for name in networks],
     )
-    done = run(server, "python", "-c", code)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return folder / "model"
-
-
-@pytest.fixture
-def copy(downloaded, tmp_path) -> Path:
-    """A copy of the version's folder that a test may spoil."""
-    return shutil.copytree(downloaded, tmp_path / "model")
-
-
-@pytest.fixture
-def add_spoiled(client, model, trained):
-    """Makes a version whose files are those of a folder, of a run with the session's training jobs."""
-
-    def add_version(folder: Path) -> int:
-        with mlflow.start_run() as active:
-            mlflow.log_artifacts(str(folder), "model")
-            mlflow.log_artifact(str(trained / "data" / "latest.csv"), "data")
-            source = mlflow.get_artifact_uri("model")
-        return add(client, model, source, active.info.run_id)
-
-    return add_version
+    monkeypatch.setattr(gate, "check_serving", lambda model, bundle, networks: "left out")
 
 
 # -- What passes, and each check failing alone ------------------------------------------------------------------------
@@ -121,7 +79,7 @@ def add_spoiled(client, model, trained):
 
 def test_a_good_version_passes_every_check(client, model):
     number = add(client, model)
-    found = verdict(client, model, number)
+    found = verdict(model, number)
     assert found.failed == []
     assert {check.name for check in found.checks} == WITHOUT_CHAMPION
     # What was logged when it was trained, found again from its artifacts alone.
@@ -133,84 +91,36 @@ def test_a_good_version_passes_every_check(client, model):
 
 def test_a_version_is_no_worse_than_itself(quick, client, model):
     add(client, model), add(client, model)
-    found = verdict(client, model, 2, champion=1)
+    found = verdict(model, 2, champion=1)
     assert found.failed == []
     names = {check.name for check in found.checks}
     assert names >= WITHOUT_CHAMPION | AGAINST_CHAMPION
     assert {value for name, value in found.metrics.items() if name.startswith("difference")} == {0.0}
 
 
-def flip_a_byte(bundle: Path) -> None:
-    network = bundle / "mem_reg" / "mem_reg.onnx"
-    content = bytearray(network.read_bytes())
-    content[len(content) // 2] ^= 1
-    network.write_bytes(content)
+def test_nothing_of_a_version_runs_that_is_not_what_was_registered(client, model, copy, tmp_path):
+    known = client.get_model_version("calcloud-predictor", "1").tags
+    (copy / "served.py").write_text(f"open({str(tmp_path / 'has-run')!r}, 'w')\n" + (copy / "served.py").read_text())
+    files = log_files(copy)
+    for tags in ({}, {"model_sha256": files.digest}):
+        add(client, model, files.source, **tags)
+    (failed,) = [check for check in verdict(model, 1).failed if check.name == "artifacts"]
+    assert f"expected {known['model_sha256'][:12]}... as registered" in failed.figure
+    assert not (tmp_path / "has-run").exists()
+    # With its own digest it is what was registered, and is run.
+    assert verdict(model, 2).failed == []
+    assert (tmp_path / "has-run").exists()
 
 
-SPOILED = {
-    "mem_reg/mem_reg.onnx does not match its SHA-256": flip_a_byte,
-    "wall_reg/wall_reg.keras cannot be read": lambda bundle: (bundle / "wall_reg" / "wall_reg.keras").unlink(),
-    "surplus.txt is not listed": lambda bundle: (bundle / "surplus.txt").write_text("x"),
-    "holds 0 files bundle.json": lambda bundle: (bundle / MANIFEST).unlink(),
-    "bundle.json has the SHA-256": lambda bundle: (bundle / "tx_data.json").write_text(
-        '{"lambdas": [1, 1], "mu": [0, 0], "sigma": [1, 1]}'
-    ) and write_manifest(bundle),
-}  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("words", SPOILED)
-def test_artifacts_must_be_those_that_were_registered(client, model, add_spoiled, copy, words):
-    SPOILED[words](copy / "artifacts" / "bundle")
-    found = verdict(client, model, add_spoiled(copy))
-    (failed,) = found.failed
-    assert failed.name == "artifacts"
-    assert words in failed.figure
-    assert "/tmp" not in failed.figure
-
-
-def test_a_version_whose_files_are_gone_fails(client, model):
-    found = verdict(client, model, add(client, model, source="s3://calcloud-artifacts/nothing-here"))
-    (failed,) = found.failed
-    assert (failed.name, "holds 0 files bundle.json" in failed.figure) == ("artifacts", True)
-
-
-@pytest.mark.slow
-def test_a_version_without_a_recorded_digest_fails(client, model):
+def test_files_that_are_gone_or_without_a_digest_fail(client, model, trained):
+    add(client, model, source="s3://calcloud-artifacts/nothing-here")
     known = client.get_model_version("calcloud-predictor", "1")
-    number = client.create_model_version(
+    client.create_model_version(
         model, known.source, known.run_id, await_creation_for=0, model_id=known.source.removeprefix("models:/")
-    ).version
-    (failed,) = verdict(client, model, number).failed
-    assert "no tag bundle_sha256" in failed.figure
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("network", ["mem_clf", "wall_reg"])
-def test_onnx_must_answer_as_keras_does(client, model, add_spoiled, copy, network):
-    from calmlflow.networks.architectures import TargetRange, build_classifier, build_regressor
-
-    bundle = copy / "artifacts" / "bundle"
-    other = build_classifier(2) if network == "mem_clf" else build_regressor(network, TargetRange(6, 1, 10, 9000), 2)
-    other.save(bundle / network / f"{network}.keras")
-    write_manifest(bundle)
-    number = add_spoiled(copy)
-    client.set_model_version_tag(model, str(number), "bundle_sha256", digest_of(bundle / MANIFEST))
-    (failed,) = verdict(client, model, number).failed
-    assert failed.name == f"onnx.{network}"
-    assert "ONNX and Keras answers differ" in failed.figure
-
-
-@pytest.mark.parametrize(
-    ("expected", "words"), [(["mem_clf"], "expected mem_clf"), (("mem_clf", "mem_reg", "wall_reg"), None), (None, None)]
-)
-def test_a_version_must_hold_the_networks_of_its_model(downloaded, expected, words):
-    bundle = downloaded / "artifacts" / "bundle"
-    if words is None:
-        assert "files match" in check_whole(bundle, digest_of(bundle / MANIFEST), expected)
-        return
-    with pytest.raises(InputError, match=f"it holds the networks mem_clf, mem_reg, wall_reg; {words}"):
-        check_whole(bundle, digest_of(bundle / MANIFEST), expected)
+    )
+    for number, words in ((1, f"the files of version 1 of {model} are gone"), (2, "has no tag model_sha256")):
+        (failed,) = verdict(model, number).failed
+        assert (failed.name, words in failed.figure) == ("artifacts", True)
 
 
 def test_a_challenger_must_give_every_answer_that_the_champion_gives(quick, client, model):
@@ -220,46 +130,9 @@ def test_a_challenger_must_give_every_answer_that_the_champion_gives(quick, clie
         model_id=known.source.removeprefix("models:/"),
     )  # fmt: skip
     add(client, model)
-    (failed,) = verdict(client, model, 1, champion=2).failed
+    (failed,) = verdict(model, 1, champion=2).failed
     assert (failed.name, failed.expected) == ("champion", "every answer that version 2 gives")
     assert "it gives no bin_pred, mem_pred, probabilities" in failed.figure
-
-
-def digest_of(path: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def change_mlmodel(folder: Path, change) -> None:
-    described = yaml.safe_load((folder / "MLmodel").read_text())
-    change(described)
-    (folder / "MLmodel").write_text(yaml.safe_dump(described))
-
-
-def drop_a_column(described: dict) -> None:
-    signature = described["signature"]
-    signature["inputs"] = json.dumps(json.loads(signature["inputs"])[:-1])
-
-
-UNSERVABLE = {
-    "cannot answer the input example (it has no input example)": lambda folder: change_mlmodel(
-        folder, lambda described: described.pop("saved_input_example_info")
-    ),
-    "the signature's inputs are": lambda folder: change_mlmodel(folder, drop_a_column),
-    "cannot answer the input example (": lambda folder: next(folder.rglob("served.py")).write_text(
-        "raise ValueError('no')"
-    ),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("words", UNSERVABLE)
-def test_a_version_must_be_servable(client, model, add_spoiled, copy, words):
-    UNSERVABLE[words](copy)
-    (failed,) = verdict(client, model, add_spoiled(copy)).failed
-    assert failed.name == "serving"
-    assert words in failed.figure
 
 
 def strict(tmp_path: Path, group: str, key: str, value) -> Path:
@@ -288,7 +161,7 @@ def strict(tmp_path: Path, group: str, key: str, value) -> Path:
     ],
 )
 def test_each_limit_fails_alone(quick, client, model, tmp_path, group, key, value):
-    found = verdict(client, model, add(client, model), limits=strict(tmp_path, group, key, value))
+    found = verdict(model, add(client, model), limits=strict(tmp_path, group, key, value))
     names = {"min_jobs": "data.jobs", "max_age_days": "data.age"}
     (failed,) = found.failed
     assert failed.name == names.get(key, f"{group}.{key}")
@@ -299,7 +172,7 @@ def test_each_limit_fails_alone(quick, client, model, tmp_path, group, key, valu
 def test_a_limit_that_is_taken_out_is_not_checked(quick, client, model, tmp_path):
     path = tmp_path / "gate.yaml"
     path.write_text("data: {min_jobs: 10}\n")
-    names = {check.name for check in verdict(client, model, add(client, model), limits=path).checks}
+    names = {check.name for check in verdict(model, add(client, model), limits=path).checks}
     assert names == {name for name in WITHOUT_CHAMPION if name.split(".")[0] in ("artifacts", "onnx", "serving")} | {
         "data.schema",
         "data.jobs",
@@ -327,7 +200,7 @@ def add_with_table(client, model, trained, tmp_path, change) -> int:
     ],
 )
 def test_training_jobs_must_be_valid_and_of_known_age(quick, client, model, trained, tmp_path, change, name, words):
-    found = verdict(client, model, add_with_table(client, model, trained, tmp_path, change))
+    found = verdict(model, add_with_table(client, model, trained, tmp_path, change))
     failed = {check.name: check.figure for check in found.failed}
     assert words in failed[name]
     # Without a table, nothing is known of its age and size either.
@@ -337,7 +210,7 @@ def test_training_jobs_must_be_valid_and_of_known_age(quick, client, model, trai
 @pytest.mark.slow
 def test_a_version_without_a_run_fails(quick, client, model):
     number = add(client, model, run_id="0" * 32)
-    failed = {check.name: check.figure for check in verdict(client, model, number).failed}
+    failed = {check.name: check.figure for check in verdict(model, number).failed}
     assert "data/latest.csv of run 0000" in failed["data.schema"]
 
 
@@ -421,12 +294,12 @@ def test_each_score_that_is_worse_fails_alone(name):
     table, answers = judged()
     checks = {
         check.name: check
-        for check in champion_checks("version 1", table, WORSE[name](answers, table), answers, STRICT, {})
+        for check in champion_checks("version 1", table, WORSE[name](answers, table), answers, STRICT)[0]
     }
     assert {check.name for check in checks.values() if not check.passed} == {name}
     assert checks[name].expected == "not worse than version 1"
     # The other way round it is better, and passes.
-    back = champion_checks("version 1", table, answers, WORSE[name](answers, table), STRICT, {})
+    back, _ = champion_checks("version 1", table, answers, WORSE[name](answers, table), STRICT)
     assert name not in {check.name for check in back if not check.passed}
 
 
@@ -434,21 +307,14 @@ def test_each_score_that_is_worse_fails_alone(name):
 def test_within_its_margin_a_score_may_be_worse(name):
     table, answers = judged()
     _, target, score = name.split(".")
-    metrics = {}
-    list(champion_checks("v", table, WORSE[name](answers, table), answers, STRICT, metrics))
+    _, metrics = champion_checks("v", table, WORSE[name](answers, table), answers, STRICT)
     lost = abs(metrics[f"difference_{target}_{score}"])
     is_share = score in ("rmse", "mae", "kill_time_reserved")
     share = metrics[f"champion_{target}_{score}"] if is_share else 1.0
     for margin, fails in ((lost / share * 1.001, False), (lost / share * 0.999, True)):
-        limits = Limits({}, {target: {score: margin}}, None, None)
-        checks = champion_checks("v", table, WORSE[name](answers, table), answers, limits, {})
+        limits = Limits(margins={target: {score: margin}})
+        checks, _ = champion_checks("v", table, WORSE[name](answers, table), answers, limits)
         assert [check.name for check in checks if not check.passed] == [name] * fails
-
-
-def test_every_score_that_is_compared_has_a_margin_by_default():
-    margins = read_limits("default").margins
-    assert {target: tuple(found) for target, found in margins.items()} == COMPARED
-    assert 0 < max(value for found in margins.values() for value in found.values()) <= 0.25
 
 
 @pytest.mark.slow
@@ -465,17 +331,17 @@ def test_the_champion_is_not_judged_by_jobs_that_it_was_trained_on(quick, client
 
     number = add(client, model)
     few, most = trained_on(held_out[:100]), trained_on(held_out[:-10])
-    assert verdict(client, model, number, few).metrics["jobs_compared"] == len(held_out) - 100
+    assert verdict(model, number, few).metrics["jobs_compared"] == len(held_out) - 100
     # Ten jobs tell nothing.
-    assert verdict(client, model, number, most).metrics["jobs_compared"] == len(held_out)
-    assert verdict(client, model, number, number).metrics["jobs_compared"] == len(held_out)
+    assert verdict(model, number, most).metrics["jobs_compared"] == len(held_out)
+    assert verdict(model, number, number).metrics["jobs_compared"] == len(held_out)
 
 
 def test_a_worse_classifier_fails_by_its_accuracy():
     table, answers = judged()
     failed = {
         check.name
-        for check in champion_checks("v", table, all_worse(answers, table), answers, STRICT, {})
+        for check in champion_checks("v", table, all_worse(answers, table), answers, STRICT)[0]
         if not check.passed
     }
     assert "champion.mem_bin.accuracy" in failed
@@ -487,8 +353,7 @@ def test_what_may_be_chance_passes():
     probabilities = answers["probabilities"].copy()
     right = np.flatnonzero(probabilities.argmax(axis=1) == table["mem_bin"])[:2]
     probabilities[right] = np.roll(probabilities[right], 1, axis=1)
-    metrics = {}
-    checks = list(champion_checks("v", table, {**answers, "probabilities": probabilities}, answers, STRICT, metrics))
+    checks, metrics = champion_checks("v", table, {**answers, "probabilities": probabilities}, answers, STRICT)
     assert all(check.passed for check in checks)
     assert metrics["difference_mem_bin_accuracy"] == pytest.approx(-2 / 400)
     assert metrics["difference_low_mem_bin_accuracy"] < -2 / 400 < metrics["difference_high_mem_bin_accuracy"] + 1e-12
@@ -501,7 +366,7 @@ def test_a_bin_of_a_few_jobs_decides_nothing():
     right[[0, 1]] = np.eye(4)[3] * 0.96 + 0.01
     checks = {
         check.name: check
-        for check in champion_checks("v", table, answers, {**answers, "probabilities": right}, STRICT, {})
+        for check in champion_checks("v", table, answers, {**answers, "probabilities": right}, STRICT)[0]
     }
     assert checks["champion.mem_bin.recall_64g"].passed
     assert "too few jobs (2) to tell" in checks["champion.mem_bin.recall_64g"].figure
@@ -522,9 +387,9 @@ def newer_jobs(trained, tmp_path, newer: int) -> str:
 @pytest.mark.slow
 def test_newer_jobs_judge_instead_of_those_held_out(quick, client, model, trained, tmp_path):
     add(client, model), add(client, model)
-    found = verdict(client, model, 2, champion=1, data=newer_jobs(trained, tmp_path, 500))
+    found = verdict(model, 2, champion=1, data=newer_jobs(trained, tmp_path, 500))
     assert {check.name for check in found.checks} >= WITHOUT_CHAMPION
-    held_out = verdict(client, model, 2)
+    held_out = verdict(model, 2)
     assert found.metrics["challenger_memory_mae"] != held_out.metrics["challenger_memory_mae"]
 
 
@@ -534,11 +399,11 @@ def test_jobs_that_one_of_the_two_was_trained_on_judge_nothing(quick, client, mo
     add(client, model, newest_job=str(newest + 10_000))
     add(client, model)
     path = newer_jobs(trained, tmp_path, 500)
-    assert verdict(client, model, 2, data=path).checks
+    assert verdict(model, 2, data=path).checks
     with pytest.raises(InputError, match=r"newer\.csv holds 2,000 jobs, 0 of them newer than .* version 2 or 1"):
-        verdict(client, model, 2, champion=1, data=path)
+        verdict(model, 2, champion=1, data=path)
     with pytest.raises(InputError, match="39 of them newer"):
-        verdict(client, model, 2, data=newer_jobs(trained, tmp_path, 39))
+        verdict(model, 2, data=newer_jobs(trained, tmp_path, 39))
 
 
 # -- The whole of it ---------------------------------------------------------------------------------------------------
@@ -557,8 +422,8 @@ def test_a_refusal_is_written_down_and_changes_no_stage(quick, client, model, tm
     ) as caught:
         promote_in_run(PromotionRequest("Staging", model=model, gate=str(path)))
     assert "\n" not in str(caught.value)
-    state = read_state(client, model)
-    assert (state.stages, state.aliases, state.events) == ({1: "None"}, {}, ())
+    state = read_state(model)
+    assert (state.stages, state.aliases, state.events) == ({1: "None"}, {}, [])
     (found,) = runs_of(client, model)
     assert (found.info.status, found.data.tags["gate"]) == ("FAILED", "refused")
     assert found.data.metrics["checks_failed"] == 1
@@ -576,9 +441,9 @@ def test_force_goes_through_with_a_reason_and_is_seen(quick, client, model, tmp_
     with pytest.raises(InputError, match="no reason is given"):
         promote_in_run(PromotionRequest("Production", 1, model, gate=str(path), force=True))
     promote_in_run(PromotionRequest("Production", 1, model, gate=str(path), force=True, reason="the queue is full"))
-    (event,) = read_history(client, model)
+    (event,) = read_state(model).events
     assert (event.forced, event.reason, event.stage) == (True, "the queue is full", "Production")
-    assert [check.name for check in event.checks if not check.passed] == ["memory.mae"]
+    assert [failed.partition(":")[0] for failed in event.failed] == ["memory.mae"]
     version = client.get_model_version(model, "1")
     assert (version.current_stage, version.tags["gate"]) == ("Production", "forced")
     assert "**forced**" in version.description
@@ -594,45 +459,12 @@ def test_a_promotion_is_a_run_with_every_figure(client, model):
     assert newest.data.tags["champion_version"] == "1"
     assert newest.data.metrics["difference_memory_mae"] == 0
     assert newest.data.metrics["champion_mem_bin_accuracy"] == newest.data.metrics["challenger_mem_bin_accuracy"]
-    event = read_history(client, model)[-1]
+    event = read_state(model).events[-1]
     assert (event.run_id, event.before, event.reason) == (newest.info.run_id, 1, "better")
     checks = json.loads(Path(client.download_artifacts(newest.info.run_id, "gate.json")).read_text())
-    assert [check["name"] for check in checks] == [check.name for check in event.checks]
+    assert {check["name"] for check in checks} >= WITHOUT_CHAMPION
     assert "is in Production already" in promote_in_run(PromotionRequest("Production", None, model))
     assert roll_back_to(None, "a test", model) == f"{model} version 1 is back in Production, version 2 is archived"
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("scores: [1]", "scores is .1.; expected keys and values"),
-        ("score: {}", "the file has the key 'score'; expected scores, margins, data"),
-        ("scores: {disk: {}}", "scores has the key 'disk'"),
-        ("scores: {memory: {mea: {max: 1}}}", r"scores\.memory\.mea is no score; expected one of rmse, mae"),
-        ("scores: {memory: {mae: 1}}", r"scores\.memory\.mae is 1; expected keys and values"),
-        ("scores: {memory: {mae: {max: x}}}", r"scores\.memory\.mae\.max is 'x'; expected a number"),
-        ("scores: {memory: {mae: {max: .inf}}}", "expected a number"),
-        ("scores: {memory: {mae: {min: 2, max: 1}}}", "min 2 above max 1"),
-        ("margins: {memory: {log_mae: 1}}", "has the key 'log_mae'; expected rmse, mae"),
-        ("margins: {memory: {mae: -1}}", "is -1; expected 0 or more"),
-        ("data: {max_age: 3}", "data has the key 'max_age'"),
-        ("data: {min_jobs: true}", r"data\.min_jobs is True"),
-        ("a: [", "is not YAML"),
-        ("!!python/object/apply:os.system [echo]", "is not YAML"),
-    ],
-)
-def test_limits_that_do_not_fit_are_named(tmp_path, text, words):
-    path = tmp_path / "gate.yaml"
-    path.write_text(text)
-    with pytest.raises(InputError, match=words) as caught:
-        read_limits(str(path))
-    assert "\n" not in str(caught.value)
-    assert str(path) in str(caught.value)
-
-
-def test_limits_must_be_there():
-    with pytest.raises(InputError, match=r"gate no-such\.yaml cannot be read"):
-        read_limits("no-such.yaml")
 
 
 @pytest.mark.parametrize("text", ["x", "1.5", "-1", ""])

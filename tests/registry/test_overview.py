@@ -1,7 +1,6 @@
 """What `calmlflow stages` shows, from versions of the real server: all that their tags say, and no more."""
 
 import io
-import itertools
 import json
 import re
 import time
@@ -10,25 +9,21 @@ from functools import partial
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from rich.console import Console
 
 from calmlflow import settings
-from calmlflow.cli.versions_table import WIDE, show_versions
-from calmlflow.errors import CalmlflowError
+from calmlflow.cli.registry import WIDE, show_versions
 from calmlflow.predictor.cache import Cache
 from calmlflow.predictor.registry_client import StagedVersion
 from calmlflow.registry.lineage import Lineage
-from calmlflow.registry.overview import overview
+from calmlflow.registry.overview import by_stage, problems, read_models
 from calmlflow.registry.promote import promote
 from calmlflow.registry.versions import read_state
+from tests.registry.conftest import NUMBERS, SOURCE
 from tests.samples.console_command import run_here
 from tests.samples.predictor_samples import write_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
-NUMBERS = itertools.count()
-SOURCE = "s3://calcloud-artifacts/of-a-test"
 NETWORKS = ("mem_clf", "mem_reg", "wall_reg")
 DAY_S = 86_400
 SCORES = {
@@ -36,11 +31,6 @@ SCORES = {
     "memory": {"rmse": 0.3951, "mae": 0.1},
     "wallclock": {"rmse": 657.25, "mae": 240.0, "kill_time_coverage": 0.9992},
 }
-
-
-@pytest.fixture
-def client(tracking) -> MlflowClient:
-    return MlflowClient()
 
 
 @pytest.fixture
@@ -64,9 +54,13 @@ def add(client, model, count=1, **tags) -> None:
         client.create_model_version(model, SOURCE, tags=tags, await_creation_for=0)
 
 
+def overview() -> dict:
+    return {model: by_stage(state) for model, state in read_models().items()}
+
+
 def shown(client, width: int, most: int | None = 5) -> str:
     out = io.StringIO()
-    show_versions(overview(client), most, Console(file=out, width=width, highlight=False))
+    show_versions(overview(), most, Console(file=out, width=width, highlight=False))
     return out.getvalue()
 
 
@@ -74,7 +68,7 @@ def shown(client, width: int, most: int | None = 5) -> str:
 
 
 def test_models_that_do_not_exist_have_no_versions(client, bundle):
-    assert overview(client) == {bundle: {}, f"{bundle}-bin": {}, f"{bundle}-memory": {}}
+    assert overview() == {bundle: {}, f"{bundle}-bin": {}, f"{bundle}-memory": {}}
 
 
 def test_a_version_says_what_its_tags_say(client, bundle):
@@ -83,7 +77,7 @@ def test_a_version_says_what_its_tags_say(client, bundle):
     client.transition_model_version_stage(bundle, 1, "Production")
     client.set_registered_model_alias(bundle, "production", 1)
     client.set_registered_model_alias(bundle, "good", 1)
-    (entry,) = overview(client)[bundle]["Production"]
+    (entry,) = overview()[bundle]["Production"]
     created = datetime.fromisoformat(entry.pop("created"))
     assert created.utcoffset() == UTC.utcoffset(None)
     assert abs(created.timestamp() - time.time()) < 600
@@ -109,7 +103,7 @@ def test_versions_stand_in_their_stages_the_newest_first(client, bundle):
     add(client, f"{bundle}-memory")
     for version, stage in ((2, "Archived"), (11, "Archived"), (9, "Production"), (10, "Staging")):
         client.transition_model_version_stage(bundle, version, stage)
-    found = overview(client)
+    found = overview()
     assert {stage: [entry["version"] for entry in entries] for stage, entries in found[bundle].items()} == {
         "Production": [9],
         "Staging": [10],
@@ -123,15 +117,6 @@ def test_versions_stand_in_their_stages_the_newest_first(client, bundle):
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
-def test_every_page_of_versions_is_read(client, bundle, monkeypatch):
-    add(client, bundle, 5)
-    real = MlflowClient.search_model_versions
-    monkeypatch.setattr(
-        MlflowClient, "search_model_versions", lambda self, *given, **named: real(self, *given, max_results=2, **named)
-    )
-    assert [entry["version"] for entry in overview(client)[bundle]["None"]] == [5, 4, 3, 2, 1]
-
-
 DAMAGED = ("x", "nan", "inf", "-inf", "1e400", "9" * 400, "", "-1", "0", "1e30", "0x10")
 
 
@@ -139,7 +124,7 @@ DAMAGED = ("x", "nan", "inf", "-inf", "1e400", "9" * 400, "", "-1", "0", "1e30",
 def test_what_is_not_known_or_damaged_is_left_out(client, bundle, value):
     tags = {} if value is None else dict.fromkeys(("newest_job", "score.memory.rmse"), value)
     add(client, bundle, **tags | ({} if value in (None, *DAMAGED[-4:]) else {"jobs": value}))
-    (entry,) = overview(client)[bundle]["None"]
+    (entry,) = overview()[bundle]["None"]
     unknown = ("data", "jobs", "newest_job", "data_age_days", "gate")
     assert {name: entry[name] for name in unknown} == dict.fromkeys(unknown)
     assert entry["runs"] == {}
@@ -152,18 +137,9 @@ def test_what_is_not_known_or_damaged_is_left_out(client, bundle, value):
 def test_a_version_in_the_cache_of_this_machine_is_marked(client, bundle):
     add(client, bundle, 2)
     write_bundle(Cache(settings.registry_uri()).path(StagedVersion("2", SOURCE)))
-    assert [entry["cached_here"] for entry in overview(client)[bundle]["None"]] == [True, False]
+    assert [entry["cached_here"] for entry in overview()[bundle]["None"]] == [True, False]
     for width in (80, 200):
         assert shown(client, width).count("cached here") == 1
-
-
-def test_a_model_that_may_not_be_read_is_one_sentence(client, bundle, monkeypatch):
-    def refuse(self, name):
-        raise MlflowException("Permission denied", PERMISSION_DENIED)
-
-    monkeypatch.setattr(MlflowClient, "get_registered_model", refuse)
-    with pytest.raises(CalmlflowError, match=rf"not read registered model {bundle}; expected the permission READ"):
-        overview(client)
 
 
 # -- For a person -----------------------------------------------------------------------------------------------------
@@ -178,13 +154,13 @@ def test_the_table_has_a_line_for_each_version(client, bundle):
     (line,) = [line for line in text.splitlines() if line.startswith(f" {bundle} ")]
     cells = re.split(r"\s{2,}", line.strip())
     assert cells[:8] == [
-        *(bundle, "Production", "1 @production", "0.9571", "2.71%", "0.395 GB", "657 s", "99.92%"),
+        *(bundle, "Production", "1 @production", "95.71%", "2.71%", "0.395 GB", "657 s", "99.92%"),
     ]
     assert cells[8:] == [
         "s3://bucket/jobs.csv 800 jobs to 2023-11-14", "0 d", "forced", f"models:/{bundle}/Production"
     ]  # fmt: skip
     (line,) = [line for line in text.splitlines() if line.startswith(f" {bundle}-bin ")]
-    assert line.split() == [f"{bundle}-bin", "None", "1", "0.9000", "0", "d"]
+    assert line.split() == [f"{bundle}-bin", "None", "1", "90.00%", "0", "d"]
     assert f"\n{bundle}-memory: no versions yet\n" in text
 
 
@@ -194,7 +170,7 @@ def test_nothing_is_cut_off_whatever_the_width(client, bundle, width):
     client.transition_model_version_stage(bundle, 1, "Staging")
     text = shown(client, width)
     assert max(map(len, text.splitlines())) <= width
-    for part in ("Staging", "0.9571", "2.71%", "0.395", "657", "99.92%", "passed", "2023-11-14"):
+    for part in ("Staging", "95.71%", "2.71%", "0.395", "657", "99.92%", "passed", "2023-11-14"):
         assert part in text, part
     assert "…" not in text
     # Folded, but complete.
@@ -230,7 +206,7 @@ def test_text_of_the_registry_is_shown_and_not_obeyed(client, bundle, width):
 @pytest.mark.parametrize("width", [80, 200])
 def test_a_version_that_is_not_ready_is_marked(client, bundle, width):
     add(client, bundle)
-    found = overview(client)
+    found = overview()
     found[bundle]["None"][0]["status"] = "PENDING_REGISTRATION"
     out = io.StringIO()
     show_versions(found, None, Console(file=out, width=width))
@@ -251,7 +227,7 @@ def test_the_command_prints_the_overview(command, client, bundle):
     add(client, bundle, 7, data="of-each")
     status, out, err = command("stages", "--json")
     assert (status, err) == (0, "")
-    assert json.loads(out) == overview(client)
+    assert json.loads(out) == overview()
     # Not to a terminal: a line for each version.
     status, out, err = command("stages")
     assert (status, err) == (0, "")
@@ -259,40 +235,60 @@ def test_the_command_prints_the_overview(command, client, bundle):
     assert command("stages", "--all")[1].count("of-each") == 7
 
 
-def test_the_command_tells_of_a_move_that_was_cut_short(command, client, bundle, monkeypatch):
+def test_the_command_says_what_was_moved_without_the_gate(command, client, bundle):
+    add(client, bundle, 2)
+    promote(read_state(bundle), 1, "Production", reason="a test", forced=True, run_id="abc")
+    assert command("stages")[::2] == (0, "")
+    client.transition_model_version_stage(bundle, 2, "Production", archive_existing_versions=True)
+    status, out, err = command("stages", "--json")
+    assert status == 1
+    assert [entry["version"] for entry in json.loads(out)[bundle]["Production"]] == [2]
+    assert err.splitlines() == [
+        f"warning: version 2 of {bundle} is in Production and the history does not say how: it was moved without the "
+        "gate; `calmlflow stages --repair` records it",
+        f"warning: aliases of {bundle} do not name the versions of their stages: production, archived; `calmlflow "
+        "stages --repair` records it",
+    ]
+    status, out, err = command("stages", "--repair", "--json")
+    assert (status, err) == (0, f"recorded that version 2 of {bundle} was moved to Production without the gate\n")
+    assert [entry["aliases"] for entry in json.loads(out)[bundle]["Production"]] == [["production"]]
+    assert command("stages", "--repair")[::2] == (0, "nothing to repair\n")
+    events = json.loads(command("stages", "--history", "--model", bundle, "--json")[1])
+    assert [(event["action"], event["version"], event["before"]) for event in events] == [
+        ("promotion", 1, None), ("outside", 2, 1),
+    ]  # fmt: skip
+    lines = command("stages", "--history", "--model", bundle)[1].splitlines()
+    assert "version 1 to Production: forced promotion by" in lines[0]
+    assert lines[1:3] == ["    a test", "    gate: run abc"]
+    assert "version 2 to Production, in place of 1: moved without the gate, recorded by" in lines[3]
+
+
+def test_a_move_that_was_cut_short_is_told_apart(client, bundle, monkeypatch):
     add(client, bundle)
     real = MlflowClient.transition_model_version_stage
 
-    def fail(*given, **named):
+    def cut_short(*given, **named):
         real(*given, **named)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(MlflowClient, "transition_model_version_stage", fail)
-        promote(client, bundle, 1, "Production", read_state(client, bundle), reason="a test")
-    status, _, err = command("stages")
-    assert status == 0
-    assert f"version 1 of {bundle} to Production was cut short" in err
-    status, out, _ = command("stages", "--history", "--model", bundle)
-    assert (status, "cut short" in out, "    a test\n" in out) == (0, True, True)
-    status, out, err = command("stages", "--repair", "--json")
-    assert (status, err) == (0, f"finished the promotion of version 1 of {bundle} to Production\n")
-    assert [entry["aliases"] for entry in json.loads(out)[bundle]["Production"]] == [["production"]]
-    assert "nothing to repair" in command("stages", "--repair")[2]
-    status, out, _ = command("stages", "--history", "--model", bundle, "--json")
-    (event,) = json.loads(out)
-    assert (event["version"], event["stage"], event["reason"], event["is_open"]) == (1, "Production", "a test", False)
+        patch.setattr(MlflowClient, "transition_model_version_stage", cut_short)
+        promote(read_state(bundle), 1, "Production")
+    assert "its promotion was cut short" in problems(read_state(bundle))[0]
 
 
-def test_the_command_names_a_model_that_has_no_history(command, bundle):
+def test_the_command_names_a_model_that_has_no_history(command, client, bundle):
     status, out, err = command("stages", "--history", "--model", bundle)
     assert (status, out) == (1, "")
     assert err == f"error: registered model {bundle} does not exist in the registry; expected a registered version\n"
+    add(client, bundle)
+    status, out, err = command("stages", "--history", "--model", bundle)
+    assert (status, out, err) == (0, "", f"no version of {bundle} was moved yet\n")
 
 
 def test_no_server_is_one_sentence(command, monkeypatch, ports):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:word@127.0.0.1:{ports[0]}")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"http://user:word@127.0.0.1:{ports[0]}")
     status, out, err = command("stages")
     assert (status, out) == (1, "")
-    assert err.startswith(f"error: no MLflow server answers at http://127.0.0.1:{ports[0]} ")
+    assert err.startswith(f"error: no MLflow server answers at http://***@127.0.0.1:{ports[0]} ")
     assert len(err.splitlines()) == 1

@@ -18,7 +18,7 @@ from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.jobs.sample import draw_sample
 from calmlflow.jobs.stores.base import PREDICTIONS
 from calmlflow.jobs.stores.open import open_store
-from calmlflow.registry.versions import State
+from calmlflow.registry.versions import State, Version
 from calmlflow.runs.retrain import (
     Decision,
     Limits,
@@ -170,13 +170,18 @@ def test_predictions_are_judged_from_40_jobs_on(count):
 # -- Versions and other runs ----------------------------------------------------------------------------------------
 
 
+def state_of(stages: dict[int, str], aliases: dict[str, int]) -> State:
+    versions = {n: Version("m", n, stage, "READY", "", "", "", 0, {}) for n, stage in stages.items()}
+    return State("m", versions, aliases)
+
+
 @pytest.mark.parametrize(
     ("state", "champion", "challenger"),
     [
-        (State({}, {}, (), 1), None, None),
-        (State({1: "Archived", 2: "Production", 3: "None", 4: "Staging", 5: "Archived"}, {}, (), 1), 2, 4),
-        (State({1: "None", 2: "Production"}, {}, (), 1), 2, None),
-        (State({1: "None", 2: "None", 3: "None"}, {"production": 2}, (), 1), 2, 3),
+        (state_of({}, {}), None, None),
+        (state_of({1: "Archived", 2: "Production", 3: "None", 4: "Staging", 5: "Archived"}, {}), 2, 4),
+        (state_of({1: "None", 2: "Production"}, {}), 2, None),
+        (state_of({1: "None", 2: "None", 3: "None"}, {"production": 2}), 2, 3),
     ],
 )
 def test_champion_and_challenger_of_a_registry(state, champion, challenger):
@@ -186,7 +191,7 @@ def test_champion_and_challenger_of_a_registry(state, champion, challenger):
 def test_of_runs_that_look_at_the_same_jobs_the_first_one_trains(tracking):
     client = MlflowClient()
     experiment = client.create_experiment("obstacles")
-    decision = Decision("training", (), "jobs.csv", 100, 0, *read_contenders(client))
+    decision = Decision("training", (), "jobs.csv", 100, 0, *read_contenders())
 
     def run(started_ms: int, state: str, data: str = "jobs.csv"):
         return client.create_run(experiment, started_ms, {"retrain.decision": state, "retrain.data": data})

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import mlflow.utils.request_utils
@@ -18,26 +19,25 @@ import requests
 from mlflow import MlflowClient
 
 from calmlflow.errors import CalmlflowError
-from calmlflow.registry.claim import PREFIX as CLAIMS
-from calmlflow.registry.moves import finish_open, repair
-from calmlflow.registry.promote import promote, roll_back
+from calmlflow.registry.overview import problems
+from calmlflow.registry.promote import promote, repair, roll_back
 from calmlflow.registry.versions import read_state
 
 NUMBERS = itertools.count()
 
 
-def new_model(client: MlflowClient, prefix: str, versions: int) -> str:
+def new_model(prefix: str, versions: int) -> str:
     """A registered model with version 1 in Production and more versions in Staging and None."""
-    name = f"{prefix}-{next(NUMBERS)}"
+    name, client = f"{prefix}-{next(NUMBERS)}", MlflowClient()
     client.create_registered_model(name)
     for _ in range(versions):
-        client.create_model_version(name, "s3://calcloud-artifacts/of-a-test", await_creation_for=0)
-    promote(client, name, 1, "Production", read_state(client, name))
-    promote(client, name, 2, "Staging", read_state(client, name))
+        client.create_model_version(name, SOURCE, RUN, {"model_sha256": DIGEST}, await_creation_for=0)
+    promote(read_state(name), 1, "Production")
+    promote(read_state(name), 2, "Staging")
     return name
 
 
-def forked(work: Callable[[], str], kill_before: int | None = None) -> Callable[[], str]:
+def forked(work: Callable[[], object], kill_before: int | None = None) -> Callable[[], str]:
     """Start work in a child, killed before its n-th write; gives what waits for its words, "killed" without any."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -55,7 +55,7 @@ def forked(work: Callable[[], str], kill_before: int | None = None) -> Callable[
 
         requests.Session.send = send
         try:
-            words = work()
+            words = f"done {work()}"
         except CalmlflowError as error:
             words = f"{type(error).__name__}: {error}"
         except BaseException as error:
@@ -73,75 +73,58 @@ def forked(work: Callable[[], str], kill_before: int | None = None) -> Callable[
     return wait
 
 
-def promote_again(client: MlflowClient, model: str) -> str:
-    """What the command does: finish what is open, and promote if there is still something to promote."""
-    finish_open(client, model)
-    state = read_state(client, model)
-    if state.stages[2] != "Production":
-        promote(client, model, 2, "Production", state)
-    return "done"
+def promote_again(model: str) -> object:
+    """What `calmlflow promote` does after its gate."""
+    state = read_state(model)
+    return repair(model) if state.stages[2] == "Production" else promote(state, 2, "Production", run_id="abc")
 
 
-def back_again(client: MlflowClient, model: str) -> str:
-    """A rollback that is repeated: what was cut short is finished; else it is made."""
-    finish_open(client, model)
-    if read_state(client, model).held_by("Production") == 2:
-        roll_back(client, model, None, "a test")
-    return "done"
-
-
-def described(client: MlflowClient, model: str) -> dict[str, Any]:
-    state = read_state(client, model)
-    tags = client.get_registered_model(model).tags
+def described(model: str) -> dict[str, Any]:
+    state = read_state(model)
     return {
-        "stages": {str(version): stage for version, stage in sorted(state.stages.items())},
+        "stages": {str(version): stage for version, stage in state.stages.items()},
         "aliases": state.aliases,
-        "events": [[event.action, event.version, event.stage, event.before, event.is_open] for event in state.events],
-        "claims": sum(key.startswith(CLAIMS) for key in tags),
-        "tags": {version: sorted(client.get_model_version(model, version).tags) for version in "12"},
+        "events": [[event.action, event.version, event.stage, event.before, event.run_id] for event in state.events],
+        "problems": problems(state),
     }
 
 
-def kill_everywhere(client: MlflowClient, prefix: str, action: str, mend: str) -> list[dict[str, Any]]:
+def kill_everywhere(prefix: str, action: str, mend: str) -> list[dict[str, Any]]:
     """One line per step: what a kill left behind, and what it was after the mending."""
     lines = []
     for step in itertools.count(1):
-        model = new_model(client, prefix, 2)
-        work = {"promotion": promote_again, "rollback": back_again}[action]
+        model = new_model(prefix, 2)
+        work = partial(promote_again, model)
         if action == "rollback":
-            promote_again(client, model)
-        words = forked(lambda work=work, model=model: work(client, model), kill_before=step)()
-        left = described(client, model)
-        if mend == "repair":
-            said = forked(lambda model=model: "; ".join(repair(client, model)) or "nothing")()
-        else:
-            said = forked(lambda work=work, model=model: work(client, model))()
-        lines.append({"step": step, "words": words, "left": left, "said": said, "after": described(client, model)})
+            work()
+            work = partial(roll_back, model, None, "a test")
+        words = forked(work, kill_before=step)()
+        left = described(model)
+        said = forked(partial(repair, model) if mend == "repair" else work)()
+        lines.append({"words": words, "left": left, "said": said, "after": described(model)})
         if words != "killed":
             return lines
     raise AssertionError
 
 
-def at_once(client: MlflowClient, prefix: str, times: int) -> list[dict[str, Any]]:
+def at_once(prefix: str, times: int) -> list[dict[str, Any]]:
     """Versions 2 and 3 are promoted by two processes that saw the same state."""
     lines = []
     for _ in range(times):
-        model = new_model(client, prefix, 3)
-        seen = read_state(client, model)
+        model = new_model(prefix, 3)
+        seen = read_state(model)
         start = time.time() + 0.05
 
-        def contend(version: int, model: str = model, seen: Any = seen, start: float = start) -> str:
+        def contend(version: int, seen: Any = seen, start: float = start) -> int:
             with suppress(ValueError):
                 time.sleep(start - time.time())
-            return f"won {promote(client, model, version, 'Production', seen).version}"
+            return promote(seen, version, "Production").version
 
-        waits = [forked(lambda version=version: contend(version)) for version in (2, 3)]
-        lines.append({"words": [wait() for wait in waits], "after": described(client, model)})
+        waits = [forked(partial(contend, version)) for version in (2, 3)]
+        lines.append({"words": [wait() for wait in waits], "after": described(model)})
     return lines
 
 
 if __name__ == "__main__":
-    what, uri, prefix, *rest = sys.argv[1:]
-    api = MlflowClient(uri, uri)
-    found = kill_everywhere(api, prefix, *rest) if what == "kill" else at_once(api, prefix, int(rest[0]))
-    print(json.dumps(found))
+    what, prefix, SOURCE, RUN, DIGEST, *rest = sys.argv[1:]
+    print(json.dumps(kill_everywhere(prefix, *rest) if what == "kill" else at_once(prefix, int(rest[0]))))

@@ -1,0 +1,95 @@
+"""Registered models of a test's own, and versions with real files."""
+
+import itertools
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from calmlflow.registry.package import model_digest
+from calmlflow.registry.versions import read_state
+from tests.samples.commands import run
+
+NUMBERS = itertools.count()
+SOURCE = "s3://calcloud-artifacts/of-a-test"
+"""Where no files are."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the files of a version are, the run that logged them, and their digest."""
+
+    source: str
+    run_id: str
+    digest: str
+
+
+LOGGED: dict[str, Files] = {}
+
+
+def log_files(folder: Path) -> Files:
+    """Log a folder as the files of a version."""
+    with mlflow.start_run() as run:
+        mlflow.log_artifacts(str(folder), "model")
+        return Files(mlflow.get_artifact_uri("model"), run.info.run_id, model_digest(folder))
+
+
+@pytest.fixture
+def client(tracking) -> MlflowClient:
+    mlflow.set_experiment("registry-test")
+    return MlflowClient()
+
+
+@pytest.fixture
+def model(client) -> str:
+    """A registered model of this test's own, without versions."""
+    name = f"registry-test-{next(NUMBERS)}"
+    client.create_registered_model(name)
+    return name
+
+
+@pytest.fixture
+def files(client, tracking, tmp_path) -> Files:
+    """Small files of a version, logged once for each server."""
+    if tracking.tracking_uri not in LOGGED:
+        (tmp_path / "files").mkdir()
+        (tmp_path / "files" / "MLmodel").write_text("of a test")
+        LOGGED[tracking.tracking_uri] = log_files(tmp_path / "files")
+    return LOGGED[tracking.tracking_uri]
+
+
+@pytest.fixture
+def four(client, model, files) -> str:
+    """A registered model with four versions that a rollback may go back to."""
+    for _ in range(4):
+        client.create_model_version(
+            model, files.source, files.run_id, {"model_sha256": files.digest}, await_creation_for=0
+        )
+    return model
+
+
+def stages(model: str) -> dict[int, str]:
+    """Version -> stage, of those that have one."""
+    return {version: stage for version, stage in read_state(model).stages.items() if stage != "None"}
+
+
+@pytest.fixture(scope="session")
+def downloaded(trained, server, tmp_path_factory) -> Path:
+    """The folder of the session's version, without the server's environment of a test."""
+    folder = tmp_path_factory.mktemp("version")
+    code = (
+        "import mlflow; "
+        f"mlflow.artifacts.download_artifacts('models:/calcloud-predictor/1', dst_path={str(folder / 'model')!r})"
+    )
+    done = run(server, "python", "-c", code)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder / "model"
+
+
+@pytest.fixture
+def copy(downloaded, tmp_path) -> Path:
+    """A copy of the version's folder that a test may spoil."""
+    return shutil.copytree(downloaded, tmp_path / "model")

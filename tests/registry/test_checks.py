@@ -1,0 +1,124 @@
+"""A version's files, networks and serving, spoiled in each way."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.predictor.manifest import MANIFEST, write_manifest
+from calmlflow.registry.checks import check_digest, check_onnx, check_serving, check_whole, guarded
+from calmlflow.registry.package import model_digest
+from calmlflow.registry.versions import Version
+
+NETWORKS = ("mem_clf", "mem_reg", "wall_reg")
+
+
+def digest_of(bundle: Path) -> str:
+    return hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()
+
+
+def flip_a_byte(bundle: Path) -> None:
+    network = bundle / "mem_reg" / "mem_reg.onnx"
+    content = bytearray(network.read_bytes())
+    content[len(content) // 2] ^= 1
+    network.write_bytes(content)
+
+
+def spoil_scaling(bundle: Path) -> None:
+    (bundle / "tx_data.json").write_text('{"lambdas": [1, 1], "mu": [0, 0], "sigma": [1, 1]}')
+    write_manifest(bundle)
+
+
+@pytest.mark.parametrize(
+    ("words", "spoil"),
+    [
+        (r"mem_reg/mem_reg\.onnx does not match its SHA-256", flip_a_byte),
+        (r"wall_reg\.keras cannot be read", lambda bundle: (bundle / "wall_reg" / "wall_reg.keras").unlink()),
+        (r"surplus\.txt is not listed", lambda bundle: (bundle / "surplus.txt").write_text("x")),
+        (r"bundle\.json has the SHA-256", spoil_scaling),
+    ],
+)
+def test_a_bundle_must_be_whole_and_the_one_that_was_registered(copy, words, spoil):
+    bundle = copy / "artifacts" / "bundle"
+    recorded = digest_of(bundle)
+    assert "files match" in check_whole(bundle, recorded, NETWORKS)
+    assert "files match" in check_whole(bundle, recorded, None)
+    spoil(bundle)
+    with pytest.raises(InputError, match=words):
+        check_whole(bundle, recorded, NETWORKS)
+
+
+def test_a_bundle_must_hold_the_networks_of_its_model(downloaded):
+    bundle = downloaded / "artifacts" / "bundle"
+    with pytest.raises(InputError, match="it holds the networks mem_clf, mem_reg, wall_reg; expected mem_clf"):
+        check_whole(bundle, digest_of(bundle), ["mem_clf"])
+    with pytest.raises(InputError, match="expected a tag bundle_sha256 as registered"):
+        check_whole(bundle, None, NETWORKS)
+
+
+@pytest.mark.parametrize("name", ["MLmodel", "served.py", "requirements.txt", "code/calmlflow/errors.py"])
+def test_the_digest_of_a_version_covers_what_runs_and_is_read(copy, name):
+    version = Version("m", 3, "None", "READY", "", "", "", 0, {"model_sha256": model_digest(copy)})
+    check_digest(version, copy)
+    (copy / name).write_text((copy / name).read_text() + "\n")
+    with pytest.raises(InputError, match=r"the files of version 3 of m have the SHA-256 .* as registered"):
+        check_digest(version, copy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["mem_clf", "wall_reg"])
+def test_onnx_must_answer_as_keras_does(copy, network):
+    import numpy as np
+
+    from calmlflow.networks.architectures import TargetRange, build_classifier, build_regressor
+
+    bundle = copy / "artifacts" / "bundle"
+    other = build_classifier(2) if network == "mem_clf" else build_regressor(network, TargetRange(6, 1, 10, 9000), 2)
+    other.save(bundle / network / f"{network}.keras")
+    features = np.array([[1, 2, 0, 1, 0, 1, 0, 1, 2], [9, 40, 1, 1, 2, 0, 1, 0, 0]], float)
+    found = {check.name: check for check in check_onnx(bundle, NETWORKS, features)}
+    assert [name for name, check in found.items() if not check.passed] == [f"onnx.{network}"]
+    assert "ONNX and Keras answers differ" in found[f"onnx.{network}"].figure
+
+
+def change_mlmodel(folder: Path, change) -> None:
+    described = yaml.safe_load((folder / "MLmodel").read_text())
+    change(described)
+    (folder / "MLmodel").write_text(yaml.safe_dump(described))
+
+
+def drop_a_column(described: dict) -> None:
+    signature = described["signature"]
+    signature["inputs"] = json.dumps(json.loads(signature["inputs"])[:-1])
+
+
+@pytest.mark.parametrize(
+    ("words", "spoil"),
+    [
+        (
+            "cannot answer the input example .it has no input example.",
+            lambda folder: change_mlmodel(folder, lambda described: described.pop("saved_input_example_info")),
+        ),
+        ("the signature's inputs are", lambda folder: change_mlmodel(folder, drop_a_column)),
+        (
+            "cannot answer the input example .ValueError: no",
+            lambda folder: (folder / "served.py").write_text("raise ValueError('no')"),
+        ),
+    ],
+)
+def test_a_version_must_be_servable(copy, words, spoil):
+    spoil(copy)
+    with pytest.raises(InputError, match=words):
+        check_serving(copy, copy / "artifacts" / "bundle", NETWORKS)
+
+
+def test_a_check_that_breaks_is_one_that_failed():
+    def broken(error):
+        raise error
+
+    assert guarded("x", "y", lambda: "fine") == ("x", True, "fine", "y")
+    assert guarded("x", "y", lambda: broken(CalmlflowError("why"))) == ("x", False, "why", "y")
+    assert guarded("x", "y", lambda: broken(KeyError("a\nb"))).figure == r"KeyError: 'a\nb'"

@@ -1,0 +1,408 @@
+"""Moves between stages against the real server: one commit point, whatever is killed, and when."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+
+from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.registry.checks import Check
+from calmlflow.registry.history import Event
+from calmlflow.registry.overview import problems
+from calmlflow.registry.promote import (
+    BEGIN,
+    MAX_DESCRIPTION,
+    ConflictError,
+    check_reason,
+    choose,
+    promote,
+    repair,
+    roll_back,
+)
+from calmlflow.registry.versions import read_state
+from tests.conftest import free_ports
+from tests.registry.conftest import NUMBERS, SOURCE, stages
+from tests.samples import move_faults
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+CHECKS = (Check("mem_bin.accuracy", True, "0.95", ">= 0.85"), Check("data.age", False, "no timestamps", "<= 9 days"))
+
+
+def to(model: str, version: int, stage: str = "Production", **more) -> Event:
+    return promote(read_state(model), version, stage, **more)
+
+
+def by_hand(client, model: str, version: int, stage: str, archive: bool = True) -> None:
+    client.transition_model_version_stage(
+        model, str(version), stage, archive_existing_versions=archive and stage == "Production"
+    )
+
+
+def moves(model: str) -> list[tuple]:
+    return [(event.action, event.version, event.stage, event.before) for event in read_state(model).events]
+
+
+# -- Killed at every step, and two at once ----------------------------------------------------------------------------
+
+
+def faults(server, files, what: str, *words: str) -> list[dict]:
+    arguments = (what, f"faults-{next(NUMBERS)}", files.source, files.run_id, files.digest, *words)
+    done = subprocess.run(
+        [sys.executable, move_faults.__file__, *arguments],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mend", ["again", "repair"])
+@pytest.mark.parametrize(("action", "holder", "other"), [("promotion", 2, 1), ("rollback", 1, 2)])
+def test_a_move_that_is_killed_at_any_step_is_ended(server, files, action, mend, holder, other):
+    *killed, last = faults(server, files, "kill", action, mend)
+    assert last["words"].startswith("done")
+    # Plan or mark, a stale alias, stage, aliases, description, history.
+    assert len(killed) >= 6
+    before = len(killed[0]["left"]["events"])
+    for line in killed:
+        left, after = line["left"], line["after"]
+        assert line["words"] == "killed"
+        # At no moment is there no version in Production, nor two; nor does a reader of aliases find none.
+        assert list(left["stages"].values()).count("Production") == 1, line
+        assert left["aliases"]["production"] in (1, 2)
+        assert line["said"].startswith("done"), line
+        has_moved = left["stages"][str(holder)] == "Production"
+        if mend == "again" or has_moved:
+            assert after["stages"] == {str(holder): "Production", str(other): "Archived"}
+            assert after["aliases"] == {"production": holder, "archived": other}
+            run = "abc" if action == "promotion" else ""
+            assert after["events"][before:] == [[action, holder, "Production", other, run]]
+        else:
+            # Nobody asked a repair to move anything.
+            assert (after["stages"], after["events"]) == (left["stages"], left["events"])
+        assert after["problems"] == []
+        assert bool(left["problems"]) or not has_moved
+    assert {line["left"]["stages"][str(holder)] == "Production" for line in killed} == {True, False}
+
+
+@pytest.mark.slow
+def test_of_two_promotions_at_once_one_is_in_production(server, files):
+    refused = 0
+    for line in faults(server, files, "race", "20"):
+        after = line["after"]
+        (holder,) = [version for version, stage in after["stages"].items() if stage == "Production"]
+        assert f"done {holder}" in line["words"], line
+        assert (after["aliases"]["production"], after["problems"]) == (int(holder), []), line
+        lost = [words for words in line["words"] if not words.startswith("done")]
+        assert all(words.startswith("ConflictError") and f"version {holder} " in words for words in lost), line
+        refused += len(lost)
+    assert refused
+
+
+# -- Which version, and what becomes of the others --------------------------------------------------------------------
+
+
+def choose_and_move(model: str, stage: str, version: int | None = None) -> int:
+    """As a promotion does before and after its gate."""
+    state = read_state(model)
+    chosen = choose(state, version, stage).number
+    promote(state, chosen, stage)
+    return chosen
+
+
+def add(client, model, *in_stages: str) -> None:
+    """Versions 1, 2, ... in these stages."""
+    for stage in in_stages:
+        version = client.create_model_version(model, SOURCE, await_creation_for=0).version
+        client.transition_model_version_stage(model, version, stage)
+
+
+@pytest.mark.parametrize(
+    ("before", "stage", "named", "chosen", "after", "aliases"),
+    [
+        (("Production", "None"), "Production", 2, 2, {1: "Archived", 2: "Production"},
+         {"production": 2, "archived": 1}),
+        (("None", "None", "Production"), "Staging", None, 2, {2: "Staging", 3: "Production"},
+         {"staging": 2, "production": 3}),
+        (("Staging", "Production", "None"), "Production", None, 1, {1: "Production", 2: "Archived"},
+         {"production": 1, "archived": 2}),
+        # Both stay there: archiving one takes no place of another.
+        (("Staging", "Archived"), "Archived", 1, 1, {1: "Archived", 2: "Archived"}, {"archived": 2}),
+    ],
+)  # fmt: skip
+def test_a_version_moves_and_the_one_before_it_is_archived(client, model, before, stage, named, chosen, after, aliases):
+    add(client, model, *before)
+    assert choose_and_move(model, stage, named) == chosen
+    assert stages(model) == after
+    assert read_state(model).aliases == aliases
+
+
+def test_a_version_in_production_never_leaves_it_by_a_repeated_command(client, model):
+    add(client, model, "Production")
+    with pytest.raises(InputError, match="in stage None or Staging; expected one: version 1 is in Production"):
+        choose(read_state(model), None, "Staging")
+    assert choose(read_state(model), None, "Production").number == 1
+    for stage in ("Staging", "Archived"):
+        for act in (lambda stage: choose(read_state(model), 1, stage), lambda stage: to(model, 1, stage)):
+            with pytest.raises(InputError, match=f"is in Production and cannot go to {stage}"):
+                act(stage)
+    assert stages(model) == {1: "Production"}
+
+
+def test_what_cannot_be_chosen_is_named(client, model):
+    add(client, model, "None", "Archived")
+    for version, stage, words in (
+        (None, "Production", "is in stage Staging or Production; expected one: train one first"),
+        (None, "Archived", "no version was named to archive"),
+        (9, "Staging", f"version 9 of {model} does not exist"),
+    ):
+        with pytest.raises(InputError, match=words):
+            choose(read_state(model), version, stage)
+
+
+def test_aliases_of_others_are_left_alone(client, model):
+    add(client, model, "None", "None")
+    for alias in ("production", "staging", "of-somebody-else"):
+        client.set_registered_model_alias(model, alias, 2)
+    choose_and_move(model, "Production", 1)
+    assert read_state(model).aliases == {"production": 1, "of-somebody-else": 2}
+
+
+def test_what_moved_since_it_was_judged_is_named(client, four):
+    seen = read_state(four)
+    to(four, 1, reason="quick")
+    with pytest.raises(ConflictError, match=r"version 1 went to Production \(promotion by .* at 20.*\) meanwhile"):
+        promote(seen, 2, "Production")
+    seen = read_state(four)
+    by_hand(client, four, 3, "Staging")
+    with pytest.raises(ConflictError, match="the stage of version 3 changed meanwhile"):
+        promote(seen, 2, "Production")
+    assert stages(four) == {1: "Production", 3: "Staging"}
+    # A version that was only registered changes nothing of what was judged.
+    seen = read_state(four)
+    client.create_model_version(four, SOURCE, await_creation_for=0)
+    assert promote(seen, 2, "Production").before == 1
+
+
+def test_what_was_refused_for_another_does_not_explain_a_move_by_hand(client, four):
+    seen = read_state(four)
+    to(four, 1)
+    with pytest.raises(ConflictError):
+        promote(seen, 2, "Production", run_id="abc")
+    by_hand(client, four, 2, "Production")
+    assert repair(four) == [f"recorded that version 2 of {four} was moved to Production without the gate"]
+
+
+@pytest.mark.parametrize("step", ["delete_registered_model_alias", "transition_model_version_stage"])
+def test_what_the_registry_refuses_moves_nothing_and_can_be_asked_for_again(four, step, monkeypatch):
+    to(four, 1)
+    to(four, 2, "Staging")
+    before = read_state(four)
+
+    def refuse(*arguments, **options):
+        raise MlflowException("Permission denied", PERMISSION_DENIED)
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(CalmlflowError, match="expected the permission MANAGE") as caught,
+    ):
+        patch.setattr(MlflowClient, step, refuse)
+        to(four, 2)
+    assert "\n" not in str(caught.value)
+    assert read_state(four).stages == before.stages
+    to(four, 2)
+    assert stages(four) == {1: "Archived", 2: "Production"}
+
+
+# -- Rollback ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_history_is_complete(four):
+    for version in (1, 2):
+        to(four, version, reason=f"number {version}", run_id="abc", checks=CHECKS, forced=True)
+    roll_back(four, None, "it was slow")
+    to(four, 3)
+    assert stages(four) == {1: "Archived", 2: "Archived", 3: "Production"}
+    assert moves(four) == [
+        ("promotion", 1, "Production", None), ("promotion", 2, "Production", 1), ("rollback", 1, "Production", 2),
+        ("promotion", 3, "Production", 1),
+    ]  # fmt: skip
+    events = read_state(four).events
+    assert [event.number for event in events] == sorted({event.number for event in events})
+    assert (events[1].reason, events[1].forced, events[1].run_id) == ("number 2", True, "abc")
+    assert events[1].failed == ("data.age: no timestamps (expected <= 9 days)",)
+    assert all(event.who and event.at.endswith("+00:00") for event in events)
+
+
+def test_a_rollback_goes_back_one_step_each_time_and_never_to_one_rolled_back_from(four):
+    for version in (1, 2, 3):
+        to(four, version)
+    assert roll_back(four, None, "bad").version == 2
+    assert roll_back(four, None, "worse").version == 1
+    with pytest.raises(InputError, match="knows no version in Production before 1"):
+        roll_back(four, None, "no way")
+    assert stages(four) == {1: "Production", 2: "Archived", 3: "Archived"}
+    assert read_state(four).aliases == {"production": 1, "archived": 3}
+    # Through the gate it comes back, and can be gone back to again.
+    to(four, 3)
+    to(four, 4)
+    assert [roll_back(four, None, "x").version for _ in range(2)] == [3, 1]
+
+
+def test_a_rollback_names_its_version(four):
+    for version in (1, 2, 3):
+        to(four, version)
+    assert roll_back(four, 1, "far").version == 1
+    for target, words in (
+        (1, "is in Production; expected an earlier"),
+        (4, "never in Production"),
+        (9, "does not exist"),
+    ):
+        with pytest.raises(InputError, match=words):
+            roll_back(four, target, "x")
+    # What was passed over was left too.
+    with pytest.raises(InputError, match="knows no version in Production before 1"):
+        roll_back(four, None, "x")
+    assert roll_back(four, 2, "still good").version == 2
+
+
+def test_what_others_moved_can_be_rolled_back(client, four):
+    with pytest.raises(InputError, match=r"no version of .* is in Production"):
+        roll_back(four, None, "x")
+    by_hand(client, four, 1, "Archived")
+    by_hand(client, four, 2, "Production")
+    with pytest.raises(InputError, match="name an archived version with --to"):
+        roll_back(four, None, "x")
+    assert roll_back(four, 1, "x").before == 2
+    by_hand(client, four, 3, "Production")
+    assert roll_back(four, None, "x").version == 1
+    # Archived, but never in Production.
+    to(four, 4, "Archived")
+    with pytest.raises(InputError, match=r"version 4 of .* was never in Production"):
+        roll_back(four, 4, "round the gate")
+
+
+def test_a_rollback_passes_over_what_is_not_there_any_more(client, four, capsys):
+    for version in (1, 2, 3, 4):
+        to(four, version)
+    client.delete_model_version(four, "3")
+    client.set_model_version_tag(four, "2", "model_sha256", "0" * 64)
+    assert roll_back(four, None, "x").version == 1
+    assert f"version 2 is passed over: the files of version 2 of {four} have the SHA-256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "tags", "words"),
+    [
+        (SOURCE, {"model_sha256": "0" * 64}, "the files of version 2 of .* are gone"),
+        (None, {}, "has no tag model_sha256"),
+        (None, {"model_sha256": "0" * 64}, "expected 000000000000... as registered"),
+    ],
+)
+def test_a_rollback_says_why_it_does_not_go_there(client, model, files, source, tags, words):
+    for given in ({}, tags, {}):
+        given = given or {"model_sha256": files.digest} if given is not tags else given
+        place = source if source and given is tags else files.source
+        client.create_model_version(model, place, files.run_id, given, await_creation_for=0)
+    for version in (1, 2, 3):
+        to(model, version)
+    with pytest.raises(InputError, match=words):
+        roll_back(model, 2, "x")
+    assert stages(model)[3] == "Production"
+
+
+def test_a_rollback_needs_no_tracking_server(four, server, monkeypatch):
+    for version in (1, 2):
+        to(four, version)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", server.tracking_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_ports(1)[0]}")
+    assert roll_back(four, None, "x").version == 1
+
+
+# -- Repair -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_moved_without_the_gate_is_recorded_and_stays(client, four):
+    to(four, 2)
+    assert problems(read_state(four)) == []
+    for version in (1, 3):
+        by_hand(client, four, version, "Production", archive=False)
+    client.set_registered_model_alias(four, "staging", "4")
+    before = stages(four)
+    assert len(problems(read_state(four))) == 3
+    said = repair(four)
+    assert said[:2] == [f"recorded that version {n} of {four} was moved to Production without the gate" for n in (1, 3)]
+    assert stages(four) == before
+    assert read_state(four).aliases == {"production": 3}
+    assert problems(read_state(four)) == repair(four) == []
+    # Back by hand to one that was promoted once: that is a move too.
+    by_hand(client, four, 2, "Production")
+    assert repair(four) == [] or moves(four)[-1][0] == "outside"
+
+
+def test_a_move_back_by_hand_is_found(client, four):
+    to(four, 1)
+    to(four, 2)
+    by_hand(client, four, 1, "Production")
+    assert "version 1 of" in problems(read_state(four))[0]
+    assert repair(four)[0] == f"recorded that version 1 of {four} was moved to Production without the gate"
+    assert moves(four)[-1] == ("outside", 1, "Production", 2)
+
+
+def test_a_version_that_left_production_by_hand_is_not_brought_back(client, four):
+    to(four, 2)
+    by_hand(client, four, 2, "Archived")
+    repair(four)
+    assert stages(four) == {2: "Archived"}
+    assert read_state(four).aliases == {"archived": 2}
+
+
+# -- What a version says of itself ------------------------------------------------------------------------------------
+
+
+def test_tags_and_description_tell_the_move(client, four):
+    client.update_model_version(four, "1", "My own words.")
+    client.set_model_version_tag(four, "1", "gate.of_long_ago", "passed: 1 (2)")
+    to(four, 1, reason="a <b>bold</b> | move", forced=True, run_id="abc123", checks=CHECKS)
+    version = client.get_model_version(four, "1")
+    assert version.tags["gate"] == "forced"
+    assert version.tags["gate.mem_bin.accuracy"] == "passed: 0.95 (>= 0.85)"
+    assert version.tags["gate.data.age"] == "failed: no timestamps (<= 9 days)"
+    assert version.tags["gate.of_long_ago"] == "not checked"
+    assert version.description.startswith("My own words.\n")
+    for words in (r"a \<b\>bold\</b\> \| move", "**forced**", "abc123"):
+        assert words in version.description
+    # Written anew, not added to.
+    to(four, 2)
+    roll_back(four, None, "back")
+    again = client.get_model_version(four, "1").description
+    assert again.count(BEGIN) == 1
+    assert again.startswith("My own words.\n")
+    assert "Reason: back" in again
+
+
+def test_a_long_description_keeps_what_failed(client, four):
+    many = tuple(Check(f"check.{n}", True, "f" * 100, "e") for n in range(60))
+    to(four, 1, "Staging", checks=(*many, CHECKS[1]))
+    description = client.get_model_version(four, "1").description
+    assert len(description) <= MAX_DESCRIPTION
+    assert "data.age" in description
+
+
+@pytest.mark.parametrize(
+    ("reason", "needed", "words"),
+    [("", "force", "expected one to be recorded with force"), ("x" * 501, None, "501 characters")],
+)
+def test_a_reason_has_its_rules(reason, needed, words):
+    with pytest.raises(InputError, match=words):
+        check_reason(reason, needed)
+    assert check_reason("  two \n words\x1b[2J ") == "two words [2J"
