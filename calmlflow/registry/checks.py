@@ -97,13 +97,7 @@ def check_digest(version: Version, folder: Path) -> None:
 
 
 def check_files(version: Version) -> None:
-    """See that the files of a version are there and match their digest; only a warning where nobody can tell.
-
-    Raises
-    ------
-    InputError
-        They are gone, or others.
-    """
+    """See that the files of a version are there and match their digest; only a warning where they cannot be fetched."""
     with tempfile.TemporaryDirectory(prefix="calmlflow-") as temporary:
         try:
             folder = download_version(version, Path(temporary))
@@ -122,21 +116,7 @@ def bundle_folder(model_folder: Path, name: str) -> Path:
 
 
 def check_whole(bundle: Path, recorded_sha256: str | None, expected: Sequence[str] | None) -> str:
-    """See that a bundle is the one that was registered, and complete: every file that belongs to its networks.
-
-    Parameters
-    ----------
-    bundle : Path
-    recorded_sha256 : str, optional
-        Of its manifest; without one the check fails.
-    expected : sequence of str, optional
-        Networks that it must have; None: at least one.
-
-    Raises
-    ------
-    InputError
-        Names the file that is missing, changed, or not listed.
-    """
+    """See that a bundle is the one that was registered, and has every file of the expected networks (None: of any)."""
     digest = hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()
     if digest != recorded_sha256:
         recorded = f"{recorded_sha256[:12]}..." if recorded_sha256 else "a tag bundle_sha256"
@@ -165,7 +145,7 @@ def check_whole(bundle: Path, recorded_sha256: str | None, expected: Sequence[st
 def check_onnx(bundle: Path, networks: Sequence[str], features: NDArray[np.float64]) -> list[Check]:
     """Compare the answers of each network in ONNX and in Keras, over jobs of raw features (n, 9).
 
-    Imports TensorFlow, which takes seconds: to be called in a process beside.
+    Imports TensorFlow, which takes seconds: call it in another process.
     """
 
     def difference(network: str) -> str:
@@ -175,13 +155,7 @@ def check_onnx(bundle: Path, networks: Sequence[str], features: NDArray[np.float
 
 
 def onnx_difference(bundle: Path, network: str, features: NDArray[np.float64]) -> float:
-    """Largest relative difference between the Keras and the ONNX network.
-
-    Raises
-    ------
-    CalmlflowError
-        It is too large, or the Keras file cannot be loaded safely.
-    """
+    """Largest relative difference between the Keras and the ONNX network; a CalmlflowError where it is too large."""
     from calmlflow.networks.keras_file import load_network
     from calmlflow.networks.onnx import check_agreement
 
@@ -195,13 +169,7 @@ def onnx_difference(bundle: Path, network: str, features: NDArray[np.float64]) -
 
 
 def check_serving(model_folder: Path, bundle: Path, networks: Sequence[str]) -> str:
-    """See that MLflow serves a version by its signature, and that it answers its own example as the bundle does.
-
-    Raises
-    ------
-    InputError
-        Says what is not as it must be.
-    """
+    """See that MLflow serves a version by its signature, and that it answers its own example as the bundle does."""
     signature = Model.load(str(model_folder)).signature
     for side, found, expected in (
         ("inputs", signature and signature.inputs, INPUTS),

@@ -201,25 +201,10 @@ def _against(
 def champion_checks(
     name: str, jobs: pd.DataFrame, this: Predictions, other: Predictions, limits: Limits
 ) -> tuple[list[Check], dict[str, float]]:
-    """Compare a challenger's answers with a champion's, for the same jobs.
+    """Compare a challenger's answers with a champion's, for the same jobs; gives checks, and metrics as in `Verdict`.
 
     A score fails that is worse by more than chance (the whole interval of the paired difference is on the wrong side)
-    and by more than its margin; see `calmlflow.results.scores.Score.verdict`.
-
-    Parameters
-    ----------
-    name : str
-        Of the champion.
-    jobs : DataFrame of n job records
-    this, other : Predictions
-        Of challenger and champion; a network that one of them lacks is not compared.
-    limits : Limits
-        Its margins.
-
-    Returns
-    -------
-    tuple of list of Check, and dict of str to float
-        The checks, and metrics as in `Verdict`.
+    and by more than its margin. A network that one of the two lacks is not compared.
     """
     checks: list[Check] = []
     metrics: dict[str, float] = {}

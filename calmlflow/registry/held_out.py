@@ -22,16 +22,8 @@ FEWEST_JOBS = 40
 class Jobs:
     """Jobs that a version was trained on, and those to score it on.
 
-    Attributes
-    ----------
-    trained_on : int
-        How many; of a version trained elsewhere, how many it came with.
-    newest : int
-        Timestamp of the newest of them, epoch seconds; 0 where it is not known.
-    problem : str or None
-        Why they are no valid job records, or cannot be had.
-    scored : DataFrame or None
-        Job records to score on.
+    trained_on: how many; newest: timestamp of the newest, epoch seconds, 0 where it is not known; problem: why they
+    cannot be read or are no valid job records; scored: job records to score on.
     """
 
     trained_on: int

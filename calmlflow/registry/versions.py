@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor.registry_client import PATIENCE_S, get_json, is_http
-from calmlflow.registry.history import ROLLED_BACK, Event, planned_events, recorded_events
+from calmlflow.registry.history import Event, planned_events, recorded_events
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -103,10 +103,16 @@ class State:
     def is_recorded(self, number: int) -> bool:
         """Whether the history says how a version came to the stage that it is in."""
         stage = self.stages[number]
-        came = max((e.number for e in self.events if (e.version, e.stage) == (number, stage)), default=None)
-        return came is not None and not any(
+        came = self._came_to(number, stage)
+        return came > 0 and not any(
             event.number > came and (event.before == number if event.stage == stage else event.version == number)
             for event in self.events
+        )
+
+    def _came_to(self, number: int, stage: str) -> int:
+        """Number of the last event that brought a version to a stage; 0 where there is none."""
+        return max(
+            (event.number for event in self.events if (event.version, event.stage) == (number, stage)), default=0
         )
 
     def unrecorded(self) -> list[Version]:
@@ -123,8 +129,8 @@ class State:
     def was_rolled_back(self, number: int) -> bool:
         """Whether a rollback left a version that did not go to Production again."""
         marks = [e for e in planned_events(self.versions[number].tags, str(number)) if e.action == "rollback"]
-        came = max((e.number for e in self.events if (e.version, e.stage) == (number, "Production")), default=0)
-        return ROLLED_BACK in self.versions[number].tags and any(mark.number > came for mark in marks)
+        came = self._came_to(number, "Production")
+        return any(mark.number > came for mark in marks)
 
     def wrong_aliases(self) -> dict[str, int | None]:
         """Aliases that do not name the newest version of their stage -> that version, None where there is none."""
@@ -133,19 +139,7 @@ class State:
 
 
 def read_state(model: str) -> State:
-    """Ask the registry for a registered model.
-
-    Parameters
-    ----------
-    model : str
-
-    Raises
-    ------
-    InputError
-        There is no such model.
-    CalmlflowError
-        The registry cannot be asked, or refuses.
-    """
+    """Ask the registry for a registered model; an InputError where there is none of that name."""
     uri = settings.registry_uri()
     # Plain HTTP saves the import of MLflow, which takes longer than all else that `calmlflow stages` does. Where a
     # plugin of MLflow's signs the requests, only MLflow can ask.

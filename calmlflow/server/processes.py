@@ -117,6 +117,8 @@ def environment(home: Path, s3_endpoint: str) -> dict[str, str]:
         # The receivers of the webhooks are on this machine too.
         "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        # Seconds after which a webhook that was made hears of a promotion.
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",
     }
 
 

@@ -15,6 +15,7 @@ from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.ladder import LADDER
 from calmlflow.registry import gate
 from calmlflow.registry.gate import champion_checks, judge
+from calmlflow.registry.held_out import judged_jobs, new_to
 from calmlflow.registry.limits import DEFAULT, Limits, read_limits
 from calmlflow.registry.versions import read_state
 from calmlflow.runs.promote import PromotionRequest, parse_version, promote_in_run, roll_back_to
@@ -135,47 +136,26 @@ def test_a_challenger_must_give_every_answer_that_the_champion_gives(quick, clie
     assert "it gives no bin_pred, mem_pred, probabilities" in failed.figure
 
 
-def strict(tmp_path: Path, group: str, key: str, value) -> Path:
-    """The default limits, one of them out of reach."""
-    limits = yaml.safe_load(DEFAULT.read_text())
-    place = limits["data"] if group == "data" else limits["scores"][group]
-    place[key] = value
+def gate_file(tmp_path: Path, **limits) -> str:
+    """The default limits, but for some sections."""
     path = tmp_path / "gate.yaml"
-    path.write_text(yaml.safe_dump(limits))
-    return path
+    path.write_text(yaml.safe_dump(yaml.safe_load(DEFAULT.read_text()) | limits))
+    return str(path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("group", "key", "value"),
-    [
-        ("mem_bin", "accuracy", {"min": 0.9999}),
-        ("mem_bin", "excess_cost", {"max": 0.0}),
-        ("memory", "mae", {"max": 0.001}),
-        ("memory", "log_mae", {"max": 0.001}),
-        ("wallclock", "log_mae", {"max": 0.001}),
-        ("wallclock", "kill_time_coverage", {"min": 1.0001}),
-        ("wallclock", "kill_time_reserved", {"min": 1, "max": 1.01}),
-        ("data", "min_jobs", 1601),
-        ("data", "max_age_days", 1),
-    ],
-)
-def test_each_limit_fails_alone(quick, client, model, tmp_path, group, key, value):
-    found = verdict(model, add(client, model), limits=strict(tmp_path, group, key, value))
-    names = {"min_jobs": "data.jobs", "max_age_days": "data.age"}
-    (failed,) = found.failed
-    assert failed.name == names.get(key, f"{group}.{key}")
-    assert failed.expected
-
-
-@pytest.mark.slow
-def test_a_limit_that_is_taken_out_is_not_checked(quick, client, model, tmp_path):
-    path = tmp_path / "gate.yaml"
-    path.write_text("data: {min_jobs: 10}\n")
-    names = {check.name for check in verdict(model, add(client, model), limits=path).checks}
-    assert names == {name for name in WITHOUT_CHAMPION if name.split(".")[0] in ("artifacts", "onnx", "serving")} | {
-        "data.schema",
-        "data.jobs",
+def test_a_limit_is_checked_where_there_is_one(quick, client, model, tmp_path):
+    scores = {
+        "mem_bin": {"accuracy": {"min": 0.9999}, "excess_cost": {"max": 0.0}},
+        "memory": {"mae": {"max": 0.001}},
+        "wallclock": {"kill_time_coverage": {"min": 1.0001}, "kill_time_reserved": {"min": 1, "max": 1.01}},
+    }
+    path = gate_file(tmp_path, scores=scores, data={"max_age_days": 1, "min_jobs": 1601})
+    found = verdict(model, add(client, model), limits=path)
+    of_scores = {f"{target}.{score}" for target, limits in scores.items() for score in limits}
+    assert {check.name for check in found.failed} == of_scores | {"data.jobs", "data.age"}
+    assert all(check.expected for check in found.failed)
+    assert {check.name for check in found.checks} == of_scores | {
+        name for name in WITHOUT_CHAMPION if name.split(".")[0] in ("artifacts", "onnx", "serving", "data")
     }
 
 
@@ -187,7 +167,6 @@ def add_with_table(client, model, trained, tmp_path, change) -> int:
     return add(client, model, run_id=active.info.run_id)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "name", "words"),
     [
@@ -197,21 +176,16 @@ def add_with_table(client, model, trained, tmp_path, change) -> int:
         (lambda t: t.assign(split="train"), "data.schema", "holds no test jobs"),
         (lambda t: t.assign(timestamp=0), "data.age", "no timestamps"),
         (lambda t: t.assign(timestamp=4_000_000_000), "data.age", "newest job -"),
+        (None, "data.schema", "data/latest.csv of run 0000"),
     ],
 )
-def test_training_jobs_must_be_valid_and_of_known_age(quick, client, model, trained, tmp_path, change, name, words):
-    found = verdict(model, add_with_table(client, model, trained, tmp_path, change))
-    failed = {check.name: check.figure for check in found.failed}
+def test_training_jobs_must_be_valid_and_of_known_age(client, model, trained, tmp_path, change, name, words):
+    number = add_with_table(client, model, trained, tmp_path, change) if change else add(client, model, run_id="0" * 32)
+    jobs = judged_jobs(read_state(model).versions[number], None, None)
+    failed = {check.name: check.figure for check in gate._data_checks(jobs, read_limits("default")) if not check.passed}
     assert words in failed[name]
     # Without a table, nothing is known of its age and size either.
     assert set(failed) <= {name, "data.jobs", "data.age"}
-
-
-@pytest.mark.slow
-def test_a_version_without_a_run_fails(quick, client, model):
-    number = add(client, model, run_id="0" * 32)
-    failed = {check.name: check.figure for check in verdict(model, number).failed}
-    assert "data/latest.csv of run 0000" in failed["data.schema"]
 
 
 # -- Against the champion: each score failing alone -------------------------------------------------------------------
@@ -317,24 +291,21 @@ def test_within_its_margin_a_score_may_be_worse(name):
         assert [check.name for check in checks if not check.passed] == [name] * fails
 
 
-@pytest.mark.slow
-def test_the_champion_is_not_judged_by_jobs_that_it_was_trained_on(quick, client, model, trained, tmp_path):
+def test_the_champion_is_not_judged_by_jobs_that_it_was_trained_on(client, model, trained, tmp_path):
     table = pd.read_csv(trained / "data" / "latest.csv", dtype={"ipst": str})
-    held_out = table.loc[table["split"] == "test", "ipst"]
+    held_out = table[table["split"] == "test"]
 
-    def trained_on(names) -> int:
-        """A champion that was trained on some of the jobs that the challenger held out."""
-        return add_with_table(
+    def compared(names) -> int:
+        """Of the challenger's held-out jobs, with a champion that was trained on these."""
+        number = add_with_table(
             client, model, trained, tmp_path,
             lambda t: t.assign(split=np.where(t["ipst"].isin(set(names)), "train", "test")),
         )  # fmt: skip
+        return len(new_to(read_state(model).versions[number], held_out))
 
-    number = add(client, model)
-    few, most = trained_on(held_out[:100]), trained_on(held_out[:-10])
-    assert verdict(model, number, few).metrics["jobs_compared"] == len(held_out) - 100
+    assert compared(held_out["ipst"][:100]) == len(held_out) - 100
     # Ten jobs tell nothing.
-    assert verdict(model, number, most).metrics["jobs_compared"] == len(held_out)
-    assert verdict(model, number, number).metrics["jobs_compared"] == len(held_out)
+    assert compared(held_out["ipst"][:-10]) == len(held_out)
 
 
 def test_a_worse_classifier_fails_by_its_accuracy():
@@ -384,24 +355,15 @@ def newer_jobs(trained, tmp_path, newer: int) -> str:
     return str(tmp_path / "newer.csv")
 
 
-@pytest.mark.slow
-def test_newer_jobs_judge_instead_of_those_held_out(quick, client, model, trained, tmp_path):
-    add(client, model), add(client, model)
-    found = verdict(model, 2, champion=1, data=newer_jobs(trained, tmp_path, 500))
-    assert {check.name for check in found.checks} >= WITHOUT_CHAMPION
-    held_out = verdict(model, 2)
-    assert found.metrics["challenger_memory_mae"] != held_out.metrics["challenger_memory_mae"]
-
-
-@pytest.mark.slow
-def test_jobs_that_one_of_the_two_was_trained_on_judge_nothing(quick, client, model, trained, tmp_path):
+def test_jobs_newer_than_both_trainings_judge_instead_of_those_held_out(quick, client, model, trained, tmp_path):
     newest = int(pd.read_csv(trained / "data" / "latest.csv")["timestamp"].max())
-    add(client, model, newest_job=str(newest + 10_000))
-    add(client, model)
+    add(client, model), add(client, model), add(client, model, newest_job=str(newest + 10_000))
     path = newer_jobs(trained, tmp_path, 500)
-    assert verdict(model, 2, data=path).checks
-    with pytest.raises(InputError, match=r"newer\.csv holds 2,000 jobs, 0 of them newer than .* version 2 or 1"):
-        verdict(model, 2, champion=1, data=path)
+    found = verdict(model, 2, champion=1, data=path)
+    assert {check.name for check in found.checks} >= WITHOUT_CHAMPION
+    assert found.metrics["jobs_compared"] == 500
+    with pytest.raises(InputError, match=r"newer\.csv holds 2,000 jobs, 0 of them newer than .* version 2 or 3"):
+        verdict(model, 2, champion=3, data=path)
     with pytest.raises(InputError, match="39 of them newer"):
         verdict(model, 2, data=newer_jobs(trained, tmp_path, 39))
 
@@ -416,11 +378,11 @@ def runs_of(client, model) -> list:
 
 def test_a_refusal_is_written_down_and_changes_no_stage(quick, client, model, tmp_path):
     add(client, model)
-    path = strict(tmp_path, "memory", "mae", {"max": 0.001})
+    path = gate_file(tmp_path, scores={"memory": {"mae": {"max": 0.001}}})
     with pytest.raises(
         CalmlflowError, match=r"may not go to Staging: memory\.mae: 0\.\d+, expected at most 0\.001 \(run"
     ) as caught:
-        promote_in_run(PromotionRequest("Staging", model=model, gate=str(path)))
+        promote_in_run(PromotionRequest("Staging", model=model, gate=path))
     assert "\n" not in str(caught.value)
     state = read_state(model)
     assert (state.stages, state.aliases, state.events) == ({1: "None"}, {}, [])
@@ -432,15 +394,15 @@ def test_a_refusal_is_written_down_and_changes_no_stage(quick, client, model, tm
     assert version.tags["gate"] == "refused"
     assert version.tags["gate.memory.mae"].startswith("failed: ")
     assert version.tags["gate.artifacts"].startswith("passed: ")
-    assert "Refused for **Staging**: 1 of 15 checks failed." in version.description
+    assert "Refused for **Staging**: 1 of 9 checks failed." in version.description
 
 
 def test_force_goes_through_with_a_reason_and_is_seen(quick, client, model, tmp_path):
     add(client, model)
-    path = strict(tmp_path, "memory", "mae", {"max": 0.001})
+    path = gate_file(tmp_path, scores={"memory": {"mae": {"max": 0.001}}})
     with pytest.raises(InputError, match="no reason is given"):
-        promote_in_run(PromotionRequest("Production", 1, model, gate=str(path), force=True))
-    promote_in_run(PromotionRequest("Production", 1, model, gate=str(path), force=True, reason="the queue is full"))
+        promote_in_run(PromotionRequest("Production", 1, model, gate=path, force=True))
+    promote_in_run(PromotionRequest("Production", 1, model, gate=path, force=True, reason="the queue is full"))
     (event,) = read_state(model).events
     assert (event.forced, event.reason, event.stage) == (True, "the queue is full", "Production")
     assert [failed.partition(":")[0] for failed in event.failed] == ["memory.mae"]

@@ -6,6 +6,7 @@ import hmac
 import json
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -47,6 +48,8 @@ def test_a_promotion_and_a_rollback_call_with_a_signature(client, four, calls):
     url, received = calls
     webhook = client.create_webhook("deployment", url, ["model_version_alias.created"], secret=SECRET)
     try:
+        # The server looks for new webhooks each second.
+        time.sleep(1.1)
         promote(read_state(four), 1, "Production")
         promote(read_state(four), 2, "Production")
         roll_back(four, None, "a test")
