@@ -30,9 +30,11 @@ class Files:
 LOGGED: dict[str, Files] = {}
 
 
-def log_files(folder: Path) -> Files:
-    """Log a folder as the files of a version."""
+def log_files(folder: Path, jobs: Path | None = None) -> Files:
+    """Log a folder as the files of a version, of a run with these training jobs."""
     with mlflow.start_run() as run:
+        if jobs:
+            mlflow.log_artifact(str(jobs), "data")
         mlflow.log_artifacts(str(folder), "model")
         return Files(mlflow.get_artifact_uri("model"), run.info.run_id, model_digest(folder))
 

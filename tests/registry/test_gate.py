@@ -51,7 +51,7 @@ def add(client, model, source=None, run_id=None, **tags: str) -> int:
         model,
         source or known.source,
         run_id or known.run_id,
-        {**known.tags, **tags},
+        {name: text for name, text in known.tags.items() if not name.startswith("calmlflow.")} | tags,
         await_creation_for=0,
         model_id=None if source else known.source.removeprefix("models:/"),
     )
@@ -99,12 +99,12 @@ def test_a_version_is_no_worse_than_itself(quick, client, model):
     assert {value for name, value in found.metrics.items() if name.startswith("difference")} == {0.0}
 
 
-def test_nothing_of_a_version_runs_that_is_not_what_was_registered(client, model, copy, tmp_path):
+def test_nothing_of_a_version_runs_that_is_not_what_was_registered(client, model, trained, copy, tmp_path):
     known = client.get_model_version("calcloud-predictor", "1").tags
     (copy / "served.py").write_text(f"open({str(tmp_path / 'has-run')!r}, 'w')\n" + (copy / "served.py").read_text())
-    files = log_files(copy)
+    files = log_files(copy, trained / "data" / "latest.csv")
     for tags in ({}, {"model_sha256": files.digest}):
-        add(client, model, files.source, **tags)
+        add(client, model, files.source, files.run_id, **tags)
     (failed,) = [check for check in verdict(model, 1).failed if check.name == "artifacts"]
     assert f"expected {known['model_sha256'][:12]}... as registered" in failed.figure
     assert not (tmp_path / "has-run").exists()
