@@ -21,7 +21,7 @@ HIDDEN = {
 
 @dataclass(frozen=True)
 class TargetRange:
-    """What a regressor knows of its target: it answers in the target's unit, and never outside what was seen.
+    """Range of a target: a regressor answers in the target's unit, and never outside the values seen.
 
     Attributes
     ----------
@@ -56,11 +56,10 @@ def build_classifier(members: int, network: str = "mem_clf") -> keras.Model:
 
 
 def build_regressor(network: str, target: TargetRange, members: int) -> keras.Model:
-    """Scaled features (n, 9) -> the target in its unit (n, 1), the geometric mean of what the members say.
+    """Scaled features (n, 9) -> the target in its unit (n, 1), the geometric mean of the members' answers.
 
-    The last layers work on the standardised logarithm of the target, and the way back is part of the network, so that
-    whoever loads the file gets GB or seconds, clipped to the range seen in training. Built-in layers only: the file
-    loads in Keras' safe mode.
+    The last layers work on the standardised logarithm of the target, and the way back is part of the network: the file
+    answers in GB or seconds, clipped to the range seen in training. Built-in layers only: it loads in Keras' safe mode.
     """
     inputs, hidden = _members(network, members)
     answers = [keras.layers.Dense(1, name=f"{member}_output")(x) for member, x in hidden.items()]

@@ -9,7 +9,6 @@ import re
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ LAYERS = (
 
 _MODELS = frozenset([("keras", "Sequential"), ("keras.src.models.functional", "Functional")])
 _NETWORK = _MODELS.union(
-    [(None, "__keras_tensor__"), ("keras", "DTypePolicy")],
+    [("None", "__keras_tensor__"), ("keras", "DTypePolicy")],
     [("keras.layers", name) for name in LAYERS],
     [("keras.regularizers", name) for name in ("L1", "L2", "L1L2")],
     [("keras.constraints", name) for name in ("MaxNorm", "MinMaxNorm", "NonNeg", "UnitNorm")],
@@ -89,7 +88,11 @@ def parse_network(content: bytes, shown: Path, network: str) -> keras.Model:
         answers are not finite, or not probabilities.
     """
     members = _members(content, shown)
-    check_config(_parsed(members["config.json"], shown), shown)
+    try:
+        config = json.loads(members["config.json"])
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{shown}: config.json does not parse; expected the config of a network") from error
+    check_config(config, shown)
     check_weights(members["model.weights.h5"], shown)
     with tempfile.TemporaryDirectory() as folder:
         # What was looked through is what is loaded, whatever becomes of the file meanwhile.
@@ -165,28 +168,21 @@ def _members(content: bytes, shown: Path) -> dict[str, bytes]:
         raise InputError(f"{shown} is damaged ({error}); expected a .keras file as Keras 3 writes it") from error
 
 
-def _parsed(text: bytes, shown: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
-        raise InputError(f"{shown}: config.json does not parse; expected the config of a network")
-    return config
-
-
-def check_config(config: dict[str, Any], shown: Path) -> None:
+def check_config(config: object, shown: Path) -> None:
     """Look through a whole ``config.json``; an InputError names what is not on the list of what may be loaded."""
-    if not _is_in(config, _MODELS):
-        raise InputError(f"{shown}: config.json is of {_class_of(config)}; expected a Functional or Sequential network")
+    if not isinstance(config, dict):
+        raise InputError(f"{shown}: config.json is {_cut(config)}; expected the config of a network")
+    if _class_of(config) not in _MODELS:
+        raise InputError(f"{shown}: config.json is of {_named(config)}; expected a Functional or Sequential network")
     values: list[tuple[Any, bool]] = [(config, False)]
     while values:
         value, is_compiled = values.pop()
         if isinstance(value, list):
             values += [(child, is_compiled) for child in value]
         elif isinstance(value, dict):
-            if _OBJECT_KEYS & value.keys():
-                _check_object(value, is_compiled, shown)
+            if _OBJECT_KEYS & value.keys() and not _may_load(value, is_compiled):
+                expected = f"expected Keras' {', '.join(LAYERS)}"
+                raise InputError(f"{shown}: config.json asks for {_named(value)}; {expected}")
             for key, child in value.items():
                 if key in _NEVER and child is not None:
                     raise InputError(f"{shown}: config.json has {key} {_cut(child)}; expected plain weights")
@@ -195,28 +191,26 @@ def check_config(config: dict[str, Any], shown: Path) -> None:
                 values.append((child, is_compiled or key == "compile_config"))
 
 
-def _check_object(value: dict[str, Any], is_compiled: bool, shown: Path) -> None:
-    name, module = value.get("class_name"), value.get("module")
-    known = _is_in(value, _NETWORK)
+def _may_load(value: dict[str, Any], is_compiled: bool) -> bool:
+    """Whether Keras may make an object of a part of a config, which may be the part that describes the training."""
+    module, name = _class_of(value)
+    known = (module, name) in _NETWORK
     if is_compiled and not known:
         # How it was trained is not loaded here, but whoever goes on training will load it.
-        function = (module, name) == ("builtins", "function") and re.fullmatch("[a-z0-9_]+", str(value.get("config")))
-        known = bool(function) or (module in _COMPILED and bool(re.fullmatch("[A-Z][A-Za-z0-9]*", str(name))))
-    if not known or value.get("registered_name") not in (None, name) or "spec_name" in value:
-        raise InputError(f"{shown}: config.json asks for {_class_of(value)}; expected Keras' {', '.join(LAYERS)}")
+        if (module, name) == ("builtins", "function"):
+            known = bool(re.fullmatch("[a-z0-9_]+", str(value.get("config"))))
+        else:
+            known = module in _COMPILED and bool(re.fullmatch("[A-Z][A-Za-z0-9]*", name))
+    return known and value.get("registered_name") in (None, name) and "spec_name" not in value
 
 
-def _is_in(value: dict[str, Any], classes: Collection[tuple[str | None, str]]) -> bool:
-    """Whether the class that a part of a config asks for is one of these, each by module and name."""
-    name, module = value.get("class_name"), value.get("module")
-    return isinstance(name, str) and isinstance(module, str | None) and (module, name) in classes
+def _class_of(value: dict[str, Any]) -> tuple[str, str]:
+    """Module and class that a part of a config asks for."""
+    return str(value.get("module")), str(value.get("class_name"))
 
 
-def _class_of(value: dict[str, Any]) -> str:
-    """Name the class that a part of a config asks for, as it says itself."""
-    named = value.get("registered_name")
-    suffix = f" registered as {_cut(named)}" if named not in (None, value.get("class_name")) else ""
-    return f"class {_cut(value.get('class_name'))} of module {_cut(value.get('module'))}{suffix}"
+def _named(value: dict[str, Any]) -> str:
+    return f"class {_cut(value.get('class_name'))} of module {_cut(value.get('module'))}"
 
 
 def _cut(value: object) -> str:

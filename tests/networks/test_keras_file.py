@@ -197,6 +197,7 @@ BAD_OBJECTS = [
     of_class("function", "os", "system"),
     of_class("function", "builtins", "keras.utils.get_file"),
     of_class("function", "builtins", "relu>evil"),
+    of_class("function", "keras.losses", "mse"),
     of_class("get_file", "keras.utils"),
     of_class("deserialize", "keras.losses"),
     of_class("TorchModuleWrapper"),
