@@ -200,7 +200,7 @@ def test_one_network_alone(server, trained, tracking, tmp_path, capsys):
     options = {"data": "sample:400", "output": tmp_path, "config": FAST, "register": "false"}
     status, out, err = entry_here(capsys, wallclock, **options)
     assert status == 0, err
-    assert "kill_time_coverage" in out
+    assert "jobs that end before their kill time" in out
     (tree,) = tmp_path.iterdir()
     assert sorted(path.name for path in (tree / "results").iterdir()) == ["wallclock"]
     assert (tree / "models" / "wall_reg" / "wall_reg.onnx").is_file()
