@@ -18,7 +18,7 @@ from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.dataset import parse_dataset
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, OPTIONAL_KEYS, parse_control
 from calmlflow.predictor.batch.answers import SCHEMA, answer_table, column_answers
-from calmlflow.predictor.batch.features import cells_at, form_of, read_jobs
+from calmlflow.predictor.batch.features import NAMES, cells_at, form_of, read_jobs
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.storage.s3 import S3Object, asking, new_client, parse_s3, read_object
 from calmlflow.storage.tables import SUFFIXES, Piece, RefusedRow, TableWriter, new_table, open_table
@@ -202,7 +202,7 @@ def _open(data: Any, chunk_rows: int, stack: ExitStack) -> _Source:
         return _open_batches(data, chunk_rows)
     if str(data).startswith("s3://") and Path(str(data)).suffix.lower() not in SUFFIXES:
         return _open_control_files(parse_s3(str(data)), chunk_rows)
-    table = stack.enter_context(open_table(data))
+    table = stack.enter_context(open_table(data, NAMES))
     return _Source(table.name, table.columns, table.rows, table.pieces(chunk_rows))
 
 
