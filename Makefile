@@ -1,7 +1,7 @@
 # calmlflow: `make run` shows the whole path on the synthetic sample, `make test` checks it.
 # Needs Python 3.11, 3.12 or 3.13, make and a package index. Everything lives in this folder: .venv, .calmlflow, data.
 
-SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 # The first that runs: a name on the path may be a stub.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do $$python -c "$(SUPPORTED)" 2>/dev/null && echo $$python && break; done)
 # make run PORT=5600 S3_PORT=8733 DATA=sample:5000; a server that runs keeps its ports.
@@ -106,7 +106,7 @@ lock: $(VENV)/bin/uv
 	uv pip compile $(COMPILE) --extra local --extra test --constraint requirements.lock --output-file requirements-test.lock pyproject.toml
 
 $(VENV)/bin/uv:
-	@$(PYTHON) -c "$(SUPPORTED)" || { echo "error: no Python 3.11, 3.12 or 3.13 found ('$(PYTHON)'); name one with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c "$(SUPPORTED)" || { echo "error: no Python 3.11, 3.12 or 3.13 with venv found ('$(PYTHON)'); name one with PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	python -m pip install --quiet --disable-pip-version-check "$(UV)"
 

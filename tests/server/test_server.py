@@ -35,11 +35,6 @@ def processes_of(home):
     return found
 
 
-def listener(port):
-    """A program of somebody else's on the port."""
-    return socket.create_server(("127.0.0.1", port))
-
-
 def process_of(home, word):
     return next((pid for pid, command in processes_of(home).items() if word in command), None)
 
@@ -252,12 +247,12 @@ def test_signal_during_start_ends_it(foreground, ports):
     assert processes_of(home) == {}
 
 
-# -- What a user can get wrong ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("taken, option", [(0, "--port"), (1, "--s3-port")])
 def test_port_in_use_is_named_with_the_option_that_chooses_another(tmp_path, ports, taken, option):
-    with listener(ports[taken]), pytest.raises(CalmlflowError, match=f"port {ports[taken]} .*in use.*{option}$"):
+    with (
+        socket.create_server(("127.0.0.1", ports[taken])),
+        pytest.raises(CalmlflowError, match=f"port {ports[taken]} .*in use.*{option}$"),
+    ):
         embedded.serve(*ports, tmp_path)
     assert processes_of(tmp_path) == {}
 
@@ -265,7 +260,7 @@ def test_port_in_use_is_named_with_the_option_that_chooses_another(tmp_path, por
 def test_start_tells_why_the_supervisor_gave_up(tmp_path, ports, monkeypatch):
     monkeypatch.chdir(PROJECT)
     told = pytest.raises(CalmlflowError, match=f"did not start: port {ports[0]} .*in use")
-    with listener(ports[0]), told as error:
+    with socket.create_server(("127.0.0.1", ports[0])), told as error:
         embedded.start(*ports, tmp_path)
     assert "\n" not in str(error.value)
     assert embedded.stop(tmp_path) is False
@@ -319,5 +314,5 @@ def test_ports_of_the_store_are_free_with_their_twins(ports):
     found = processes.store_ports(ports)
     assert len(set(found)) == 5
     assert not set(ports) & {*found, *(port + processes.GRPC_OFFSET for port in found)}
-    with listener(found[0] + processes.GRPC_OFFSET):
+    with socket.create_server(("127.0.0.1", found[0] + processes.GRPC_OFFSET)):
         pass
