@@ -1,16 +1,14 @@
-"""Open the results of a training, wherever they lie: a folder, a run, or a registered version."""
+"""Load the results of a training from a folder, a run or a registered version."""
 
 import re
 import tempfile
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.registry.versions import find_version
 from calmlflow.results.training import TrainingResults, read_training
-from calmlflow.settings import hide_password
+from calmlflow.settings import hide_password, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,14 +18,14 @@ _UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def load_results(source: str | Path) -> TrainingResults:
-    """Load what a training left behind. Needs no TensorFlow; a run or a version needs MLflow.
+    """Load the results of a training. Needs no TensorFlow; a run or a version needs MLflow.
 
     Parameters
     ----------
     source : str or path
         A training's folder (or its ``results`` folder, or the folder of one target in there), ``runs:/RUN_ID``, or a
         version of a registered model: ``models:/calcloud-predictor/3``, ``/Production`` (any stage, or else the alias
-        of the same name in lower case) or ``@alias``. Runs and versions are looked up on `settings.tracking_uri`.
+        of the same name in lower case) or ``@alias``.
 
     Returns
     -------
@@ -39,7 +37,7 @@ def load_results(source: str | Path) -> TrainingResults:
     InputError
         No such folder, run or version, no results in it, or a file that is missing, damaged or pickled; names it.
     CalmlflowError
-        The tracking server or its artifact store cannot be asked.
+        The server or its artifact store cannot be asked.
 
     Examples
     --------
@@ -48,10 +46,12 @@ def load_results(source: str | Path) -> TrainingResults:
     """
     text = str(source)
     if run := re.fullmatch("runs:/+([^/]+)/?", text):
-        return _from_server(text, lambda client: run[1])
-    if version := re.fullmatch("models:/+([^/@]+)(?:/([^/@]+)|(@[^/@]+))", text):
-        which = version[3] or (version[2] if version[2].isdecimal() else settings.parse_stage(version[2]))
-        return _from_server(text, lambda client: _run_of(client, version[1], which))
+        return _from_run(text, run[1])
+    if text.startswith("models:/"):
+        version = find_version(text)
+        if not version.run_id:
+            raise InputError(f"{text} comes from no run; expected a version that a training registered")
+        return _from_run(text, version.run_id)
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:", text):
         raise InputError(f"results source is {text.partition(':')[0]}:...; {_EXPECTED}")
     if not Path(source).is_dir():
@@ -59,47 +59,31 @@ def load_results(source: str | Path) -> TrainingResults:
     return read_training(source, text)
 
 
-def _from_server(source: str, find_run: Callable[["MlflowClient"], str | None]) -> TrainingResults:
+def _from_run(source: str, run_id: str) -> TrainingResults:
     from mlflow import MlflowClient
 
     from calmlflow.registry.tracking import connect
 
     connect()
-    server = hide_password(settings.tracking_uri())
+    server = hide_password(tracking_uri())
     with tempfile.TemporaryDirectory(prefix="calmlflow-") as temporary:
         try:
-            client = MlflowClient()
-            run_id = find_run(client)
-            if run_id:
-                _download(client, run_id, temporary)
+            _download(MlflowClient(), run_id, temporary)
         except Exception as error:
-            # Whatever stands between here and the artifact store (MLflow, requests, boto3) raises its own kind.
+            # MLflow, requests and boto3 stand between here and the artifact store, and each raises errors of its own.
             code = getattr(error, "error_code", None)
             if code in _UNKNOWN:
-                raise InputError(f"{source} does not exist on {server}; {_EXPECTED}") from None
+                raise InputError(f"{source} does not exist on {server}; {_EXPECTED}") from error
             raise CalmlflowError(
                 f"{source} cannot be fetched from {server} ({code or type(error).__name__}); expected its artifacts"
-            ) from None
-        if not run_id:
-            raise InputError(f"{source} does not exist on {server}, or comes from no run; {_EXPECTED}")
+            ) from error
         if not (Path(temporary) / "results").is_dir():
             raise InputError(f"{source}: run {run_id} on {server} has no artifacts results/...; expected a training")
         try:
             return read_training(temporary, source)
         except InputError as error:
             # The folder is gone when the user reads this; the source is not.
-            raise InputError(str(error).replace(temporary, source)) from None
-
-
-def _run_of(client: "MlflowClient", model: str, which: str) -> str | None:
-    """The run that a version of a registered model comes from, if any; ``which`` is a number, a stage or an @alias."""
-    if which.isdecimal():
-        return client.get_model_version(model, which).run_id
-    if which.startswith("@"):
-        return client.get_model_version_by_alias(model, which[1:]).run_id
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):
-        staged = client.get_latest_versions(model, [which])
-    return staged[0].run_id if staged else client.get_model_version_by_alias(model, which.lower()).run_id
+            raise InputError(str(error).replace(temporary, source)) from error
 
 
 def _download(client: "MlflowClient", run_id: str, folder: str) -> None:
