@@ -1,8 +1,7 @@
-"""Judge a version before it may go to a stage.
+"""Judge a version before it may go to a stage."""
 
-For Staging the version itself is checked: its files, its networks, its serving, its training jobs, its scores against
-the limits. For Production it is also compared with the champion, on the same jobs.
-"""
+# For Staging the version itself is checked: its files, its networks, its serving, its training jobs, its scores against
+# the limits. For Production it is also compared with the champion, on the same jobs.
 
 import tempfile
 import time

@@ -1,8 +1,7 @@
-"""Move versions between stages: promote, roll back, repair.
+"""Move versions between stages: promote, roll back, repair."""
 
-The commit point of a move is one request, MLflow's `transition_model_version_stage`, a transaction of the registry.
-What comes before it changes no stage; what comes after it (aliases, description, history) can be repeated by anybody.
-"""
+# The commit point of a move is one request, MLflow's `transition_model_version_stage`, a transaction of the registry.
+# What comes before it changes no stage; what comes after it (aliases, description, history) can be repeated by anybody.
 
 import re
 import warnings
