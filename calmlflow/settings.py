@@ -152,7 +152,8 @@ def jobs_uri() -> str:
 
 # -- Passwords ------------------------------------------------------------------------------------------------------
 
-_SECRET_KEYS = re.compile(r"(?i)pass(word|wd)|pwd|secret|token|signature|credential|api_?key")
+_NAMES = "(?:pass(?:word|wd)|pwd|secret|token|signature|credential|api[_-]?key|access[_-]?key)"
+_SECRET_KEYS = re.compile(f"(?i){_NAMES}")
 # A user's name alone may be a token.
 _HTTP_USER = re.compile(r"(?i)(https?://)[^/?#\s]*@")
 # In a text, a URI ends at a space; a URI alone may hold some. Passwords of databases hold unescaped slashes and @.
@@ -160,10 +161,24 @@ _PARAMETER = re.compile(r"(?<=[?&;])([^=&;#\s]+)=(?!\*\*\*)[^&;#\s]+")
 _WHOLE_PARAMETER = re.compile(r"(?<=[?&;])([^=&;#\s]+)=(?!\*\*\*)[^&;#]+")
 _USER = re.compile(r"(?<!/)(?<!http:)(?<!https:)(//[^/?#:@\s]*):\S+@")
 _WHOLE_USER = re.compile(r"(?is)^(\s*(?!https?:)[a-z][a-z0-9+.-]+://[^/?#:@]*):(?!\*\*\*@)(?:(?!://).)+@")
+# name=value and "name": "value" in a text, the headers of HTTP, and the identifiers of AWS keys.
+_ASSIGNED = re.compile(
+    rf"""(?i)({_NAMES}[\w.-]{{0,40}}["']?\s*[:=]\s*)(?!["']?\*\*\*)(?:"[^"]*"?|'[^']*'?|[^\s,;&"'()\]{{}}]+)"""
+)
+_HEADER = re.compile(r"""(?i)(\bauthorization["']?\s*[:=]\s*["']?)(?:[\w-]+ +)?[^\s"',}]+""")
+_BEARER = re.compile(r"""(?i)(\bbearer\s+)[^\s"',}]{6,}""")
+_AWS_KEY = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}")
 
 
 def hide_password(text: str) -> str:
-    """Replace passwords and tokens in a URI, or in the URIs of a text, by ``***``, for logs, parameters and errors."""
+    """Replace passwords, tokens and AWS keys in a URI or a text by ``***``, for logs, parameters and errors."""
+    text = _AWS_KEY.sub("***", _hide_in_uris(text))
+    for pattern in (_HEADER, _BEARER, _ASSIGNED):
+        text = pattern.sub(r"\1***", text)
+    return text
+
+
+def _hide_in_uris(text: str) -> str:
     text = _USER.sub(r"\1:***@", _WHOLE_USER.sub(r"\1:***@", _HTTP_USER.sub(r"\1***@", text)))
     is_uri = re.match(r"\s*[A-Za-z][A-Za-z0-9+.-]+://", text)
     return (_WHOLE_PARAMETER if is_uri else _PARAMETER).sub(_hidden_parameter, text)

@@ -70,10 +70,28 @@ def test_a_password_is_hidden_in_every_spelling(text, shown):
 
 
 @pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"Authorization: Bearer {SECRET}.x-y_z= was refused", "Authorization: *** was refused"),
+        (f"{{'authorization': 'Basic {SECRET}'}}", "{'authorization': '***'}"),
+        (f"sent bearer {SECRET}, then", "sent bearer ***, then"),
+        ("no key AKIAIOSFODNN7EXAMPLE or ASIAIOSFODNN7EXAMPLE here", "no key *** or *** here"),
+        (f"aws_secret_access_key = {SECRET}/x+y\nregion = a", "aws_secret_access_key = ***\nregion = a"),
+        (f'{{"SecretAccessKey": "{SECRET} x", "a": 1}}', '{"SecretAccessKey": ***, "a": 1}'),
+        (f"password={SECRET}, token: '{SECRET}' and DB_SECRET={SECRET}", "password=***, token: *** and DB_SECRET=***"),
+    ],
+)
+def test_a_secret_in_a_text_is_hidden(text, shown):
+    assert hide_password(text) == shown
+    assert hide_password(shown) == shown
+
+
+@pytest.mark.parametrize(
     "text",
     [
         *("postgresql://u@h/d", "sqlite:///a:b@c.db", "jobs.csv", "s3://bucket/a@b.csv", "sample"),
         *("http://host:5000/path?x=a@b", "http://host/calcloud@production", "dynamodb://jobs?region=eu-west-1"),
+        *("the bearer of a token reads secrets", "set MLFLOW_TRACKING_TOKEN or PGPASSWORD, a password"),
         *("http://host:5000/a and mail@somebody", "postgresql://u@h/d?password=*** cannot be opened (no answer); see"),
     ],
 )

@@ -40,7 +40,8 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            "message": hide_password(message[:MAX_TEXT]),
+            # Cut last: half an address would show its password.
+            "message": hide_password(message[: 2 * MAX_TEXT])[:MAX_TEXT],
         }
         line |= {field: getattr(record, field) for field in FIELDS if hasattr(record, field)}
         if record.exc_info and record.exc_info[1]:
