@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -11,7 +11,9 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import plotly.graph_objects as go
-from mlflow.data.pandas_dataset import PandasDataset
+from mlflow import MlflowClient
+from mlflow.entities import DatasetInput, InputTag
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from numpy.typing import NDArray
 
 from calmlflow import settings
@@ -125,8 +127,15 @@ def train(
         only = {"only": ",".join(networks) if taken else "all"} if bundle else {}
         log_new_params({**asdict(request), **only, **data.sizes(), **environment_params()})
         parts = {"training": data.train, "testing": data.test}
-        inputs = [lineage(data.jobs.iloc[part], request.data, context) for context, part in parts.items()]
-        _log_inputs(inputs, parts)
+        # Made once for all runs: MLflow looks through the whole table each time.
+        inputs = [
+            DatasetInput(
+                lineage(data.jobs.iloc[part], request.data, context)._to_mlflow_entity(),
+                [InputTag(MLFLOW_DATASET_CONTEXT, context)],
+            )
+            for context, part in parts.items()
+        ]
+        MlflowClient().log_inputs(run.info.run_id, inputs)
         clock.lap("read")
         scores: dict[str, dict[str, dict[str, float]]] = {}
         if found:
@@ -148,7 +157,7 @@ def train(
                     params = {"network": network, "hidden_layers": layers, **asdict(configs[network])}
                     if bundle:
                         params |= {"data": request.data, "seed": request.seed, **data.sizes(), **environment_params()}
-                        _log_inputs(inputs, parts)
+                        MlflowClient().log_inputs(own.info.run_id, inputs)
                     log_new_params(params)
                     with progress(f"training {network}", "epochs") as show:
                         fit = fit_network(
@@ -265,11 +274,6 @@ def _check(request: TrainingRequest) -> str | None:
     if request.destination != "none":
         parse_s3(request.destination)
     return stage
-
-
-def _log_inputs(inputs: Sequence[PandasDataset], contexts: Mapping[str, object]) -> None:
-    for dataset, context in zip(inputs, contexts, strict=True):
-        mlflow.log_input(dataset, context=context)
 
 
 def log_scores(scores: Scores, title: str, next_steps: str = NEXT_STEPS) -> None:
