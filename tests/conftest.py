@@ -1,5 +1,6 @@
 """Fixtures that more than one test file uses. Heavy libraries are imported inside, so that unit tests stay quick."""
 
+import functools
 import os
 import socket
 import sys
@@ -24,6 +25,17 @@ def free_ports(count: int = 2) -> list[int]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [probe.getsockname()[1] for probe in probes]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _service_models_are_parsed_once() -> Iterator[None]:
+    """botocore parses the same JSON files for every new client, which takes 60 ms."""
+    from botocore.loaders import JSONFileLoader
+
+    parsed = functools.cache(JSONFileLoader().load_file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", lambda self, path: parsed(path))
+        yield
 
 
 @pytest.fixture(autouse=True)
