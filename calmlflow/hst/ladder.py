@@ -43,19 +43,9 @@ _KILLED = np.array([[_PRICES[chosen : max(chosen, needed)].sum() for needed in r
 
 
 def needed_bin(memory_gb: ArrayLike) -> NDArray[np.int64]:
-    """Lowest rung whose limit lies above the memory a job used.
+    """Lowest rung (0..3) whose limit lies above the memory that a job used, GB, elementwise.
 
-    A job that used exactly a limit counts for the next rung, and one beyond the last limit for the last rung.
-
-    Parameters
-    ----------
-    memory_gb : array_like of float
-        Any shape, GB.
-
-    Returns
-    -------
-    ndarray of int64
-        0..3, of the same shape.
+    A job that used exactly a limit needs the next rung; one beyond the last limit counts for the last rung.
     """
     memory_gb = np.asarray(memory_gb, dtype=float)
     if not np.all(np.isfinite(memory_gb) & (memory_gb >= 0)):

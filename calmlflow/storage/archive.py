@@ -37,30 +37,11 @@ _UNIX = 3
 
 
 def pack(tree: Path, output: Path) -> tuple[Path, Path]:
-    """Pack a training into ``{date-epoch}.tar.gz`` (the whole folder) and ``models.zip`` (its folder of models).
+    """Pack a training into ``{date-epoch}.tar.gz`` (the whole folder) and ``models.zip`` in ``output``.
 
-    Times, owners, permissions and the order on disk do not change the bytes; another version of zlib may.
-
-    Parameters
-    ----------
-    tree : Path
-        The training's folder, whose name becomes the archive's and the one folder inside it.
-    output : Path
-        Folder that gets both archives, outside of ``tree``; made if it is not there. Archives of an earlier packing
-        are replaced.
-
-    Returns
-    -------
-    tuple of Path
-        The ``.tar.gz`` and the ``.zip``.
-
-    Raises
-    ------
-    InputError
-        ``tree`` is no folder, has no models, or holds a symbolic link, a special file, a name that `unpack` would
-        refuse, or more than `MAX_MEMBERS` or `MAX_UNPACKED_BYTES`.
-    CalmlflowError
-        Something cannot be read or written.
+    The same content gives the same bytes: times, owners, permissions and the order on disk do not count; another
+    version of zlib may. Raises an InputError where ``tree`` has no models, or holds links, special files, names that
+    `unpack` would refuse, or more than `MAX_MEMBERS` or `MAX_UNPACKED_BYTES`.
     """
     tree = tree.resolve()
     for folder in (tree, tree / _MODELS):
@@ -128,26 +109,10 @@ def _write_zip(archive: IO[bytes], root: Path, paths: list[Path]) -> None:
 
 
 def unpack(archive: Path, output: Path) -> Path:
-    """Unpack an archive of one folder, whole or not at all, and nothing outside of that folder.
+    """Unpack an archive with one folder on top, as `pack` makes it, into ``output``, whole or not at all.
 
-    Parameters
-    ----------
-    archive : Path
-        ``.tar.gz``, ``.tgz`` or ``.zip``, with one folder on top, as `pack` makes it.
-    output : Path
-        Folder that gets the folder of the archive; made if it is not there.
-
-    Returns
-    -------
-    Path
-        The folder, in ``output``. One that is there already is kept if it holds the same.
-
-    Raises
-    ------
-    InputError
-        The archive is refused by `extract`, or does not hold one folder; or the folder is there with other content.
-    CalmlflowError
-        ``output`` cannot be written.
+    Returns the folder; one that is there already is kept if it holds the same. Raises an InputError where `extract`
+    refuses the archive, it does not hold one folder, or the folder is there with other content.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -170,19 +135,10 @@ def unpack(archive: Path, output: Path) -> Path:
 
 
 def extract(archive: Path, folder: Path) -> None:
-    """Write the members of an archive into an empty folder, each checked before; a failure leaves some of them.
+    """Write the members of a ``.tar.gz``, ``.tgz`` or ``.zip`` into an empty folder, each checked before.
 
-    Parameters
-    ----------
-    archive : Path
-        ``.tar.gz``, ``.tgz`` or ``.zip``.
-    folder : Path
-
-    Raises
-    ------
-    InputError
-        The archive is damaged, or holds links, special files, encrypted members, duplicated names, names that leave
-        the folder, or more than `MAX_MEMBERS` or `MAX_UNPACKED_BYTES`.
+    Raises an InputError where the archive is damaged, or holds links, special files, encrypted members, duplicated
+    names, names that leave the folder, or more than `MAX_MEMBERS` or `MAX_UNPACKED_BYTES`.
     """
     if not archive.name.lower().endswith(SUFFIXES):
         raise InputError(f"archive {archive} is of no known kind; expected a name in {', '.join(SUFFIXES)}")

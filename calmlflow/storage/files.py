@@ -24,22 +24,9 @@ class LockedError(CalmlflowError):
 def replacing(path: Path, mode: str = "w", private: bool = False) -> Iterator[IO[Any]]:
     """Open a temporary file that takes the place of ``path`` when the block succeeds.
 
-    Readers see the old file or the new one, never half of it. The folder is made where it is missing. A symbolic link
-    stays one.
-
-    Parameters
-    ----------
-    path : Path
-    mode : {"w", "wb"}, default "w"
-        Text is UTF-8, and line ends are written as they are.
-    private : bool, default False
-        Whether only the owner may read the file. Otherwise an old file keeps its permissions, and the user's mask
-        decides about those of a new one.
-
-    Raises
-    ------
-    CalmlflowError
-        The file cannot be written.
+    Readers see the old file or the new one, never half of it. A missing folder is made, and a symbolic link stays one.
+    Text (mode ``w``) is UTF-8 with line ends as written. A ``private`` file is readable by its owner alone; otherwise
+    an old file keeps its permissions. Raises a CalmlflowError where the file cannot be written.
     """
     place = Path(os.path.realpath(path))
     temporary: Path | None = None
@@ -75,19 +62,8 @@ def _permissions(path: Path) -> int:
 def locked(path: Path, patience_s: float = 0.0) -> Iterator[None]:
     """Hold the exclusive lock of a file while the block runs; the kernel releases it when the process ends.
 
-    Parameters
-    ----------
-    path : Path
-        Made where it is missing, with its folder, and left behind: another process may wait for it.
-    patience_s : float, default 0
-        Seconds to wait for another process.
-
-    Raises
-    ------
-    LockedError
-        Another process holds it.
-    CalmlflowError
-        The file cannot be opened for writing.
+    The file stays: another process may wait for it. Raises a LockedError after ``patience_s`` seconds, or a
+    CalmlflowError where the file cannot be opened for writing.
     """
     deadline = time.monotonic() + patience_s
     try:
@@ -123,13 +99,7 @@ class Tree(NamedTuple):
 
 @contextmanager
 def new_tree(output: Path) -> Iterator[Tree]:
-    """Make a folder ``{date}-{epoch}`` in ``output`` that gets its name when the block succeeds.
-
-    Raises
-    ------
-    CalmlflowError
-        ``output`` cannot be written.
-    """
+    """Make a folder ``{date}-{epoch}`` in ``output`` that gets its name when the block succeeds."""
     epoch = int(time.time())
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -99,15 +99,9 @@ def _kept_client(process: int, address: tuple[str | None, ...], timeout_s: float
 
 
 def new_client(connect_s: float = 10.0, read_s: float = 30.0, attempts: int = 5, connections: int = 16) -> Any:
-    """Make a client of S3.
+    """Make a client with boto3's own settings; where they name no address, ``MLFLOW_S3_ENDPOINT_URL`` counts.
 
-    Address and credentials are boto3's own settings; where they name no address, ``MLFLOW_S3_ENDPOINT_URL`` counts.
-    ``AWS_MAX_ATTEMPTS`` comes before ``attempts``.
-
-    Raises
-    ------
-    CalmlflowError
-        boto3's settings do not fit together.
+    ``AWS_MAX_ATTEMPTS`` comes before ``attempts``. Raises a CalmlflowError where the settings do not fit together.
     """
     import boto3
     from botocore.config import Config
@@ -143,27 +137,10 @@ def read_object(client: Any, target: S3Object, limit: int, expected: str) -> byt
 
 
 def read_content(client: Any, target: S3Object, limit: int, expected: str) -> Content:
-    """Read an object into memory.
+    """Read an object of at most ``limit`` bytes into memory; ``expected`` is its kind, for errors.
 
-    Parameters
-    ----------
-    client
-    target : S3Object
-    limit : int
-        Bytes at most.
-    expected : str
-        Its kind, for errors.
-
-    Raises
-    ------
-    NoSuchObjectError
-        There is no such bucket or key.
-    InputError
-        The object is larger.
-    TryAgainError
-        S3 is busy, or it cannot be read to the end.
-    CalmlflowError
-        S3 cannot be read otherwise.
+    Raises NoSuchObjectError, TryAgainError (S3 is busy, or the object cannot be read to its end), or another
+    CalmlflowError.
     """
     with asking(target, "read", expected):
         response = client.get_object(Bucket=target.bucket, Key=target.key)
@@ -210,29 +187,10 @@ def s3_reason(error: Exception) -> str:
 
 
 def upload(path: Path, target: S3Object, client: Any = None, advance: Callable[[int], None] | None = None) -> str:
-    """Upload a file, in parts where it is large, with its SHA-256 as metadata ``sha256``.
+    """Upload a file, in parts where it is large, with its SHA-256 as metadata, and return that.
 
-    Parameters
-    ----------
-    path : Path
-    target : S3Object
-        It holds the whole file afterwards, or what it held before.
-    client : optional
-        Default: a `new_client`.
-    advance : callable, optional
-        Called with the number of bytes that were sent since the last call; by several threads.
-
-    Returns
-    -------
-    str
-        The SHA-256, in hexadecimal digits.
-
-    Raises
-    ------
-    NoSuchBucketError
-        There is no such bucket.
-    CalmlflowError
-        S3 refused, or the file cannot be read.
+    The object holds the whole file afterwards, or what it held before. ``advance`` is called with the number of bytes
+    sent since the last call, by several threads. Raises a CalmlflowError where S3 refuses or the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -254,26 +212,10 @@ def download(
     client: Any = None,
     advance: Callable[[int], None] | None = None,
 ) -> None:
-    """Download an object to a file, which is there when it is whole.
+    """Download an object to a file, which is replaced when the whole content has the SHA-256 of the metadata.
 
-    Parameters
-    ----------
-    target : S3Object
-    path : Path
-        What was there is replaced.
-    expected : str
-        What the object should be, for errors.
-    client : optional
-        Default: a `new_client`.
-    advance : callable, optional
-        As for `upload`.
-
-    Raises
-    ------
-    NoSuchObjectError
-        There is no such bucket or key.
-    CalmlflowError
-        S3 refused, the content does not have the SHA-256 of its metadata, or the file cannot be written.
+    ``expected`` is the kind of object, for errors; ``advance`` is that of `upload`. Raises NoSuchObjectError or another
+    CalmlflowError.
     """
     client = client or new_client()
     with asking(target, "read", expected):

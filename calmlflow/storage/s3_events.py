@@ -27,18 +27,10 @@ def is_notification(event: object) -> bool:
 
 
 def read_notices(event: Mapping[str, Any], expected: str) -> list[Notice | InputError]:
-    """Read a notification: the new objects in order, an InputError in the place of a wrong record; none for a test.
+    """Read the new objects of a notification in order, with an InputError in the place of a wrong record.
 
-    Parameters
-    ----------
-    event : mapping
-    expected : str
-        What the events of a handler are, for errors.
-
-    Raises
-    ------
-    InputError
-        ``Records`` is no list of 1 to `MAX_RECORDS`.
+    ``expected`` says what a handler takes, for errors. Raises an InputError where ``Records`` is no list of 1 to
+    `MAX_RECORDS`.
     """
     if "Records" in event:
         records = event["Records"]
