@@ -31,9 +31,9 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 def parse_age(text: str) -> float | None:
     """Seconds of ``36h``, ``2d``, ``90m``, ``3600``; None for ``never``."""
-    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw]?)", text.strip().lower())
     if text.strip().lower() == "never":
         return None
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw]?)", text.strip().lower())
     if not found:
         raise typer.BadParameter(f"{text!r} is no age; expected for example 36h, 2d, 90m, 3600 (seconds) or never")
     return float(found[1]) * _UNITS[found[2]]
@@ -65,8 +65,6 @@ def status(
         print(json.dumps(health.as_json()), flush=True)
     else:
         _show(health)
-    for warning in health.warnings():
-        say(f"warning: {warning}")
     if not no_log:
         from calmlflow.runs.health import log_health
 
@@ -101,9 +99,9 @@ def _show(health: "Health") -> None:
     line("quarantine", health.quarantine_open, " open")
     line(f"  added, {WINDOW_DAYS} d", health.quarantine_added_7d)
     line(f"  resolved, {WINDOW_DAYS} d", health.quarantine_resolved_7d)
-    for kind, found in health.quarantine_kinds.items():
-        if found.open:
-            line("", found.open, f"  {kind}, for example {found.dataset}: {found.reason}")
+    for kind, count in health.quarantine_kinds.items():
+        if count:
+            line("", count, f"  {kind}")
     print("not healthy" if health.problems else "healthy")
 
 
@@ -169,15 +167,13 @@ def copy(
     print(json.dumps(copied.figures()) if as_json else copied)
 
 
-# -- Entry points: the same, written down as MLflow runs ----------------------------------------------------------
+# -- Entry points ---------------------------------------------------------------------------------------------------
 
 
 def ingest_run(
     bucket: Annotated[str, typer.Option(help="S3 bucket with control/ and outputs/ of finished jobs.")],
     datasets: Datasets = "new",
-    store: Annotated[
-        str, typer.Option(help="Store: sqlite:///jobs.db, postgresql://..., dynamodb://...; default: CALMLFLOW_JOBS.")
-    ] = "default",
+    store: StoreOption = "default",
     retry_quarantine: Annotated[
         bool, typer.Option(help="Also read quarantined jobs whose files are the same.")
     ] = False,

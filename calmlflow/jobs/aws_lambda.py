@@ -24,14 +24,14 @@ def handler(event: Any, context: object = None) -> dict[str, Any]:
     event : dict
         See `calmlflow.jobs.events.read_event`.
     context : object
-        Lambda's; not used.
+        Not used.
 
     Returns
     -------
     dict
-        ``datasets`` (number that were read), ``stored``, ``updated``, ``unchanged``, ``older``, ``quarantined``,
-        ``reasons`` (kind of quarantine entry -> number), and ``refused``: faults of the event or of single records of
-        it, which are not tried again.
+        Number of ``datasets`` that were read, and of those ``stored``, ``updated``, ``unchanged``, ``older`` and
+        ``quarantined``; ``reasons`` (kind of quarantine entry -> number), and ``refused``: faults of the event or of
+        single records of it, which are not tried again.
 
     Raises
     ------

@@ -16,30 +16,24 @@ from calmlflow.jobs.upsert import Batch, Counts, merge_history, upsert
 OnProgress = Callable[[int, int | None], None]
 
 _OTHERS = (HISTORY, MOSAICS, QUARANTINE, PREDICTIONS)
+_MERGE: dict[Table, Callable[[Store, pd.DataFrame], None]] = {
+    HISTORY: merge_history,
+    QUARANTINE: merge_entries,
+    PREDICTIONS: lambda store, rows: store.put(PREDICTIONS, rows),
+}
 
 
 @dataclass(frozen=True)
 class Copied:
-    """Outcome of a copy.
+    """Outcome of a copy."""
 
-    Attributes
-    ----------
-    read : int
-        Records of the source.
-    counts : Counts
-        Outcome of these in the target; their sum is ``read``.
-    there : int
-        Records of the target afterwards.
-    others : dict of str to int
-        Rows of the other tables that were copied: history, mosaics, quarantine, predictions.
-    left : dict of str to int
-        Rows of the other tables of the source, where the target is a file, which holds records only.
-    """
-
-    read: int = 0
-    counts: Counts = field(default_factory=Counts)
-    there: int = 0
+    # Records of the source, their outcomes, and the records of the target afterwards.
+    read: int
+    counts: Counts
+    there: int
+    # Table -> rows that were copied.
     others: dict[str, int] = field(default_factory=dict)
+    # Table -> rows that were not copied, because the target is a file, which holds records only.
     left: dict[str, int] = field(default_factory=dict)
 
     def figures(self) -> dict[str, float]:
@@ -61,8 +55,8 @@ def copy(source: str, target: str, on_progress: OnProgress = lambda done, total:
     Parameters
     ----------
     source, target : str
-        URIs; see `calmlflow.jobs.stores.open.open_source`. The target is a database, or a ``.csv`` or ``.parquet`` file
-        here or in S3.
+        See `calmlflow.jobs.stores.open.open_source`. The target is a database, or a ``.csv`` or ``.parquet`` file here
+        or in S3.
     on_progress : callable
         Called with the number of records done, and of all.
 
@@ -97,21 +91,10 @@ def _copy_into(source: Source, target: Store, on_progress: OnProgress) -> Copied
     for table in _OTHERS:
         others[table.name] = 0
         for part in source.read(table):
-            _copy_part(target, table, part, source.name)
+            if table is MOSAICS:
+                upsert(target, Batch(mosaics=part), source.name)
+            else:
+                with target.change():
+                    _MERGE[table](target, conform(part, table))
             others[table.name] += len(part)
     return Copied(read, counts, there, others)
-
-
-def _copy_part(target: Store, table: Table, part: pd.DataFrame, source: str) -> None:
-    """Merge rows of a table other than the records."""
-    if table is MOSAICS:
-        upsert(target, Batch(mosaics=part), source)
-        return
-    part = conform(part, table)
-    with target.change():
-        if table is HISTORY:
-            merge_history(target, part)
-        elif table is QUARANTINE:
-            merge_entries(target, part)
-        else:
-            target.put(table, part)

@@ -20,13 +20,7 @@ _PSEUDO_COUNT = 0.5
 
 
 def drift_table(seen: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """Index of each column of `MEASURED`, worst first: ``psi``, and the ``chance`` that it must exceed.
-
-    Parameters
-    ----------
-    seen, new : DataFrame of n and m job records
-        At least one each.
-    """
+    """Index of each column of `MEASURED`, worst first: ``psi``, and the ``chance`` that it must exceed."""
     counts = {name: binned(seen[name], new[name]) for name in MEASURED}
     found = {
         name: (stability_index(old, fresh), chance_index(len(old), len(seen), len(new)))

@@ -23,16 +23,8 @@ class FinishedJob(NamedTuple):
 def read_event(event: object) -> tuple[list[FinishedJob], list[InputError]]:
     """Read an event: its finished jobs, each once, and the faults of its other records.
 
-    Parameters
-    ----------
-    event : dict
-        ``{"Bucket", "Ipppssoot"}``; ``Dataset`` is accepted for ``Ipppssoot``. Or S3's notification of new objects, its
-        own or EventBridge's, whose keys are ``messages/processed-{ipppssoot}.trigger``.
-
-    Raises
-    ------
-    InputError
-        It is neither, or its two names differ.
+    It is ``{"Bucket", "Ipppssoot"}``, where ``Dataset`` is accepted for ``Ipppssoot``, or S3's notification of new
+    objects, its own or EventBridge's, whose keys are ``messages/processed-{ipppssoot}.trigger``.
     """
     if not isinstance(event, dict):
         raise InputError(f"the event is a {type(event).__name__}; {EXPECTED}")

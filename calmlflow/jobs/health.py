@@ -1,7 +1,7 @@
 """Check the health of a store of job records: counts, age of the newest record, growth of the quarantine."""
 
 import time
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -11,75 +11,44 @@ from numpy.typing import NDArray
 
 from calmlflow.hst.dataset import INSTRUMENTS
 from calmlflow.hst.ladder import BIN_NAMES
-from calmlflow.jobs.stores.base import JOBS, MOSAICS, PREDICTIONS, QUARANTINE, Source
+from calmlflow.jobs.stores.base import JOBS, MOSAICS, PREDICTIONS, QUARANTINE, Source, Table
 
 DAY_S = 86_400
 
 WINDOW_DAYS = 7
 """Days over which stored records and the growth of the quarantine are counted."""
 
-SKEW_S = DAY_S
-"""Largest difference between clocks and time zones. Records further in the future count for no age: one of the year
-2050 would hide every later silence."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Open quarantine entries of one kind, with the newest as an example."""
-
-    open: int = 0
-    dataset: str = ""
-    reason: str = ""
+# Clocks and time zones differ by a day at most. Records further in the future count for no age: one of the year 2050
+# would hide that ingest has stopped.
+_SKEW_S = DAY_S
 
 
 @dataclass(frozen=True)
 class Health:
-    """Figures of a store at one moment.
-
-    Attributes
-    ----------
-    store : str
-        Its name, without password.
-    moment : int
-        Epoch seconds.
-    records, mosaics, predictions : int
-    table : ndarray of int64, shape (4, 4)
-        Records by instrument (rows, in the order of `INSTRUMENTS`) and memory bin.
-    newest : str
-        Dataset that finished last; empty where no record has a time.
-    newest_age_s : int, optional
-        Seconds since it finished; 0 for a record in the future.
-    in_future, ignored : int
-        Records that finished later than now, and those of them that count for no age (`SKEW_S`).
-    stored_by_day : dict of str to int
-        UTC date -> records and mosaics that were stored, for today and the days before, `WINDOW_DAYS` in all.
-    quarantine_kinds : dict of str to Kind
-        The most frequent kind first; kinds without open entries are included.
-    quarantine_added_7d, quarantine_resolved_7d : int
-        Entries that were first seen, and resolved, in the last `WINDOW_DAYS` days.
-    problems : list of str
-        One sentence for each fault that makes the store unhealthy.
-    """
+    """Figures of a store at one moment; times are epoch seconds."""
 
     store: str
     moment: int
     records: int
     mosaics: int
     predictions: int
+    # Records by instrument (rows, in the order of `INSTRUMENTS`) and memory bin.
     table: NDArray[np.int64]
+    # Dataset that finished last, and seconds since then; empty and None where no record has a time.
     newest: str
     newest_age_s: int | None
-    in_future: int
-    ignored: int
+    # UTC date -> records and mosaics that were stored, today last.
     stored_by_day: dict[str, int]
-    quarantine_kinds: dict[str, Kind]
+    # Kind -> open entries, the most frequent first; kinds of which all entries are resolved are 0.
+    quarantine_kinds: dict[str, int]
     quarantine_added_7d: int
     quarantine_resolved_7d: int
+    # A sentence for each fault that makes the store unhealthy.
     problems: list[str] = field(default_factory=list)
 
     @property
     def quarantine_open(self) -> int:
-        return sum(kind.open for kind in self.quarantine_kinds.values())
+        return sum(self.quarantine_kinds.values())
 
     def by_instrument(self) -> dict[str, int]:
         """Instrument -> records."""
@@ -89,20 +58,12 @@ class Health:
         """Name of a memory bin -> records."""
         return dict(zip(BIN_NAMES, self.table.sum(axis=0).tolist(), strict=True))
 
-    def warnings(self) -> list[str]:
-        """Sentences about faults that do not make the store unhealthy."""
-        if not self.in_future:
-            return []
-        ignored = f", {self.ignored:,} of them by more than a day, which count for no age" if self.ignored else ""
-        return [f"{self.in_future:,} records of {self.store} finished later than now{ignored}; expected equal clocks"]
-
     def as_json(self) -> dict[str, Any]:
         """All figures, for scripts."""
         rows = zip(INSTRUMENTS.values(), self.table.tolist(), strict=True)
         return {
             **{name: value for name, value in asdict(self).items() if name != "table"},
             "healthy": not self.problems,
-            "warnings": self.warnings(),
             "newest": self.newest or None,
             "quarantine_open": self.quarantine_open,
             "records_by_instrument": self.by_instrument(),
@@ -112,94 +73,57 @@ class Health:
 
 
 def check_health(store: Source, max_age_s: float | None, now: float | None = None) -> Health:
-    """Check a store, part by part.
+    """Check a store.
 
-    A store is unhealthy without a record, when its newest record is older than ``max_age_s``, and when more quarantine
-    entries were added than resolved in the last `WINDOW_DAYS` days. So one new entry is a problem on its first day; it
-    ends when entries are stored (``ingest --retry-quarantine``, after a fix), or once none was added for a week.
-
-    Parameters
-    ----------
-    store : Source
-    max_age_s : float or None
-        None: any age will do.
-    now : float, optional
-        Epoch seconds; default: the clock.
-
-    Raises
-    ------
-    CalmlflowError
-        The store cannot be read.
+    It is unhealthy without a record, when its newest record is older than ``max_age_s`` (None: any age will do), and
+    when more quarantine entries were added than resolved in the last `WINDOW_DAYS` days. So one new entry is a problem
+    on its first day; it ends when entries are stored, or once none was added for a week.
     """
     moment = int(time.time() if now is None else now)
-    records = in_future = ignored = newest_time = 0
-    newest = ""
-    table = np.zeros((len(INSTRUMENTS), len(BIN_NAMES)), dtype=np.int64)
-    edges = [np.arange(-0.5, count) for count in table.shape]
-    stored = np.zeros(WINDOW_DAYS, dtype=np.int64)
-    for part in store.read(JOBS, ["ipst", "timestamp", "instr", "mem_bin", "stored_at"]):
-        records += len(part)
-        # Records of a file are unchecked.
-        cells = {name: _numbers(part[name]) for name in ("timestamp", "instr", "mem_bin", "stored_at")}
-        table += np.histogram2d(cells["instr"], cells["mem_bin"], edges)[0].astype(np.int64)
-        stored += _by_day(cells["stored_at"], moment)
-        times = np.nan_to_num(cells["timestamp"])
-        in_future += int((times > moment).sum())
-        ignored += int((times > moment + SKEW_S).sum())
-        times = np.where(times > moment + SKEW_S, 0, times)
-        if len(times) and times.max() > newest_time:
-            newest, newest_time = str(part["ipst"].iloc[times.argmax()]), int(times.max())
-    mosaics = 0
-    for part in store.read(MOSAICS, ["stored_at"]):
-        mosaics += len(part)
-        stored += _by_day(_numbers(part["stored_at"]), moment)
+    jobs = _read(store, JOBS, ["ipst", "timestamp", "instr", "mem_bin", "stored_at"])
+    mosaics = _read(store, MOSAICS, ["stored_at"])
+    entries = _read(store, QUARANTINE, ["kind", "first_seen", "resolved_at"])
+
+    edges = [np.arange(-0.5, len(names)) for names in (INSTRUMENTS, BIN_NAMES)]
+    table, *_ = np.histogram2d(_numbers(jobs["instr"]), _numbers(jobs["mem_bin"]), edges)
+    times = np.nan_to_num(_numbers(jobs["timestamp"]))
+    times = np.where(times > moment + _SKEW_S, 0, times)
+    newest_time = int(times.max(initial=0))
+
     today = moment // DAY_S
+    stored_at = np.concatenate([_numbers(part["stored_at"]) for part in (jobs, mosaics)])
+    days_back = today - np.minimum(stored_at[stored_at <= moment + _SKEW_S], moment) // DAY_S
+    by_day = np.bincount(days_back[days_back < WINDOW_DAYS].astype(int), minlength=WINDOW_DAYS)
+
+    kinds = entries["resolved_at"].isna().groupby(entries["kind"].fillna("unknown")).sum()
+    since = moment - WINDOW_DAYS * DAY_S
     health = Health(
         store=store.name,
         moment=moment,
-        records=records,
-        mosaics=mosaics,
+        records=len(jobs),
+        mosaics=len(mosaics),
         predictions=store.count(PREDICTIONS),
-        table=table,
-        newest=newest,
+        table=table.astype(np.int64),
+        newest=str(jobs["ipst"].iloc[times.argmax()]) if newest_time else "",
         newest_age_s=max(moment - newest_time, 0) if newest_time else None,
-        in_future=in_future,
-        ignored=ignored,
         stored_by_day={
-            str(np.datetime64(today - back, "D")): int(stored[back]) for back in reversed(range(WINDOW_DAYS))
+            str(np.datetime64(today - back, "D")): int(by_day[back]) for back in reversed(range(WINDOW_DAYS))
         },
-        **_check_quarantine(store, moment - WINDOW_DAYS * DAY_S),
+        quarantine_kinds={str(kind): int(count) for kind, count in kinds.sort_values(ascending=False).items()},
+        quarantine_added_7d=int((_numbers(entries["first_seen"]) > since).sum()),
+        quarantine_resolved_7d=int((_numbers(entries["resolved_at"]) > since).sum()),
     )
     return replace(health, problems=_problems(health, max_age_s))
 
 
+def _read(store: Source, table: Table, columns: Sequence[str]) -> pd.DataFrame:
+    parts = list(store.read(table, columns))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(columns))
+
+
 def _numbers(cells: pd.Series) -> NDArray[np.float64]:
+    """Numbers, NaN where a cell is none: records of a file are unchecked."""
     return pd.to_numeric(cells, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-
-
-def _by_day(times: NDArray[np.float64], now: int) -> NDArray[np.int64]:
-    """Number of times on each of the last `WINDOW_DAYS` UTC days, today first; clocks that are ahead count as today."""
-    days_back = now // DAY_S - np.minimum(times[times <= now + SKEW_S], now) // DAY_S
-    return np.bincount(days_back[days_back < WINDOW_DAYS].astype(int), minlength=WINDOW_DAYS)
-
-
-def _check_quarantine(store: Source, since: int) -> dict[str, Any]:
-    """The figures of `Health` about the quarantine; an entry may be both added and resolved."""
-    added = resolved = 0
-    counts: Counter[str] = Counter()
-    examples: dict[str, tuple[int, str, str]] = {}
-    for part in store.read(QUARANTINE, ["ipst", "kind", "reason", "first_seen", "last_seen", "resolved_at"]):
-        added += int((part["first_seen"] > since).fillna(False).sum())
-        resolved += int((part["resolved_at"] > since).fillna(False).sum())
-        part = part.fillna({"kind": "unknown", "reason": "", "last_seen": 0})
-        counts.update(dict.fromkeys(part["kind"].unique(), 0))
-        still = part[part["resolved_at"].isna()]
-        counts.update(Counter(still["kind"]))
-        newest = still.sort_values("last_seen").drop_duplicates("kind", keep="last")
-        for kind, *found in newest[["kind", "last_seen", "ipst", "reason"]].itertuples(index=False, name=None):
-            examples[kind] = max(tuple(found), examples.get(kind, tuple(found)))
-    kinds = {kind: Kind(number, *examples.get(kind, (0, "", ""))[1:]) for kind, number in counts.most_common()}
-    return {"quarantine_kinds": kinds, "quarantine_added_7d": added, "quarantine_resolved_7d": resolved}
 
 
 def _problems(health: Health, max_age_s: float | None) -> list[str]:

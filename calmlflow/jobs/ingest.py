@@ -25,10 +25,11 @@ from calmlflow.storage.s3 import (
     NoSuchBucketError,
     NoSuchObjectError,
     S3Object,
-    TryAgainError,
     asking,
+    list_pages,
     new_client,
     read_content,
+    read_object,
 )
 
 WORKERS = 32
@@ -40,53 +41,37 @@ BATCH = 500
 CLOCKS_APART_S = 300.0
 """Largest difference between S3's clock and this one; in doubt a dataset is read again."""
 
-TRIES = 3
-"""Times that an object is read while S3 is busy or content breaks off, beyond boto3's own tries."""
-
-STEPS = ("process", "preview")
-"""Steps of a job, each timed in a file of its own."""
-
-NO_DATASET, FILE_MISSING, STEP_FAILED, BAD_CONTROL, BAD_METRICS = (
-    "no dataset",
-    "file missing",
-    "step failed",
-    "bad control file",
-    "bad metrics file",
-)
-"""Kinds of quarantine entries."""
+# Kinds of quarantine entries.
+NO_DATASET = "no dataset"
+FILE_MISSING = "file missing"
+STEP_FAILED = "step failed"
+BAD_CONTROL = "bad control file"
+BAD_METRICS = "bad metrics file"
 
 OnProgress = Callable[[int, int | None], None]
 
+# Steps of a job, each timed in a file of its own.
+_STEPS = ("process", "preview")
 _ALWAYS = -math.inf
 _SHOWN_BYTES = 2_000
 
 
 @dataclass(frozen=True)
 class Ingested:
-    """Outcome of an ingest.
+    """Outcome of an ingest; each dataset is counted once."""
 
-    Attributes
-    ----------
-    counts : Counts
-        Datasets that were read.
-    known : int
-        Datasets that are stored or quarantined already and were not read again.
-    pending : dict of str to str
-        Dataset -> why S3 did not let it be read. The same command tries again.
-    reasons : dict of str to int
-        Kind of quarantine entry -> number of datasets in this run.
-    seconds : float
-    """
-
+    # Datasets that were read.
     counts: Counts = field(default_factory=Counts)
+    # Datasets that are stored or quarantined already and were not read again.
     known: int = 0
+    # Dataset -> why S3 did not let it be read. The same command tries again.
     pending: dict[str, str] = field(default_factory=dict)
+    # Kind of quarantine entry -> datasets of this run.
     reasons: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
     def total(self) -> int:
-        """Number of datasets; each is counted once."""
         return self.counts.total + self.known + len(self.pending)
 
     def figures(self) -> dict[str, float]:
@@ -104,23 +89,21 @@ class Ingested:
         )
 
     def __str__(self) -> str:
-        rest = (
-            f"{number:,} {name}" for name, number in (("known", self.known), ("pending", len(self.pending))) if number
-        )
-        shown = ", ".join(filter(None, (str(self.counts), *rest))) or "nothing"
+        counted = {**vars(self.counts), "known": self.known, "pending": len(self.pending)}
+        shown = ", ".join(f"{number:,} {name}" for name, number in counted.items() if number) or "nothing"
         kinds = ", ".join(f"{number:,} x {kind}" for kind, number in sorted(self.reasons.items()))
         return f"{self.total:,} datasets in {self.seconds:.1f} s: {shown}" + (f" ({kinds})" if kinds else "")
 
 
 class Found(NamedTuple):
-    """A finished job, with the columns of JOBS, or of MOSAICS for a mosaic."""
+    """A finished job, with columns of JOBS, or of MOSAICS for a mosaic."""
 
     record: Mapping[str, Any]
     is_mosaic: bool
 
 
 class Refused(NamedTuple):
-    """A dataset without a valid record; see `calmlflow.jobs.stores.base.QUARANTINE`."""
+    """A dataset without a valid record, with columns of QUARANTINE."""
 
     ipst: str
     kind: str
@@ -130,7 +113,7 @@ class Refused(NamedTuple):
 
 
 class Unread(NamedTuple):
-    """A dataset that S3 did not let be read; it counts as pending."""
+    """A dataset that S3 did not let be read: it is pending."""
 
     ipst: str
     reason: str
@@ -165,19 +148,23 @@ def ingest(
     client : optional
         Of S3; default: one with boto3's own settings.
     on_progress : callable
-        Called with the number of datasets done, and of all where known.
+        Called with the number of datasets done, and of all.
 
     Raises
     ------
-    NoSuchBucketError
-        There is no such bucket.
     CalmlflowError
-        The bucket cannot be listed, or the store cannot be written. Single datasets that cannot be read are pending.
+        There is no such bucket, it cannot be listed, or the store cannot be written. Single datasets that cannot be
+        read are pending.
     """
     started = time.perf_counter()
     client = client or new_client(connections=WORKERS)
     source = f"s3://{bucket}"
-    names = sorted(_listed(client, bucket)) if isinstance(datasets, str) else list(dict.fromkeys(datasets))
+    if isinstance(datasets, str):
+        pages = list_pages(client, S3Object(bucket, "outputs/"), "a bucket of finished jobs", Delimiter="/")
+        folders = [folder["Prefix"] for page in pages for folder in page.get("CommonPrefixes", ())]
+        names = sorted(folder.removeprefix("outputs/").removesuffix("/") for folder in folders)
+    else:
+        names = list(dict.fromkeys(datasets))
     plan = _plan(store, names, source, retry_quarantine) if datasets == "new" else dict.fromkeys(names, _ALWAYS)
     done = Ingested(known=len(names) - len(plan))
     batch: list[Outcome] = []
@@ -194,15 +181,6 @@ def ingest(
             batch, begun = [], time.time()
         on_progress(done.total + len(batch), len(names))
     return done + _store(store, batch, source, begun) + Ingested(seconds=time.perf_counter() - started)
-
-
-def _listed(client: Any, bucket: str) -> Iterator[str]:
-    """Names of the folders under ``outputs/``."""
-    with asking(S3Object(bucket, "outputs/"), "listed", "a bucket of finished jobs"):
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix="outputs/", Delimiter="/")
-        for page in pages:
-            for folder in page.get("CommonPrefixes", []):
-                yield folder["Prefix"].removeprefix("outputs/").removesuffix("/")
 
 
 def _plan(store: Store, names: Iterable[str], source: str, retry_quarantine: bool) -> dict[str, float]:
@@ -227,8 +205,8 @@ def _plan(store: Store, names: Iterable[str], source: str, retry_quarantine: boo
 
 
 def _store(store: Store, outcomes: list[Outcome], source: str, begun: float) -> Ingested:
-    jobs = [outcome.record for outcome in outcomes if isinstance(outcome, Found) and not outcome.is_mosaic]
-    mosaics = [outcome.record for outcome in outcomes if isinstance(outcome, Found) and outcome.is_mosaic]
+    found = [outcome for outcome in outcomes if isinstance(outcome, Found)]
+    jobs, mosaics = ([one.record for one in found if one.is_mosaic == kind] for kind in (False, True))
     refused = [outcome._asdict() for outcome in outcomes if isinstance(outcome, Refused)]
     pending = {outcome.ipst: outcome.reason for outcome in outcomes if isinstance(outcome, Unread)}
     if not (jobs or mosaics or refused):
@@ -273,7 +251,7 @@ def _read_one(client: Any, bucket: str, name: str, since: float) -> tuple[float,
 
 def _changed_since(client: Any, bucket: str, name: str, moment: float) -> bool:
     """Whether one of the three files of a dataset was written after a moment (epoch seconds)."""
-    for key in (*(_metrics_key(name, step) for step in STEPS), Dataset(name, "ipppssoot").control_key):
+    for key in (*(_metrics_key(name, step) for step in _STEPS), Dataset(name, "ipppssoot").control_key):
         with suppress(NoSuchObjectError), asking(S3Object(bucket, key), "read", "a file of a finished job"):
             if client.head_object(Bucket=bucket, Key=key)["LastModified"].timestamp() > moment:
                 return True
@@ -281,28 +259,7 @@ def _changed_since(client: Any, bucket: str, name: str, moment: float) -> bool:
 
 
 def read_finished(client: Any, bucket: str, name: str) -> Found | Refused:
-    """Read the files of a finished job.
-
-    Parameters
-    ----------
-    client
-        Of S3; see `calmlflow.storage.s3.new_client`.
-    bucket : str
-    name : str
-        Dataset, as its folder under ``outputs/`` is named.
-
-    Returns
-    -------
-    Found or Refused
-        ``timestamp`` is the time at which the newer one of the metrics files was written, in epoch seconds.
-
-    Raises
-    ------
-    NoSuchBucketError
-        There is no such bucket.
-    CalmlflowError
-        S3 cannot be read.
-    """
+    """Read the files of a finished job; its ``timestamp`` is the time of the newer one of the metrics files."""
     try:
         job = parse_dataset(name)
         if job.name != name:
@@ -312,16 +269,18 @@ def read_finished(client: Any, bucket: str, name: str) -> Found | Refused:
     kind, control = BAD_METRICS, None
     metrics: dict[str, Content] = {}
     try:
-        for step in STEPS:
+        for step in _STEPS:
             target = S3Object(bucket, _metrics_key(name, step))
-            metrics[step] = _read(client, target, MAX_METRICS_FILE_BYTES, "the output of time --verbose")
-        targets = job_targets(name, *(metrics[step].data for step in STEPS))
+            metrics[step] = read_content(client, target, MAX_METRICS_FILE_BYTES, "the output of time --verbose")
+        targets = job_targets(name, *(metrics[step].data for step in _STEPS))
         timestamp = int(max(content.modified for content in metrics.values()))
         used = {"ipst": name, "timestamp": timestamp, "wallclock": targets.wallclock, "memory": targets.memory}
         if job.is_hap:
-            return Found({**used, "disk": _disk_gb(client, bucket, job)}, True)
-        kind = BAD_CONTROL
-        control = _read(client, S3Object(bucket, job.control_key), MAX_CONTROL_FILE_BYTES, "a control file").data
+            pages = list_pages(client, S3Object(bucket, f"outputs/{name}/"), "the outputs of a job")
+            size = sum(item["Size"] for page in pages for item in page.get("Contents", ()))
+            return Found({**used, "disk": size / 1e9}, True)
+        kind, target = BAD_CONTROL, S3Object(bucket, job.control_key)
+        control = read_object(client, target, MAX_CONTROL_FILE_BYTES, "a control file")
         features = job_features(name, parse_control(control))
         return Found({**used, **features._asdict(), "mem_bin": targets.mem_bin}, False)
     except NoSuchBucketError:
@@ -331,31 +290,13 @@ def read_finished(client: Any, bucket: str, name: str) -> Found | Refused:
             kind = FILE_MISSING
         elif isinstance(error, StepFailedError):
             kind = STEP_FAILED
-        newest = max((content.modified for content in metrics.values()), default=None)
-        return Refused(name, kind, str(error), None if newest is None else int(newest), _as_json(metrics, control))
+        newest = max((int(content.modified) for content in metrics.values()), default=None)
+        # The beginnings of the files that were read.
+        files = {f"{step}_metrics.txt": content.data for step, content in metrics.items()}
+        files |= {"control": control} if control is not None else {}
+        shown = {name: data[:_SHOWN_BYTES].decode(errors="replace") for name, data in files.items()}
+        return Refused(name, kind, str(error), newest, json.dumps(shown))
 
 
 def _metrics_key(name: str, step: str) -> str:
     return f"outputs/{name}/{step}_metrics.txt"
-
-
-def _read(client: Any, target: S3Object, limit: int, expected: str) -> Content:
-    for _ in range(TRIES - 1):
-        with suppress(TryAgainError):
-            return read_content(client, target, limit, expected)
-    return read_content(client, target, limit, expected)
-
-
-def _disk_gb(client: Any, bucket: str, job: Dataset) -> float:
-    """GB (10^9 bytes) of the outputs of a job in the bucket."""
-    target = S3Object(bucket, f"outputs/{job.name}/")
-    with asking(target, "listed", "the outputs of a job"):
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=target.key)
-        return sum(found["Size"] for page in pages for found in page.get("Contents", [])) / 1e9
-
-
-def _as_json(metrics: Mapping[str, Content], control: bytes | None) -> str:
-    """The beginnings of the files that were read, for the quarantine."""
-    files = {f"{step}_metrics.txt": content.data for step, content in metrics.items()}
-    files |= {"control": control} if control is not None else {}
-    return json.dumps({name: data[:_SHOWN_BYTES].decode(errors="replace") for name, data in files.items()})

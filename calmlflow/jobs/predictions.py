@@ -14,7 +14,7 @@ import pandas as pd
 
 from calmlflow.jobs.stores.base import CHUNK_ROWS, PREDICTIONS, Store, conform
 from calmlflow.jobs.stores.open import open_store
-from calmlflow.storage.s3 import asking, new_client, parse_s3, read_object
+from calmlflow.storage.s3 import S3Object, list_pages, new_client, parse_s3, read_object
 
 _READERS = 32
 _MAX_BYTES = 1 << 20
@@ -22,17 +22,11 @@ _MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Recorded:
-    """Predictions of some datasets.
+    """Predictions of some datasets."""
 
-    Attributes
-    ----------
-    predictions : DataFrame
-        With the columns of `PREDICTIONS`: text and float64, NaN where missing.
-    unreadable : int
-        Objects that hold no prediction.
-    """
-
+    # With the columns of `PREDICTIONS`: text and float64, NaN where missing.
     predictions: pd.DataFrame = field(default_factory=lambda: _cells(conform(pd.DataFrame(), PREDICTIONS)))
+    # Objects of S3 that hold no prediction.
     unreadable: int = 0
 
 
@@ -42,38 +36,26 @@ def read_recorded(uri: str, datasets: Collection[str]) -> Recorded:
     Parameters
     ----------
     uri : str
-        ``s3://bucket/prefix``, see `calmlflow.predictor.emit.open_emitter`, or a store of job records.
+        A store of job records, or ``s3://bucket/prefix`` with objects ``{ipst}/{name}.json``.
     datasets : collection of str
-
-    Raises
-    ------
-    CalmlflowError
-        It cannot be read.
     """
     if not uri.startswith("s3://"):
         with closing(open_store(uri)) as store:
             return Recorded(_cells(store.get(PREDICTIONS, list(datasets))))
-    records = [_parse(text) for text in _objects(uri, set(datasets))]
-    found = pd.DataFrame(filter(None, records), columns=list(PREDICTIONS.columns))
-    return Recorded(_cells(found), records.count(None))
+    client, wanted = new_client(connections=_READERS), set(datasets)
+    bucket, key = parse_s3(uri)
+    folder = S3Object(bucket, key.strip("/") + "/" if key.strip("/") else "")
+    pages = list_pages(client, folder, "recorded predictions")
+    keys = [str(item["Key"]) for page in pages for item in page.get("Contents", ())]
+    keys = [key for key in keys if key.removeprefix(folder.key).partition("/")[0] in wanted]
 
-
-def _objects(uri: str, datasets: set[str]) -> list[bytes]:
-    """Content of the objects ``{prefix}/{ipst}/{name}.json`` of the datasets."""
-    folder = parse_s3(uri)
-    client = new_client(connections=_READERS)
-    prefix = folder.key.strip("/") + "/" if folder.key.strip("/") else ""
-    keys = []
-    with asking(folder, "listed", "recorded predictions"):
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=folder.bucket, Prefix=prefix):
-            names = [str(found["Key"]) for found in page.get("Contents", [])]
-            keys += [key for key in names if key.removeprefix(prefix).partition("/")[0] in datasets]
-
-    def read(key: str) -> bytes:
-        return read_object(client, folder._replace(key=key), _MAX_BYTES, "a recorded prediction")
+    def read(key: str) -> dict[str, Any] | None:
+        return _parse(read_object(client, S3Object(bucket, key), _MAX_BYTES, "a recorded prediction"))
 
     with ThreadPoolExecutor(_READERS) as readers:
-        return list(readers.map(read, keys))
+        records = list(readers.map(read, keys))
+    found = pd.DataFrame(filter(None, records), columns=list(PREDICTIONS.columns))
+    return Recorded(_cells(found), records.count(None))
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:
@@ -115,14 +97,9 @@ def open_store_emitter(uri: str) -> Callable[[Mapping[str, Any]], None]:
 
 
 def store_predictions(file: Path, uri: str, version: str) -> int:
-    """Put the predictions of a Parquet file of `Predictor.predict_many` into a store, in one change.
+    """Put the predictions of a Parquet file into a store, in one change; return its number of rows.
 
     Of rows with the same dataset the last one is kept.
-
-    Returns
-    -------
-    int
-        Rows of the file.
     """
     import pyarrow.parquet as pq
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from calmlflow.jobs.records import MAX_TIMESTAMP, record_cells
-from calmlflow.jobs.stores.base import JOBS, MOSAICS, QUARANTINE, Store, conform
+from calmlflow.jobs.stores.base import JOBS, MOSAICS, QUARANTINE, Store, conform, in_order
 
 IMPOSSIBLE = "no valid record"
 """Kind of an entry whose record breaks the schema or cannot be true."""
@@ -35,14 +35,10 @@ def open_entries(store: Store, rows: pd.DataFrame) -> None:
     """Open entries, or count another try on those that are open already."""
     if rows.empty:
         return
-    key = list(QUARANTINE.key)
     there = store.get(QUARANTINE, rows["ipst"].tolist())
-    there = there[there["resolved_at"].isna()].set_index(key)
-    rows = rows.set_index(key)
-    known = rows.index.intersection(there.index)
-    rows.loc[known, "first_seen"] = there.loc[known, "first_seen"]
-    rows.loc[known, "tries"] = there.loc[known, "tries"] + 1
-    store.put(QUARANTINE, conform(rows.reset_index(), QUARANTINE))
+    known = in_order(there[there["resolved_at"].isna()], rows, QUARANTINE)
+    first_seen = known["first_seen"].fillna(rows["first_seen"])
+    store.put(QUARANTINE, rows.assign(first_seen=first_seen, tries=known["tries"].fillna(0) + 1))
 
 
 def close_entries(store: Store, stored: pd.DataFrame, source: str, now: int, refused: pd.DataFrame) -> None:
@@ -86,13 +82,11 @@ def merge_entries(store: Store, rows: pd.DataFrame) -> None:
 
     An open entry of a job that is older than the record here is closed.
     """
-    key = list(QUARANTINE.key)
     names = rows["ipst"].tolist()
-    known = store.get(QUARANTINE, names).set_index(key)
-    there = conform(known.reindex(pd.MultiIndex.from_frame(rows[key])).reset_index(), QUARANTINE)
+    there = in_order(store.get(QUARANTINE, names), rows, QUARANTINE)
     rows = rows[(_changed(rows) > _changed(there)).fillna(True).astype(bool)].reset_index(drop=True)
     stored = pd.concat([store.get(table, names)[["ipst", "timestamp", "stored_at"]] for table in (JOBS, MOSAICS)])
-    stored = stored.set_index("ipst").reindex(rows["ipst"]).reset_index()
+    stored = rows[["ipst"]].merge(stored, on="ipst", how="left")
     is_settled = rows["resolved_at"].isna() & (rows["timestamp"] < stored["timestamp"]).fillna(False)
     store.put(QUARANTINE, rows.assign(resolved_at=rows["resolved_at"].mask(is_settled, stored["stored_at"])))
 
@@ -106,7 +100,9 @@ def as_refused(rows: pd.DataFrame, alone: bool) -> pd.DataFrame:
     """Invalid records as refused rows; without ``alone``, a digest distinguishes rows with the same name."""
     told = rows.drop(columns="reason").astype(object)
     # JSON has no NaN and no infinity.
-    told = told.where(told.notna(), None).map(lambda cell: str(cell) if _is_infinite(cell) else cell)
+    told = told.where(told.notna(), None).map(
+        lambda cell: str(cell) if isinstance(cell, float) and math.isinf(cell) else cell
+    )
     records = [json.dumps(row, default=str) for row in told.to_dict("records")]
     cells = record_cells(rows)
     return pd.DataFrame(
@@ -122,10 +118,5 @@ def as_refused(rows: pd.DataFrame, alone: bool) -> pd.DataFrame:
     )
 
 
-def _is_infinite(cell: object) -> bool:
-    return isinstance(cell, float) and math.isinf(cell)
-
-
 def digest_of(text: str) -> str:
-    """A digest of 16 letters."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -16,20 +16,16 @@ from calmlflow.hst.ladder import LADDER, needed_bin
 COLUMNS = ("ipst", "timestamp", *FEATURES, "wallclock", "memory", "mem_bin")
 """Columns of every table of job records, in order."""
 
+OPTIONAL_COLUMNS = ("timestamp", "mem_bin")
+
 SUPERSEDED = "ipst is superseded by another record of the same name"
 """Reason of a record that is valid and not the newest of its dataset."""
 
-OPTIONAL_COLUMNS = ("timestamp", "mem_bin")
-"""Columns that a table may leave out."""
-
+# The container alone needs this much.
 MIN_MEMORY_GB = 0.2
-"""The container alone needs this much: a record of less cannot be true."""
-
-MAX_MEMORY_GB = 1_000
-MAX_WALLCLOCK_S = 10_000_000
-MAX_TIMESTAMP = 100_000_000_000
-"""Figures beyond these have a wrong unit: no instance has a terabyte, no job runs for four months, and milliseconds
-since 1970 passed this bound in 1973."""
+# Beyond these a figure has a wrong unit: no instance has a terabyte, no job runs for four months, and milliseconds
+# since 1970 passed the last bound in 1973.
+MAX_MEMORY_GB, MAX_WALLCLOCK_S, MAX_TIMESTAMP = 1_000, 10_000_000, 100_000_000_000
 
 _FLOATS = ("total_mb", "wallclock", "memory")
 
@@ -57,12 +53,9 @@ _CHECKS: dict[str, list[pa.Check]] = {
     "timestamp": [_whole(0, MAX_TIMESTAMP)],
     "n_files": [_whole(1, MAX_FILES)],
     "total_mb": [_number(0, MAX_TOTAL_MB, f"is not a number of megabytes, 0 to {MAX_TOTAL_MB}")],
-    "drizcorr": [_whole(0, 1)],
-    "pctecorr": [_whole(0, 1)],
+    **{flag: [_whole(0, 1)] for flag in ("drizcorr", "pctecorr")},
     "crsplit": [_whole(0, 2)],
-    "subarray": [_whole(0, 1)],
-    "detector": [_whole(0, 1)],
-    "dtype": [_whole(0, 1)],
+    **{flag: [_whole(0, 1)] for flag in ("subarray", "detector", "dtype")},
     "instr": [_whole(0, len(INSTRUMENTS) - 1)],
     "wallclock": [
         # From the smallest number above 0.
@@ -78,16 +71,11 @@ _CHECKS: dict[str, list[pa.Check]] = {
     "mem_bin": [_whole(0, len(LADDER) - 1)],
 }
 
+# A cell that holds no number is NaN here and breaks its rule like any other, hence ``nullable`` and ``ignore_na``.
 RECORDS = pa.DataFrameSchema(
     {column: pa.Column(checks=checks, nullable=True) for column, checks in _CHECKS.items()}, strict=True, ordered=True
 )
-"""The rules of every cell. A cell that holds no number is NaN here and breaks its rule like any other, hence
-``nullable`` and ``ignore_na``."""
-
-
-_MOSAICS = pa.DataFrameSchema(
-    {column: pa.Column(checks=_CHECKS[column], nullable=True) for column in ("timestamp", "wallclock", "memory")}
-)
+_MOSAICS = RECORDS.select_columns(["timestamp", "wallclock", "memory"])
 
 
 @dataclass(frozen=True)
@@ -97,11 +85,10 @@ class Checked:
     Attributes
     ----------
     valid : DataFrame of n records
-        The columns `COLUMNS`, in order: ``ipst`` text in lower case, ``total_mb`` (whole megabytes), ``wallclock``
-        (seconds) and ``memory`` (GB) float64, all others int64. Rows stand in their original order, numbered from 0.
+        The columns `COLUMNS`: ``ipst`` in lower case, ``total_mb`` (whole megabytes), ``wallclock`` (seconds) and
+        ``memory`` (GB) float64, all others int64. Rows stand in their original order, numbered from 0.
     quarantine : DataFrame
-        All other rows, with the columns, values and index they came with, plus ``reason``: text, several reasons
-        joined with ``"; "``.
+        All other rows as they came, plus ``reason``: text, several reasons joined with ``"; "``.
     """
 
     valid: pd.DataFrame
@@ -114,13 +101,7 @@ class Checked:
 
 
 def check_records(frame: pd.DataFrame, source: str) -> Checked:
-    """Check job records as `sort_records` does; at least one must be valid.
-
-    Raises
-    ------
-    InputError
-        Also where no record is valid.
-    """
+    """Check job records as `sort_records` does; raise an InputError where none is valid."""
     checked = sort_records(frame, source)
     if checked.valid.empty:
         found = "; ".join(f"{count} x {reason}" for reason, count in list(checked.reasons().items())[:3])
@@ -132,15 +113,14 @@ def check_records(frame: pd.DataFrame, source: str) -> Checked:
 def sort_records(frame: pd.DataFrame, source: str, carry: Sequence[str] = ()) -> Checked:
     """Separate valid job records from those that break the schema or cannot be true.
 
-    Every row comes out once, as valid or in the quarantine. Cells may be numbers or text. Names are folded to lower
-    case and ``total_mb`` is rounded, as the networks need it. Of rows with the same name, the newest valid one is kept,
-    the last one of equals.
+    Cells may be numbers or text. ``total_mb`` is rounded, as the networks need it. Of rows with the same name, the
+    newest valid one is kept, the last one of equals.
 
     Parameters
     ----------
     frame : DataFrame
-        With the columns `COLUMNS`. A missing ``timestamp`` stands for 0 everywhere, and a missing ``mem_bin`` for the
-        bin that ``memory`` needs; other columns (predictions of an earlier training, say) are left out.
+        With the columns `COLUMNS`. A missing ``timestamp`` stands for 0, and a missing ``mem_bin`` for the bin that
+        ``memory`` needs.
     source : str
         Origin of the records, for errors.
     carry : sequence of str
@@ -151,7 +131,13 @@ def sort_records(frame: pd.DataFrame, source: str, carry: Sequence[str] = ()) ->
     InputError
         A column is missing or there twice.
     """
-    check_columns(frame, source)
+    expected = f"expected the columns {', '.join(COLUMNS)} ({' and '.join(OPTIONAL_COLUMNS)} may be left out)"
+    missing = [column for column in COLUMNS if column not in frame.columns and column not in OPTIONAL_COLUMNS]
+    if missing:
+        raise InputError(f"{source} has no column {', '.join(missing)}; {expected}")
+    twice = [column for column in COLUMNS if list(frame.columns).count(column) > 1]
+    if twice:
+        raise InputError(f"{source} has more than one column {', '.join(twice)}; {expected}")
     cells = record_cells(frame)
     reasons = _reasons(RECORDS, cells)
     sound = cells[reasons == ""]
@@ -170,39 +156,24 @@ def sort_records(frame: pd.DataFrame, source: str, carry: Sequence[str] = ()) ->
     older = shared.sort_values("timestamp", kind="stable").duplicated("ipst", keep="last")
     reasons.loc[older.index[older]] += f"; {SUPERSEDED}"
 
-    bad = (reasons != "").to_numpy()
-    quarantine = frame[bad].assign(reason=reasons[bad].str.removeprefix("; ").to_numpy())
-    valid = cells[~bad].reset_index(drop=True).astype({c: "int64" for c in COLUMNS if c not in ("ipst", *_FLOATS)})
-    kept = {name: frame[name].to_numpy()[~bad] for name in carry}
-    return Checked(valid.assign(total_mb=valid["total_mb"].round(), **kept), quarantine)
-
-
-def check_columns(frame: pd.DataFrame, source: str) -> None:
-    """Raise an InputError where a column of job records is missing or there twice."""
-    expected = f"expected the columns {', '.join(COLUMNS)} ({' and '.join(OPTIONAL_COLUMNS)} may be left out)"
-    missing = [column for column in COLUMNS if column not in frame.columns and column not in OPTIONAL_COLUMNS]
-    if missing:
-        raise InputError(f"{source} has no column {', '.join(missing)}; {expected}")
-    twice = [column for column in COLUMNS if list(frame.columns).count(column) > 1]
-    if twice:
-        raise InputError(f"{source} has more than one column {', '.join(twice)}; {expected}")
+    checked = _split(frame, cells, reasons)
+    valid = checked.valid.astype({c: "int64" for c in COLUMNS if c not in ("ipst", *_FLOATS)})
+    kept = {name: frame[name].to_numpy()[reasons == ""] for name in carry}
+    return Checked(valid.assign(total_mb=valid["total_mb"].round(), **kept), checked.quarantine)
 
 
 def sort_mosaics(frame: pd.DataFrame) -> Checked:
-    """Check records of mosaics: figures that cannot be true go to the quarantine.
-
-    Parameters
-    ----------
-    frame : DataFrame
-        With the columns ``ipst``, ``timestamp``, ``wallclock`` and ``memory``; others are kept as they are.
-    """
+    """Check the time and the resources of mosaics; other columns are kept as they are."""
     names = list(_MOSAICS.columns)
     cells = frame.reset_index(drop=True)
     cells = cells.assign(**{name: _numbers(cells[name]) for name in names})
-    reasons = _reasons(_MOSAICS, cells[names])
+    return _split(frame, cells, _reasons(_MOSAICS, cells[names]))
+
+
+def _split(frame: pd.DataFrame, cells: pd.DataFrame, reasons: pd.Series) -> Checked:
     bad = (reasons != "").to_numpy()
     quarantine = frame[bad].assign(reason=reasons[bad].str.removeprefix("; ").to_numpy())
-    return Checked(cells[~bad].drop_duplicates("ipst", keep="last").reset_index(drop=True), quarantine)
+    return Checked(cells[~bad].reset_index(drop=True), quarantine)
 
 
 def _reasons(schema: pa.DataFrameSchema, cells: pd.DataFrame) -> pd.Series:

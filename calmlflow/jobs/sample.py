@@ -26,37 +26,13 @@ _SPARE = 50_000
 _DIGITS = np.array(list("0123456789abcdefghijklmnopqrstuvwxyz"))
 
 
-def _regimes() -> pd.DataFrame:
-    """Keys, share, ranges, and log-linear fits of memory and wallclock of the 36 regimes."""
-    with (resources.files(__package__) / "regimes.csv").open(encoding="utf-8") as file:
-        return pd.read_csv(file)
-
-
 def draw_sample(n: int = 20_000, seed: int = 0) -> pd.DataFrame:
     """Draw synthetic job records with the archive's mix of jobs.
 
     A job's regime follows the regimes' shares; its files and megabytes follow the regime's percentiles; its memory and
     wallclock follow the regime's log-linear fits with log-normal residuals, redrawn where they leave 0.2-57 GB or
-    5-172,800 s. Bins 2 and 3 are about 0.4 % of the jobs, as in the archive. At least ``min(5, n // 10)`` jobs need
-    each bin: where the draw gives fewer, more jobs are drawn, and the first ones that need such a bin take the places
-    of jobs of the bin that most jobs need.
-
-    Parameters
-    ----------
-    n : int, default 20,000
-        Number of jobs, 1 to 5,000,000.
-    seed : int, default 0
-        The same ``n`` and ``seed`` give the same records.
-
-    Returns
-    -------
-    DataFrame of n records
-        With the columns `COLUMNS`, all valid.
-
-    Raises
-    ------
-    InputError
-        ``n`` or ``seed`` is out of range.
+    5-172,800 s. At least ``min(5, n // 10)`` jobs need each bin: where the draw gives fewer, more jobs are drawn, and
+    the first ones that need such a bin take the places of jobs of the bin that most jobs need.
     """
     if not 1 <= n <= _MAX_JOBS:
         raise InputError(f"a sample of {n} jobs was asked for; expected 1 to {_MAX_JOBS}")
@@ -77,12 +53,13 @@ def draw_sample(n: int = 20_000, seed: int = 0) -> pd.DataFrame:
 
 def _draw_jobs(n: int, rng: np.random.Generator) -> pd.DataFrame:
     """Features and targets of n jobs."""
-    regimes = _regimes()
+    with (resources.files(__package__) / "regimes.csv").open(encoding="utf-8") as file:
+        regimes = pd.read_csv(file)
     chosen = rng.choice(len(regimes), n, p=regimes["share"] / regimes["share"].sum())
     job = {str(name): values.to_numpy()[chosen] for name, values in regimes.items()}
 
     at = rng.random(n)
-    n_files = _quantile(at, job["n_files_p5"], job["n_files_p50"], job["n_files_p95"])
+    n_files = _quantile(at, job, "n_files")
     # Past the 95th percentile, a Pareto tail that reaches the regime's maximum once in all its real jobs.
     tail_jobs = 0.05 * _REAL_JOBS * job["share"]
     steepness = np.log(job["n_files_max"] / job["n_files_p95"]) / np.log(tail_jobs)
@@ -90,7 +67,7 @@ def _draw_jobs(n: int, rng: np.random.Generator) -> pd.DataFrame:
     n_files = np.minimum(n_files.round(), job["n_files_max"])
 
     at = (rng.integers(0, _SIZES, n) + 0.5) / _SIZES
-    mb_per_file = _quantile(at, job["mb_per_file_p5"], job["mb_per_file_p50"], job["mb_per_file_p95"])
+    mb_per_file = _quantile(at, job, "mb_per_file")
     total_mb = (n_files * mb_per_file).round()
     at = rng.random(n) * (job["crsplit_0"] + job["crsplit_1"] + job["crsplit_2"])
     crsplit = (at >= job["crsplit_0"]).astype(int) + (at >= job["crsplit_0"] + job["crsplit_1"])
@@ -103,12 +80,10 @@ def _draw_jobs(n: int, rng: np.random.Generator) -> pd.DataFrame:
     )
 
 
-def _quantile(
-    at: NDArray[np.float64], p5: NDArray[np.float64], p50: NDArray[np.float64], p95: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Quantiles, straight in log1p between three percentiles, and flat outside them; all arrays of shape (n,)."""
+def _quantile(at: NDArray[np.float64], job: dict[str, NDArray], column: str) -> NDArray[np.float64]:
+    """Quantiles, straight in log1p between three percentiles of a column, and flat outside them."""
     up = np.clip((at - 0.05) / 0.45, 0, 2)
-    low, mid, high = np.log1p(p5), np.log1p(p50), np.log1p(p95)
+    low, mid, high = (np.log1p(job[f"{column}_p{percent}"]) for percent in (5, 50, 95))
     return np.expm1(np.where(up < 1, low + (mid - low) * up, mid + (high - mid) * (up - 1)))
 
 
@@ -127,13 +102,9 @@ def _draw_targets(
         ):
             fit = job[f"log_{target}_intercept"] + job[f"log_{target}_slope"] * log_mb
             drawn[redraw] = np.exp(fit[redraw] + job[f"log_{target}_sd"][redraw] * z).round(unit)
-        possible = (
-            (memory_gb >= MIN_MEMORY_GB)
-            & (memory_gb <= _MAX_MEMORY_GB)
-            & (wallclock_s >= _MIN_WALLCLOCK_S)
-            & (wallclock_s <= _MAX_WALLCLOCK_S)
-        )
-        redraw = np.flatnonzero(~possible)
+        is_possible = (memory_gb >= MIN_MEMORY_GB) & (memory_gb <= _MAX_MEMORY_GB)
+        is_possible &= (wallclock_s >= _MIN_WALLCLOCK_S) & (wallclock_s <= _MAX_WALLCLOCK_S)
+        redraw = np.flatnonzero(~is_possible)
     return memory_gb, wallclock_s
 
 

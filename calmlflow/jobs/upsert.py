@@ -1,7 +1,5 @@
 """Upsert finished jobs: newer records win, older ones go to the history, invalid ones to the quarantine."""
 
-# Everything may be done twice: a change that was interrupted is repeated as a whole and finds what is there already.
-
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from calmlflow.jobs.stores.base import (
     Store,
     Table,
     conform,
+    in_order,
 )
 from calmlflow.jobs.stores.open import open_store
 
@@ -29,44 +28,27 @@ _ATTEMPTS = 20
 
 @dataclass(frozen=True)
 class Batch:
-    """Finished jobs as they were read.
+    """Finished jobs as they were read, unchecked."""
 
-    Attributes
-    ----------
-    jobs : DataFrame
-        Unchecked job records: the columns `COLUMNS`, and any of `TRAINING_COLUMNS`.
-    mosaics : DataFrame
-        With the columns of `MOSAICS`; unchecked, each dataset once.
-    refused : DataFrame
-        Jobs without a record: ``ipst`` (or the name in its place), ``timestamp`` (epoch seconds; may be missing),
-        ``kind``, ``reason`` and optionally ``record`` (JSON text).
-    """
-
+    # With the columns `COLUMNS`, and any of `TRAINING_COLUMNS`.
     jobs: pd.DataFrame = field(default_factory=pd.DataFrame)
+    # With the columns of `MOSAICS`, each dataset once.
     mosaics: pd.DataFrame = field(default_factory=pd.DataFrame)
+    # Jobs without a record: ``ipst``, ``kind`` and ``reason``; where known ``timestamp`` and ``record`` (JSON text).
     refused: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Number of jobs by outcome; each job is counted once.
+    """Number of jobs by outcome; each job is counted once."""
 
-    Attributes
-    ----------
-    stored : int
-        New datasets.
-    updated : int
-        Replaced an older or different record, which is in the history.
-    unchanged : int
-        Equal to the record that is there.
-    older : int
-        Older than the record that is there; kept in the history only (mosaics have none).
-    quarantined : int
-    """
-
+    # New datasets.
     stored: int = 0
+    # Replaced an older or different record, which is in the history.
     updated: int = 0
+    # Equal to the record that is there.
     unchanged: int = 0
+    # Older than the record that is there; kept in the history only (mosaics have none).
     older: int = 0
     quarantined: int = 0
 
@@ -84,21 +66,8 @@ class Counts:
 def upsert(store: Store, batch: Batch, source: str, now: float | None = None, alone: bool = False) -> Counts:
     """Put a batch into a store, in one change.
 
-    Parameters
-    ----------
-    store : Store
-    batch : Batch
-    source : str
-        Origin of the batch, without secrets; kept with quarantined rows.
-    now : float, optional
-        Epoch seconds at which the batch was read; default: the clock.
-    alone : bool
-        Each row is all that the source has of its dataset, as in a bucket.
-
-    Returns
-    -------
-    Counts
-        ``total`` is the number of rows in the batch.
+    ``source`` is its origin, which quarantined rows keep, and ``now`` the time at which it was read. With ``alone``
+    each row is all that the source has of its dataset, as in a bucket.
     """
     moment = int(time.time() if now is None else now)
     refused, valid, older = batch.refused, pd.DataFrame(), pd.DataFrame()
@@ -155,7 +124,7 @@ def write_back(store: Store, jobs: pd.DataFrame, trained_at: int) -> WrittenBack
     ----------
     store : Store
     jobs : DataFrame of n jobs
-        With the columns `COLUMNS` as they were trained on, and any of `TRAINING_COLUMNS`; others stay as they are.
+        With the columns `COLUMNS` as they were trained on, and any of `TRAINING_COLUMNS`.
     trained_at : int
         Time of the training, epoch seconds.
     """
@@ -163,35 +132,25 @@ def write_back(store: Store, jobs: pd.DataFrame, trained_at: int) -> WrittenBack
     # A training of one network has no answers of the others.
     answers = [name for name in TRAINING_COLUMNS if name in jobs]
     jobs = conform(jobs, JOBS)
-    told = [name for name in COLUMNS if name not in ("ipst", "timestamp")]
     written = 0
     with store.change():
         for start in range(0, len(jobs), CHUNK_ROWS):
             part = jobs.iloc[start : start + CHUNK_ROWS].reset_index(drop=True)
-            for _ in range(_ATTEMPTS):
-                there = _in_order(store.get(JOBS, part["ipst"].tolist()), JOBS, part["ipst"])
-                # Records are read with total_mb rounded; the store may hold more digits.
-                is_same = (
-                    (part[told] == there[told].assign(total_mb=there["total_mb"].round())).fillna(False).all(axis=1)
-                )
-                is_same &= (there["trained_at"].fillna(-1) <= trained_at).astype(bool)
-                seen, part = (rows[is_same].reset_index(drop=True) for rows in (there, part))
-                is_written = store.replace(JOBS, seen, part[["ipst", *answers]])
-                written += int(is_written.sum())
-                # Others were changed between the reading and the writing.
-                part = part[~is_written].reset_index(drop=True)
-                if part.empty:
-                    break
+            there = in_order(store.get(JOBS, part["ipst"].tolist()), part, JOBS)
+            is_same = _is_same(part, there, JOBS) & (there["trained_at"].fillna(-1) <= trained_at).astype(bool)
+            seen, part = (rows[is_same].reset_index(drop=True) for rows in (there, part))
+            written += int(store.replace(JOBS, seen, part[["ipst", *answers]]).sum())
     return WrittenBack(written, len(jobs) - written)
 
 
 def _valid_answers(jobs: pd.DataFrame, names: list[str]) -> dict[str, pd.Series]:
     """Training columns without the cells that are not of their kind: a bad answer costs no record."""
-    numbers = {name: pd.to_numeric(jobs[name], errors="coerce") for name in names if TRAINING_COLUMNS[name] != "text"}
-    return {
-        name: cells.where(cells.mod(1).eq(0)) if TRAINING_COLUMNS[name] == "whole" else cells
-        for name, cells in numbers.items()
-    }
+    answers = {}
+    for name in names:
+        if TRAINING_COLUMNS[name] != "text":
+            cells = pd.to_numeric(jobs[name], errors="coerce")
+            answers[name] = cells if TRAINING_COLUMNS[name] == "number" else cells.where(cells.mod(1).eq(0))
+    return answers
 
 
 # -- Records --------------------------------------------------------------------------------------------------------
@@ -205,7 +164,7 @@ def _store_newer(store: Store, table: Table, rows: pd.DataFrame, now: int) -> tu
     counts, stored = Counts(), [rows.iloc[:0]]
     for _ in range(_ATTEMPTS):
         known = store.get(table, rows["ipst"].tolist())
-        there = _in_order(known, table, rows["ipst"])
+        there = in_order(known, rows, table)
         is_new = ~rows["ipst"].isin(known["ipst"])
         is_same = ~is_new & _is_same(rows, there, table)
         is_older = ~is_new & ~is_same & (rows["timestamp"] < there["timestamp"]).fillna(False)
@@ -241,15 +200,9 @@ def _store_newer(store: Store, table: Table, rows: pd.DataFrame, now: int) -> tu
 def _remember_superseded(store: Store, older: pd.DataFrame, valid: pd.DataFrame, now: int) -> Counts:
     """Put valid records with a newer one in the same batch into the history; equal ones are no change."""
     rows = conform(record_cells(older).assign(total_mb=lambda cells: cells["total_mb"].round()), JOBS)
-    winners = _in_order(valid, JOBS, rows["ipst"])
-    is_same = _is_same(rows, winners, JOBS)
+    is_same = _is_same(rows, in_order(valid, rows, JOBS), JOBS)
     _remember(store, rows[~is_same], now)
     return Counts(unchanged=int(is_same.sum()), older=int((~is_same).sum()))
-
-
-def _in_order(there: pd.DataFrame, table: Table, names: pd.Series) -> pd.DataFrame:
-    """Rows in the order of names; all cells of a name without row are missing."""
-    return conform(there.set_index("ipst").reindex(names).reset_index(), table)
 
 
 def _is_same(rows: pd.DataFrame, there: pd.DataFrame, table: Table) -> pd.Series:
@@ -289,9 +242,6 @@ def _remember(store: Store, rows: pd.DataFrame, now: int) -> None:
 
 def merge_history(store: Store, rows: pd.DataFrame) -> None:
     """Add rows to the history; a row that is there keeps its times and answers."""
-    key = list(HISTORY.key)
-    known = store.get(HISTORY, rows["ipst"].tolist()).set_index(key)
-    there = conform(known.reindex(pd.MultiIndex.from_frame(rows[key])).reset_index(), HISTORY)
-    answered = _answered(there, rows)
+    there = in_order(store.get(HISTORY, rows["ipst"].tolist()), rows, HISTORY)
     first = {name: there[name].fillna(rows[name]) for name in ("stored_at", "replaced_at")}
-    store.put(HISTORY, rows.assign(**answered, **first))
+    store.put(HISTORY, rows.assign(**_answered(there, rows), **first))

@@ -29,7 +29,7 @@ def figures(health: Health) -> dict[str, float]:
         "stored_7d": sum(health.stored_by_day.values()),
         "quarantine_open": health.quarantine_open,
         # Kinds without open entries are 0, so that their lines come down.
-        **{f"quarantine_open_{_metric_name(name)}": kind.open for name, kind in health.quarantine_kinds.items()},
+        **{f"quarantine_open_{_metric_name(kind)}": count for kind, count in health.quarantine_kinds.items()},
         "quarantine_added_7d": health.quarantine_added_7d,
         "quarantine_resolved_7d": health.quarantine_resolved_7d,
         "healthy": not health.problems,
@@ -44,29 +44,22 @@ def _metric_name(kind: str) -> str:
 
 def log_health(health: Health) -> bool:
     """Add a point to the store's run in `settings.HEALTH_EXPERIMENT`; return whether it was logged, or warn."""
-    try:
-        _log(health)
-    except CalmlflowError as error:
-        say(f"warning: not logged to MLflow: {error}")
-    except Exception as error:
-        # MLflow and its libraries raise many kinds, whose texts may quote an address with its password. Whatever it is,
-        # a scheduler must get the exit status that belongs to the figures.
-        reason = getattr(error, "error_code", None) or type(error).__name__
-        say(f"warning: not logged to MLflow ({reason}); expected a server that keeps {settings.HEALTH_EXPERIMENT}")
-    else:
-        return True
-    return False
-
-
-def _log(health: Health) -> None:
-    connect()
-    client = MlflowClient()
-    run_id = _run_of(client, health.store)
     # Seconds as steps: plots over steps and over time have the same shape, and the latest value is the latest check's.
     metrics = [Metric(name, value, health.moment * 1000, health.moment) for name, value in figures(health).items()]
-    note = "\n\n".join(health.problems) or "Healthy."
-    client.log_batch(run_id, metrics=metrics, tags=[RunTag("mlflow.note.content", note)])
-    client.set_terminated(run_id)
+    note = RunTag("mlflow.note.content", "\n\n".join(health.problems) or "Healthy.")
+    try:
+        connect()
+        client = MlflowClient()
+        run_id = _run_of(client, health.store)
+        client.log_batch(run_id, metrics=metrics, tags=[note])
+        client.set_terminated(run_id)
+    except Exception as error:
+        # Whatever it is, a scheduler must get the exit status that belongs to the figures. The texts of MLflow's errors
+        # may quote an address with its password.
+        reason = error if isinstance(error, CalmlflowError) else getattr(error, "error_code", type(error).__name__)
+        say(f"warning: not logged to MLflow: {reason}")
+        return False
+    return True
 
 
 def _run_of(client: MlflowClient, store: str) -> str:

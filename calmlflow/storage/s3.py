@@ -160,6 +160,13 @@ def read_content(client: Any, target: S3Object, limit: int, expected: str) -> Co
     return Content(content, modified)
 
 
+def list_pages(client: Any, prefix: S3Object, expected: str, **request: Any) -> Iterator[dict[str, Any]]:
+    """Pages of a listing of the objects below a prefix, requested one by one."""
+    with asking(prefix, "listed", expected):
+        pages = client.get_paginator("list_objects_v2")
+        yield from pages.paginate(Bucket=prefix.bucket, Prefix=prefix.key, **request)
+
+
 @contextmanager
 def asking(target: S3Object, act: str, expected: str) -> Iterator[None]:
     """Translate the errors of boto3 in the block; ``act`` is a participle, ``expected`` what the object should be."""

@@ -20,7 +20,7 @@ from pyarrow import types
 
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.storage.files import replacing
-from calmlflow.storage.s3 import asking, download, new_client, parse_s3, upload
+from calmlflow.storage.s3 import download, list_pages, new_client, parse_s3, upload
 
 MISSING = (
     *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"),
@@ -213,10 +213,9 @@ def _fetched(uri: str, folder: Path) -> list[_File]:
     client = new_client()
     keys = [target.key]
     if not target.key or target.key.endswith("/"):
-        with asking(target, "listed", "a bucket with Parquet files"):
-            pages = client.get_paginator("list_objects_v2").paginate(Bucket=target.bucket, Prefix=target.key)
-            found = (item["Key"] for page in pages for item in page.get("Contents", ()))
-            keys = sorted(key for key in found if _is_table_name(key.removeprefix(target.key)))
+        pages = list_pages(client, target, "a bucket with Parquet files")
+        found = (item["Key"] for page in pages for item in page.get("Contents", ()))
+        keys = sorted(key for key in found if _is_table_name(key.removeprefix(target.key)))
         if not keys:
             raise InputError(f"there is no Parquet file under {target}; expected some")
     files: list[_File] = []

@@ -8,9 +8,6 @@ from contextlib import closing
 
 import pandas as pd
 import pytest
-import typer
-from hypothesis import given
-from hypothesis import strategies as st
 
 from calmlflow.cli.jobs import parse_age
 from calmlflow.jobs.stores.sql import open_sql
@@ -85,16 +82,6 @@ def test_a_store_that_cannot_be_opened_is_one_sentence_without_password(capsys, 
     assert "hush" not in err
 
 
-def test_an_empty_store_is_unhealthy_at_any_age(capsys, tmp_path):
-    open_sql(f"sqlite:///{tmp_path}/jobs.db", create=True).close()
-    code, out, err = run_here(
-        capsys, "jobs", "status", "--store", f"sqlite:///{tmp_path}/jobs.db", "--no-log", "--max-age", "never"
-    )
-    assert code == 1
-    assert "holds no job record" in err
-    assert "newest record" in out
-
-
 def test_a_file_is_a_store_too(capsys, tmp_path):
     pd.DataFrame([record(timestamp=int(time.time()) - 90)]).to_csv(tmp_path / "jobs.csv", index=False)
     code, out, err = run_here(capsys, "jobs", "status", "--store", str(tmp_path / "jobs.csv"), "--no-log", "--json")
@@ -104,11 +91,8 @@ def test_a_file_is_a_store_too(capsys, tmp_path):
 
 def test_a_table_for_people_is_readable_in_80_columns(capsys, uri, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    long = "control/j8c601020/j8c601020_MemModelFeatures.txt [red]has no key[/red] n_files \x1b[31m" + 60 * "word "
     with closing(open_sql(uri)) as store:
-        upsert(
-            store, Batch(refused=pd.DataFrame({"ipst": ["jbroken10"], "kind": "no features", "reason": long})), "test"
-        )
+        refuse(store, "jbroken10", kind="[red]no features[/red] \x1b[31m")
     code, out, _ = run_here(capsys, "jobs", "status", "--store", uri, "--no-log")
     assert code == 1
     lines = out[out.index("records") :].splitlines()
@@ -120,20 +104,9 @@ def test_a_table_for_people_is_readable_in_80_columns(capsys, uri, monkeypatch):
         ["WFC3", "0", "0", "0", "0", "0"],
         ["all", "1", "0", "0", "0", "1"],
     ]
-    # The reason is not cut.
-    assert max(len(line) for line in lines if "[red]" not in line) <= 80
-    assert "1  no features, for example jbroken10: control/j8c601020" in out
-    assert "[red]has no key[/red]" in out
+    assert max(map(len, lines)) <= 80
+    assert "1  [red]no features[/red]" in out
     assert "\x1b" not in out
-
-
-def test_a_clock_that_is_ahead_is_a_warning(capsys, uri):
-    with closing(open_sql(uri)) as store:
-        add(store, "jahead010", age_s=-HOUR)
-    code, out, err = run_here(capsys, "jobs", "status", "--store", uri, "--no-log", "--json")
-    assert code == 0
-    assert json.loads(out)["newest_age_s"] == 0
-    assert err == f"warning: {json.loads(out)['warnings'][0]}\n"
 
 
 def test_without_log_mlflow_is_not_even_imported(uri, tmp_path):
@@ -153,31 +126,16 @@ def test_without_log_mlflow_is_not_even_imported(uri, tmp_path):
     ("text", "seconds"),
     [
         ("36h", 129_600),
-        ("2d", 172_800),
         ("90m", 5400),
         ("3600", 3600),
         ("45s", 45),
         ("1.5d", 129_600),
         (" 2D ", 172_800),
+        ("Never", None),
     ],
 )
 def test_an_age_has_a_unit_or_is_in_seconds(text, seconds):
     assert parse_age(text) == seconds
-
-
-def test_never_is_no_age():
-    assert parse_age("never") is None
-    assert parse_age("Never") is None
-
-
-@given(st.text(max_size=12))
-def test_any_other_text_is_refused_as_a_bad_value(text):
-    try:
-        age = parse_age(text)
-    except typer.BadParameter as error:
-        assert repr(text) in str(error)
-    else:
-        assert age is None or 0 <= age < 1e16
 
 
 @pytest.mark.parametrize("text", ["", "2 days", "-1d", "1e3", "nan", "inf", "1_0", "\u0663d", "9" * 400])
@@ -209,14 +167,12 @@ def test_an_mlflow_that_is_away_changes_neither_figures_nor_status(uri, monkeypa
 
 def test_the_quarantine_is_listed_and_dismissed(tmp_path, capsys):
     own = f"sqlite:///{tmp_path}/own.db"
-    store = open_sql(own, create=True)
     rows = [
-        {"ipst": "j8c601020", "kind": "step failed", "reason": "j8c601020: process_metrics.txt says so; expected 0"}
+        {"ipst": "j8c601020", "kind": "step failed", "reason": "j8c601020: process_metrics.txt says so; expected 0"},
+        {"ipst": "x", "kind": "no dataset", "reason": "x is none"},
     ]
-    upsert(
-        store, Batch(refused=pd.DataFrame([*rows, {"ipst": "x", "kind": "no dataset", "reason": "x is none"}])), "test"
-    )
-    store.close()
+    with closing(open_sql(own, create=True)) as store:
+        upsert(store, Batch(refused=pd.DataFrame(rows)), "test")
 
     def run(*words: str) -> tuple[int, str, str]:
         return run_here(capsys, "jobs", "quarantine", "--store", own, *words)

@@ -13,10 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
-import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.jobs import ingest as module
@@ -26,15 +23,13 @@ from calmlflow.jobs.ingest import (
     FILE_MISSING,
     NO_DATASET,
     STEP_FAILED,
-    Found,
     Ingested,
-    Refused,
     ingest,
-    read_finished,
 )
 from calmlflow.jobs.quarantine import IMPOSSIBLE, dismiss_open, list_open
 from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, QUARANTINE, Store
 from calmlflow.jobs.stores.sql import open_sql
+from calmlflow.jobs.upsert import Counts
 from calmlflow.storage.s3 import new_client
 from tests.samples.ingest_samples import bad_line, control, metrics, name_of, put, put_job
 from tests.samples.store_samples import contents
@@ -74,8 +69,7 @@ def nothing_lost(store: Store, found: Ingested, names: set[str]) -> None:
 def test_a_job_becomes_a_record(s3, bucket, store):
     put_job(s3, bucket, "j8c601020", process=metrics("1:00:30.99", 1_500_000), preview=metrics("0:59.99", 200_000))
     written = s3.head_object(Bucket=bucket, Key="outputs/j8c601020/preview_metrics.txt")["LastModified"]
-    found = ingest(store, bucket)
-    assert vars(found.counts) == {"stored": 1, "updated": 0, "unchanged": 0, "older": 0, "quarantined": 0}
+    assert ingest(store, bucket).counts == Counts(stored=1)
     (record,) = rows(store, JOBS).to_dict("records")
     expected = {
         **{"n_files": 17, "total_mb": 10, "drizcorr": 1, "pctecorr": 0, "crsplit": 0, "subarray": 0, "detector": 0},
@@ -161,10 +155,9 @@ def test_newer_targets_win_and_the_older_ones_are_kept(s3, bucket, store):
     (second,) = rows(store, JOBS).to_dict("records")
     assert (second["wallclock"], second["memory"]) == (50 + 5 + 1, 1.0)
     (kept,) = rows(store, HISTORY).to_dict("records")
-    assert {name: kept[name] for name in ("wallclock", "memory", "timestamp")} == {
-        name: first[name] for name in ("wallclock", "memory", "timestamp")
-    }
-    assert kept["replaced_at"] >= first["stored_at"]
+    assert [kept[name] for name in ("wallclock", "memory", "timestamp")] == [
+        first[name] for name in ("wallclock", "memory", "timestamp")
+    ]
 
 
 def age_entries(store: Store, seconds: int) -> None:
@@ -239,9 +232,6 @@ def test_figures_that_cannot_be_true_are_one_entry_and_are_read_again_when_they_
     assert ingest(store, bucket).reasons == {IMPOSSIBLE: 2}
     age_entries(store, -100)
     assert ingest(store, bucket).known == 2
-    put(s3, bucket, "outputs/j8c601020/process_metrics.txt", metrics("0:07.00", resident_kb=60_000))
-    age_entries(store, 1000)
-    assert ingest(store, bucket).reasons == {IMPOSSIBLE: 2}
     assert store.count(QUARANTINE) == 2
     put_job(s3, bucket, "j8c601020")
     age_entries(store, 1000)
@@ -305,15 +295,6 @@ def through(server, tracking, monkeypatch):
     return connect
 
 
-def test_busy_every_third_time_is_tried_again(server, s3, bucket, store, through):
-    for number in range(20):
-        put_job(s3, bucket, name_of(number))
-    with bad_line(server.s3_endpoint, lambda number, _: ("500", "", "", "503", "", "")[number % 6]) as line:
-        found = ingest(store, bucket, client=through(line.uri))
-    assert line.spoiled >= 20
-    assert (found.counts.stored, found.pending) == (20, {})
-
-
 def test_content_that_breaks_off_is_read_again(server, s3, bucket, store, through):
     for number in range(20):
         put_job(s3, bucket, name_of(number))
@@ -349,42 +330,6 @@ def test_a_dead_store_fails_the_command(tmp_path, s3, bucket, store, monkeypatch
         ingest(store, bucket)
 
 
-class Fake:
-    """Answers with given contents; what a bucket may hold is tried a hundred times here."""
-
-    def __init__(self, contents: dict[str, bytes]):
-        self.contents = contents
-
-    def get_object(self, Bucket: str, Key: str):
-        import io
-        from datetime import UTC, datetime
-
-        content = self.contents[Key.rpartition("/")[2]]
-        body = io.BytesIO(content)
-        return {"ContentLength": len(content), "Body": body, "LastModified": datetime(2026, 1, 1, tzinfo=UTC)}
-
-
-LINES = st.lists(st.one_of(st.text(max_size=30), st.sampled_from((metrics() + control()).split("\n"))), max_size=30)
-CONTENT = st.one_of(st.binary(max_size=300), LINES.map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass")))
-
-
-@settings(suppress_health_check=[HealthCheck.too_slow])
-@given(CONTENT, CONTENT, CONTENT, st.sampled_from(["j8c601020", "acs_8ph_01x", "\udcff", "", "i" * 9]))
-def test_any_content_is_a_record_or_a_reason(process, preview, keys, name):
-    contents = {
-        "process_metrics.txt": process,
-        "preview_metrics.txt": preview,
-        f"{name}_MemModelFeatures.txt": keys,
-    }
-    outcome = read_finished(Fake(contents), "bucket", name)
-    assert isinstance(outcome, Found | Refused)
-    if isinstance(outcome, Refused):
-        assert outcome.kind in (BAD_CONTROL, BAD_METRICS, NO_DATASET, STEP_FAILED)
-        assert 0 < len(outcome.reason) < 500
-    else:
-        assert outcome.record["wallclock"] >= 1
-
-
 # -- Kills ----------------------------------------------------------------------------------------------------------
 
 JOBS_IN_BUCKET = 60
@@ -403,27 +348,8 @@ ingest.ingest(open_sql(sys.argv[1], create=True), sys.argv[2])
 """
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def fresh(request, tmp_path, postgres):
-    """Gives the address of a new store, as often as it is called."""
-    made: list[str] = []
-
-    def give() -> str:
-        if request.param == "sqlite":
-            return f"sqlite:///{tmp_path}/{uuid.uuid4().hex}.db"
-        made.append(f"kill_{uuid.uuid4().hex[:12]}")
-        with psycopg.connect(postgres, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {made[-1]}")
-        return postgres.replace("/postgres?", f"/{made[-1]}?")
-
-    yield give
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        for name in made:
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
 @pytest.mark.slow
-def test_killed_at_any_request_and_run_again(server, s3, fresh):
+def test_killed_at_any_request_and_run_again(server, s3, tmp_path):
     bucket = f"jobs-{uuid.uuid4().hex[:12]}"
     s3.create_bucket(Bucket=bucket)
     for number in range(JOBS_IN_BUCKET):
@@ -431,8 +357,8 @@ def test_killed_at_any_request_and_run_again(server, s3, fresh):
     names = {name_of(number) for number in range(JOBS_IN_BUCKET)}
     broken = {name_of(number): kind for number, (_, kind) in KILLED_BROKEN.items()}
     left_over = []
-    for seed in range(20):
-        uri = fresh()
+    for seed in range(10):
+        uri = f"sqlite:///{tmp_path}/{seed}.db"
         fatal = random.Random(seed).randrange(3 * JOBS_IN_BUCKET - len(KILLED_BROKEN))
         with bad_line(server.s3_endpoint) as line:
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "AWS_ENDPOINT_URL_S3": line.uri}

@@ -24,18 +24,10 @@ CHUNK_ROWS = 50_000
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A table of a store.
-
-    Attributes
-    ----------
-    name : str
-    key : tuple of str
-        Columns that identify a row; ``ipst``, the dataset, is the first.
-    columns : mapping of str to {"text", "whole", "number"}
-        In order. A cell outside the key may be missing.
-    """
+    """A table of a store; a cell outside the key may be missing."""
 
     name: str
+    # Columns that identify a row; ``ipst``, the dataset, is the first.
     key: tuple[str, ...]
     columns: Mapping[str, Kind]
 
@@ -49,11 +41,7 @@ _RECORD: dict[str, Kind] = {
     "memory": "number",
     "mem_bin": "whole",
 }
-_ANSWER: dict[str, Kind] = {
-    "bin_pred": "whole",
-    "mem_pred": "number",
-    "wall_pred": "number",
-}
+_ANSWER: dict[str, Kind] = {"bin_pred": "whole", "mem_pred": "number", "wall_pred": "number"}
 TRAINING_COLUMNS: dict[str, Kind] = {
     **_ANSWER,
     "wc_mean": "number",
@@ -76,9 +64,7 @@ MOSAICS = Table(
     {
         "ipst": "text",
         "timestamp": "whole",
-        "wallclock": "number",
-        "memory": "number",
-        "disk": "number",
+        **dict.fromkeys(("wallclock", "memory", "disk"), "number"),
         "stored_at": "whole",
     },
 )
@@ -91,14 +77,8 @@ QUARANTINE = Table(
         "ipst": "text",
         "digest": "text",
         "timestamp": "whole",
-        "kind": "text",
-        "reason": "text",
-        "source": "text",
-        "record": "text",
-        "first_seen": "whole",
-        "last_seen": "whole",
-        "tries": "whole",
-        "resolved_at": "whole",
+        **dict.fromkeys(("kind", "reason", "source", "record"), "text"),
+        **dict.fromkeys(("first_seen", "last_seen", "tries", "resolved_at"), "whole"),
     },
 )
 """Jobs that could not be stored. ``digest`` distinguishes rows of a table with the same name, and is empty for a
@@ -120,7 +100,7 @@ PREDICTIONS = Table(
         "source": "text",
     },
 )
-"""Predictions that were recorded when they were given, see `calmlflow.predictor.emit.prediction_record`."""
+"""Predictions that were recorded when they were given."""
 
 TABLES = (JOBS, HISTORY, MOSAICS, QUARANTINE, PREDICTIONS)
 
@@ -130,13 +110,9 @@ class Source(Protocol):
 
     Methods raise a CalmlflowError that names the source where it cannot be reached or read, and an InputError where it
     holds no job records.
-
-    Attributes
-    ----------
-    name : str
-        URI without password, for logs and errors.
     """
 
+    # URI without password, for logs and errors.
     name: str
 
     def read(self, table: Table, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
@@ -165,18 +141,9 @@ class Store(Source, Protocol):
     def replace(self, table: Table, seen: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.bool_]:
         """Write rows of JOBS or MOSAICS where the store still holds what was seen.
 
-        Parameters
-        ----------
-        table : Table
-        seen : DataFrame of n rows
-            As `get` gave them; all cells missing where the store had no row.
-        rows : DataFrame of n rows
-            In the same order, with the key. Columns that are absent keep what was seen.
-
-        Returns
-        -------
-        ndarray of bool, shape (n,)
-            Rows that were written; the others were changed by another process since.
+        ``seen`` and ``rows`` have the same order. ``seen`` is as `get` gave it, with all cells missing where the store
+        had no row; columns that are absent from ``rows`` keep what was seen. Returns which rows were written: the
+        others were changed by another process since.
         """
 
     def change(self) -> AbstractContextManager[None]:
@@ -204,13 +171,15 @@ def conform(rows: pd.DataFrame, table: Table, columns: Sequence[str] | None = No
         try:
             made[name] = cells.astype(dtypes[kind])
         except (ValueError, TypeError, OverflowError) as error:
-            raise InputError(_wrong_cell(cells, table.name, name, kind)) from error
+            numbers = pd.to_numeric(cells.astype("str"), errors="coerce")
+            wrong = cells[cells.notna() & (numbers.isna() | (numbers.mod(1).ne(0) & (kind == "whole")))]
+            shown = repr(str(wrong.iloc[0]))[:60] if len(wrong) else "of another kind"
+            expected = "a whole number" if kind == "whole" else "a number"
+            raise InputError(f"table {table.name}, column {name}: a cell is {shown}; expected {expected}") from error
     return pd.DataFrame(made, index=rows.index).reset_index(drop=True)
 
 
-def _wrong_cell(cells: pd.Series, table: str, column: str, kind: Kind) -> str:
-    numbers = pd.to_numeric(cells.astype("str"), errors="coerce")
-    wrong = cells[cells.notna() & (numbers.isna() | (numbers.mod(1).ne(0) & (kind == "whole")))]
-    shown = repr(str(wrong.iloc[0]))[:60] if len(wrong) else "of another kind"
-    expected = "a whole number" if kind == "whole" else "a number"
-    return f"table {table}, column {column}: a cell is {shown}; expected {expected}"
+def in_order(there: pd.DataFrame, rows: pd.DataFrame, table: Table) -> pd.DataFrame:
+    """Rows with the keys of ``rows`` in their order; the other cells of a key that is not there are missing."""
+    key = list(table.key)
+    return conform(rows[key].merge(there, on=key, how="left"), table)

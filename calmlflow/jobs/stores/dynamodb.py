@@ -27,12 +27,10 @@ from calmlflow.jobs.stores.base import JOBS, TABLES, Kind, Table, conform
 from calmlflow.storage.s3 import s3_reason
 
 THREADS = 16
+# Requests per answer, where ``AWS_MAX_ATTEMPTS`` does not say.
 ATTEMPTS = 10
-"""Requests per answer, where ``AWS_MAX_ATTEMPTS`` does not say."""
-
-MIN_NUMBER = 1e-130
-MAX_NUMBER = 1e126
-"""DynamoDB's limits of the size of a number that is not 0; it keeps the first one and refuses the second."""
+# DynamoDB's limits of the size of a number that is not 0; it keeps the first one and refuses the second.
+MIN_NUMBER, MAX_NUMBER = 1e-130, 1e126
 
 EXPECTED = "expected dynamodb://TABLE?region=REGION, with columns of job records to filter by (&instr=0)"
 
@@ -63,29 +61,22 @@ _HINTS = {
 
 
 def open_dynamodb(uri: str, create: bool = False) -> "DynamoStore":
-    """Open a store in DynamoDB.
+    """Open ``dynamodb://TABLE?region=REGION``; with ``create``, make tables that are not there, billed on demand.
 
-    Parameters
-    ----------
-    uri : str
-        ``dynamodb://TABLE?region=REGION``. Other words of the query are columns of job records: only records with
-        these values are read and counted (``&instr=0``).
-    create : bool
-        Make tables that are not there, billed on demand. Many may do so at once.
-
-    Raises
-    ------
-    InputError
-        The URI is invalid, there is no such table, or its key is not ``ipst``.
-    CalmlflowError
-        The table cannot be reached or made.
+    Other words of the query are columns of job records: only records with these values are read (``&instr=0``).
     """
     table, region, filters = _read_uri(uri)
     if filters and create:
         raise InputError(f"the address of a table to write filters by {filters[0][0]}; expected no filter there")
     shown = urlencode([*([("region", region)] if region else []), *filters])
     name = f"dynamodb://{table}" + (f"?{shown}" if shown else "")
-    store = DynamoStore(name, table, filters, _new_resource(region, name))
+    retries: dict[str, Any] = {"mode": os.environ.get("AWS_RETRY_MODE", "standard")}
+    if "AWS_MAX_ATTEMPTS" not in os.environ:
+        retries["total_max_attempts"] = ATTEMPTS
+    config = Config(connect_timeout=10, read_timeout=30, retries=retries, max_pool_connections=THREADS)
+    with _translated(name, "opened", ValueError):
+        resource = boto3.session.Session().resource("dynamodb", region_name=region, config=config)
+    store = DynamoStore(name, table, filters, resource)
     try:
         store.prepare(create)
     except BaseException:
@@ -115,15 +106,6 @@ def _read_uri(uri: str) -> tuple[str, str | None, list[tuple[str, Any]]]:
                 raise InputError(f"{key}={value[:40]!r} is no {kind} number to filter by; {EXPECTED}")
             filters.append((key, wanted))
     return table, region, filters
-
-
-def _new_resource(region: str | None, name: str) -> Any:
-    retries: dict[str, Any] = {"mode": os.environ.get("AWS_RETRY_MODE", "standard")}
-    if "AWS_MAX_ATTEMPTS" not in os.environ:
-        retries["total_max_attempts"] = ATTEMPTS
-    config = Config(connect_timeout=10, read_timeout=30, retries=retries, max_pool_connections=THREADS)
-    with _translated(name, "opened", ValueError):
-        return boto3.session.Session().resource("dynamodb", region_name=region, config=config)
 
 
 class DynamoStore:
@@ -209,10 +191,7 @@ class DynamoStore:
             marks = {name: f"#c{at}" for at, name in enumerate(names)}
             sets = [f"{mark} = :{mark[1:]}" for name, mark in marks.items() if name in item]
             removes = [mark for name, mark in marks.items() if name not in item]
-            clauses = [
-                *(["SET " + ", ".join(sets)] if sets else []),
-                *(["REMOVE " + ", ".join(removes)] * bool(removes)),
-            ]
+            clauses = [f"{verb} {', '.join(parts)}" for verb, parts in (("SET", sets), ("REMOVE", removes)) if parts]
             values = {f":{mark[1:]}": item[name] for name, mark in marks.items() if name in item}
             try:
                 self._client.update_item(
@@ -232,10 +211,8 @@ class DynamoStore:
 
     @contextmanager
     def change(self) -> Iterator[None]:
-        """See `Store.change`: nothing to begin or to end.
-
-        `calmlflow.jobs.upsert` writes history before records before the quarantine, and the same again completes it.
-        """
+        """See `Store.change`: nothing to begin or to end."""
+        # `calmlflow.jobs.upsert` writes history, records and quarantine in this order: the same again completes it.
         yield
 
     def close(self) -> None:
@@ -315,10 +292,7 @@ def _equals(name: str, value: Any) -> ConditionBase:
 
 
 def _is_unchanged(was: dict[str, Any], table: Table) -> ConditionBase:
-    """The condition that an item still is what was seen, by its times.
-
-    A time that others wrote as text is not compared, nor a ``timestamp`` that could not be parsed.
-    """
+    """The condition that an item still has the times that were seen; those that others wrote as text do not count."""
     tests = []
     for name in ("timestamp", "stored_at", "trained_at"):
         if name in was:

@@ -52,15 +52,10 @@ def open_path(path: Path) -> FileSource:
 
     The table of a folder is ``data/latest.csv`` (a training's), ``latest.csv``, ``latest.parquet``, its only CSV file,
     or all Parquet files in it and below, in this order.
-
-    Raises
-    ------
-    InputError
-        Nothing there, or a folder or archive without such a file or with several.
     """
     try:
         if path.is_dir():
-            return _open_table(str(path), _table_of(path))
+            return _open_table(str(path), _table_of(path, f"folder {path}"))
         if not path.exists():
             raise InputError(f"{path} does not exist; expected a file of job records, or a training's folder")
         if path.name.lower().endswith(ARCHIVES):
@@ -71,15 +66,7 @@ def open_path(path: Path) -> FileSource:
 
 
 def open_object(uri: str) -> FileSource:
-    """Open ``s3://bucket/key`` of a table, an archive or a SQLite file, or ``s3://bucket/prefix/`` of Parquet files.
-
-    Raises
-    ------
-    InputError
-        Nothing there, a key of no known kind, or a damaged object.
-    CalmlflowError
-        S3 cannot be read.
-    """
+    """Open ``s3://bucket/key`` of a table, an archive or a SQLite file, or ``s3://bucket/prefix/`` of Parquet files."""
     target = parse_s3("s3://" + uri.partition("://")[2])
     key = target.key.lower()
     if key == "" or key.endswith((*SUFFIXES, "/")):
@@ -96,7 +83,12 @@ def open_object(uri: str) -> FileSource:
         download(target, path, "an archive or a SQLite file")
         if kind in ARCHIVES:
             return _open_archive(path, str(target))
-        store = _open_sqlite(path, str(target))
+        from calmlflow.jobs.stores.sql import open_sql
+
+        try:
+            store = open_sql(f"sqlite:///{path}")
+        except CalmlflowError as error:
+            raise InputError(f"{target} is no SQLite database of job records; expected one of `ingest`") from error
         stack.callback(store.close)
         return FileSource(str(target), store.read, stack.pop_all().close)
 
@@ -117,7 +109,26 @@ def _open_table(name: str, uri: str | Path, shown: str = "", close: Callable[[],
     return FileSource(name, read, close)
 
 
-def _table_of(folder: Path) -> Path:
+def _open_archive(archive: Path, shown: str) -> FileSource:
+    with ExitStack() as stack:
+        root = folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="calmlflow-archive-")))
+        try:
+            extract(archive, folder)
+        except InputError as error:
+            raise InputError(str(error).replace(str(archive), shown)) from error
+        # An archive usually holds a single folder, besides what operating systems add.
+        while len(inside := _visible(folder)) == 1 and inside[0].is_dir() and inside[0].name != "data":
+            folder = inside[0]
+        table = _table_of(folder, f"archive {shown}")
+        member = table.relative_to(root).as_posix()
+        return _open_table(shown, table, f"{shown}, member {member}", stack.pop_all().close)
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name[0] != "." and path.name != "__MACOSX"]
+
+
+def _table_of(folder: Path, shown: str) -> Path:
     for candidate in ("data/latest.csv", "latest.csv", "latest.parquet"):
         if (folder / candidate).is_file():
             return folder / candidate
@@ -126,57 +137,9 @@ def _table_of(folder: Path) -> Path:
         return tables[0]
     if not tables and any(folder.rglob("*.parquet")):
         return folder
-    found = (
-        f"{len(tables)} CSV files ({_listed([path.name for path in tables])})" if tables else "no CSV or Parquet file"
-    )
-    raise InputError(
-        f"folder {folder} holds {found}; expected data/latest.csv, latest.csv, a single CSV file or Parquet files"
-    )
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-
-
-def _open_sqlite(path: Path, shown: str) -> Source:
-    from calmlflow.jobs.stores.sql import open_sql
-
-    try:
-        return open_sql(f"sqlite:///{path}")
-    except CalmlflowError as error:
-        raise InputError(f"{shown} is no SQLite database of job records; expected one that `ingest` made") from error
-
-
-# -- Archives -------------------------------------------------------------------------------------------------------
-
-
-def _open_archive(archive: Path, shown: str) -> FileSource:
-    """Open the table of an archive: ``data/latest.csv`` in any folder, else ``latest.csv``, else its only CSV file."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="calmlflow-archive-")))
-        try:
-            extract(archive, folder)
-        except InputError as error:
-            raise InputError(str(error).replace(str(archive), shown)) from error
-        names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-        wanted = _table_in(names, shown)
-        return _open_table(shown, folder / wanted, f"{shown}, member {wanted}", stack.pop_all().close)
-
-
-def _table_in(names: list[str], shown: str) -> str:
-    tables = [name for name in names if name.lower().endswith(".csv") and not _is_of_system(name)]
-    in_data = [name for name in tables if f"/{name}".endswith("/data/latest.csv")]
-    latest = [name for name in tables if f"/{name}".endswith("/latest.csv")]
-    found = in_data or latest or tables
-    if len(found) != 1:
-        held = f"{len(found)} tables ({_listed(found)})" if found else "no CSV file"
-        raise InputError(f"archive {shown} holds {held}; expected one data/latest.csv, latest.csv or other CSV file")
-    return found[0]
-
-
-def _is_of_system(name: str) -> bool:
-    """Whether a file is one that operating systems add."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    listed = ", ".join(path.name for path in tables[:_SHOWN]) + (", ..." if len(tables) > _SHOWN else "")
+    found = f"{len(tables)} CSV files ({listed})" if tables else "no CSV or Parquet file"
+    raise InputError(f"{shown} holds {found}; expected data/latest.csv, latest.csv, a single CSV file or Parquet files")
 
 
 # -- Writing --------------------------------------------------------------------------------------------------------
@@ -187,13 +150,6 @@ def write_file(uri: str, source: Source, on_progress: Callable[[int, int | None]
 
     Columns that the source does not have are left out. An object of S3 is replaced only if no other process changed it
     meanwhile. Returns the number of records.
-
-    Raises
-    ------
-    InputError
-        The name has another ending, or a cell is not of its column's kind.
-    CalmlflowError
-        The file cannot be written.
     """
     if not uri.lower().endswith(SUFFIXES):
         raise InputError(

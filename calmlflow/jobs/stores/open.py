@@ -1,9 +1,7 @@
 """Open job records by URI: a database to read and write, or anything that can be read."""
 
 import re
-from collections.abc import Callable
 from contextlib import closing
-from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -26,13 +24,6 @@ def open_store(uri: str, create: bool = False) -> Store:
         ``sqlite:///FILE``, ``postgresql://USER@HOST/DATABASE`` or ``dynamodb://TABLE?region=REGION``.
     create : bool
         Make the database's tables, or the SQLite file, if need be.
-
-    Raises
-    ------
-    InputError
-        The URI is not one of a database, or the database holds no job records.
-    CalmlflowError
-        The database cannot be reached.
     """
     scheme = _scheme(uri)
     if scheme not in DATABASE_SCHEMES:
@@ -43,9 +34,13 @@ def open_store(uri: str, create: bool = False) -> Store:
             "dynamodb://TABLE?region=REGION: other places are read, and written as a whole by `copy`"
         )
     # Imported on demand: each needs a heavy library.
-    name = "dynamodb" if scheme == "dynamodb" else "sql"
-    opener: Callable[[str, bool], Store] = getattr(import_module(f"calmlflow.jobs.stores.{name}"), f"open_{name}")
-    return opener(uri, create)
+    if scheme == "dynamodb":
+        from calmlflow.jobs.stores.dynamodb import open_dynamodb
+
+        return open_dynamodb(uri, create)
+    from calmlflow.jobs.stores.sql import open_sql
+
+    return open_sql(uri, create)
 
 
 def open_source(uri: str, seed: int = 0) -> Source:
@@ -63,10 +58,8 @@ def open_source(uri: str, seed: int = 0) -> Source:
 
     Raises
     ------
-    InputError
-        The scheme is unknown, or there are no job records.
     CalmlflowError
-        The source cannot be reached.
+        There are no job records, or the source cannot be reached.
     """
     if not uri.strip():
         raise InputError(f"data source is {uri!r}; expected {_KNOWN}")
@@ -90,13 +83,7 @@ def open_source(uri: str, seed: int = 0) -> Source:
 
 
 def read_jobs(uri: str, seed: int = 0) -> Checked:
-    """Read and check job records; see `open_source`.
-
-    Raises
-    ------
-    InputError
-        Also where no record is valid.
-    """
+    """Read and check job records; see `open_source`. An InputError tells that no record is valid."""
     return check_records(read_table(uri, seed), hide_password(uri))
 
 

@@ -21,14 +21,13 @@ from calmlflow.jobs.stores.base import CHUNK_ROWS, JOBS, TABLES, Table, conform
 HEAD = "0002"
 """The newest schema: the last file of ``migrations/versions``."""
 
+# Alembic's table here; MLflow, which may share the database, has its own and a table ``jobs``.
 VERSION_TABLE = "calcloud_schema"
-"""Name of Alembic's table here; MLflow, which may share the database, has its own and a table ``jobs``."""
 
+# Time that a process waits for the change of another one.
 BUSY_S = 30
-"""Seconds that a process waits for the change of another one."""
-
+# Time that PostgreSQL may take to answer, where the URI does not say.
 CONNECT_S = 10
-"""Seconds that PostgreSQL may take to answer, where the URI does not say."""
 
 _NAMES_AT_ONCE = 5_000
 _COPY_BYTES = 8 << 20
@@ -57,22 +56,9 @@ sa.Index("calcloud_jobs_timestamp", SQL_TABLES[JOBS.name].c.timestamp)
 
 
 def open_sql(uri: str, create: bool = False) -> "SqlStore":
-    """Open a store in a SQL database.
+    """Open ``sqlite:///FILE`` or ``postgresql://USER@HOST/DATABASE``.
 
-    Parameters
-    ----------
-    uri : str
-        ``sqlite:///jobs.db`` (four slashes for an absolute path), ``postgresql://user@host/database`` or
-        ``postgresql+psycopg://...``; libpq's own variables and files (``PGPASSWORD``, ``.pgpass``) count.
-    create : bool
-        Make file and tables where there are none. An older schema is always upgraded.
-
-    Raises
-    ------
-    InputError
-        The URI names no such database, or it holds no store, or one of a newer calmlflow.
-    CalmlflowError
-        The database cannot be reached or written.
+    With ``create``, make file and tables where there are none; an older schema is always upgraded.
     """
     url = _read_url(uri)
     # Other words of a query may hold passwords.
@@ -162,7 +148,14 @@ class SqlStore:
             assert self._changing is not None  # noqa: S101 - `change` has set it
             # Another process may have been first.
             if _schema_version(self._changing) != HEAD:
-                _upgrade(self._changing)
+                # Alembic takes a quarter of a second to import, once in the life of a store.
+                from alembic import command
+                from alembic.config import Config
+
+                config = Config()
+                config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+                config.attributes["connection"] = self._changing
+                command.upgrade(config, HEAD)
 
     def read(self, table: Table, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
         """See `Source.read`; one statement, so later changes are not seen."""
@@ -321,7 +314,7 @@ def _put_postgres(connection: sa.Connection, table: Table, rows: Iterable[tuple[
     connection.execute(insert.on_conflict_do_update(index_elements=list(table.key), set_=rest))
 
 
-# -- Schema ---------------------------------------------------------------------------------------------------------
+# -- Schema and errors ----------------------------------------------------------------------------------------------
 
 
 def _schema_version(connection: sa.Connection) -> str | None:
@@ -331,20 +324,6 @@ def _schema_version(connection: sa.Connection) -> str | None:
     return connection.scalar(sa.text(f"SELECT version_num FROM {VERSION_TABLE}"))  # noqa: S608 - a constant
 
 
-def _upgrade(connection: sa.Connection) -> None:
-    """Run the migrations that are missing, in the transaction of a connection."""
-    # Alembic takes a quarter of a second to import, once in the life of a store.
-    from alembic import command
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    config.attributes["connection"] = connection
-    command.upgrade(config, HEAD)
-
-
-# -- Errors ---------------------------------------------------------------------------------------------------------
-
 _LIBRARIES = ("sqlalchemy", "sqlite3", "psycopg", "pyarrow")
 _REASONS = {
     "SQLITE_NOTADB": "it is no SQLite database",
@@ -353,10 +332,6 @@ _REASONS = {
     "SQLITE_READONLY": "it can be read only",
     "SQLITE_READONLY_DIRECTORY": "its folder can be read only, and readers need to write there too",
     "SQLITE_CANTOPEN": "no such file, or no permission",
-    "28P01": "wrong user or password",
-    "28000": "this user may not log in",
-    "3D000": "there is no such database",
-    "3F000": "there is no such schema",
     "42501": "permission denied",
     "53100": "its disk is full",
     "22021": "a text holds a NUL character",
