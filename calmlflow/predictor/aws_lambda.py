@@ -3,8 +3,6 @@
 import functools
 import logging
 import os
-import threading
-from collections.abc import Callable
 from typing import Any
 
 from calmlflow import settings
@@ -18,33 +16,21 @@ from calmlflow.storage.s3_events import is_notification
 
 log = logging.getLogger(__name__)
 
-_making = threading.Lock()
-
 
 def handler(event: Any, context: object = None) -> dict[str, Any]:
-    """Answer the job of an event, or those of a notification.
-
-    Parameters
-    ----------
-    event : dict
-        ``{"Bucket", "Key", "Ipppssoot"}``, see `calmlflow.predictor.events.read_job`; or S3's notification of new
-        objects under ``control/``, sent by S3 or by EventBridge.
-    context : object
-        Lambda's; ignored.
+    """Answer the job of an event ``{"Bucket", "Key", "Ipppssoot"}``, or those of a notification of S3 or EventBridge.
 
     Returns
     -------
     dict
         For one job the answer of `Predictor.predict`, or ``errorType`` and ``errorMessage`` if the event breaks a
-        rule. For a notification ``{"answers": [...]}``, one for each record, in order: ``dataset`` with either of
-        these.
+        rule. For a notification ``{"answers": [...]}``, for each record in order ``dataset`` with either of these.
 
     Raises
     ------
     CalmlflowError
-        S3 or the registry is out of reach: Lambda counts the call as failed and tries again. For a notification only if
-        no record was answered, so that a second try loses nothing; otherwise the error stands in the record's place,
-        and in the log.
+        S3 or the registry is out of reach: Lambda tries again. For a notification only if no record was answered, so
+        that a second try loses nothing; otherwise the error stands in the record's place, and in the log.
     """
     del context
     if "AWS_LAMBDA_RUNTIME_API" in os.environ:
@@ -52,8 +38,7 @@ def handler(event: Any, context: object = None) -> dict[str, Any]:
     try:
         if is_notification(event):
             return {"answers": _answer_records(read_notification(event))}
-        job = read_job(event)
-        return _guarded(lambda: _answer(job))
+        return _answer(read_job(event))
     except InputError as error:
         # The answer to an event of S3 is read by nobody.
         log.warning("an event was refused: %s", error)
@@ -68,7 +53,7 @@ def _answer_records(jobs: list[ControlObject | InputError]) -> list[dict[str, An
         try:
             if isinstance(job, InputError):
                 raise job
-            answers.append({"dataset": name, **_guarded(functools.partial(_answer, job))})
+            answers.append({"dataset": name, **_answer(job)})
         except CalmlflowError as error:
             answers.append({"dataset": name, **_error(error)})
             if isinstance(error, InputError):
@@ -82,50 +67,39 @@ def _answer_records(jobs: list[ControlObject | InputError]) -> list[dict[str, An
     return answers
 
 
-def _answer(job: ControlObject) -> dict[str, Any]:
-    name = job.dataset.name
-    if job.dataset.is_hap:
-        # Answered even while registry and S3 are out of reach.
-        return answer_mosaic(job.dataset, _emitter(settings.emit_uri()))
-    return _predictor().predict(name, read_control_object(name, job.bucket, job.key))
-
-
 def _error(error: CalmlflowError) -> dict[str, Any]:
     kind = "InputError" if isinstance(error, InputError) else type(error).__name__
     return {"errorType": kind, "errorMessage": str(error)}
 
 
-def _guarded(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Let documented errors pass; of any other, report type and place, because its text may quote data."""
+def _answer(job: ControlObject) -> dict[str, Any]:
+    name = job.dataset.name
     try:
-        return work()
+        if job.dataset.is_hap:
+            # Answered even while registry and S3 are out of reach.
+            return answer_mosaic(job.dataset, _emitter())
+        return _predictor().predict(name, read_control_object(name, job.bucket, job.key))
     except CalmlflowError:
         raise
     except Exception as error:
+        # A bug; its text may quote data.
         where = place_of(error)
         log.error("internal error: %s", where)
         raise CalmlflowError(f"internal error ({where}); expected an answer: this is a bug of calmlflow") from error
 
 
-# -- Kept by a Lambda instance between calls --------------------------------------------------------------------------
-
-
+@functools.cache
 def _predictor() -> Predictor:
-    """The process's predictor; a wrong setting is not the event's fault."""
-    with _making:
-        try:
-            return _kept_predictor(settings.stage(), settings.policy_fallback())
-        except InputError as error:
-            raise CalmlflowError(str(error)) from error
+    """The predictor of a Lambda instance; a wrong setting is not the event's fault."""
+    try:
+        return Predictor(settings.stage(), policy_fallback=settings.policy_fallback(), emit=_emitter())
+    except InputError as error:
+        raise CalmlflowError(str(error)) from error
 
 
-@functools.lru_cache(maxsize=1)
-def _kept_predictor(stage: str, policy_fallback: bool) -> Predictor:
-    return Predictor(stage, policy_fallback=policy_fallback, emit=_emitter(settings.emit_uri()))
-
-
-@functools.lru_cache(maxsize=1)
-def _emitter(uri: str) -> Emitter | None:
+@functools.cache
+def _emitter() -> Emitter | None:
+    uri = settings.emit_uri()
     try:
         return open_emitter(uri) if uri else None
     except CalmlflowError as error:

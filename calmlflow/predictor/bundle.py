@@ -25,15 +25,13 @@ import onnxruntime
 
 T = TypeVar("T")
 
+# Tables at the top that belong to one network, and the keys of the answer that each network gives.
 TABLE_OF_NETWORK = {"mem_clf": "decision.json", "wall_reg": "killtime.json"}
-"""Tables at the top that belong to one network."""
-
 ANSWER_KEYS = {
     "mem_clf": ("memBin", "probabilities", "unseen"),
     "mem_reg": ("memVal",),
     "wall_reg": ("clockTime", "killTime"),
 }
-"""Keys of the answer that each network gives."""
 
 Predictions = dict[str, NDArray[Any]]
 """Predictions of n jobs, by the names of the job record's columns; a key is absent if the bundle lacks its network.
@@ -50,15 +48,9 @@ def combine(
     decision: Decision | None,
     kill_time: KillTime | None,
 ) -> Predictions:
-    """Make predictions of the outputs of networks.
+    """Make predictions of the outputs of networks, (n, 4) or (n, 1), and of the rows `SeenRows.nearest` to the jobs.
 
-    Parameters
-    ----------
-    outputs : mapping of str to ndarray, shape (n, 4) or (n, 1)
-        By network.
-    nearest : mapping of str to ndarray of int, shape (n,)
-        By network, see `SeenRows.nearest`. No job is unseen to a network that is absent here.
-    decision, kill_time : optional
+    No job is unseen to a network that is absent from ``nearest``.
     """
     found: Predictions = {}
     # For a job unlike any in training the network guesses: a rung more, and the longest kill time.
@@ -87,7 +79,7 @@ def combine(
 
 @dataclass(frozen=True)
 class _Group:
-    """Networks with the same tables, which scale and look up a job once for all of them."""
+    """Networks with the same tables: a job is scaled and looked up once for all of them."""
 
     scaling: Scaling
     seen: SeenRows | None
@@ -110,10 +102,7 @@ class Bundle:
 
     @classmethod
     def load(cls, folder: Path, networks: Sequence[str] | None = None) -> "Bundle":
-        """Read and check a bundle, with some or by default all of its networks.
-
-        An InputError names a file that is missing, damaged, not the one in the manifest, or of another training.
-        """
+        """Read a bundle with some, by default all, of its networks; an InputError names a file that is not right."""
         manifest = read_manifest(folder)
         return cls.read(manifest, read_files(folder, manifest), str(folder), networks)
 
@@ -138,15 +127,14 @@ class Bundle:
         groups: dict[tuple[str, ...], _Group] = {}
         group_of: dict[str, _Group] = {}
         for network in manifest["networks"] if networks is None else networks:
-            names = [table_of(network, table, files) for table in OWN_TABLES]
-            same = tuple(manifest["sha256"].get(name, "") for name in names)
+            tables, rows = (table_of(network, table, files) for table in OWN_TABLES)
+            same = tuple(manifest["sha256"].get(name, "") for name in (tables, rows))
             if same not in groups:
-                scaling = parsed(names[0], Scaling.from_json)
-                seen = parsed(names[1], partial(SeenRows.read, scaling=scaling)) if names[1] in files else None
+                scaling = parsed(tables, Scaling.from_json)
+                seen = parsed(rows, partial(SeenRows.read, scaling=scaling)) if rows in files else None
                 groups[same] = _Group(scaling, seen)
             group_of[network] = groups[same]
-            session = parsed(f"{network}/{network}.onnx", partial(_session, network=network))
-            groups[same].sessions[network] = session
+            groups[same].sessions[network] = parsed(f"{network}/{network}.onnx", partial(_session, network=network))
         kill_time = parsed("killtime.json", KillTime.from_json) if "wall_reg" in group_of else None
         decision = None
         if "mem_clf" in group_of and "decision.json" in files:
@@ -165,7 +153,6 @@ class Bundle:
 
     @property
     def answer_keys(self) -> tuple[str, ...]:
-        """Keys of the answers, in order."""
         held = {network for group in self._groups for network in group.sessions}
         return tuple(key for network in NETWORKS if network in held for key in ANSWER_KEYS[network])
 
@@ -198,10 +185,7 @@ def _session(model: bytes, network: str) -> onnxruntime.InferenceSession:
     except Exception as error:
         # The exceptions of onnxruntime have no common public base.
         raise InputError(f"{network}.onnx is no ONNX network ({type(error).__name__})") from error
-    shapes = (
-        [inputs.shape[1:] for inputs in session.get_inputs()],
-        [output.shape[1:] for output in session.get_outputs()],
-    )
+    shapes = tuple([each.shape[1:] for each in some] for some in (session.get_inputs(), session.get_outputs()))
     expected = [[len(FEATURES)]], [[len(LADDER) if network == "mem_clf" else 1]]
     if shapes != expected or session.get_inputs()[0].name != "features":
         raise InputError(f"{network}.onnx takes and gives {shapes}; expected {expected}")

@@ -1,18 +1,18 @@
 """Keep bundles on disk: a folder for each version, and for each stage a note of the versions it held last."""
 
-# Many processes share the cache. A version appears whole, by one rename; a damaged one is fetched again; one process at
-# a time fetches while the others wait. A disk that is full or read-only costs the cache, not the answer.
+# A version appears whole, by one rename. One process at a time fetches while the others wait. A disk that is full or
+# read-only costs the cache, not the answer.
 
 import contextlib
 import hashlib
 import json
 import logging
-import math
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from calmlflow import settings
@@ -25,14 +25,12 @@ from calmlflow.storage.files import LockedError, locked, replacing
 
 log = logging.getLogger(__name__)
 
+# Age of temporary files after which the process that wrote them was killed.
 LEFT_BEHIND_S = 3600
-"""Age after which temporary files of killed processes are removed."""
-
+# Time limits of a fetch, in `calmlflow.settings.timeout_s`, without and with another version to go on with.
 PATIENCE, HURRIED = 10, 3
-"""Time limits of a fetch, in `calmlflow.settings.timeout_s`, without and with another version to go on with."""
-
+# Between two tries to fetch, if there is another version to go on with.
 RETRY_S = 60.0
-"""Seconds before a failed fetch is tried again, if there is another version to go on with."""
 
 _VERSION_FOLDER = re.compile(r"\d+-[0-9a-f]{12}")
 
@@ -42,25 +40,19 @@ class Cache:
 
     def __init__(self, registry_uri: str, root: Path | None = None):
         self._registry_uri = registry_uri
-        # Two registries must not share versions.
+        # Two registries must not share versions. Absolute: a change of the working directory must not move it.
         name = hashlib.sha256(hide_password(registry_uri).encode()).hexdigest()[:12]
-        # Absolute, so that a change of the working directory does not move it.
         self.folder = (root or settings.cache_dir()).absolute() / name
 
     def path(self, staged: StagedVersion) -> Path:
-        """Folder of the files of a version."""
         return self.folder / staged.folder
 
     def load(self, staged: StagedVersion, hurried: bool = False) -> Bundle:
-        """Load a version from disk, or fetch it from the registry if it is absent or damaged; see `fetch`.
-
-        A hurried caller has another version to go on with: wait only `HURRIED`, and do not repeat a fetch that failed
-        less than `RETRY_S` ago.
-        """
+        """Load a version from disk, or fetch it from the registry; a hurried caller has another to go on with."""
         if bundle := self.load_kept(staged):
             return bundle
         failed = self.folder / f".failed-{staged.folder}"
-        if hurried and _age_s(failed) < RETRY_S:
+        if hurried and _is_younger(failed, RETRY_S):
             raise RegistryUnavailableError(
                 f"the last fetch of version {staged.version} failed; expected to try again {RETRY_S:.0f} s after it"
             )
@@ -94,8 +86,8 @@ class Cache:
     def recall(self, stage: str) -> list[StagedVersion]:
         """The version that a stage held when the registry was last asked, and the one before; may be empty."""
         try:
-            noted = json.loads((self.folder / f"{stage}.json").read_text())
-            return [StagedVersion(str(one["version"]), str(one["source"])) for one in noted["versions"]]
+            noted = json.loads((self.folder / f"{stage}.json").read_text())["versions"]
+            return [StagedVersion(str(one["version"]), str(one["source"])) for one in noted]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return []
 
@@ -107,25 +99,20 @@ class Cache:
         kept = [staged, *(one for one in known if one != staged)][:2]
         try:
             with replacing(self.folder / f"{stage}.json") as file:
-                json.dump({"versions": [{"version": one.version, "source": one.source} for one in kept]}, file)
+                json.dump({"versions": [asdict(one) for one in kept]}, file)
+            self._prune()
         except CalmlflowError as error:
             log.warning("%s", error)
-        else:
-            self._prune()
 
     @contextlib.contextmanager
     def alone(self, work: str, patience_s: float) -> Iterator[None]:
-        """Keep other processes from the same work.
-
-        After ``patience_s``, or where no lock can be had, go on without: the work may safely be done twice.
-        """
+        """Keep other processes from the same work for ``patience_s``, if a lock can be had; twice does no harm."""
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(locked(self.folder / f".{work}.lock", patience_s))
-            except LockedError:
-                pass
             except CalmlflowError as error:
-                log.warning("%s", error)
+                if not isinstance(error, LockedError):
+                    log.warning("%s", error)
             yield
 
     def _keep(self, staged: StagedVersion, files: Mapping[str, bytes]) -> None:
@@ -140,13 +127,8 @@ class Cache:
                 self._remove(folder)
                 new.rename(folder)
         except OSError as error:
-            log.warning(
-                "version %s cannot be kept in cache folder %s (%s); expected room in a folder of yours: name one with "
-                "CALMLFLOW_CACHE",
-                staged.version,
-                self.folder,
-                error.strerror,
-            )
+            place = f"cache folder {self.folder} ({error.strerror}); expected room in a folder of yours"
+            log.warning("version %s cannot be kept in %s: name one with CALMLFLOW_CACHE", staged.version, place)
 
     def _remove(self, folder: Path) -> None:
         """Move a folder away in one step, so that no reader sees half of it, then delete it."""
@@ -174,10 +156,8 @@ class Cache:
             log.debug("cache folder %s was not pruned (%s)", self.folder, error.strerror)
 
 
-def _age_s(path: Path) -> float:
-    """Seconds since a file was written; infinity if it does not exist or its time lies in the future."""
+def _is_younger(path: Path, seconds: float) -> bool:
     try:
-        age_s = time.time() - path.stat().st_mtime
+        return 0 <= time.time() - path.stat().st_mtime < seconds
     except OSError:
-        return math.inf
-    return age_s if age_s >= 0 else math.inf
+        return False

@@ -10,14 +10,12 @@ from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, parse_control
 from calmlflow.predictor.registry_client import within
 from calmlflow.storage.s3 import MAX_KEY_BYTES, S3Object, check_bucket, read_object, s3_client
 
+# Time limit of a request to S3, with a second try, in `calmlflow.settings.timeout_s`.
 PATIENCE = 4
-"""Time limit of a request to S3, with a second try, in `calmlflow.settings.timeout_s`."""
 
 
 @dataclass(frozen=True)
 class ControlObject:
-    """A control file in S3; see `control_object`."""
-
     dataset: Dataset
     bucket: str
     key: str
@@ -57,11 +55,7 @@ def read_control_file(path: Path) -> dict[str, str]:
 
 
 def read_control_object(dataset: str, bucket: str, key: str | None = None) -> dict[str, str]:
-    """Keys of a control file in S3; empty for a mosaic, whose file is not read.
-
-    An InputError means that there is no such bucket or key, or no control file in it, and any other CalmlflowError that
-    S3 does not answer, refuses, or breaks off. See `control_object`.
-    """
+    """Keys of a control file in S3; empty for a mosaic. An InputError is the caller's fault, others are those of S3."""
     wanted = control_object(dataset, bucket, key)
     if wanted.dataset.is_hap:
         return {}

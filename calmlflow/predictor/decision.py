@@ -11,14 +11,12 @@ from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import LADDER, expected_costs
 from calmlflow.hst.scaling import Scaling
 
+# A job is unlike any seen if no training job of equal flags lies within this distance, in standard deviations of the
+# scaled sizes; about one in a thousand held-out jobs of the archive is.
 MAX_DISTANCE = 0.5
-"""A job is unlike any seen if no training job of equal flags lies within this distance, in standard deviations of the
-scaled sizes; about one in a thousand held-out jobs of the archive is."""
-
 MAX_RISK = 1e6
-
+# Jobs of the mean ratio that are added to those of a feature row and rung, because few jobs say little.
 PRIOR_JOBS = 10
-"""Jobs of the mean ratio that are added to those of a feature row and rung, because few jobs say little."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +49,11 @@ class Decision:
             raise InputError(f"decision.json: risk is {self.risk:g}; expected 0 to {MAX_RISK:g}")
 
     def choose(self, probabilities: ArrayLike, nearest: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rung with the lowest expected cost for each of n jobs; of equals the higher one. See `SeenRows.nearest`."""
+        """Rung with the lowest expected cost for each of n jobs; of equals the higher one."""
         costs = expected_costs(probabilities, self.wallclock_ratio[nearest], self.risk)
         return len(LADDER) - 1 - costs[:, ::-1].argmin(axis=1)
 
     def to_json(self) -> str:
-        """The text of ``decision.json``."""
         return json.dumps({"risk": self.risk, "wallclock_ratio": np.round(self.wallclock_ratio, 6).tolist()})
 
     @classmethod
@@ -78,8 +75,6 @@ def fit_decision(bins: ArrayLike, wallclock_s: ArrayLike, row_of_job: ArrayLike,
     ----------
     bins, wallclock_s, row_of_job : array_like, shape (n,)
         Needed rung, wallclock in seconds, and number of the feature row, 0 to m - 1.
-    risk : float
-        See `Decision`.
     """
     bins, row_of_job = np.asarray(bins, dtype=np.int64), np.asarray(row_of_job, dtype=np.int64)
     wallclock_s = np.asarray(wallclock_s, dtype=float)

@@ -1,8 +1,5 @@
 """Keep every prediction in the job record's columns, for comparison with the finished job."""
 
-# An emitter is called with one record after each answer, in the process that answers. It may raise: the caller logs a
-# warning and gives the answer all the same.
-
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +16,7 @@ from calmlflow.predictor.registry_client import within
 from calmlflow.settings import hide_password
 from calmlflow.storage.s3 import S3Object, asking, parse_s3, s3_client
 
+# Called with one record after each answer. It may raise: the caller logs a warning and gives the answer all the same.
 Emitter = Callable[[Mapping[str, Any]], None]
 
 _ANSWER_COLUMNS = {"memBin": "bin_pred", "memVal": "mem_pred", "clockTime": "wall_pred", "killTime": "kill_time"}
@@ -46,10 +44,7 @@ def prediction_record(
 
 
 def open_emitter(uri: str) -> Emitter:
-    """Make an emitter for ``s3://bucket/prefix``; `calmlflow.jobs.predictions` makes those for databases.
-
-    Each record becomes an object ``{prefix}/{ipst}/{nanoseconds}-{random}.json``.
-    """
+    """Make an emitter for ``s3://bucket/prefix``: an object ``{prefix}/{ipst}/{nanoseconds}-{random}.json`` each."""
     if not uri.startswith("s3://"):
         raise InputError(f"predictions cannot be kept in {hide_password(uri)[:120]!r}; expected s3://bucket/prefix")
     bucket, prefix = parse_s3(uri)

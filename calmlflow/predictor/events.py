@@ -13,13 +13,7 @@ EXPECTED = 'expected {"Bucket": ..., "Key": ..., "Ipppssoot": ...} or a notifica
 
 
 def read_job(event: object) -> ControlObject:
-    """Read ``{"Bucket", "Key", "Ipppssoot"}``; ``Dataset`` is accepted for ``Ipppssoot``, and ``Key`` may be absent.
-
-    Raises
-    ------
-    InputError
-        A value is missing or breaks a rule (see `control_object`), or the two names differ.
-    """
+    """Read ``{"Bucket", "Key", "Ipppssoot"}``; ``Dataset`` is accepted for ``Ipppssoot``, and ``Key`` may be absent."""
     if not isinstance(event, dict):
         raise InputError(f"the event is a {type(event).__name__}; {EXPECTED}")
     names = [event[name] for name in ("Ipppssoot", "Dataset") if event.get(name) not in (None, "")]
@@ -33,11 +27,7 @@ def read_job(event: object) -> ControlObject:
 
 
 def read_notification(event: Mapping[str, Any]) -> list[ControlObject | InputError]:
-    """Read a notification of new control files: for each record, in order, the file or the error.
-
-    The key names the dataset. See `calmlflow.storage.s3_events.read_notices`; an InputError is raised if the event is
-    no notification.
-    """
+    """Read a notification of new control files: for each record, in order, the file or the error."""
     notices = read_notices(event, EXPECTED)
     return [notice if isinstance(notice, InputError) else _locate(notice) for notice in notices]
 

@@ -14,11 +14,10 @@ from calmlflow.settings import KILL_TIME_MAX_S, KILL_TIME_MIN_S
 COVERAGE = 0.999
 """Default share of jobs that must end before their kill time."""
 
+# Calibration jobs of a group that run longer than promised, on average; sets the size of the groups.
 RANK_FROM_TOP = 5
-"""Calibration jobs of a group that run longer than promised, on average; sets the size of the groups."""
-
+# Jobs of the mean spread that are added to those of a feature row, because few jobs say little.
 PRIOR_JOBS = 50
-"""Jobs of the mean spread that are added to those of a feature row, because few jobs say little."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,10 @@ class KillTime:
     coverage : float
         Share of jobs promised to end in time.
     jobs : tuple of ints
-        Calibration jobs in each group. A group of fewer than coverage / (1 - coverage) jobs cannot hold the promise:
-        its factor comes from the job that ran longest.
+        Calibration jobs in each group. A group of fewer than coverage / (1 - coverage) cannot hold the promise.
     spread : tuple of floats
-        Root mean square of ln(wallclock / prediction), 1 for the mean of all jobs: one for each of the m rows of
-        ``seen_rows.json``, and a last one, 1, for other jobs. Rows that run steadily need little slack. Empty: 1 for
-        all.
+        Root mean square of ln(wallclock / prediction) over that of all jobs: one for each of the m rows of
+        ``seen_rows.json``, and a last one, 1, for other jobs. Empty: 1 for all.
 
     References
     ----------
@@ -56,23 +53,20 @@ class KillTime:
     spread: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.factors or len(self.factors) != len(self.edges_s) + 1 or len(self.jobs) != len(self.factors):
-            raise InputError(
-                f"killtime.json has {len(self.edges_s)} edges, {len(self.factors)} factors, {len(self.jobs)} counts; "
-                "expected one edge fewer than factors, and a count for each factor"
-            )
-        if not all(math.isfinite(factor) and factor > 0 for factor in self.factors) or not 0 < self.coverage < 1:
-            raise InputError("killtime.json: factors must be finite and above 0, and coverage between 0 and 1")
-        if not all(math.isfinite(edge) for edge in self.edges_s) or list(self.edges_s) != sorted(self.edges_s):
-            raise InputError("killtime.json: edges must be finite and ascending")
-        if not all(0 <= spread < 1e3 for spread in self.spread):
-            raise InputError("killtime.json: spread must be numbers from 0 to 1000")
+        rules = {
+            "as many counts as factors, and one edge fewer": len(self.edges_s) + 1
+            == len(self.factors)
+            == len(self.jobs),
+            "factors above 0": all(0 < factor < math.inf for factor in self.factors),
+            "coverage between 0 and 1": 0 < self.coverage < 1,
+            "ascending edges": all(map(math.isfinite, self.edges_s)) and list(self.edges_s) == sorted(self.edges_s),
+            "spread from 0 to 1000": all(0 <= spread < 1e3 for spread in self.spread),
+        }
+        if broken := [rule for rule, holds in rules.items() if not holds]:
+            raise InputError(f"killtime.json breaks a rule; expected {broken[0]}")
 
     def apply(self, predicted_s: ArrayLike, nearest: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-        """Kill times in whole seconds (60..172800) for n predicted wallclocks in seconds.
-
-        Without ``nearest``, see `SeenRows.nearest`, every job has the mean spread.
-        """
+        """Kill times in whole seconds (60..172800) for n predicted wallclocks; without ``nearest`` of mean spread."""
         predicted_s = np.asarray(predicted_s, dtype=float)
         edges_s, factors_of_group, spread = self._arrays
         factors = factors_of_group[edges_s.searchsorted(predicted_s, side="left")]
@@ -86,7 +80,7 @@ class KillTime:
 
     @functools.cached_property
     def _arrays(self) -> tuple[NDArray[np.float64], ...]:
-        """Edges, factors and spread; making arrays of a thousand numbers takes as long as running a network."""
+        # Making arrays of a thousand numbers takes as long as running a network.
         return np.asarray(self.edges_s, dtype=float), np.asarray(self.factors), np.asarray(self.spread, dtype=float)
 
     @property
@@ -96,7 +90,6 @@ class KillTime:
         return min(self.coverage, fewest / (fewest + 1))
 
     def to_json(self) -> str:
-        """The text of ``killtime.json``."""
         return json.dumps(asdict(self) | {"spread": np.round(self.spread, 6).tolist()})
 
     @classmethod
@@ -120,17 +113,15 @@ class KillTime:
 def fit_kill_time(
     predicted_s: ArrayLike, actual_s: ArrayLike, row_of_job: ArrayLike, coverage: float = COVERAGE
 ) -> KillTime:
-    """Calibrate kill times on jobs that the network was not trained on.
+    """Calibrate kill times on n jobs that the network was not trained on.
 
     The score of a job is the logarithm of actual / predicted over the spread of its feature row. The jobs are cut into
     groups of equal size by predicted wallclock, and in each the factor is the conformal quantile of the scores.
 
     Parameters
     ----------
-    predicted_s, actual_s : array_like, shape (n,)
-        Seconds, n >= 1.
-    row_of_job : array_like of int, shape (n,)
-        Number of each job's feature row, 0 to m - 1.
+    predicted_s, actual_s, row_of_job : array_like, shape (n,)
+        Seconds, and number of the job's feature row, 0 to m - 1.
     coverage : float
         Share of jobs that must end before their kill time.
     """

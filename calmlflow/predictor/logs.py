@@ -12,26 +12,20 @@ from typing import Any
 from calmlflow.hst.features import FEATURES
 from calmlflow.settings import hide_password
 
+# Attributes of a log record that its line shows, if the record has them.
 FIELDS = ("dataset", "version", "source", "features", "answer", "ms")
-"""Attributes of a log record that its line shows, if the record has them."""
-
+# Characters of a message that a line shows.
 MAX_TEXT = 2000
-"""Characters of a message that a line shows."""
-
+# One line for each answer, at level INFO.
 answers_log = logging.getLogger("calmlflow.answers")
-"""One line for each answer, at level INFO."""
-
 _installing = threading.Lock()
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ``time`` (ISO, UTC), ``level``, ``logger``, ``message``, and `FIELDS` the record has.
-
-    Passwords in the message become ``***``. An exception is shown by type and place, because its text may quote data.
-    """
+    """One JSON object a line: ``time`` (ISO, UTC), ``level``, ``logger``, ``message``, and `FIELDS` the record has."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """See the class; never fails, whatever the record holds."""
+        """Never fails, whatever the record holds. An exception is shown without its text, which may quote data."""
         try:
             message = record.getMessage()
         except Exception as error:

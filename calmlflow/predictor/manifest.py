@@ -10,15 +10,12 @@ from calmlflow.errors import InputError
 from calmlflow.settings import NETWORKS
 
 MANIFEST = "bundle.json"
+# 2 if a network has tables of its own: a reader that does not know them must refuse the bundle.
 FORMATS = (1, 2)
-"""2 if a network has tables of its own: a reader that does not know them must refuse the bundle."""
-
+# Tables that a network may have in its own folder; otherwise the one at the top counts.
 OWN_TABLES = ("tx_data.json", "seen_rows.json")
-"""Tables that a network may have in its own folder; otherwise the one at the top counts."""
-
-MAX_FILES = 100
-MAX_BYTES = 268_435_456
-"""Limit of all files of a bundle together; ours have about a megabyte."""
+# Limits of all files of a bundle together; ours have about a megabyte.
+MAX_FILES, MAX_BYTES = 100, 268_435_456
 
 
 def table_of(network: str, table: str, files: Container[str]) -> str:
@@ -28,10 +25,7 @@ def table_of(network: str, table: str, files: Container[str]) -> str:
 
 
 def parse_manifest(content: bytes, bundle: str) -> dict[str, Any]:
-    """Read ``bundle.json``: ``format`` (1 or 2), ``networks`` (list) and ``sha256`` (file -> hex digest).
-
-    An InputError names ``bundle`` if the content is damaged, or lists a file outside the bundle.
-    """
+    """Read ``bundle.json``: ``format`` (1 or 2), ``networks`` (list) and ``sha256`` (file -> hex digest)."""
     try:
         manifest = json.loads(content)
         known = (
@@ -59,16 +53,14 @@ def read_listed(manifest: Mapping[str, Any], bundle: str, read: Callable[[str], 
     for name, digest in manifest["sha256"].items():
         files[name] = read(name)
         if hashlib.sha256(files[name]).hexdigest() != digest:
-            raise InputError(
-                f"bundle {bundle}: {name} does not match its SHA-256 in {MANIFEST}; expected {digest[:12]}..."
-            )
+            raise InputError(f"bundle {bundle}: {name} does not match its SHA-256 in {MANIFEST}; expected it unchanged")
         if sum(map(len, files.values())) > MAX_BYTES:
             raise InputError(f"bundle {bundle} has more than {MAX_BYTES:,} bytes; expected three small networks")
     return files
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read ``bundle.json`` of a folder, see `parse_manifest`."""
+    """Read ``bundle.json`` of a folder."""
     return parse_manifest(_bytes_of(folder, MANIFEST, "expected a bundle's folder"), str(folder))
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -26,17 +25,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Seconds after which a predictor without a bundle asks the registry again, if ``refresh`` is longer.
 RETRY_S = 10.0
-"""Seconds after which a predictor without a bundle asks the registry again, if ``refresh`` is longer."""
+# Seconds after which another check may begin, even if the last has not ended: a forked process lacks its thread.
+CHECK_S = 60.0
 
 
 @dataclass(frozen=True)
 class Serving:
-    """The bundle that answers at one moment, or None for the policy.
-
-    ``source`` is ``registry``, ``cache`` if the registry or the version it names is out of reach, or ``policy``;
-    ``staged`` is None for the bundle of an image.
-    """
+    """The bundle that answers at one moment, or None for the policy; ``staged`` is None for the bundle of an image."""
 
     bundle: Bundle | None
     version: str | None
@@ -45,7 +42,6 @@ class Serving:
     known: KnownAnswers[dict[str, Any]] | None = None
 
     def answer(self, features: Features) -> dict[str, Any]:
-        """Answer one job; the caller may change the answer."""
         if self.known is None:
             return fallback_policy()
         found = self.known.one(features)
@@ -57,7 +53,7 @@ def _serve(bundle: Bundle, version: str, source: str, staged: StagedVersion | No
 
 
 def answer_mosaic(job: Dataset, emit: Emitter | None = None) -> dict[str, Any]:
-    """Answer a mosaic by policy; needs no bundle, and so no `Predictor`."""
+    """Answer a mosaic by policy, which needs no bundle."""
     began = time.perf_counter()
     answer = mosaic_policy()
     _record(job.name, None, answer, began, emit)
@@ -96,18 +92,12 @@ class Predictor:
     Attributes
     ----------
     serving : Serving
-        The bundle that answers now, with its version.
+        The bundle that answers now, with its version and source.
 
     Raises
     ------
     CalmlflowError
-        There is no bundle, and ``policy_fallback`` is false: the stage is empty, or the registry is out of reach and
-        nothing is cached.
-
-    Examples
-    --------
-    >>> Predictor("Production").predict("j8c601020", {"n_files": 17, "total_mb": 9.6})  # doctest: +SKIP
-    {'memBin': 0, ...}
+        The stage is empty, or the registry is out of reach and nothing is cached, without ``policy_fallback``.
     """
 
     def __init__(
@@ -131,7 +121,7 @@ class Predictor:
         # A wrong setting must not pass for a registry out of reach.
         settings.timeout_s()
         self.serving = Serving(None, None, "policy")
-        self._checking, self._process = threading.Lock(), os.getpid()
+        self._next_check = 0.0
         try:
             self.serving = self._begin()
         except CalmlflowError as error:
@@ -141,7 +131,7 @@ class Predictor:
         self._plan_check()
 
     def predict(self, dataset: str, keys: Mapping[str, object]) -> dict[str, Any]:
-        """Answer one job.
+        """Answer one job; an InputError names dataset, key and value that break a rule.
 
         Parameters
         ----------
@@ -155,12 +145,7 @@ class Predictor:
         dict
             ``memBin``, ``memVal`` (GB), ``clockTime`` (s), ``killTime`` (s), ``probabilities`` of the four bins,
             ``unseen`` (true for a job unlike any in training), ``version`` of the bundle, and ``source``: registry,
-            cache or policy (with ``fallback`` true if the policy replaces a bundle).
-
-        Raises
-        ------
-        InputError
-            Name or keys break a rule; names dataset, key and value.
+            cache (registry or version out of reach) or policy (with ``fallback`` true if it replaces a bundle).
         """
         job = parse_dataset(dataset)
         if job.is_hap:
@@ -182,22 +167,17 @@ class Predictor:
         self._refresh_if_due()
         return predict_many(self.serving, data, output, **options)
 
-    # -- The version that answers -------------------------------------------------------------------------------------
-
     def _refresh_if_due(self) -> None:
-        """Ask the registry in the background if ``refresh`` seconds have passed and no thread is asking."""
-        if time.monotonic() < self._next_check or not self._asks:
+        """Ask the registry in the background if ``refresh`` seconds have passed since it was asked."""
+        now = time.monotonic()
+        if now < self._next_check or not self._asks:
             return
-        if self._process != os.getpid():
-            # This process was forked during a check; the thread that holds the lock is the parent's.
-            self._checking, self._process = threading.Lock(), os.getpid()
-        if self._checking.acquire(blocking=False):
-            try:
-                threading.Thread(target=self._check, name="calmlflow-refresh", daemon=True).start()
-            except RuntimeError as error:
-                self._plan_check()
-                self._checking.release()
-                log.warning("looking for a new version must wait (%s)", error)
+        self._next_check = now + CHECK_S
+        try:
+            threading.Thread(target=self._check, name="calmlflow-refresh", daemon=True).start()
+        except RuntimeError as error:
+            self._plan_check()
+            log.warning("looking for a new version must wait (%s)", error)
 
     def _check(self) -> None:
         try:
@@ -211,7 +191,6 @@ class Predictor:
             log.exception("looking for a new version failed; answering with %s as before", self.serving.version)
         finally:
             self._plan_check()
-            self._checking.release()
 
     def _plan_check(self) -> None:
         wait_s = self._refresh_s if self.serving.bundle else min(self._refresh_s, RETRY_S)

@@ -1,7 +1,5 @@
 """Ask the model registry by plain HTTP which version a stage holds, and fetch its files, without importing MLflow."""
 
-# MLflow is imported only if the registry is not an HTTP server, or the server cannot read its artifact store.
-
 import base64
 import hashlib
 import http.client
@@ -28,16 +26,10 @@ from calmlflow.settings import hide_password
 T = TypeVar("T")
 
 MAX_RESPONSE_BYTES = 4_194_304
-PATIENCE_S = 15.0
-"""Time limit of requests that have no alternative to the server."""
-
-IMPORT_S = 20.0
-"""Time that importing MLflow may take on two busy cores."""
-
+# Of requests that have no alternative to the server; and what importing MLflow may take on two busy cores.
+PATIENCE_S, IMPORT_S = 15.0, 20.0
+# Among the files of a logged model.
 BUNDLE_FOLDER = "artifacts/bundle/"
-"""Folder of the bundle among the files of a logged model."""
-
-_REGISTERED = "/api/2.0/mlflow/registered-models"
 
 
 class RegistryUnavailableError(CalmlflowError):
@@ -53,7 +45,7 @@ class AccessDeniedError(CalmlflowError):
 
 
 class NoSuchVersionError(CalmlflowError):
-    """The registry has no version in that stage."""
+    """The stage holds no version."""
 
 
 @dataclass(frozen=True)
@@ -86,21 +78,15 @@ def check_reachable(uri: str) -> None:
 def resolve_stage(stage: str, registry_uri: str) -> StagedVersion:
     """Ask the registry which version of the bundle a stage, or else the alias of the same name, holds.
 
-    Raises
-    ------
-    RegistryUnavailableError
-        No usable answer within `calmlflow.settings.timeout_s` (plus `IMPORT_S` if MLflow is needed).
-    AccessDeniedError
-        The registry refuses the credentials.
-    NoSuchVersionError
-        Neither stage nor alias holds a version.
+    A RegistryUnavailableError means no usable answer within `calmlflow.settings.timeout_s` (plus `IMPORT_S` if MLflow
+    is needed), an AccessDeniedError refused credentials, and a NoSuchVersionError that neither holds a version.
     """
     found = _ask_http(stage, registry_uri) if is_http(registry_uri) else _ask_mlflow(stage, registry_uri)
     shown = hide_password(registry_uri)
     if found is None:
         raise NoSuchVersionError(
-            f"no version of {settings.BUNDLE_MODEL} is in stage {stage} on {shown}; expected one: promote a "
-            f"version with `calmlflow promote --stage {stage}`"
+            f"no version of {settings.BUNDLE_MODEL} is in stage {stage} on {shown}; expected one: promote it with "
+            f"`calmlflow promote --stage {stage}`"
         )
     if not (re.fullmatch("[0-9]{1,18}", found.version) and found.source.isprintable()):
         raise RegistryUnavailableError(
@@ -110,28 +96,28 @@ def resolve_stage(stage: str, registry_uri: str) -> StagedVersion:
 
 
 def _ask_http(stage: str, registry_uri: str) -> StagedVersion | None:
-    model = quote(settings.BUNDLE_MODEL)
-    versions: list[Any] = []
+    model, versions = quote(settings.BUNDLE_MODEL), None
     faults: list[NoEndpointError] = []
-    for path in (
-        f"get-latest-versions?name={model}&stages={quote(stage)}",
-        f"alias?name={model}&alias={quote(stage.lower())}",
+    for query, key in (
+        (f"get-latest-versions?name={model}&stages={quote(stage)}", "model_versions"),
+        (f"alias?name={model}&alias={quote(stage.lower())}", "model_version"),
     ):
         try:
-            answer = get_json(registry_uri, f"{_REGISTERED}/{path}", ("model_versions", "model_version")) or {}
+            answer = get_json(registry_uri, f"/api/2.0/mlflow/registered-models/{query}", (key,)) or {}
         except NoEndpointError as error:
             # A server without stages, which MLflow has announced. Without aliases too it is not a registry.
             faults.append(error)
             continue
-        alias = [answer["model_version"]] if "model_version" in answer else []
-        versions = answer.get("model_versions") or alias
-        if versions:
+        if versions := answer.get(key):
             break
     if len(faults) == 2:
         raise faults[0]
+    if not versions:
+        return None
     try:
-        return StagedVersion(str(versions[0]["version"]), str(versions[0]["source"])) if versions else None
-    except (TypeError, KeyError, IndexError):
+        version = versions[0] if isinstance(versions, list) else versions
+        return StagedVersion(str(version["version"]), str(version["source"]))
+    except (TypeError, KeyError):
         return StagedVersion("", "")
 
 
@@ -170,10 +156,7 @@ def _ask_mlflow(stage: str, registry_uri: str) -> StagedVersion | None:
 
 
 def fetch(staged: StagedVersion, registry_uri: str, patience_s: float) -> dict[str, bytes]:
-    """Fetch the files of a version's bundle, ``bundle.json`` included, within ``patience_s``, and check their SHA-256.
-
-    A RegistryUnavailableError is raised if they cannot be had in time, an InputError if they are no whole bundle.
-    """
+    """Fetch the files of a version's bundle, ``bundle.json`` included, within ``patience_s``; check their SHA-256."""
     name = f"version {staged.version} of {settings.BUNDLE_MODEL}"
     deadline = time.monotonic() + patience_s
 
@@ -182,15 +165,24 @@ def fetch(staged: StagedVersion, registry_uri: str, patience_s: float) -> dict[s
             f"{name} cannot be downloaded from {hide_password(registry_uri)} ({what}); expected its artifacts"
         )
 
+    def ask(file: str) -> tuple[int, bytes]:
+        query = {"path": BUNDLE_FOLDER + file, "name": settings.BUNDLE_MODEL, "version": staged.version}
+        path = f"/model-versions/get-artifact?{urlencode(query, quote_via=quote)}"
+        status, content = _request(registry_uri, path, max(deadline - time.monotonic(), 0.0), MAX_BYTES)
+        if len(content) > MAX_BYTES:
+            raise unavailable(f"more than {MAX_BYTES:,} bytes")
+        return status, content
+
     def read(file: str) -> bytes:
-        content = _get_file(staged, registry_uri, file, deadline)
-        if content is None:
+        status, content = ask(file)
+        if status != 200:
             raise unavailable(file)
         return content
 
     if is_http(registry_uri):
-        content = _get_file(staged, registry_uri, MANIFEST, deadline)
-        if content is not None:
+        # Another status: the server does not have it, or cannot read the artifact store.
+        status, content = ask(MANIFEST)
+        if status == 200:
             return {MANIFEST: content, **read_listed(parse_manifest(content, name), name, read)}
     try:
         return within(max(deadline - time.monotonic(), 0.0), lambda: _download(staged, registry_uri, name))
@@ -199,18 +191,6 @@ def fetch(staged: StagedVersion, registry_uri: str, patience_s: float) -> dict[s
     except Exception as error:
         # MLflow, requests and boto3 raise exceptions of their own.
         raise unavailable("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__) from error
-
-
-def _get_file(staged: StagedVersion, registry_uri: str, file: str, deadline: float) -> bytes | None:
-    """A file of the bundle; None if the server does not have it, or cannot read the artifact store."""
-    query = {"path": BUNDLE_FOLDER + file, "name": settings.BUNDLE_MODEL, "version": staged.version}
-    path = f"/model-versions/get-artifact?{urlencode(query, quote_via=quote)}"
-    status, body = _request(registry_uri, path, max(deadline - time.monotonic(), 0.0), MAX_BYTES)
-    if len(body) > MAX_BYTES:
-        raise RegistryUnavailableError(
-            f"{hide_password(registry_uri)} answered with more than {MAX_BYTES:,} bytes; expected a file of a bundle"
-        )
-    return body if status == 200 else None
 
 
 def _download(staged: StagedVersion, registry_uri: str, name: str) -> dict[str, bytes]:
@@ -237,8 +217,7 @@ def get_json(
 ) -> dict[str, Any] | None:
     """Send one GET request; None if MLflow knows no such model, stage or alias.
 
-    The answer may hold ``keys`` only: other JSON does not come from a registry. ``timeout_s`` is by default that of
-    `calmlflow.settings.timeout_s`.
+    The answer may hold ``keys`` only: other JSON does not come from a registry.
     """
     shown = hide_password(registry_uri)
     status, body = _request(registry_uri, path, timeout_s or settings.timeout_s())
@@ -252,20 +231,15 @@ def get_json(
         return None
     if status in (404, 405, 501):
         raise NoEndpointError(f"{shown} answered with status {status}; expected an MLflow server's registry there")
-    if not isinstance(answer, dict):
-        raise RegistryUnavailableError(f"{shown} answered with status {status} and no JSON; expected an MLflow server")
-    if status != 200:
-        raise RegistryUnavailableError(f"{shown} answered with status {status} ({str(code)[:60]}); expected 200")
-    if any(key not in keys for key in answer):
-        raise RegistryUnavailableError(f"{shown} answered with status 200 and other JSON; expected an MLflow server")
+    if status != 200 or not isinstance(answer, dict) or any(key not in keys for key in answer):
+        what = str(code)[:60] if code else "other content"
+        raise RegistryUnavailableError(f"{shown} answered with status {status} ({what}); expected an MLflow server")
     return answer
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
-    """Return the result of ``work``, or raise a TimeoutError after ``seconds``; the work then ends unattended.
-
-    Only a thread of its own bounds everything that may block, such as name lookup and headers that arrive slowly.
-    """
+    """Return the result of ``work``, or raise a TimeoutError after ``seconds``; the work then ends unattended."""
+    # Only a thread of its own bounds everything that may block, such as name lookup and headers that arrive slowly.
     result: Future[T] = Future()
 
     def run() -> None:
@@ -294,19 +268,17 @@ def _request(uri: str, path: str, patience_s: float, limit: int = MAX_RESPONSE_B
     if status in (401, 403):
         raise AccessDeniedError(
             f"{shown} refused the request with status {status}; expected MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) of a user who may read the registry"
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of a user who may read it"
         )
     return status, body
 
 
 def _get(uri: str, path: str, timeout_s: float, limit: int) -> tuple[int, bytes]:
     address = urlsplit(uri)
-    host = address.hostname or ""
+    place = address.hostname or "", address.port
+    connection = http.client.HTTPConnection(*place, timeout=timeout_s)
     if address.scheme == "https":
-        connection: http.client.HTTPConnection
-        connection = http.client.HTTPSConnection(host, address.port, timeout=timeout_s, context=_tls())
-    else:
-        connection = http.client.HTTPConnection(host, address.port, timeout=timeout_s)
+        connection = http.client.HTTPSConnection(*place, timeout=timeout_s, context=_tls())
     try:
         headers = _authorization(address.username, address.password)
         connection.request("GET", address.path.rstrip("/") + path, headers=headers)

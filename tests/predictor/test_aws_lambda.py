@@ -38,7 +38,7 @@ def cold(monkeypatch):
     """Each test begins with a new Lambda instance."""
     for name in ("STAGE", "BUNDLE", "POLICY_FALLBACK", "EMIT"):
         monkeypatch.delenv(f"CALMLFLOW_{name}", raising=False)
-    kept = (aws_lambda._kept_predictor, aws_lambda._emitter, calmlflow.storage.s3._kept_client)
+    kept = (aws_lambda._predictor, aws_lambda._emitter, calmlflow.storage.s3._kept_client)
     for cache in kept:
         cache.cache_clear()
     yield

@@ -159,7 +159,8 @@ def test_a_store_that_the_server_does_not_enter_is_entered_with_mlflow(server, p
     import mlflow
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    # MLflow looks a version up on the server of the process, whatever registry it is told of.
+    mlflow.set_registry_uri(server.uri)
     server.answers[FILES] = 500, b"no credentials"
     published.rename(published.parent / "bundle")
     shutil.copytree(published.parent / "bundle", published / "artifacts" / "bundle")
@@ -173,6 +174,7 @@ def test_a_store_that_the_server_does_not_enter_is_entered_with_mlflow(server, p
     )
     assert wallclock(Cache(server.uri).load(VERSION)) > 0
     mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
 
 
 def test_who_is_in_a_hurry_does_not_try_again_what_has_just_failed(server, published):

@@ -249,7 +249,7 @@ def test_what_is_in_memory_goes_before_what_is_on_disk(server, tmp_path):
 def test_a_thread_that_cannot_be_started_costs_no_answer(server, monkeypatch, caplog):
     predictor = Predictor(refresh=0)
     expected = predictor.predict(JOB, CONTROL)
-    wait_until(lambda: not predictor._checking.locked())
+    wait_until(lambda: predictor._next_check <= time.monotonic())
 
     def refuse(thread):
         raise RuntimeError("can't start new thread")
@@ -262,12 +262,13 @@ def test_a_thread_that_cannot_be_started_costs_no_answer(server, monkeypatch, ca
     wait_until(lambda: predictor.predict(JOB, CONTROL)["source"] == "cache")
 
 
-def test_a_child_that_was_forked_during_a_check_looks_for_itself(server):
+def test_a_child_that_was_forked_during_a_check_looks_for_itself(server, monkeypatch):
     predictor = Predictor(refresh=0)
-    wait_until(lambda: not predictor._checking.locked())
-    # As a fork in the middle of a check leaves it: locked, by a thread that is not there.
-    predictor._checking.acquire()
-    predictor._process += 1
+    monkeypatch.setattr("calmlflow.predictor.predictor.CHECK_S", 0.05)
+    with monkeypatch.context() as patch:
+        # As a fork in the middle of a check leaves it: begun, in a thread that is not there.
+        patch.setattr("threading.Thread.start", lambda thread: None)
+        predictor.predict(JOB, CONTROL)
     server.answers[STAGES] = 500, b"oops"
     wait_until(lambda: predictor.predict(JOB, CONTROL)["source"] == "cache")
 
