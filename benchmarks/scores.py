@@ -4,7 +4,7 @@ import pandas as pd
 
 from calmlflow.hst.ladder import BIN_NAMES
 from calmlflow.predictor.bundle import Predictions
-from calmlflow.results.comparison import BinAnswers, ValueAnswers, compare_bins, compare_values
+from calmlflow.results.comparison import compare_predictions
 from calmlflow.results.floors import classification_floor, regression_floor
 from calmlflow.results.scores import PREDICTED, SCORES, Score, score_predictions
 from calmlflow.runs.data import TrainingData
@@ -53,21 +53,5 @@ def floor_of(data: TrainingData) -> dict[str, float]:
 
 
 def paired_scores(key: str, jobs: pd.DataFrame, ours: Predictions, theirs: Predictions, seed: int) -> pd.Series:
-    """One score of both, their difference, and the bounds of its interval; see `calmlflow.results.comparison`.
-
-    Parameters
-    ----------
-    key : str
-        ``mem_bin_accuracy``, ``mem_bin_excess_cost``, or rmse, mae or log_mae of memory or wallclock.
-    jobs : DataFrame of n test jobs
-    ours, theirs : Predictions
-    seed : int
-    """
-    target, name = _target_of(key), score_of(key).name
-    actual = pd.Series(jobs[target].to_numpy(), name=target)
-    if target == "mem_bin":
-        wallclock_s = jobs["wallclock"].to_numpy()
-        sides = [BinAnswers(actual, found["probabilities"], found["bin_pred"], wallclock_s) for found in (ours, theirs)]
-        return compare_bins(*sides, seed).scores.loc[name]
-    values = [ValueAnswers(actual, found[PREDICTED[target]]) for found in (ours, theirs)]
-    return compare_values(*values, seed).scores.loc[name]
+    """One score of both for the test jobs, their difference, and the bounds of its interval."""
+    return compare_predictions(_target_of(key), jobs, ours, theirs, seed).scores.loc[score_of(key).name]

@@ -32,7 +32,7 @@ from calmlflow.registry.checks import (
 from calmlflow.registry.held_out import Jobs, judged_jobs, new_to
 from calmlflow.registry.limits import Limits
 from calmlflow.registry.versions import Version
-from calmlflow.results.comparison import BinAnswers, Comparison, ValueAnswers, compare_bins, compare_values
+from calmlflow.results.comparison import compare_predictions
 from calmlflow.results.scores import PREDICTED, SCORES, headlines, score_predictions
 from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS
 
@@ -210,7 +210,7 @@ def champion_checks(
     for target, prediction in PREDICTED.items():
         if prediction not in this or prediction not in other:
             continue
-        comparison = _compare(target, jobs, this, other)
+        comparison = compare_predictions(target, jobs, this, other)
         for score in headlines(target):
             if score not in comparison.scores.index:
                 continue
@@ -230,18 +230,3 @@ def champion_checks(
             expected = f"not worse than {name}" + (f" by more than {allowed:.2g}" if margin else "")
             checks.append(Check(f"champion.{target}.{score}", verdict != "worse", figure + few, expected))
     return checks, metrics
-
-
-def _compare(target: str, jobs: pd.DataFrame, this: Predictions, other: Predictions) -> Comparison:
-    actual = pd.Series(jobs[target].to_numpy(), index=jobs["ipst"].to_numpy(), name=target)
-    if target == "mem_bin":
-        wallclock_s = jobs["wallclock"].to_numpy()
-        return compare_bins(
-            BinAnswers(actual, this["probabilities"], this["bin_pred"], wallclock_s),
-            BinAnswers(actual, other["probabilities"], other["bin_pred"], wallclock_s),
-        )
-    prediction = PREDICTED[target]
-    kill_times = (this.get("kill_time"), other.get("kill_time")) if target == "wallclock" else (None, None)
-    return compare_values(
-        ValueAnswers(actual, this[prediction], kill_times[0]), ValueAnswers(actual, other[prediction], kill_times[1])
-    )

@@ -12,10 +12,9 @@ from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.jobs.records import check_records
 from calmlflow.jobs.stores.open import read_jobs
 from calmlflow.registry.versions import Version
+from calmlflow.results.scores import FEWEST_JUDGED
 
 TABLE = "data/latest.csv"
-FEWEST_JOBS = 40
-"""Fewer newer jobs than this say nothing."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,11 @@ def judged_jobs(challenger: Version, champion: Version | None, data: str | None)
     checked = read_jobs(data)
     found = checked.valid
     newer = found[found["timestamp"] > newest].reset_index(drop=True)
-    if len(newer) < FEWEST_JOBS:
+    if len(newer) < FEWEST_JUDGED:
         names = f"version {challenger.number}" + (f" or {champion.number}" if champion else "")
         raise InputError(
             f"{data} holds {len(found):,} jobs, {len(newer)} of them newer than those that {names} was trained on "
-            f"(timestamp above {newest}); expected {FEWEST_JOBS} at least to judge by"
+            f"(timestamp above {newest}); expected {FEWEST_JUDGED} at least to judge by"
         )
     say(f"{data}: {len(checked.quarantine):,} records quarantined, {len(newer):,} of {len(found):,} jobs new to both")
     return Jobs(jobs.trained_on, jobs.newest, jobs.problem, newer)
@@ -72,7 +71,7 @@ def new_to(champion: Version, jobs: pd.DataFrame) -> pd.DataFrame:
         except (CalmlflowError, KeyError):
             continue
     left = jobs[~jobs["ipst"].isin(seen)].reset_index(drop=True)
-    return left if len(left) >= FEWEST_JOBS else jobs
+    return left if len(left) >= FEWEST_JUDGED else jobs
 
 
 def _of_training(version: Version) -> Jobs:

@@ -36,37 +36,14 @@ SMALLEST_PROBABILITY = 1e-7
 def classification_scores(
     y_true: ArrayLike, probabilities: ArrayLike, decided: ArrayLike, wallclock_s: ArrayLike | None = None
 ) -> dict[str, float]:
-    """Score a classifier whose bins are decided by cost: being right and the cost are judged apart.
+    """Score the most probable bins, the bins decided on, and the probabilities of a classifier.
 
-    Parameters
-    ----------
-    y_true : array_like of int, shape (n,)
-        Needed bins, 0..3.
-    probabilities : array_like of float, shape (n, 4)
-        Softmax of the classifier.
-    decided : array_like of int, shape (n,)
-        Bins that the jobs are put in; need not be the most probable ones.
-    wallclock_s : array_like of float, shape (n,), optional
-        Actual wallclock of the jobs, seconds. Without it the costs are left out.
-
-    Returns
-    -------
-    dict of str to float
-        Of the most probable bins: accuracy; balanced_accuracy and f1_macro (means over the bins that the split has);
-        precision_2g, recall_2g and so on (precision is 0 for a bin never chosen); excess_cost_argmax. Of the bins
-        decided on: underallocated and overallocated (shares of jobs put too low, too high); excess_cost (0.03 means
-        3 % dearer than always choosing the needed bin). Of the probabilities: roc_auc_2g and so on; log_loss (nats);
-        ece, the expected calibration error over 15 equally wide bins of the greatest probability. Undefined scores
-        are left out: those of a bin that the split lacks, and the roc_auc of a bin that all its jobs need.
-
-    Raises
-    ------
-    InputError
-        Arrays that do not fit one another, bins that are none, rows that are no probabilities, or no job.
-
-    References
-    ----------
-    Guo et al., On calibration of modern neural networks, ICML 2017 (ece).
+    Of the most probable bins: accuracy; balanced_accuracy and f1_macro (means over the bins that the split has);
+    precision and recall of each bin (precision is 0 for a bin never chosen); excess_cost_argmax. Of the bins decided
+    on: underallocated and overallocated (shares of jobs); excess_cost (0.03: 3 % dearer than always choosing the needed
+    bin). Of the probabilities: roc_auc of each bin; log_loss (nats); ece, the expected calibration error (Guo et al.,
+    On calibration of modern neural networks, ICML 2017). Undefined scores are left out: those of a bin that the split
+    lacks, the roc_auc of a bin that all its jobs need, and costs without ``wallclock_s`` (seconds).
     """
     y_true, decided = memory_bins(y_true, "y_true"), memory_bins(decided, "decided")
     if len(y_true) == 0:
@@ -140,23 +117,12 @@ def calibration_cells(
 
 @dataclass(frozen=True, eq=False)
 class Misclassified:
-    """The k jobs of the test split whose most probable bin is wrong; a field is None where a folder holds its pickle.
+    """The jobs of the test split whose most probable bin is wrong; a field is None where a folder holds its pickle."""
 
-    Attributes
-    ----------
-    conf_idx : ndarray of int64, shape (k,)
-        Their positions in the test split.
-    conf_proba : ndarray of float64, shape (k,)
-        Probability of the bin that was predicted.
-    pred_proba : DataFrame of k rows
-        Columns y_true, y_pred, proba; the index holds the dataset names.
-    fn_idx, fp_idx : dict of str to ndarray of str
-        True bin, ``"0"`` to ``"3"`` -> names of its datasets whose predicted bin is too low, too high.
-    """
-
-    conf_idx: NDArray[np.int64] | None
-    conf_proba: NDArray[np.float64] | None
-    pred_proba: pd.DataFrame | None
+    conf_idx: NDArray[np.int64] | None  # positions in the test split
+    conf_proba: NDArray[np.float64] | None  # probability of the bin that was predicted
+    pred_proba: pd.DataFrame | None  # columns y_true, y_pred, proba; the index holds the dataset names
+    # True bin, "0" to "3" -> names of its datasets whose predicted bin is too low (fn), too high (fp).
     fn_idx: dict[str, NDArray[np.str_]] | None
     fp_idx: dict[str, NDArray[np.str_]] | None
 
@@ -165,44 +131,19 @@ class Misclassified:
 class ClassificationResults:
     """Results of the classifier on the n jobs of its test split.
 
-    The fields from ``roc_auc`` on are None where an older folder lacks their file.
-
-    Attributes
-    ----------
-    test_idx : Series of int64, length n
-        Actual bins, named ``mem_bin``; the index, named ``ipst``, holds the dataset names.
-    y_scores : ndarray of float64, shape (n, 4)
-        Probabilities (softmax).
-    y_pred : ndarray of int64, shape (n, 4)
-        One-hot of the most probable bin (of the lowest one where several tie), also where rounding to 0 and 1 would
-        leave a row all zero.
-    y_onehot : DataFrame of int64, shape (n, 4)
-        One-hot of the actual bin; columns bin_0 to bin_3.
-    cmx : ndarray of int64, shape (4, 4)
-        Confusion matrix; rows are true bins.
-    cmx_norm : ndarray of float64, shape (4, 4)
-        The same, as shares of each row; zeros for a bin absent from the split.
-    roc_auc : ndarray of float64, shape (4,)
-        See `roc_auc_by_bin`.
-    report : str
-        scikit-learn's classification report, with the labels 2g, 8g, 16g, 64g.
-    acc_loss : dict of str to float
-        train_acc, train_loss, test_acc, test_loss: accuracy of the most probable bin, and cross-entropy in nats.
-    history : dict of str to ndarray, one value per epoch
-        loss, accuracy, val_loss, val_accuracy, in this order.
-    fnfp : Misclassified
+    The fields from ``roc_auc`` on are None where an older folder lacks their file, or the training is not known.
     """
 
-    test_idx: pd.Series
-    y_scores: NDArray[np.float64]
-    y_pred: NDArray[np.int64]
-    y_onehot: pd.DataFrame
-    cmx: NDArray[np.int64]
-    cmx_norm: NDArray[np.float64]
-    roc_auc: NDArray[np.float64] | None
-    report: str | None
-    acc_loss: dict[str, float] | None
-    history: dict[str, NDArray[np.float64]] | None
+    test_idx: pd.Series  # actual bins, named mem_bin; the index, named ipst, holds the dataset names
+    y_scores: NDArray[np.float64]  # probabilities, shape (n, 4)
+    y_pred: NDArray[np.int64]  # one-hot of the most probable bin, the lowest one where several tie, shape (n, 4)
+    y_onehot: pd.DataFrame  # one-hot of the actual bin, columns bin_0 to bin_3
+    cmx: NDArray[np.int64]  # confusion matrix, shape (4, 4); rows are true bins
+    cmx_norm: NDArray[np.float64]  # the same as shares of each row; zeros for a bin absent from the split
+    roc_auc: NDArray[np.float64] | None  # see `roc_auc_by_bin`
+    report: str | None  # scikit-learn's classification report
+    acc_loss: dict[str, float] | None  # accuracy of the most probable bin, and cross-entropy in nats
+    history: dict[str, NDArray[np.float64]] | None  # one value per epoch; keys as in `CLASSIFIER_HISTORY`
     fnfp: Misclassified | None
 
 
@@ -221,15 +162,9 @@ def classification_results(
     y_scores : array_like, shape (n, 4)
         Probabilities (softmax), rows in the order of ``test_idx``.
     history : mapping of str to array_like, or None
-        loss, accuracy, val_loss, val_accuracy; one value per epoch in each. Other keys are ignored. None if the
-        training is not known, as are the scores on its jobs.
+        loss, accuracy, val_loss, val_accuracy per epoch; None, as ``train_scores``, if the training is not known.
     train_scores : tuple of 2 floats, or None
         Accuracy and cross-entropy loss (nats) on the training split.
-
-    Raises
-    ------
-    InputError
-        An empty split, a bin that is none, rows that are no probabilities, or an incomplete history.
     """
     split = named_split(test_idx, "mem_bin")
     y_true = memory_bins(split, "test split of mem_bin")

@@ -13,6 +13,7 @@ from calmlflow.hst.ladder import BIN_NAMES, allocation_cost
 from calmlflow.results.checks import memory_bins, positive_values, probability_rows, wallclock_seconds
 from calmlflow.results.classification import log_losses
 from calmlflow.results.regression import SMALLEST_PREDICTION
+from calmlflow.results.scores import PREDICTED
 
 RESAMPLES = 1000
 INTERVAL_PERCENT = 95
@@ -20,38 +21,18 @@ TAILS = (2.5, 97.5)
 
 
 class BinAnswers(NamedTuple):
-    """Answers of a classifier for n jobs.
+    """Answers of a classifier for n jobs."""
 
-    Attributes
-    ----------
-    actual : Series of int
-        Needed bins; the index holds the dataset names.
-    probabilities : ndarray, shape (n, 4)
-    chosen : ndarray of int, shape (n,)
-        Bins that were decided on.
-    wallclock_s : ndarray, shape (n,), or None
-        Actual seconds, where they are known.
-    """
-
-    actual: pd.Series
-    probabilities: NDArray[np.float64]
-    chosen: NDArray[np.int64]
-    wallclock_s: NDArray[np.float64] | None
+    actual: pd.Series  # needed bins; the index holds the dataset names
+    probabilities: NDArray[np.float64]  # shape (n, 4)
+    chosen: NDArray[np.int64]  # bins that were decided on
+    wallclock_s: NDArray[np.float64] | None  # actual seconds, where they are known
 
 
 class ValueAnswers(NamedTuple):
-    """Answers of a regressor for n jobs.
+    """Answers of a regressor for n jobs, in GB or seconds."""
 
-    Attributes
-    ----------
-    actual : Series of float
-        GB or seconds; the index holds the dataset names.
-    predicted : ndarray, shape (n,)
-    kill_time_s : ndarray, shape (n,), optional
-        Seconds.
-    """
-
-    actual: pd.Series
+    actual: pd.Series  # named for the target; the index holds the dataset names
     predicted: NDArray[np.float64]
     kill_time_s: NDArray[np.int64] | None = None
 
@@ -60,30 +41,19 @@ class ValueAnswers(NamedTuple):
 class Comparison:
     """Scores of two networks on the jobs that both saw.
 
-    Attributes
-    ----------
-    target : str
-    scores : DataFrame
-        One row per score, named as in `calmlflow.results.scores`. Columns: this, other, difference (this - other),
-        low and high, the bounds of its 95 % bootstrap interval over jobs (percentiles of 1000 resamples), and jobs,
-        of how many the score is (the recall of a bin, of those that need it).
-    jobs : int
-        Jobs compared: in both splits, with the same actual value.
-    only_this, only_other : int
-        Jobs that only one of the two saw; left out.
-    differing : int
-        Jobs whose actual value is not the same in the two (another run of the same dataset); left out.
+    ``scores`` has a row per score, named as in `calmlflow.results.scores`. Columns: this, other, difference
+    (this - other), low and high, the bounds of its 95 % bootstrap interval over jobs (percentiles of 1000 resamples),
+    and jobs, of how many the score is (the recall of a bin, of those that need it).
     """
 
     target: str
     scores: pd.DataFrame
-    jobs: int
+    jobs: int  # in both splits, with the same actual value
     only_this: int
     only_other: int
-    differing: int
+    differing: int  # jobs whose actual value is not the same in the two: another run of the dataset; left out
 
     def __str__(self) -> str:
-        """A table for a person, with the jobs that it leaves out said first."""
         left_out = (
             f"left out: {self.only_this:,} only in this, {self.only_other:,} only in the other, "
             f"{self.differing:,} with different actual values"
@@ -97,28 +67,36 @@ class Comparison:
         return "\n".join([f"{self.target}: {self.jobs:,} test jobs in both", left_out, *rows])
 
 
+def compare_predictions(
+    target: str, jobs: pd.DataFrame, this: Mapping[str, NDArray], other: Mapping[str, NDArray], seed: int = 0
+) -> Comparison:
+    """Compare two predictions of the same job records, each given as for `score_predictions`."""
+    actual = pd.Series(jobs[target].to_numpy(), index=jobs["ipst"].to_numpy(), name=target)
+    if target == "mem_bin":
+        wallclock_s = jobs["wallclock"].to_numpy()
+        one, two = (
+            BinAnswers(actual, found["probabilities"], found["bin_pred"], wallclock_s) for found in (this, other)
+        )
+        return compare_bins(one, two, seed)
+    kill_time = "kill_time" if target == "wallclock" else ""
+    mine, others = (ValueAnswers(actual, found[PREDICTED[target]], found.get(kill_time)) for found in (this, other))
+    return compare_values(mine, others, seed)
+
+
 def compare_bins(this: BinAnswers, other: BinAnswers, seed: int = 0) -> Comparison:
-    """Compare two classifiers on the jobs that both answered for.
+    """Compare two classifiers on the jobs that both answered for; an InputError where there is none.
 
-    Returns
-    -------
-    Comparison
-        Of the most probable bin: accuracy, and the recall of each bin that the jobs have. log_loss (nats). Of the bin
-        decided on: underallocated, overallocated and, if one of the two knows the wallclock of every job, excess_cost.
-
-    Raises
-    ------
-    InputError
-        The two have no job in common.
+    Of the most probable bin: accuracy, and the recall of each bin that the jobs have. log_loss (nats). Of the bin
+    decided on: underallocated, overallocated and, if one of the two knows the wallclock of every job, excess_cost.
     """
-    pairs = _pair(this.actual, other.actual)
-    y_true = memory_bins(this.actual.iloc[pairs.this], "mem_bin")
+    at_this, at_other, counts = _pair(this.actual, other.actual)
+    y_true = memory_bins(this.actual.iloc[at_this], "mem_bin")
     of_bin = {f"recall_{name}": y_true == label for label, name in enumerate(BIN_NAMES) if np.any(y_true == label)}
-    wallclock_s = _wallclock(this, pairs.this)
-    if wallclock_s is None:
-        wallclock_s = _wallclock(other, pairs.other)
     ones = np.ones(len(y_true))
     at_stake = {"accuracy": ones, **of_bin, "log_loss": ones, "underallocated": ones, "overallocated": ones}
+    known = [side.wallclock_s[at] for side, at in ((this, at_this), (other, at_other)) if side.wallclock_s is not None]
+    # Where no job took any time, none cost anything.
+    wallclock_s = next((wallclock_seconds(found, len(y_true)) for found in known if np.any(found)), None)
     if wallclock_s is not None:
         at_stake["excess_cost"] = allocation_cost(y_true, y_true, wallclock_s)
 
@@ -137,27 +115,18 @@ def compare_bins(this: BinAnswers, other: BinAnswers, seed: int = 0) -> Comparis
             found["excess_cost"] = allocation_cost(chosen, y_true, wallclock_s) - at_stake["excess_cost"]
         return found
 
-    return _compare("mem_bin", pairs, terms(this, pairs.this), terms(other, pairs.other), at_stake, seed)
+    scores = _compared(terms(this, at_this), terms(other, at_other), at_stake, seed)
+    return Comparison("mem_bin", scores, **counts)
 
 
 def compare_values(this: ValueAnswers, other: ValueAnswers, seed: int = 0) -> Comparison:
-    """Compare two regressors of the same target on the jobs that both answered for.
+    """Compare two regressors of the same target on the jobs that both answered for; an InputError where there is none.
 
-    Returns
-    -------
-    Comparison
-        rmse and mae (unit of the target) and log_mae; kill_time_coverage (share of jobs that end in time) and
-        kill_time_reserved (seconds reserved over seconds used) where both have kill times.
-
-    Raises
-    ------
-    InputError
-        The two have no job in common, or predict different targets.
+    rmse and mae (unit of the target) and log_mae; kill_time_coverage (share of jobs that end in time) and
+    kill_time_reserved (seconds reserved over seconds used) where both have kill times.
     """
-    if this.actual.name != other.actual.name:
-        raise InputError(f"one predicts {this.actual.name}, the other {other.actual.name}; expected the same target")
-    pairs = _pair(this.actual, other.actual)
-    actual = positive_values(this.actual.iloc[pairs.this])
+    at_this, at_other, counts = _pair(this.actual, other.actual)
+    actual = positive_values(this.actual.iloc[at_this])
     at_stake = dict.fromkeys(("rmse", "mae", "log_mae"), np.ones(len(actual)))
     has_kill_times = this.kill_time_s is not None and other.kill_time_s is not None
     if has_kill_times:
@@ -172,7 +141,8 @@ def compare_values(this: ValueAnswers, other: ValueAnswers, seed: int = 0) -> Co
             found |= {"kill_time_coverage": actual <= kill_time_s, "kill_time_reserved": kill_time_s}
         return found
 
-    return _compare(str(this.actual.name), pairs, terms(this, pairs.this), terms(other, pairs.other), at_stake, seed)
+    scores = _compared(terms(this, at_this), terms(other, at_other), at_stake, seed)
+    return Comparison(str(this.actual.name), scores, **counts)
 
 
 def resampled_sums(terms: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
@@ -182,17 +152,8 @@ def resampled_sums(terms: NDArray[np.float64], seed: int) -> NDArray[np.float64]
     return np.stack([np.bincount(generator.integers(n, size=n), minlength=n) @ terms for _ in range(RESAMPLES)])
 
 
-class _Pairs(NamedTuple):
-    """Positions of the paired jobs in each of the two, and the number of jobs that could not be paired."""
-
-    this: NDArray[np.int64]
-    other: NDArray[np.int64]
-    only_this: int
-    only_other: int
-    differing: int
-
-
-def _pair(this: pd.Series, other: pd.Series) -> _Pairs:
+def _pair(this: pd.Series, other: pd.Series) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, int]]:
+    """Positions of the paired jobs in each of the two, and the counts of a `Comparison`."""
     tables = [
         # A name that an old split holds twice is paired in the order it stands there.
         pd.DataFrame(
@@ -213,30 +174,18 @@ def _pair(this: pd.Series, other: pd.Series) -> _Pairs:
             f"{this.name}: none of {len(this):,} and {len(other):,} test jobs is in both with the same actual value; "
             "expected at least one to compare on"
         )
-    return _Pairs(
-        paired["position_this"].to_numpy(),
-        paired["position_other"].to_numpy(),
-        only_this=len(this) - len(both),
-        only_other=len(other) - len(both),
-        differing=len(both) - len(paired),
-    )
+    counts = {
+        "jobs": len(paired),
+        "only_this": len(this) - len(both),
+        "only_other": len(other) - len(both),
+        "differing": len(both) - len(paired),
+    }
+    return paired["position_this"].to_numpy(), paired["position_other"].to_numpy(), counts
 
 
-def _wallclock(answers: BinAnswers, jobs: NDArray[np.int64]) -> NDArray[np.float64] | None:
-    """Seconds of the paired jobs; None where they are unknown, or no job took any time and so none cost anything."""
-    if answers.wallclock_s is None or not np.any(answers.wallclock_s[jobs]):
-        return None
-    return wallclock_seconds(answers.wallclock_s[jobs], len(jobs))
-
-
-def _compare(
-    target: str,
-    pairs: _Pairs,
-    this: Mapping[str, NDArray],
-    other: Mapping[str, NDArray],
-    at_stake: Mapping[str, NDArray],
-    seed: int,
-) -> Comparison:
+def _compared(
+    this: Mapping[str, NDArray], other: Mapping[str, NDArray], at_stake: Mapping[str, NDArray], seed: int
+) -> pd.DataFrame:
     """Every score is a sum over jobs of its terms over the sum of what was at stake (and rmse the root of that)."""
     names = list(at_stake)
     is_root = np.array(names) == "rmse"
@@ -254,11 +203,4 @@ def _compare(
     low, high = np.nanpercentile(lefts - rights, TAILS, axis=0)
     jobs = [np.count_nonzero(at_stake[name]) for name in names]
     columns = {"this": left, "other": right, "difference": left - right, "low": low, "high": high, "jobs": jobs}
-    return Comparison(
-        target,
-        pd.DataFrame(columns, index=pd.Index(names, name="score")),
-        len(pairs.this),
-        pairs.only_this,
-        pairs.only_other,
-        pairs.differing,
-    )
+    return pd.DataFrame(columns, index=pd.Index(names, name="score"))

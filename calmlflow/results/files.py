@@ -5,7 +5,7 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,11 +23,15 @@ from calmlflow.results.classification import (
 from calmlflow.results.regression import LOSS, REGRESSION_TARGETS, RegressionResults
 from calmlflow.storage.files import replacing
 
-MAX_FILE_BYTES = 2_000_000_000
-"""A million jobs make files of 50 MB. Counts for a file, and for the contents of an archive."""
+MAX_UNPACKED_BYTES = 2_000_000_000
+"""A million jobs make files of 50 MB."""
 
 Shape = tuple[int | None, ...]
 """None stands for any length."""
+
+
+class _PickledError(InputError):
+    """A file holds pickled objects."""
 
 
 def write_results(results: ClassificationResults | RegressionResults, folder: str | Path) -> None:
@@ -40,14 +44,13 @@ def write_results(results: ClassificationResults | RegressionResults, folder: st
     CalmlflowError
         A file cannot be written; the error names it.
     """
-    files: dict[str, Any]
     if isinstance(results, RegressionResults):
-        files = {name: getattr(results, name.partition(".")[0]) for name in ("predictions.npy", "residuals.npy")}
+        files: dict[str, Any] = {"predictions.npy": results.predictions, "residuals.npy": results.residuals}
         files |= {"loss.npz": results.loss, "history.npz": results.history}
     else:
         arrays = ("y_scores", "y_pred", "cmx", "cmx_norm", "roc_auc")
         files = {f"{name}.npy": getattr(results, name) for name in arrays}
-        files |= {f"{name}.npz": getattr(results, name) for name in ("acc_loss", "history")}
+        files |= {"acc_loss.npz": results.acc_loss, "history.npz": results.history}
         files |= {"y_onehot.csv": results.y_onehot, "report.json": results.report}
         files |= _misclassified_files(results.fnfp)
     files["test_idx.csv"] = None if results.test_idx is None else results.test_idx.reset_index()
@@ -68,30 +71,13 @@ def write_results(results: ClassificationResults | RegressionResults, folder: st
                     file.write(json.dumps(value).encode())
 
 
-@overload
-def read_results(folder: str | Path, target: Literal["mem_bin"]) -> ClassificationResults: ...
-@overload
-def read_results(folder: str | Path, target: Literal["memory", "wallclock"]) -> RegressionResults: ...
-@overload
-def read_results(folder: str | Path, target: str) -> ClassificationResults | RegressionResults: ...
 def read_results(folder: str | Path, target: str) -> ClassificationResults | RegressionResults:
     """Read the results of one network, written by `write_results` or by the earlier library.
 
     For mem_bin the files test_idx, y_scores, y_pred, y_onehot, cmx and cmx_norm must be there; for a regressor
     predictions and residuals. The field of any other file is None where the file is absent. Pickles of the earlier
-    library (its false negatives and false positives) are skipped with a warning that names the file; where its
-    ``test_idx`` of a regressor holds memory bins, the actual values are those in ``predictions``.
-
-    Parameters
-    ----------
-    folder : path
-        The folder of the target itself, such as ``results/mem_bin``.
-    target : {"mem_bin", "memory", "wallclock"}
-
-    Raises
-    ------
-    InputError
-        A needed file is missing, or a file is damaged, holds pickled objects, or has the wrong shape; names the file.
+    library (its false negatives and false positives) are skipped with a warning that names the file. An InputError
+    names a needed file that is missing, and a file that is damaged, pickled, or of the wrong shape.
     """
     folder = Path(folder)
     if target == "mem_bin":
@@ -131,14 +117,8 @@ def _if_there(path: Path, read: Callable[[Path], Any]) -> Any:
     return read(path) if path.exists() else None
 
 
-# -- Bytes ----------------------------------------------------------------------------------------------------------
-
-
 def _bytes(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise InputError(f"{path} has {size} bytes; expected at most {MAX_FILE_BYTES}")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; expected a results file there") from error
@@ -154,38 +134,25 @@ def _damaged(path: Path, error: Exception, expected: str) -> InputError:
 # -- Arrays ---------------------------------------------------------------------------------------------------------
 
 
-def _load(path: Path) -> tuple[dict[str, NDArray[Any]], str]:
-    """The arrays of a .npz file by name, or the one of a .npy file under "", and the name of the first pickled one."""
+def _arrays(path: Path, keys: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
+    """The arrays of a .npz file by name, these keys among them, or the one of a .npy file under ""."""
     data = _bytes(path)
-    arrays: dict[str, NDArray[Any]] = {}
-    name = ""
     try:
         # numpy takes any other bytes for a pickle.
         if not data.startswith(b"\x93NUMPY" if path.suffix == ".npy" else b"PK"):
             raise ValueError("its first bytes are those of another format")
         found = np.load(io.BytesIO(data), allow_pickle=False)
         if isinstance(found, np.ndarray):
-            return {"": found}, ""
+            return {"": found}
         unpacked = sum(member.file_size for member in found.zip.infolist())
-        if unpacked > MAX_FILE_BYTES:
-            raise InputError(f"{path} unpacks to {unpacked} bytes; expected at most {MAX_FILE_BYTES}")
-        for name in found.files:
-            arrays[name] = np.asarray(found[name])
-    except InputError:
-        raise
+        if unpacked > MAX_UNPACKED_BYTES:
+            raise ValueError(f"it unpacks to {unpacked} bytes, more than {MAX_UNPACKED_BYTES}")
+        arrays = {name: np.asarray(found[name]) for name in found.files}
     # numpy and zipfile raise errors of many kinds on damaged bytes.
     except Exception as error:
         if "Object arrays cannot be loaded" in str(error):
-            return arrays, name or path.stem
+            raise _PickledError(f"{path} is pickled, and pickles are never read; expected numbers or text") from error
         raise _damaged(path, error, f"a {path.suffix} file") from error
-    return arrays, ""
-
-
-def _arrays(path: Path, keys: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
-    """The arrays of a file by name, with these among them."""
-    arrays, pickled = _load(path)
-    if pickled:
-        raise InputError(f"{path}, {pickled} is a pickled object array, which is never read; expected numbers or text")
     if absent := [key for key in keys if key not in arrays]:
         raise InputError(f"{path} has no {absent[0]!r}; expected {', '.join(keys)}")
     return arrays
@@ -238,7 +205,7 @@ def read_csv(path: Path, columns: tuple[str, ...], dtype: Any = str) -> pd.DataF
         raise InputError(f"{path} is damaged (its last line has no end); expected {expected}")
     try:
         table = pd.read_csv(io.BytesIO(data), dtype=dtype, keep_default_na=False, low_memory=False)
-    except (ValueError, pd.errors.ParserError) as error:
+    except ValueError as error:
         raise _damaged(path, error, expected) from error
     if absent := [column for column in columns if column not in table.columns]:
         raise InputError(f"{path} has no column {absent[0]!r}; expected {expected}")
@@ -301,26 +268,20 @@ def _misclassified_files(fnfp: Misclassified | None) -> dict[str, Any]:
 
 
 def _read_misclassified(folder: Path) -> Misclassified | None:
-    paths = [folder / f"fnfp{part}.npz" for part in ("", "-pred_proba", "-fn_idx", "-fp_idx")]
-    if not any(path.exists() for path in paths):
+    readers = {"fnfp": _confused, "fnfp-pred_proba": _pred_proba, "fnfp-fn_idx": _names, "fnfp-fp_idx": _names}
+    found: dict[str, Any] = {}
+    for name, read in readers.items():
+        path = folder / f"{name}.npz"
+        if path.exists():
+            try:
+                found[name] = read(path)
+            except _PickledError as error:
+                warnings.warn(f"{error}; skipped", stacklevel=2)
+                found[name] = None
+    if not found:
         return None
-    conf_idx, conf_proba = _unless_pickled(paths[0], _confused) or (None, None)
-    tables = (
-        _unless_pickled(paths[1], _pred_proba),
-        _unless_pickled(paths[2], _names),
-        _unless_pickled(paths[3], _names),
-    )
-    return Misclassified(conf_idx, conf_proba, *tables)
-
-
-def _unless_pickled(path: Path, read: Callable[[Path], Any]) -> Any:
-    """The content of a file; None where there is no file or, with a warning that names it, a pickled one."""
-    if not path.exists():
-        return None
-    if pickled := _load(path)[1]:
-        warnings.warn(f"{path}, {pickled} is a pickled object array, which is never read; skipped", stacklevel=2)
-        return None
-    return read(path)
+    conf_idx, conf_proba = found.pop("fnfp", None) or (None, None)
+    return Misclassified(conf_idx, conf_proba, *(found.get(name) for name in list(readers)[1:]))
 
 
 def _confused(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

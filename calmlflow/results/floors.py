@@ -16,22 +16,9 @@ from calmlflow.results.checks import N_BINS, memory_bins, positive_values, wallc
 def classification_floor(features: ArrayLike, y_true: ArrayLike, wallclock_s: ArrayLike) -> dict[str, float]:
     """Best accuracy, and lowest excess cost, of any choice of memory bins that depends on the features only.
 
-    Optimistic: the choice is made with the answers known, so a feature row that only one job has costs nothing.
-
-    Parameters
-    ----------
-    features : array_like, shape (n, 9)
-        Scaled or not.
-    y_true : array_like of int, shape (n,)
-        Needed bins, 0..3.
-    wallclock_s : array_like of float, shape (n,)
-        Actual wallclock, seconds.
-
-    Returns
-    -------
-    dict of str to float
-        accuracy: with the most frequent bin of each distinct feature row. excess_cost: with its cheapest bin; left out
-        where the jobs took no time.
+    accuracy is that of the most frequent bin of each distinct feature row, excess_cost (left out where the jobs took no
+    time) that of its cheapest bin. Optimistic: the choice is made with the answers known, so a feature row that only
+    one job has costs nothing. ``features`` of shape (n, 9) may be scaled or not; ``wallclock_s`` is in seconds.
     """
     y_true = memory_bins(y_true, "y_true")
     wallclock_s = wallclock_seconds(wallclock_s, len(y_true))
@@ -51,22 +38,9 @@ def classification_floor(features: ArrayLike, y_true: ArrayLike, wallclock_s: Ar
 def regression_floor(features: ArrayLike, actual: ArrayLike) -> dict[str, float]:
     """Lowest errors of any prediction that depends on the features only.
 
-    rmse, mae and log_mae are optimistic: they are made with the answers known, so a feature row that only one job has
-    contributes no error. ``rmse_unbiased`` is not: it estimates the score of the best function on new jobs.
-
-    Parameters
-    ----------
-    features : array_like, shape (n, 9)
-        Scaled or not.
-    actual : array_like of float, shape (n,)
-        GB or seconds, above 0.
-
-    Returns
-    -------
-    dict of str to float
-        rmse with the mean of each distinct feature row, mae with its median, log_mae with the median of the logarithms.
-        rmse_unbiased: root of the sample variance within rows, over rows of two jobs and more, weighted by degrees of
-        freedom; left out where there is no such row.
+    rmse is that of the mean of each distinct feature row, mae that of its median, log_mae that of the median of the
+    logarithms: optimistic, as in `classification_floor`. rmse_unbiased estimates the score of the best function on new
+    jobs: the root of the sample variance within rows, left out where no row has two jobs.
     """
     actual = positive_values(actual)
     row, n_rows = _distinct_rows(features, len(actual))

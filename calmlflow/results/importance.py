@@ -29,21 +29,8 @@ def permutation_importance(
 ) -> NDArray[np.float64]:
     """Rise of the error when one feature is shuffled among jobs, shape (9 features, 5 shuffles).
 
-    The error is the log loss (nats) of a classifier, or the root mean squared error (unit of the target) of a
-    regressor.
-
-    Parameters
-    ----------
-    predict : callable
-        Raw features, shape (k, 9) -> probabilities (k, 4) of a classifier, or values (k,) of a regressor.
-    features : array_like, shape (n, 9)
-        Raw, in the order of `FEATURES`. Of more than 20,000 jobs, as many are drawn.
-    actual : array_like, shape (n,)
-        Bins 0..3, GB or seconds.
-    seed : int, default 0
-
-    References
-    ----------
+    The error is the log loss (nats) of a classifier, whose ``predict`` gives probabilities (k, 4) for raw features
+    (k, 9), or the root mean squared error (unit of the target) of a regressor, whose ``predict`` gives values (k,). See
     Fisher, Rudin and Dominici, All models are wrong, but many are useful, JMLR 20 (2019).
     """
     features, actual = np.asarray(features, dtype=float), np.asarray(actual)

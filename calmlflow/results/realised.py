@@ -11,29 +11,16 @@ from calmlflow.hst.ladder import BIN_NAMES, LADDER, allocation_cost
 from calmlflow.results.comparison import TAILS, resampled_sums
 from calmlflow.results.scores import SCORES, Score, Verdict
 
-FEWEST_JOBS = 40
-"""Fewer jobs than this are not judged, as in the gate."""
-
 _PROBABILITIES = [f"prob_{name}" for name in BIN_NAMES]
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Finished jobs with the prediction that each one was given.
+    """Finished jobs with the prediction that each one was given."""
 
-    Attributes
-    ----------
-    judged : DataFrame
-        One row a job: ``mem_bin``, ``wallclock`` and the columns of its prediction.
-    others : dict of str to int
-        Jobs that were answered by another version, by version.
-    left_out : int
-        Jobs that a policy answered, or whose prediction is incomplete.
-    """
-
-    judged: pd.DataFrame
-    others: dict[str, int]
-    left_out: int
+    judged: pd.DataFrame  # one row a job: mem_bin, wallclock and the columns of its prediction
+    others: dict[str, int]  # version -> jobs that it answered, of versions that are not judged
+    left_out: int  # jobs that a policy answered, or whose prediction is incomplete
 
 
 @dataclass(frozen=True)
@@ -54,15 +41,9 @@ class Realised:
 def join_predictions(jobs: pd.DataFrame, predictions: pd.DataFrame, version: str) -> Joined:
     """Join each finished job with the latest prediction before its end.
 
-    Parameters
-    ----------
-    jobs : DataFrame
-        Job records; a job's timestamp is its end.
-    predictions : DataFrame
-        See `calmlflow.jobs.predictions.Recorded`.
-    version : str
-        The version to judge. A job is judged by the answer that it ran with: where that is another version's, or a
-        policy's, an earlier one of this version does not count.
+    A job's timestamp is its end. A job is judged by the answer that it ran with: where that is another version's, or a
+    policy's, an earlier one of the version to judge does not count. For ``predictions`` see
+    `calmlflow.jobs.predictions.Recorded`.
     """
     finished = jobs[["ipst", "timestamp", "mem_bin", "wallclock"]].rename(columns={"timestamp": "finished"})
     paired = finished.merge(predictions, on="ipst")
@@ -78,14 +59,8 @@ def join_predictions(jobs: pd.DataFrame, predictions: pd.DataFrame, version: str
 def realised_scores(judged: pd.DataFrame, held_out: pd.DataFrame, held_out_scores: dict[str, float]) -> list[Realised]:
     """Scores of judged jobs against those of a training; scores that the training does not have are left out.
 
-    Parameters
-    ----------
-    judged : DataFrame of n jobs, at least one
-        See `Joined`.
-    held_out : DataFrame of m jobs
-        ``mem_bin``, ``wallclock`` and perhaps ``bin_pred`` of the training's test jobs.
-    held_out_scores : dict of str to float
-        ``accuracy`` (of the most probable bin, as trainings score it) and ``kill_time_coverage`` on these test jobs.
+    ``judged`` is at least one row of `Joined`; ``held_out`` has ``mem_bin``, ``wallclock`` and perhaps ``bin_pred`` of
+    the training's test jobs; ``held_out_scores`` are ``accuracy`` and ``kill_time_coverage`` on these.
     """
     if held_out.empty:
         return []
@@ -112,12 +87,7 @@ def realised_scores(judged: pd.DataFrame, held_out: pd.DataFrame, held_out_score
 
 
 def _difference_interval(hits: int, n: int, other_hits: int, other_n: int) -> tuple[float, float]:
-    """Newcombe's 95 % interval of a difference of two shares.
-
-    References
-    ----------
-    Newcombe, Interval estimation for the difference between independent proportions, Statistics in Medicine 17 (1998).
-    """
+    """Newcombe's 95 % interval of a difference of two shares, Statistics in Medicine 17 (1998), method 10."""
     share, other_share = hits / n, other_hits / other_n
     one, other = (binomtest(*counts).proportion_ci(method="wilson") for counts in ((hits, n), (other_hits, other_n)))
     low = np.hypot(share - one.low, other.high - other_share)

@@ -23,32 +23,18 @@ LOSS = (
 
 @dataclass(frozen=True, eq=False)
 class RegressionResults:
-    """Results of a regressor on the n jobs of its test split.
+    """Results of a regressor on the n jobs of its test split, in the unit of the target: GB or seconds.
 
-    Values are in the unit of the target: GB for memory, seconds for wallclock. ``test_idx``, ``loss`` and
-    ``history`` are None where an older folder lacks their file.
-
-    Attributes
-    ----------
-    test_idx : Series of float64, length n
-        Actual values, named ``memory`` or ``wallclock``; the index, named ``ipst``, holds the dataset names.
-    predictions : ndarray of float64, shape (n, 2)
-        Predicted, actual.
-    residuals : ndarray of float64, shape (n,)
-        Predicted - actual.
-    loss : dict of str to float
-        train_loss and test_loss are mean squared errors, train_rmse and test_rmse their roots. rmse_pos and l2_pos
-        are the root mean square and the Euclidean norm of the residuals above 0, rmse_neg and l2_neg those of the
-        others, l2_norm that of all; 0 where there is no such residual.
-    history : dict of str to ndarray, one value per epoch
-        loss, rmse, val_loss, val_rmse, in this order.
+    ``test_idx``, ``loss`` and ``history`` are None where an older folder lacks their file.
     """
 
-    test_idx: pd.Series | None
-    predictions: NDArray[np.float64]
-    residuals: NDArray[np.float64]
+    test_idx: pd.Series | None  # actual values, named memory or wallclock; the index, named ipst, holds the names
+    predictions: NDArray[np.float64]  # predicted, actual; shape (n, 2)
+    residuals: NDArray[np.float64]  # predicted - actual, shape (n,)
+    # Losses are mean squared errors. rmse_pos and l2_pos are the root mean square and the Euclidean norm of the
+    # residuals above 0, rmse_neg and l2_neg those of the others, l2_norm that of all.
     loss: dict[str, float] | None
-    history: dict[str, NDArray[np.float64]] | None
+    history: dict[str, NDArray[np.float64]] | None  # one value per epoch; keys as in `REGRESSOR_HISTORY`
 
 
 def regression_results(
@@ -63,15 +49,9 @@ def regression_results(
     predicted : array_like, shape (n,) or (n, 1)
         Rows in the order of ``test_idx``.
     history : mapping of str to array_like, or None
-        loss, rmse, val_loss, val_rmse; one value per epoch in each. Other keys are ignored. None if the training is not
-        known, as is the error on its jobs.
+        loss, rmse, val_loss, val_rmse per epoch; None, as ``train_mse``, if the training is not known.
     train_mse : float, or None
         Mean squared error on the training split.
-
-    Raises
-    ------
-    InputError
-        A series of another name, an empty split, numbers that are not finite, or an incomplete history.
     """
     if test_idx.name not in REGRESSION_TARGETS:
         raise InputError(f"test split is named {test_idx.name!r}; expected {' or '.join(REGRESSION_TARGETS)}")
@@ -93,24 +73,11 @@ def regression_results(
 
 
 def regression_scores(actual: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
-    """Score the predictions of a regressor on a test split.
+    """Score predictions of memory or wallclock; actual values are above 0.
 
-    Parameters
-    ----------
-    actual, predicted : array_like of float, shape (n,)
-        GB or seconds; actual values above 0.
-
-    Returns
-    -------
-    dict of str to float
-        rmse, mae (unit of the target) and r2; log_rmse, log_mae, log_r2, the same of the natural logarithms;
-        ape_mean, ape_median, ape_p95, ape_p99: mean, median and percentiles of abs(predicted - actual) / actual (0.1
-        means 10 %). r2 and log_r2 are left out where all actual values are equal.
-
-    Raises
-    ------
-    InputError
-        Arrays that do not fit one another, values that are not finite, actual values of 0 or less, or no job.
+    rmse, mae (unit of the target) and r2; log_rmse, log_mae, log_r2, the same of the natural logarithms; ape_mean,
+    ape_median, ape_p95, ape_p99 of abs(predicted - actual) / actual (0.1: 10 %). r2 and log_r2 are left out where all
+    actual values are equal.
     """
     actual = positive_values(actual)
     predicted = np.asarray(predicted, dtype=float)

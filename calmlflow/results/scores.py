@@ -25,37 +25,23 @@ FIXED_FACTORS = (3, 6)
 FEWEST_JOBS = 10
 """A score of fewer jobs gets no verdict: resamples of so few hardly differ, so their interval is too narrow."""
 
+FEWEST_JUDGED = 40
+"""Fewer jobs than this are too few to judge a version by."""
+
 Verdict = Literal["better", "worse", "no difference", "too few jobs"]
 
 
 @dataclass(frozen=True)
 class Score:
-    """One score of one target.
+    """One score of one target; values of a score in % are shares: 0.03 is shown as 3 %."""
 
-    Attributes
-    ----------
-    name : str
-        Its name in metrics, tags and files.
-    title : str
-        Its name in reports.
-    unit : {"%", "GB", "s", "nats", "x", ""}
-        Values of a score in % are shares: 0.03 is shown as 3 %.
-    higher_is_better : bool
-    headline : bool
-        The gate compares it with the champion's, and a version carries it as a tag.
-    summary : bool
-        It stands in the first table of a report.
-    relative_margin : bool
-        The gate's margin is a share of the champion's score.
-    """
-
-    name: str
-    title: str
-    unit: str
+    name: str  # in metrics, tags and files
+    title: str  # in reports
+    unit: str  # "%", "GB", "s", "nats", "x" or ""
     higher_is_better: bool = False
-    headline: bool = False
-    summary: bool = False
-    relative_margin: bool = False
+    headline: bool = False  # the gate compares it with the champion's, and a version carries it as a tag
+    summary: bool = False  # it stands in the first table of a report
+    relative_margin: bool = False  # the gate's margin is a share of the champion's score
 
     def text(self, value: float) -> str:
         """A value with its unit: ``95.40%``, ``0.487 GB``, ``3.60 x``."""
@@ -71,7 +57,6 @@ class Score:
         return ("+" if value > 0 else "-" if value < 0 else "") + text
 
     def best(self, values: Iterable[float]) -> float:
-        """The best of some values."""
         return max(values) if self.higher_is_better else min(values)
 
     def verdict(
@@ -81,20 +66,10 @@ class Score:
         jobs: int | None = None,
         margin: float = 0.0,
     ) -> Verdict:
-        """Judge a difference between two values of this score.
+        """Judge a difference (this - other): it counts where its interval leaves out 0 and it exceeds the margin.
 
-        It counts where it exceeds chance (its interval leaves out 0) and exceeds the margin.
-
-        Parameters
-        ----------
-        difference : float
-            This - other, in the unit of the score.
-        interval : tuple of 2 floats, optional
-            Bounds of the difference. Default: chance is not considered.
-        jobs : int, optional
-            Jobs behind the score; fewer than `FEWEST_JOBS` give the verdict "too few jobs".
-        margin : float, default 0
-            Largest difference that does not count.
+        Without an interval chance is not considered. Fewer than `FEWEST_JOBS` jobs behind the score give the verdict
+        "too few jobs".
         """
         if jobs is not None and jobs < FEWEST_JOBS:
             return "too few jobs"

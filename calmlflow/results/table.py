@@ -23,29 +23,18 @@ _NEEDED = (*FEATURES, "wallclock", "memory", "mem_bin")
 def training_table(jobs: pd.DataFrame, predictions: Mapping[str, ArrayLike], split: ArrayLike) -> pd.DataFrame:
     """Add predictions, wallclock statistics and the split to a table of jobs.
 
-    The statistics are of the actual wallclock of the jobs that share a wallclock prediction, to the last digit: predict
-    once per distinct row of features, so that jobs with the same features do.
+    With ``wall_pred`` also wc_mean, wc_std (sample standard deviation, 0 for a job alone) and wc_err (standard error)
+    of the actual wallclock of the jobs that share a wallclock prediction, to the last digit: predict once per distinct
+    row of features, so that jobs with the same features do. Columns of an earlier training are replaced.
 
     Parameters
     ----------
     jobs : DataFrame of n jobs
-        With a column ``wallclock`` (seconds). Columns of an earlier training are replaced.
+        With a column ``wallclock`` (seconds).
     predictions : mapping of str to array_like, shape (n,)
         ``bin_pred`` (memory bins, 0..3), ``mem_pred`` (GB) and ``wall_pred`` (seconds), or some of them.
     split : array_like of str, shape (n,)
         ``train`` or ``test``.
-
-    Returns
-    -------
-    DataFrame
-        A copy with the predictions, then with ``wall_pred`` also wc_mean, wc_std and wc_err, then split, at the end.
-        ``wc_std`` is the sample standard deviation (divisor: jobs - 1), 0 for a job alone in its group, and ``wc_err``
-        is ``wc_std`` over the square root of the number of jobs; all in seconds.
-
-    Raises
-    ------
-    InputError
-        No column ``wallclock``, an unknown prediction, one of another length, or one that is not finite.
     """
     if "wallclock" not in jobs.columns:
         raise InputError("table of jobs has no column 'wallclock'; expected the actual wallclock in seconds")
@@ -71,20 +60,7 @@ def training_table(jobs: pd.DataFrame, predictions: Mapping[str, ArrayLike], spl
 
 
 def read_training_table(path: str | Path) -> pd.DataFrame:
-    """Read ``latest.csv`` as `training_table` or an earlier training left it.
-
-    Returns
-    -------
-    DataFrame
-        The columns of the file. ``ipst`` and ``split`` are text; the nine features, wallclock (seconds), memory (GB),
-        mem_bin, and those of bin_pred, mem_pred and wall_pred that are there, are finite numbers.
-
-    Raises
-    ------
-    InputError
-        The file is missing or damaged, lacks ``ipst``, a feature or a target, or holds something else than a number
-        where one is due; names file and column.
-    """
+    """Read ``latest.csv`` of this or an earlier training; features, targets and predictions are finite numbers."""
     path = Path(path)
     table = read_csv(path, ("ipst", *_NEEDED), {"ipst": str, "split": str})
     for name in (*_NEEDED, *(name for name in PREDICTIONS if name in table)):

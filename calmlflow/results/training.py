@@ -20,26 +20,21 @@ from calmlflow.settings import TARGETS
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Loaded:
-    """Results of one network of one training, loaded from its folder.
-
-    Attributes
-    ----------
-    target : {"mem_bin", "memory", "wallclock"}
-    test_jobs : int
-        Jobs in the test split.
-    source : str
-        Where they were loaded from.
-    jobs : DataFrame or None
-        The training set with predictions (``data/latest.csv``), None where the training left none.
-    """
+    """Results of one network of one training, loaded from its folder."""
 
     target: str
     test_jobs: int
     source: str
     jobs: pd.DataFrame | None
+    """The training set with predictions (``data/latest.csv``); None where the training left none."""
+
+    @property
+    def answers(self) -> BinAnswers | ValueAnswers:
+        """Answers of the network for its test jobs."""
+        raise NotImplementedError
 
     def scores(self) -> dict[str, float]:
-        """Scores on the test jobs."""
+        """Scores on the test jobs, see `calmlflow.results.scores`; costs only where the wallclock is known."""
         raise NotImplementedError
 
     def summary(self) -> str:
@@ -47,6 +42,15 @@ class Loaded:
         table = SCORES[self.target]
         rows = (f"{name:<20}{table[name].text(value):>14}" for name, value in self.scores().items())
         return "\n".join([str(self), *rows])
+
+    def compare(self, other: "Loaded") -> Comparison:
+        """Compare with the same network of another training, on the test jobs of both."""
+        if not isinstance(other, Loaded) or other.target != self.target:
+            raise InputError(
+                f"results of {self.target} cannot be compared with {other!r}; expected another {self.target}"
+            )
+        compare: Any = compare_bins if self.target == "mem_bin" else compare_values
+        return compare(self.answers, other.answers)
 
     def __str__(self) -> str:
         return f"{self.target}: {self.test_jobs:,} test jobs of {self.source}"
@@ -62,11 +66,7 @@ class LoadedClassification(Loaded, ClassificationResults):
 
     @property
     def answers(self) -> BinAnswers:
-        """Answers of the classifier for its test jobs.
-
-        The bins that were decided on and the wallclock come from ``jobs``. Without them the decision is the most
-        probable bin, and the wallclock is unknown.
-        """
+        """Answers for the test jobs; where ``jobs`` lacks them, the decision is the most probable bin."""
         chosen, wallclock_s = self._of_test_jobs("bin_pred"), self._of_test_jobs("wallclock")
         likeliest = self.y_scores.argmax(axis=1)
         return BinAnswers(self.test_idx, self.y_scores, likeliest if chosen is None else chosen, wallclock_s)
@@ -79,7 +79,6 @@ class LoadedClassification(Loaded, ClassificationResults):
         return None if np.any(rows < 0) else self.jobs[column].to_numpy()[rows]
 
     def scores(self) -> dict[str, float]:
-        """Scores on the test jobs, see `classification_scores`; costs only where the wallclock is known."""
         return classification_scores(*self.answers)
 
     def plots(self) -> dict[str, Any]:
@@ -88,12 +87,6 @@ class LoadedClassification(Loaded, ClassificationResults):
 
         return classification_plots(self, self.jobs)
 
-    def compare(self, other: "LoadedClassification") -> Comparison:
-        """Compare with the results of another training, on the test jobs of both; see `compare_bins`."""
-        if not isinstance(other, LoadedClassification):
-            raise InputError(f"results of mem_bin cannot be compared with {other!r}; expected another mem_bin")
-        return compare_bins(self.answers, other.answers)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LoadedRegression(Loaded, RegressionResults):
@@ -101,13 +94,12 @@ class LoadedRegression(Loaded, RegressionResults):
 
     @property
     def answers(self) -> ValueAnswers:
-        """Answers of the regressor for its test jobs; an InputError where an old folder does not name them."""
+        """Answers for the test jobs; an InputError where an old folder does not name them."""
         if self.test_idx is None:
             raise InputError(f"{self.source}: results of {self.target} have no test_idx.csv; expected the jobs' names")
         return ValueAnswers(self.test_idx, self.predictions[:, 0])
 
     def scores(self) -> dict[str, float]:
-        """Scores on the test jobs, see `regression_scores`."""
         return regression_scores(self.predictions[:, 1], self.predictions[:, 0])
 
     def plots(self) -> dict[str, Any]:
@@ -116,33 +108,16 @@ class LoadedRegression(Loaded, RegressionResults):
 
         return regression_plots(self, self.jobs)
 
-    def compare(self, other: "LoadedRegression") -> Comparison:
-        """Compare with the results of another training, on the test jobs of both; see `compare_values`."""
-        if not isinstance(other, LoadedRegression) or other.target != self.target:
-            raise InputError(
-                f"results of {self.target} cannot be compared with {other!r}; expected another {self.target}"
-            )
-        return compare_values(self.answers, other.answers)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TrainingResults:
-    """Results of one training; a field is None where the training has no such network, or left no such file.
-
-    Attributes
-    ----------
-    mem_bin : LoadedClassification or None
-    memory, wallclock : LoadedRegression or None
-    jobs : DataFrame or None
-        The training set with predictions (``data/latest.csv``).
-    source : str
-        Where they were loaded from.
-    """
+    """Results of one training; a field is None where the training has no such network, or left no such file."""
 
     mem_bin: LoadedClassification | None
     memory: LoadedRegression | None
     wallclock: LoadedRegression | None
     jobs: pd.DataFrame | None
+    """The training set with predictions (``data/latest.csv``)."""
     source: str
 
     def by_target(self) -> dict[str, LoadedClassification | LoadedRegression]:
@@ -162,13 +137,7 @@ class TrainingResults:
         return "\n\n".join(results.summary() for results in self.by_target().values())
 
     def compare(self, other: "TrainingResults") -> dict[str, Comparison]:
-        """Target -> comparison, of the targets that both trainings have.
-
-        Raises
-        ------
-        InputError
-            They have no target, or for one of them no test job, in common.
-        """
+        """Target -> comparison, of the targets that both have; an InputError where they have none in common."""
         mine, others = self.by_target(), other.by_target()
         shared = [target for target in mine if target in others]
         if not shared:
@@ -176,7 +145,7 @@ class TrainingResults:
                 f"{self.source} has {', '.join(mine)} and {other.source} has {', '.join(others)}; "
                 "expected a target in common to compare on"
             )
-        return {target: mine[target].compare(others[target]) for target in shared}  # type: ignore[arg-type]
+        return {target: mine[target].compare(others[target]) for target in shared}
 
     def __repr__(self) -> str:
         return f"<training {self.source}: {', '.join(self.by_target())}>"

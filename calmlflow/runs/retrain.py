@@ -19,7 +19,8 @@ from calmlflow.jobs.stores.open import is_database, read_table
 from calmlflow.registry.load import load_results
 from calmlflow.registry.tracking import environment_params, log_new_params, tracked_run
 from calmlflow.registry.versions import State, find_version, read_state
-from calmlflow.results.realised import FEWEST_JOBS, Realised, join_predictions, realised_scores
+from calmlflow.results.realised import Realised, join_predictions, realised_scores
+from calmlflow.results.scores import FEWEST_JUDGED
 from calmlflow.runs.data import MIN_JOBS
 from calmlflow.runs.promote import PromotionRequest, promote_in_run
 from calmlflow.runs.summary import Outcome
@@ -316,7 +317,7 @@ def judge_predictions(new: pd.DataFrame, seen: Seen, recorded: Recorded, limits:
     """
     joined = join_predictions(new, recorded.predictions, str(seen.version))
     scores: dict[str, Realised] = {}
-    if len(joined.judged) >= FEWEST_JOBS and "split" in seen.jobs:
+    if len(joined.judged) >= FEWEST_JUDGED and "split" in seen.jobs:
         held_out = seen.jobs[seen.jobs["split"] == "test"]
         scores = {one.score.name: one for one in realised_scores(joined.judged, held_out, seen.held_out_scores)}
     figures: dict[str, float] = {
@@ -328,7 +329,7 @@ def judge_predictions(new: pd.DataFrame, seen: Seen, recorded: Recorded, limits:
     for name, one in scores.items():
         figures |= {f"realised_{name}": one.found, f"held_out_{name}": one.held_out}
     missing = f"version {seen.version} has no such score of held-out jobs"
-    if len(joined.judged) < FEWEST_JOBS:
+    if len(joined.judged) < FEWEST_JUDGED:
         others = "".join(f", {count:,} by version {name}" for name, count in joined.others.items())
         left_out = f", {joined.left_out:,} by a policy or incomplete" if joined.left_out else ""
         missing = f"{len(joined.judged):,} new jobs with a prediction of version {seen.version}{others}{left_out}"

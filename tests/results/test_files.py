@@ -33,23 +33,22 @@ pytestmark = pytest.mark.filterwarnings("error")
 names_of_any_script = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=12)
 
 
-@settings(deadline=None, max_examples=25)
-@given(
-    st.lists(
-        st.tuples(names_of_any_script, st.integers(0, 3), st.lists(st.floats(-20, 20), min_size=4, max_size=4)),
-        min_size=1,
-        max_size=8,
-    ),
-    st.integers(0, 4),
-)
-def test_what_is_written_of_a_classifier_is_read_again(jobs, epochs):
-    names, true, logits = zip(*jobs, strict=True)
-    powers = np.exp(np.array(logits))
-    results = classifier(list(names), true, powers / powers.sum(axis=1, keepdims=True), epochs)
+def written_and_read(results, target):
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("error")
         write_results(results, folder)
-        same(read_results(folder, "mem_bin"), results)
+        same(read_results(folder, target), results)
+
+
+logits = st.lists(st.floats(-20, 20), min_size=4, max_size=4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(names_of_any_script, st.integers(0, 3), logits), min_size=1, max_size=8), st.integers(0, 4))
+def test_what_is_written_of_a_classifier_is_read_again(jobs, epochs):
+    names, true, found = zip(*jobs, strict=True)
+    powers = np.exp(np.array(found))
+    written_and_read(classifier(list(names), true, powers / powers.sum(axis=1, keepdims=True), epochs), "mem_bin")
 
 
 @settings(deadline=None, max_examples=25)
@@ -60,11 +59,7 @@ def test_what_is_written_of_a_classifier_is_read_again(jobs, epochs):
 )
 def test_what_is_written_of_a_regressor_is_read_again(jobs, target, epochs):
     names, actual, predicted = zip(*jobs, strict=True)
-    results = regressor(list(names), actual, predicted, target, epochs)
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter("error")
-        write_results(results, folder)
-        same(read_results(folder, target), results)
+    written_and_read(regressor(list(names), actual, predicted, target, epochs), target)
 
 
 def test_names_that_look_like_something_else_stay_names(tmp_path):
@@ -152,7 +147,7 @@ def test_an_older_folder_with_some_of_the_fnfp_files_loads(tmp_path, absent):
     write_results(small("mem_bin"), tmp_path)
     (tmp_path / absent).unlink()
     fnfp = read_results(tmp_path, "mem_bin").fnfp
-    assert {name: getattr(fnfp, field) is None for name, field in FNFP.items()} == {n: n == absent for n in FNFP}
+    assert [name for name, field in FNFP.items() if getattr(fnfp, field) is None] == [absent]
 
 
 def test_the_fnfp_files_of_the_earlier_library_are_skipped_with_a_warning(tmp_path):
@@ -161,13 +156,11 @@ def test_the_fnfp_files_of_the_earlier_library_are_skipped_with_a_warning(tmp_pa
     save_objects(tmp_path / "fnfp-fn_idx.npz", "1", Bomb(tmp_path / "bomb"))
     with pytest.warns(UserWarning, match="pickled") as caught:
         results = read_results(tmp_path, "mem_bin")
-    assert [str(warning.message).split(",")[0] for warning in caught] == [
-        str(tmp_path / "fnfp.npz"), str(tmp_path / "fnfp-fn_idx.npz"),
-    ]  # fmt: skip
+    skipped = [str(warning.message).partition(" is pickled")[0] for warning in caught]
+    assert skipped == [str(tmp_path / "fnfp.npz"), str(tmp_path / "fnfp-fn_idx.npz")]
     assert not (tmp_path / "bomb").exists()
-    fnfp = small("mem_bin").fnfp
-    skipped = dataclasses.replace(fnfp, conf_idx=None, conf_proba=None, fn_idx=None)
-    same(results, dataclasses.replace(small("mem_bin"), fnfp=skipped))
+    fnfp = dataclasses.replace(small("mem_bin").fnfp, conf_idx=None, conf_proba=None, fn_idx=None)
+    same(results, dataclasses.replace(small("mem_bin"), fnfp=fnfp))
 
 
 def test_what_else_the_earlier_library_writes_loads(tmp_path):
@@ -236,20 +229,15 @@ def test_changed_bytes_end_in_results_or_in_an_error_that_names_the_file(file, d
         ("mem_bin", "y_scores.npy", np.zeros((3, 3))),
         ("mem_bin", "y_scores.npy", np.full((3, 4), "0.25")),
         ("mem_bin", "y_pred.npy", np.zeros((2, 4))),
-        ("mem_bin", "y_pred.npy", np.full((3, 4), np.nan)),
-        ("mem_bin", "cmx.npy", np.zeros((3, 3))),
+        ("mem_bin", "cmx.npy", np.full((4, 4), np.nan)),
         ("mem_bin", "cmx_norm.npy", np.zeros(16)),
         ("mem_bin", "roc_auc.npy", np.zeros(3)),
         ("memory", "predictions.npy", np.zeros((3, 1))),
-        ("memory", "residuals.npy", np.zeros((3, 1))),
         ("memory", "residuals.npy", np.zeros(4)),
-        ("mem_bin", "acc_loss.npz", {"train_acc": 1, "train_loss": 1, "test_acc": 1}),
         ("mem_bin", "acc_loss.npz", {"train_acc": [1, 2], "train_loss": 1, "test_acc": 1, "test_loss": 1}),
         ("mem_bin", "history.npz", {"loss": [1], "accuracy": [1], "val_loss": [1], "val_accuracy": [1, 2]}),
-        ("memory", "history.npz", {"loss": [1], "accuracy": [1], "val_loss": [1], "val_accuracy": [1]}),
         ("memory", "loss.npz", {"train_loss": 1}),
         ("mem_bin", "fnfp.npz", {"conf_idx": [1, 2], "conf_proba": [0.5]}),
-        ("mem_bin", "fnfp.npz", {"conf_idx": [0.5], "conf_proba": [0.5]}),
         ("mem_bin", "fnfp-fn_idx.npz", {"0": [1, 2]}),
         ("mem_bin", "fnfp-pred_proba.npz", {"index": ["a"], "columns": ["y_true", "y_pred"], "data": [[0, 1]]}),
     ],
@@ -269,11 +257,9 @@ def test_arrays_of_another_kind_are_named(tmp_path, target, name, array):
     [
         ("mem_bin", "test_idx.csv", "name,mem_bin\na,0\nb,1\nc,3\n"),
         ("mem_bin", "test_idx.csv", "ipst,mem_bin\na,0\nb,1\nc,4\n"),
-        ("mem_bin", "test_idx.csv", "ipst,mem_bin\na,0\nb,1\nc\n"),
         ("memory", "test_idx.csv", "ipst,wallclock\na,0\nb,1\nc,3\n"),
         ("memory", "test_idx.csv", "ipst,memory\na,0\nb,1\nc,much\n"),
         ("mem_bin", "y_onehot.csv", "bin_0,bin_1,bin_2,bin_3\n1,0,0,0\n0,1,0,0\n0,0,0,2\n"),
-        ("mem_bin", "y_onehot.csv", "bin_0,bin_1,bin_2\n1,0,0\n0,1,0\n0,0,0\n"),
         ("mem_bin", "report.json", '{"2g": 1}'),
     ],
 )
@@ -284,23 +270,11 @@ def test_tables_and_texts_of_another_kind_are_named(tmp_path, target, name, text
         read_results(tmp_path, target)
 
 
-def test_a_header_that_speaks_of_more_than_the_file_holds_is_named(tmp_path):
-    write_results(small("memory"), tmp_path)
-    path = tmp_path / "residuals.npy"
-    path.write_bytes(path.read_bytes().replace(b"(3,)", b"(3000000000000,)").replace(b" " * 12, b"", 1))
-    with pytest.raises(InputError, match=r"residuals\.npy is damaged"):
-        read_results(tmp_path, "memory")
-
-
-def test_files_and_archives_past_the_limit_are_refused(tmp_path, monkeypatch):
+def test_an_archive_that_unpacks_past_the_limit_is_refused(tmp_path, monkeypatch):
     write_results(small("memory"), tmp_path)
     np.savez_compressed(tmp_path / "history.npz", loss=np.zeros(100_000))
-    assert (tmp_path / "history.npz").stat().st_size < 10_000
-    monkeypatch.setattr(files, "MAX_FILE_BYTES", 10_000)
-    with pytest.raises(InputError, match=r"history\.npz unpacks to 800128 bytes"):
-        read_results(tmp_path, "memory")
-    np.save(tmp_path / "residuals.npy", np.zeros(100_000))
-    with pytest.raises(InputError, match=r"residuals\.npy has 800128 bytes"):
+    monkeypatch.setattr(files, "MAX_UNPACKED_BYTES", 10_000)
+    with pytest.raises(InputError, match=r"history\.npz is damaged \(it unpacks to 800128 bytes"):
         read_results(tmp_path, "memory")
 
 

@@ -12,7 +12,7 @@ from calmlflow.results.classification import ClassificationResults
 from calmlflow.results.files import write_results
 from calmlflow.results.regression import RegressionResults
 from calmlflow.results.training import read_training
-from tests.samples.results_samples import OPTIONAL, classifier, same, small, some_jobs, write_tree
+from tests.samples.results_samples import classifier, same, small, some_jobs, write_tree
 
 TARGETS = ("mem_bin", "memory", "wallclock")
 
@@ -36,12 +36,8 @@ def test_a_folder_gives_what_was_written(tree):
     opened = load(tree)
     for target in TARGETS:
         same(plain(getattr(opened, target)), small(target))
-        assert getattr(opened, target).target == target
     pd.testing.assert_frame_equal(opened.jobs, some_jobs())
     assert opened.jobs is opened.wallclock.jobs
-    assert opened.source == str(tree)
-    assert opened.mem_bin.test_idx["o4qpkupdq"] == 1
-    assert opened.memory.test_idx["ib1f01020"] == 20
 
 
 @pytest.mark.parametrize("part", ["", "results", "results/mem_bin", "results/wallclock/"])
@@ -73,10 +69,8 @@ def test_a_folder_without_results_is_named(tmp_path):
         (lambda text: text[:-20], "damaged"),
         (lambda text: text.replace("total_mb", "size"), "has no column 'total_mb'"),
         (lambda text: text.replace(",300.0,", ",soon,"), "column wallclock"),
-        (lambda text: text.replace(",300.0,", ",,"), "column wallclock"),
         (lambda text: text.replace(",20.0,3,2,", ",20.0,4,2,"), "column mem_bin"),
         (lambda text: text.replace(",20.0,3,2,", ",20.0,3,2.5,"), "column bin_pred"),
-        (lambda text: "", "damaged"),
     ],
 )
 def test_a_damaged_table_of_jobs_is_named(tree, change, says):
@@ -97,15 +91,6 @@ def test_a_table_of_jobs_of_the_earlier_library_opens(tree):
     assert jobs["bin_pred"].tolist() == [0, 1, 2, 0]
     assert jobs["ipst"].tolist()[0] == "j8c601020"
     assert "excess_cost" in load(tree).mem_bin.scores()
-
-
-@pytest.mark.parametrize(("target", "name"), [(target, name) for target in OPTIONAL for name in OPTIONAL[target]])
-def test_an_older_folder_without_an_optional_file_opens(tree, target, name):
-    (tree / "results" / target / name).unlink()
-    opened = load(tree)
-    assert getattr(getattr(opened, target), OPTIONAL[target][name]) is None
-    assert all(f"{each}: 3 test jobs" in opened.summary() for each in TARGETS)
-    assert opened.plots()[target]
 
 
 def test_regressors_that_do_not_name_their_jobs_cannot_be_compared(tree):
@@ -159,9 +144,7 @@ def test_a_summary_tells_the_scores(tree):
 def test_plots_are_figures_and_know_the_jobs(tree):
     figures = load(tree).plots()
     assert set(figures) == {*TARGETS, "data"}
-    for named in figures.values():
-        assert named
-        assert all(type(figure).__name__ == "Figure" and figure.data for figure in named.values())
+    assert all(figure.data for named in figures.values() for figure in named.values())
     (tree / "data" / "latest.csv").unlink()
     assert set(load(tree).plots()) == set(TARGETS)
 
@@ -183,8 +166,6 @@ def test_what_cannot_be_compared_is_said(tree, tmp_path):
     opened = load(tree)
     with pytest.raises(InputError, match="memory cannot be compared with <wallclock: 3 test jobs"):
         opened.memory.compare(opened.wallclock)
-    with pytest.raises(InputError, match="mem_bin cannot be compared with <memory: 3 test jobs"):
-        opened.mem_bin.compare(opened.memory)
     for target in ("mem_bin", "memory"):
         (tree / "results" / target).rename(tmp_path / target)
     with pytest.raises(InputError, match="expected a target in common"):

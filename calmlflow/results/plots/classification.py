@@ -16,22 +16,14 @@ from calmlflow.results.plots.common import Predict, counted, epoch_plots, import
 def classification_plots(
     results: ClassificationResults, jobs: pd.DataFrame | None = None, predict: Predict | None = None
 ) -> dict[str, go.Figure]:
-    """Draw every plot of the classifier that its results allow.
+    """Draw every plot of the classifier that its results allow; one that would be empty is left out.
 
     Parameters
     ----------
-    results : ClassificationResults
     jobs : DataFrame, optional
-        Job records with the features; needed for the importance of features.
+        Job records with the features; needed, with ``predict``, for the importance of features.
     predict : callable, optional
-        Raw features, shape (n, 9) -> probabilities, shape (n, 4); needed for the importance of features.
-
-    Returns
-    -------
-    dict of str to plotly.graph_objects.Figure
-        loss_per_epoch, accuracy_per_epoch, confusion_counts, confusion_shares, roc, precision_recall, calibration,
-        errors_by_instrument, feature_importance. A plot that would be empty (no history; a split of one bin has no
-        roc and no precision_recall) is left out.
+        Raw features, shape (n, 9) -> probabilities, shape (n, 4).
     """
     y_true, chosen = results.test_idx.to_numpy(), results.y_pred.argmax(axis=1)
     return {
@@ -124,14 +116,13 @@ def _calibration(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) 
     gap = np.sum(n * np.abs(true - stated)) / n.sum()
     counts = zip(np.rint(true * n).astype(int), n, strict=True)
     low, high = np.transpose([binomtest(k, m).proportion_ci(method="wilson") for k, m in counts])
-    points = go.Scatter(
-        x=theme.small(stated), y=theme.small(true), mode="markers",
-        marker={"color": theme.BLUE, "opacity": 1, "size": 7 + 3 * np.log10(n), "line": {"width": 0}},
-        error_y={"array": np.maximum(high - true, 0), "arrayminus": np.maximum(true - low, 0), "color": theme.BLUE,
-                 "width": 3},
-        text=[f"probability {s:.1%}, right {t:.1%} of {n_jobs(k)}" for s, t, k in zip(stated, true, n, strict=True)],
-        hoverinfo="text",
+    points = theme.points(
+        stated, true,
+        [f"probability {s:.1%}, right {t:.1%} of {n_jobs(k)}" for s, t, k in zip(stated, true, n, strict=True)],
+        theme.BLUE, size=7 + 3 * np.log10(n), line={"width": 0},
     )  # fmt: skip
+    bars = {"array": np.maximum(high - true, 0), "arrayminus": np.maximum(true - low, 0)}
+    points.error_y = {**bars, "color": theme.BLUE, "width": 3}
     return theme.figure(
         f"Calibration: stated probability and true share differ by {gap:.1%} on average",
         "On the dashed line a probability can be taken at its word; below it the network is too sure of itself."

@@ -60,12 +60,11 @@ def thinned(n: int) -> NDArray[np.int64]:
 
 def ladder_guides(span: tuple[float, float], across: tuple[float, float], vertical: bool = False) -> list[go.Scatter]:
     """Dotted lines at the limits of the memory bins within the span of one axis, as long as that of the other."""
-    ends = across[::-1] if vertical else across
     guides = []
     for rung in LADDER:
         if span[0] < rung.limit_gb < span[1]:
-            flat = [rung.limit_gb, rung.limit_gb]
-            x, y = (flat, ends) if vertical else (ends, flat)
+            limit = [rung.limit_gb, rung.limit_gb]
+            x, y = (limit, across[::-1]) if vertical else (across, limit)
             guides.append(
                 go.Scatter(
                     x=x, y=y, mode="lines+text", line={"color": theme.GREY, "width": 1, "dash": "dot"},
@@ -78,15 +77,15 @@ def ladder_guides(span: tuple[float, float], across: tuple[float, float], vertic
 
 def epoch_plots(history: Mapping[str, NDArray[np.float64]] | None, units: Mapping[str, str]) -> dict[str, go.Figure]:
     """``{key}_per_epoch`` for each key of ``units``, with the validation values beside; empty without a history."""
-    plots = {}
+    plots: dict[str, go.Figure] = {}
+    if history is None:
+        return plots
     for key, unit in units.items():
-        train, validation = (history[name] for name in (key, f"val_{key}")) if history else (np.empty(0), np.empty(0))
-        finite = np.concatenate([train, validation])
-        finite = finite[np.isfinite(finite)]
+        train, validation = history[key], history[f"val_{key}"]
+        finite, best = (values[np.isfinite(values)] for values in (np.concatenate([train, validation]), validation))
         if not len(finite):
             continue
         title = "RMSE" if key == "rmse" else key.capitalize()
-        best = validation[np.isfinite(validation)]
         found = ""
         if len(best):
             value = f"{best.max():.1%}" if key == "accuracy" else f"{rounded(best.min())} {unit}"
@@ -151,15 +150,8 @@ def importance_plot(
 def headline_figures(results: ClassificationResults | RegressionResults) -> dict[str, "Picture"]:
     """The plots that a run shows as pictures, drawn by scikit-learn; needs no browser and no display.
 
-    Parameters
-    ----------
-    results : ClassificationResults or RegressionResults
-
-    Returns
-    -------
-    dict of str to matplotlib.figure.Figure
-        confusion, roc, precision_recall and calibration of the classifier (roc and precision_recall only where some
-        jobs need a bin and some do not); predicted_against_actual of a regressor.
+    confusion, roc, precision_recall and calibration of the classifier (roc and precision_recall only where some jobs
+    need a bin and some do not); predicted_against_actual of a regressor.
     """
     from matplotlib.figure import Figure
     from sklearn import metrics

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from calmlflow.hst.dataset import INSTRUMENTS
 from calmlflow.hst.features import FEATURES
@@ -32,18 +33,7 @@ CATEGORIES = {
 
 
 def data_plots(jobs: pd.DataFrame) -> dict[str, go.Figure]:
-    """Draw the plots of a table of jobs.
-
-    Parameters
-    ----------
-    jobs : DataFrame of n jobs
-        Job records, at least one.
-
-    Returns
-    -------
-    dict of str to plotly.graph_objects.Figure
-        memory_by_instrument, wallclock_by_instrument, features_against_memory, features_against_wallclock.
-    """
+    """Draw memory and wallclock of a table of jobs, by instrument and against the nine features."""
     sample = jobs.sample(frac=1, random_state=0).groupby("mem_bin").head(PER_BIN)
     return {
         **{f"{target}_by_instrument": _by_instrument(jobs, target) for target in UNITS},
@@ -60,11 +50,10 @@ def _by_instrument(jobs: pd.DataFrame, target: str) -> go.Figure:
     ends = (f"{rounded(medians[label])} {unit} ({label})" for label in map(str, (medians.idxmin(), medians.idxmax())))
     said = ", median " + " to ".join(ends) if len(table) > 1 else ""
     span, width = theme.log_span(table.to_numpy(), rows[target]), (-0.6, len(table) - 0.4)
-    greatest = go.Scatter(
-        x=np.arange(len(table)), y=theme.small(rows[target]), name="greatest job", mode="markers", hoverinfo="text",
-        marker={"color": theme.VERMILION, "opacity": 1, "symbol": "x-thin", "size": 11,
-                "line": {"width": 1.5, "color": theme.VERMILION}},
-        text=[theme.plain(f"{name}: {rounded(value)} {unit}") for name, value in rows[["ipst", target]].to_numpy()],
+    greatest = theme.points(
+        np.arange(len(table)), rows[target],
+        (f"{name}: {rounded(value)} {unit}" for name, value in rows[["ipst", target]].to_numpy()),
+        theme.VERMILION, "greatest job", symbol="x-thin", size=11, line={"width": 1.5, "color": theme.VERMILION},
     )  # fmt: skip
     return theme.figure(
         f"{target.capitalize()} of {n_jobs(len(jobs))} by instrument{said}",
@@ -81,16 +70,15 @@ def _features_against(sample: pd.DataFrame, target: str, total: int) -> go.Figur
     groups, y = instruments(pd.Index(sample["ipst"])), sample[target].to_numpy(dtype=float)
     jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(sample))
     looks = {name: (theme.FOUR[n], SYMBOLS[n]) for n, name in enumerate(INSTRUMENTS.values())}
+    grid = make_subplots(rows=3, cols=3, shared_yaxes="all", horizontal_spacing=0.025, vertical_spacing=0.12)
+    axes = grid.layout.to_plotly_json()
+    del axes["template"]
     traces: list[go.Scatter] = []
-    axes: dict[str, Any] = {}
     for number, name in enumerate(FEATURES):
-        (row, column), suffix = divmod(number, 3), str(number + 1) if number else ""
-        axes[f"xaxis{suffix}"] = _feature_axis(name, sample) | {"anchor": f"y{suffix}", "domain": _third(column, 0.025)}
-        title = f"{target}, {UNITS[target]}" if column == 0 else ""
-        axes[f"yaxis{suffix}"] = theme.log_axis(title, theme.log_span(y)) | {
-            "anchor": f"x{suffix}", "domain": _third(2 - row, 0.12), "showticklabels": column == 0,
-            "matches": "y" if number else None,
-        }  # fmt: skip
+        suffix = str(number + 1) if number else ""
+        axes[f"xaxis{suffix}"] |= _feature_axis(name, sample)
+        title = f"{target}, {UNITS[target]}" if number % 3 == 0 else ""
+        axes[f"yaxis{suffix}"] |= theme.log_axis(title, theme.log_span(y))
         values = sample[name].to_numpy(dtype=float)
         x = values + jitter if name in CATEGORIES else np.maximum(values, 1)
         # The most frequent instrument lowest, so that it does not hide the others.
@@ -119,10 +107,3 @@ def _feature_axis(name: str, sample: pd.DataFrame) -> dict[str, Any]:
         return theme.category_axis(CATEGORIES[name], name) | {"range": (-0.5, len(CATEGORIES[name]) - 0.5)}
     title = "total_mb, MB (0 drawn as 1)" if name == "total_mb" else name
     return theme.log_axis(title, theme.log_span(np.maximum(sample[name].to_numpy(dtype=float), 1)))
-
-
-def _third(number: int, gap: float) -> tuple[float, float]:
-    """The part of the figure that one of three panels takes, with gaps between them."""
-    size = (1 - 2 * gap) / 3
-    start = number * (size + gap)
-    return start, min(start + size, 1)

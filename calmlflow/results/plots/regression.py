@@ -29,21 +29,14 @@ DETECTORS = {("ACS", 0): "HRC, SBC", ("ACS", 1): "WFC", ("WFC3", 0): "IR", ("WFC
 def regression_plots(
     results: RegressionResults, jobs: pd.DataFrame | None = None, predict: Predict | None = None
 ) -> dict[str, go.Figure]:
-    """Draw every plot of a regressor that its results allow.
+    """Draw every plot of a regressor that its results allow; one that would be empty is left out.
 
     Parameters
     ----------
-    results : RegressionResults
     jobs : DataFrame, optional
         Job records with the features; needed to tell detectors apart, and for the importance of features.
     predict : callable, optional
         Raw features, shape (n, 9) -> values, shape (n,); needed for the importance of features.
-
-    Returns
-    -------
-    dict of str to plotly.graph_objects.Figure
-        loss_per_epoch, rmse_per_epoch, predicted_against_actual, residuals_by_detector, ratios_by_detector,
-        feature_importance. A plot that would be empty (no history, no names of datasets) is left out.
     """
     target = "target" if results.test_idx is None else str(results.test_idx.name)
     unit = UNITS.get(target, "its unit")
@@ -65,15 +58,10 @@ def _predicted_against_actual(
     residuals = np.abs(predicted - actual)
     worst = np.argsort(-residuals, kind="stable")[:WORST]
     named = np.full(len(actual), "") if names is None else names
-    circles = go.Scatter(
-        x=theme.small(actual[worst]), y=theme.small(predicted[worst]), mode="markers",
-        name=f"the {len(worst)} largest errors",
-        marker={"color": theme.VERMILION, "opacity": 1, "symbol": "circle-open", "size": 7, "line": {"width": 1.5}},
-        text=[
-            theme.plain(f"{named[index]} predicted {rounded(predicted[index])}, actual {rounded(actual[index])} {unit}")
-            for index in worst
-        ],
-        hoverinfo="text",
+    circles = theme.points(
+        actual[worst], predicted[worst],
+        (f"{named[at]} predicted {rounded(predicted[at])}, actual {rounded(actual[at])} {unit}" for at in worst),
+        theme.VERMILION, f"the {len(worst)} largest errors", symbol="circle-open", size=7, line={"width": 1.5},
     )  # fmt: skip
     guides = [*ladder_guides(span, span, vertical=True), *ladder_guides(span, span)] if target == "memory" else []
     return theme.figure(

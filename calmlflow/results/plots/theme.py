@@ -1,7 +1,7 @@
 """Colours, axes and layout of all plots."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,19 @@ def line(x: ArrayLike, y: ArrayLike, color: str = INK, name: str = "", dashed: b
         mode="lines",
         line={"color": color, "dash": "dash" if dashed else "solid", "width": 2},
         hoverinfo="x+y+name" if name else "skip",
+    )
+
+
+def points(x: ArrayLike, y: ArrayLike, texts: Iterable[str], color: str, name: str = "", **marker: Any) -> go.Scatter:
+    """Markers that show their text when pointed at."""
+    return go.Scatter(
+        x=small(x),
+        y=small(y),
+        name=plain(name),
+        mode="markers",
+        text=[plain(text) for text in texts],
+        hoverinfo="text",
+        marker={"color": color, "opacity": 1, **marker},
     )
 
 

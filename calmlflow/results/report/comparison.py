@@ -29,24 +29,14 @@ _LOOKS = {
 
 @dataclass(frozen=True)
 class ComparisonContent:
-    """Content of the page of a comparison.
+    """Content of the page of a comparison; any text is safe."""
 
-    Attributes
-    ----------
-    this, other : str
-        Where the two trainings come from, as the user said it. Any text is safe.
-    run_id, created : str
-    comparisons : mapping of str to Comparison
-        By target (mem_bin, memory, wallclock).
-    only_in : mapping of str to str
-        Target that is not compared -> which of the two alone has it, ``this`` or ``the other``.
-    """
-
-    this: str
+    this: str  # where the trainings come from, as the user said it
     other: str
     run_id: str
     created: str
-    comparisons: Mapping[str, Comparison]
+    comparisons: Mapping[str, Comparison]  # by target
+    # Target that is not compared -> the one that alone has it, "this" or "the other".
     only_in: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -121,14 +111,10 @@ def comparison_figure(comparison: Comparison) -> go.Figure | None:
                 f"{row.score.title}: {row.this} against {row.other}\ndifference {row.difference} ({row.interval})"
                 for row in (rows[place] for place in at)
             ]
-            bars = {"array": (high - middle)[at], "arrayminus": (middle - low)[at], "color": color, "width": 3}
-            traces.append(
-                go.Scatter(
-                    x=theme.small(middle[at]), y=at, name=word, mode="markers", error_x=bars, hoverinfo="text",
-                    marker={"color": color, "opacity": 1, "symbol": symbol, "size": 11},
-                    text=[theme.plain(text) for text in texts],
-                )
-            )  # fmt: skip
+            dots = theme.points(middle[at], at, texts, color, word, symbol=symbol, size=11)
+            bars = {"array": (high - middle)[at], "arrayminus": (middle - low)[at]}
+            dots.error_x = {**bars, "color": color, "width": 3}
+            traces.append(dots)
     least, most = min(low.min(), 0.0), max(high.max(), 0.0)
     air = 0.06 * (most - least) or 0.01
     return theme.figure(

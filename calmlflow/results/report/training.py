@@ -28,37 +28,18 @@ WORST = 50
 
 @dataclass(frozen=True, eq=False)
 class ReportContent:
-    """Content of a report. Everything from ``champion_name`` on may be missing.
-
-    Attributes
-    ----------
-    title, run_id, created, source : str
-        ``source`` is where the jobs came from. Any text is safe.
-    scores : mapping of str to mapping of str to mapping of str to float
-        Target (mem_bin, memory, wallclock) -> whose they are -> scores on the test jobs: ``test`` of the network,
-        ``floor``, ``forest`` (a random forest) and ``champion``. Any may be missing.
-    champion_name : str
-        Such as ``version 3``.
-    figures : mapping of str to mapping of str to plotly.graph_objects.Figure
-        By section (mem_bin, memory, wallclock, jobs) and name, such as `classification_plots` gives them.
-    jobs : DataFrame, optional
-        Job records with features, targets, predictions and ``split`` (``data/latest.csv``).
-    quarantine : mapping of str to int
-        Reason -> records left out for it.
-    sizes : mapping of str to int
-        Counts such as n_jobs, n_distinct_rows, n_quarantined.
-    """
+    """Content of a report; any text is safe."""
 
     title: str
     run_id: str
     created: str
-    source: str
+    source: str  # where the jobs came from
     scores: Scores
     champion_name: str = "champion"
-    figures: Mapping[str, Mapping[str, go.Figure]] = field(default_factory=dict)
-    jobs: pd.DataFrame | None = None
-    quarantine: Mapping[str, int] = field(default_factory=dict)
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    figures: Mapping[str, Mapping[str, go.Figure]] = field(default_factory=dict)  # by section (target, jobs) and name
+    jobs: pd.DataFrame | None = None  # job records with predictions and ``split``
+    quarantine: Mapping[str, int] = field(default_factory=dict)  # reason -> records left out for it
+    sizes: Mapping[str, int] = field(default_factory=dict)  # counts such as n_jobs
 
 
 @dataclass(frozen=True)
@@ -73,7 +54,7 @@ class Table:
 
 
 def report_html(content: ReportContent) -> str:
-    """The report as one HTML page that loads nothing from anywhere, about 5.5 MB (plotly.js is 4.8 of them)."""
+    """The report as one HTML page of about 5.5 MB that loads nothing from anywhere."""
     # Of a target that was not trained the champion may have scores; they say nothing about this run.
     scores = {target: content.scores[target] for target in TITLES if "test" in content.scores.get(target, {})}
     known = {whose for found in scores.values() for whose in found}
@@ -138,11 +119,7 @@ def verdict(scores: Scores, champion_name: str) -> str:
 
 
 def worst_jobs(jobs: pd.DataFrame) -> list[Table]:
-    """The fifty test jobs on which each network did worst, with their features.
-
-    By excess cost (only jobs that cost more than they had to), by error of memory, by error of wallclock; no table for
-    a prediction that ``jobs`` lacks.
-    """
+    """The fifty test jobs with the largest excess cost, error of memory and error of wallclock, with their features."""
     test = jobs[jobs["split"] == "test"] if "split" in jobs else jobs
     tables = []
     if "bin_pred" in test:
@@ -151,8 +128,8 @@ def worst_jobs(jobs: pd.DataFrame) -> list[Table]:
         table = test.assign(lost=lost)[lost > 0].nlargest(WORST, "lost")
         names = np.array(BIN_NAMES)
         found = {
-            "needed": names[table["mem_bin"].to_numpy(dtype=int)],
-            "predicted": names[table["bin_pred"].to_numpy(dtype=int)],
+            "needed": names[table["mem_bin"].astype(int)],
+            "predicted": names[table["bin_pred"].astype(int)],
             "excess cost": [f"${value:.4f}" for value in table["lost"]],
             "wallclock, s": map(rounded, table["wallclock"]),
         }
