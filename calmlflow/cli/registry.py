@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from multiprocessing import get_context
 from typing import Annotated
 
 import typer
@@ -55,10 +56,19 @@ def promote(
     The version that was there is archived, and aliases follow. Exit status 1 if a check fails, or if somebody else
     moves a version at the same time; then the stages are as they were.
     """
-    from calmlflow.runs.promote import PromotionRequest, parse_version, promote_in_run
+    # TensorFlow takes as long to import as all else of a promotion: a second process begins with it at once.
+    with get_context("spawn").Pool(1, _import_keras) as beside:
+        from calmlflow.runs.promote import PromotionRequest, parse_version, promote_in_run
 
-    jobs = None if data == "held-out" else data
-    say(promote_in_run(PromotionRequest(stage, parse_version(version), model, jobs, gate, force, reason)))
+        jobs = None if data == "held-out" else data
+        request = PromotionRequest(stage, parse_version(version), model, jobs, gate, force, reason)
+        say(promote_in_run(request, beside=beside))
+
+
+def _import_keras() -> None:
+    # A pool would start a process whose beginning fails again and again; the check itself says what is wrong.
+    with suppress(Exception):
+        import calmlflow.networks.keras_file  # noqa: F401
 
 
 def rollback(

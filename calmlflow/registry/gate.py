@@ -6,9 +6,9 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +70,7 @@ def judge(
     limits: Limits,
     data: str | None,
     on_step: Callable[[int, str], None],
+    beside: Pool | None = None,
 ) -> Verdict:
     """Make every check; a check that cannot be made is one that failed.
 
@@ -82,6 +83,8 @@ def judge(
         Jobs to judge by that are newer than those of both trainings. Default: the challenger's held-out jobs.
     on_step : callable
         Told the number of steps done, of `STEPS`, and what comes next.
+    beside : Pool, optional
+        Processes to compare ONNX with Keras in. Default: this one, which imports TensorFlow where it has not.
 
     Raises
     ------
@@ -100,9 +103,9 @@ def judge(
         features = _features_of(jobs.scored)
         networks = read_manifest(files.bundle)["networks"]
         on_step(2, "scoring, serving, comparing ONNX with Keras")
-        # Two cores: TensorFlow takes as long to import as all else together.
-        with ProcessPoolExecutor(1, get_context("spawn")) as beside, ThreadPoolExecutor(1) as served:
-            onnx = beside.submit(check_onnx, files.bundle, networks, features)
+        with ThreadPoolExecutor(1) as served:
+            of_onnx = (files.bundle, networks, features)
+            onnx = beside.apply_async(check_onnx, of_onnx) if beside else None
             serving = served.submit(
                 guarded, "serving", "works", lambda: check_serving(files.model, files.bundle, networks)
             )
@@ -115,7 +118,7 @@ def judge(
                 compared, found = _against(champion, Path(temporary) / "champion", among, this, limits)
                 metrics |= found
             on_step(4, "waiting for the answers of MLflow and Keras")
-            checks += [*onnx.result(), serving.result(), *scored, *compared]
+            checks += [*(onnx.get() if onnx else check_onnx(*of_onnx)), serving.result(), *scored, *compared]
     return Verdict(tuple(checks), metrics)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
+from multiprocessing.pool import Pool
 
 import mlflow
 
@@ -52,8 +53,16 @@ def parse_version(text: str) -> int | None:
     return None if text == "auto" else int(text)
 
 
-def promote_in_run(request: PromotionRequest, nested: bool = False) -> str:
+def promote_in_run(request: PromotionRequest, nested: bool = False, beside: Pool | None = None) -> str:
     """Judge a version and move it to a stage; the run keeps every figure of the gate.
+
+    Parameters
+    ----------
+    request : PromotionRequest
+    nested : bool, default False
+        In a child of the active run.
+    beside : Pool, optional
+        See `calmlflow.registry.gate.judge`.
 
     Returns
     -------
@@ -82,7 +91,7 @@ def promote_in_run(request: PromotionRequest, nested: bool = False) -> str:
             return "; ".join(repair(model)) or f"{challenger} is in {stage} already"
         verdict = Verdict()
         if stage != "Archived":
-            verdict = _judged(state, challenger, stage, limits, request.data)
+            verdict = _judged(state, challenger, stage, limits, request.data, beside)
             if verdict.failed and not request.force:
                 write_refusal(challenger, stage, verdict.checks, run.info.run_id)
                 raise CalmlflowError(_refusal(challenger, stage, verdict, run.info.run_id))
@@ -99,12 +108,14 @@ def roll_back_to(to: int | None, reason: str, model: str = settings.BUNDLE_MODEL
     return f"{model} version {event.version} is back in Production, version {event.before} is archived"
 
 
-def _judged(state: State, challenger: Version, stage: str, limits: Limits, data: str | None) -> Verdict:
+def _judged(
+    state: State, challenger: Version, stage: str, limits: Limits, data: str | None, beside: Pool | None
+) -> Verdict:
     """The verdict, logged in the active run."""
     holder = state.held_by("Production") if stage == "Production" else None
     champion = state.versions[holder] if holder is not None else None
     with progress(f"judging version {challenger.number}", "steps", STEPS) as update:
-        verdict = judge(challenger, champion, limits, data, lambda done, note: update(done, note=note))
+        verdict = judge(challenger, champion, limits, data, lambda done, note: update(done, note=note), beside)
     mlflow.log_metrics({name.replace("/", "_"): value for name, value in verdict.metrics.items()})
     mlflow.log_metrics({"checks": len(verdict.checks), "checks_failed": len(verdict.failed)})
     mlflow.log_text(json.dumps([check._asdict() for check in verdict.checks], indent=2), "gate.json")

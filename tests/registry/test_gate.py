@@ -1,7 +1,6 @@
 """The gate against the real server: every check fails alone, a refusal changes no stage, force is seen."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -66,7 +65,6 @@ def verdict(model, number=1, champion=None, limits="default", data=None):
 @pytest.fixture
 def quick(monkeypatch) -> None:
     """Leave out the two checks that take seconds, where a test is not about them."""
-    monkeypatch.setattr(gate, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
     monkeypatch.setattr(
         gate,
         "check_onnx",
