@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -183,12 +183,13 @@ def test_the_image_takes_what_is_baked_and_no_training_library(baked):
 # -- As Lambda calls it ---------------------------------------------------------------------------------------------
 
 
-def install(python: str, target: Path, image: Path) -> None:
+def install(target: Path, image: Path) -> None:
     """What the Dockerfile does: packages and code into one folder."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--only-binary", ":all:", "--compile-bytecode"),
-            *("--python", python, "--target", str(target), "-r", str(image / "requirements.txt"), RUNTIME_CLIENT),
+            *("--python", sys.executable, "--target", str(target)),
+            *("-r", str(image / "requirements.txt"), RUNTIME_CLIENT),
         ],
         capture_output=True,
         text=True,
@@ -197,32 +198,23 @@ def install(python: str, target: Path, image: Path) -> None:
     shutil.copytree(image / "calmlflow", target / "calmlflow")
 
 
-class RuntimeApi:
-    """Lambda's Runtime API: hands out events one by one, and collects what comes back."""
-
-    def __init__(self, events: list[object]):
-        self.waiting = list(enumerate(events))
-        self.answers: dict[int, tuple[str, object]] = {}
-        self.done = threading.Event()
-        self.wanted = len(events)
-
-
 @contextmanager
-def runtime_api(events: list[object]) -> Iterator[tuple[RuntimeApi, str]]:
-    api = RuntimeApi(events)
-    over = threading.Event()
+def runtime_api(events: list[object]) -> Iterator[tuple[str, Callable[[], dict[int, tuple[str, dict]]]]]:
+    """Lambda's Runtime API; gives its address, and a function that waits for what comes back to each event."""
+    waiting, answers = list(enumerate(events)), {}
+    done, over = threading.Event(), threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
             assert self.path == "/2018-06-01/runtime/invocation/next"
-            if not api.waiting:
+            if not waiting:
                 # As Lambda does between calls: no answer, until the instance is ended.
                 over.wait()
                 self.close_connection = True
                 return
-            number, event = api.waiting.pop(0)
+            number, event = waiting.pop(0)
             body = event if isinstance(event, bytes) else json.dumps(event).encode()
             self.send_response(200)
             self.send_header("Lambda-Runtime-Aws-Request-Id", str(number))
@@ -234,15 +226,11 @@ def runtime_api(events: list[object]) -> Iterator[tuple[RuntimeApi, str]]:
             self.wfile.write(body)
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             *_, number, kind = self.path.split("/")
-            if number == "init":
-                api.answers[-1] = ("init error", body)
-                api.done.set()
-            else:
-                api.answers[int(number)] = (kind, body)
-            if len(api.answers) == api.wanted:
-                api.done.set()
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            answers[-1 if number == "init" else int(number)] = kind, body
+            if number == "init" or len(answers) == len(events):
+                done.set()
             self.send_response(202)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -250,54 +238,45 @@ def runtime_api(events: list[object]) -> Iterator[tuple[RuntimeApi, str]]:
         def log_message(self, *words: object) -> None:
             pass
 
+    def collect() -> dict[int, tuple[str, dict]]:
+        assert done.wait(60), answers
+        return answers
+
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
-            yield api, f"127.0.0.1:{server.server_port}"
+            yield f"127.0.0.1:{server.server_port}", collect
         finally:
             over.set()
             server.shutdown()
             thread.join()
 
 
-def call(python: str, task: Path, events: list[object], log: Path, **environment: str) -> dict[int, tuple[str, object]]:
+def call(task: Path, events: list[object], log: Path, **environment: str) -> dict[int, tuple[str, dict]]:
     """Run AWS's client from the task folder alone, and hand it the events; gives what it answers to each."""
-    with runtime_api(events) as (api, address), log.open("w") as stderr:
-        # -S: no packages but those of the task folder.
-        own = {"AWS_LAMBDA_RUNTIME_API": address, "AWS_LAMBDA_FUNCTION_NAME": "f", "LAMBDA_TASK_ROOT": str(task)}
+    with runtime_api(events) as (address, collect), log.open("w") as stderr:
+        environment |= {"AWS_LAMBDA_RUNTIME_API": address, "AWS_LAMBDA_FUNCTION_NAME": "f"}
         environment |= {"PYTHONPATH": str(task), "PYTHONDONTWRITEBYTECODE": "1", "NO_PROXY": "127.0.0.1"}
         # -S: no packages but those of the task folder.
         process = subprocess.Popen(
-            [python, "-S", "-s", "-m", "awslambdaric", "calmlflow.predictor.aws_lambda.handler"],
-            env=clean(**environment, **own),
+            [sys.executable, "-S", "-s", "-m", "awslambdaric", "calmlflow.predictor.aws_lambda.handler"],
+            env=clean(**environment, LAMBDA_TASK_ROOT=str(task)),
             cwd=task,
             stdout=stderr,
             stderr=stderr,
         )
         try:
-            assert api.done.wait(60), log.read_text()
+            return collect()
         finally:
             process.terminate()
             process.wait()
-    return api.answers
-
-
-def interpreters() -> list[str]:
-    """The Python of this environment and, where there is one, that of the image."""
-    candidates = [shutil.which("python3.12"), *Path.home().glob(".pyenv/versions/3.12.*/bin/python")]
-    works = [
-        str(found) for found in candidates
-        if found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0
-    ]  # fmt: skip
-    return [sys.executable, *works[:1]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("python", interpreters(), ids=["this Python", "the image's"][: len(interpreters())])
-def test_the_image_answers_as_lambda_calls_it(python, baked, bundle, s3, tracking, tmp_path, monkeypatch):
+def test_the_image_answers_as_lambda_calls_it(baked, s3, tracking, tmp_path, monkeypatch, ports):
     task = tmp_path / "task"
-    install(python, task, baked)
+    install(task, baked)
     s3.put_object(Bucket=BUCKET, Key=KEY, Body="\n".join(f"{key}={value}" for key, value in CONTROL.items()).encode())
     events: list[object] = [
         {"Bucket": BUCKET, "Key": KEY, "Ipppssoot": JOB},
@@ -315,7 +294,7 @@ def test_the_image_answers_as_lambda_calls_it(python, baked, bundle, s3, trackin
         "CALMLFLOW_CACHE": str(cache),
         "CALMLFLOW_EMIT": f"s3://{BUCKET}/{kept}",
     }
-    answers = call(python, task, events, log, **own)
+    answers = call(task, events, log, **own)
     assert {kind for kind, _ in answers.values()} == {"response"}, answers
     first, bad, told, gone, odd, last = (answers[number][1] for number in range(6))
 
@@ -341,20 +320,14 @@ def test_the_image_answers_as_lambda_calls_it(python, baked, bundle, s3, trackin
     assert sorted(each["Key"].split("/")[1] for each in objects) == ["acs_8ph_01", JOB, JOB, JOB]
     assert not cache.exists()
 
-
-@pytest.mark.slow
-def test_what_lambda_should_try_again_is_an_error_without_data(baked, tmp_path, ports):
-    task = tmp_path / "task"
-    install(sys.executable, task, baked)
-    nobody = f"http://127.0.0.1:{ports[0]}"
-    own = {"CALMLFLOW_BUNDLE": str(baked / "bundle"), "AWS_ENDPOINT_URL": nobody, "AWS_MAX_ATTEMPTS": "1"}
+    # What Lambda should try again is an error, without data.
+    own |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[0]}", "AWS_MAX_ATTEMPTS": "1"}
     own |= {"AWS_ACCESS_KEY_ID": "AKIAHIDDENHIDDEN1234", "AWS_SECRET_ACCESS_KEY": "hidden"}
-    event = {"Bucket": BUCKET, "Key": KEY, "Ipppssoot": JOB}
-    answers = call(sys.executable, task, [event], tmp_path / "log", **own)
-    kind, error = answers[0]
+    own |= {"AWS_ENDPOINT_URL_S3": own["AWS_ENDPOINT_URL"], "CALMLFLOW_EMIT": ""}
+    kind, error = call(task, events[:1], log, **own)[0]
     assert (kind, error["errorType"]) == ("error", "CalmlflowError")
     assert "cannot be read (EndpointConnectionError)" in error["errorMessage"]
-    told = json.dumps(error) + (tmp_path / "log").read_text()
+    told = json.dumps(error) + log.read_text()
     assert "hidden" not in told
     assert "AKIAHIDDEN" not in told
 

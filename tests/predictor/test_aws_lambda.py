@@ -4,18 +4,15 @@ import json
 import logging
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
 
 import calmlflow.storage.s3
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor import Predictor, aws_lambda
 from calmlflow.predictor.answers import fallback_policy, mosaic_policy
-from calmlflow.predictor.registry_client import RegistryUnavailableError
-from tests.samples.event_samples import BUCKET, EVENTS, FOLDER, JOB, KEY, eventbridge, s3_record
+from tests.samples.event_samples import BUCKET, EXTREMES, FOLDER, JOB, KEY, s3_record
 from tests.samples.predictor_samples import (
     ALIASES,
     CONTROL,
@@ -108,8 +105,6 @@ def test_a_mosaic_needs_neither_registry_nor_s3(name, no_s3, monkeypatch, ports,
     [
         (None, "the event is a NoneType"),
         ({"Ipppssoot": JOB}, "the event has no Bucket"),
-        ({**EVENT, "Key": "control/jabc07010/file"}, "is not that of a file of jabc07020"),
-        ({**EVENT, "Ipppssoot": "../../etc"}, "is no dataset name"),
         ({"Records": 5}, "Records are no list"),
     ],
 )
@@ -120,23 +115,7 @@ def test_an_event_that_cannot_be_answered_is_told_why(event, words):
     assert words in answer["errorMessage"]
 
 
-def test_a_control_file_that_is_not_there_or_is_none_is_told(control_file, s3):
-    gone = aws_lambda.handler({"Bucket": BUCKET, "Ipppssoot": "jzzz88010"})
-    assert "control/jzzz88010/jzzz88010_MemModelFeatures.txt cannot be read (NoSuchKey)" in gone["errorMessage"]
-    s3.put_object(Bucket=BUCKET, Key=f"{FOLDER}empty", Body=b"")
-    empty = aws_lambda.handler({**EVENT, "Key": f"{FOLDER}empty"})
-    assert empty == {"errorType": "InputError", "errorMessage": empty["errorMessage"]}
-    assert "jabc07020: n_files is missing" in empty["errorMessage"]
-
-
 # -- What is not the event's fault ----------------------------------------------------------------------------------
-
-
-def test_a_registry_out_of_reach_is_raised(monkeypatch, ports, tmp_path):
-    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"http://127.0.0.1:{ports[0]}")
-    monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path))
-    with pytest.raises(RegistryUnavailableError):
-        aws_lambda.handler(EVENT)
 
 
 def test_the_policy_answers_without_a_bundle_where_it_is_wanted(s3, monkeypatch, ports, tmp_path):
@@ -161,20 +140,9 @@ def test_a_wrong_setting_is_not_the_events_fault(registry, no_s3, monkeypatch, n
     assert not isinstance(caught.value, InputError)
 
 
-@contextmanager
-def broken(monkeypatch, **error):
-    """A bug, which only a changed module can show."""
-
-    def read(*words):
-        raise error["of"]
-
-    with monkeypatch.context() as patched:
-        patched.setattr(aws_lambda, "read_control_object", read)
-        yield
-
-
 def test_of_a_bug_the_place_is_told_and_nothing_of_the_data(registry, monkeypatch, caplog):
-    with broken(monkeypatch, of=ValueError("secret data")), pytest.raises(CalmlflowError) as caught:
+    monkeypatch.setattr(aws_lambda, "read_control_object", lambda *words: int("secret data"))
+    with pytest.raises(CalmlflowError) as caught:
         aws_lambda.handler(EVENT)
     assert "internal error (ValueError at test_aws_lambda.py:" in str(caught.value)
     assert type(caught.value) is CalmlflowError
@@ -204,26 +172,12 @@ def test_a_notification_is_answered_record_by_record(control_file):
     assert answers[4] == predictor.predict(JOB, {"n_files": 900, "total_mb": 90000})
 
 
-def test_eventbridge_and_s3s_test_are_answered(control_file):
-    (answer,) = aws_lambda.handler(eventbridge())["answers"]
-    assert answer == {"dataset": JOB, **Predictor().predict(JOB, CONTROL)}
-    assert aws_lambda.handler({"Event": "s3:TestEvent", "Bucket": BUCKET}) == {"answers": []}
-
-
 def test_a_fault_costs_no_other_records_answer(registry, no_s3, caplog):
     answers = aws_lambda.handler({"Records": [s3_record(), s3_record("control/acs_8ph_01/file")]})["answers"]
     assert answers[0]["errorType"] == "CalmlflowError"
     assert "EndpointConnectionError" in answers[0]["errorMessage"]
     assert answers[1] == {"dataset": "acs_8ph_01", **mosaic_policy()}
     assert "was not answered: s3://calcloud-processing/control/jabc07020" in caplog.text
-
-
-def test_a_bug_costs_no_other_records_answer(registry, monkeypatch):
-    with broken(monkeypatch, of=KeyError("secret data")):
-        answers = aws_lambda.handler({"Records": [s3_record(), s3_record("control/acs_8ph_01/file")]})["answers"]
-    assert "internal error (KeyError" in answers[0]["errorMessage"]
-    assert "secret" not in json.dumps(answers)
-    assert answers[1]["memBin"] == 1
 
 
 @pytest.mark.parametrize("records", [[s3_record()], [s3_record(), s3_record("outputs/file")]])
@@ -256,12 +210,6 @@ def test_a_wrong_place_for_predictions_costs_no_answer(registry, monkeypatch, ca
     assert "hidden" not in caplog.text
 
 
-def test_a_store_that_fails_later_costs_no_answer(no_s3, monkeypatch, caplog):
-    monkeypatch.setenv("CALMLFLOW_EMIT", "s3://some-bucket/kept")
-    assert aws_lambda.handler(MOSAIC) == mosaic_policy()
-    assert caplog.text.count("was not kept") == 1
-
-
 def test_a_warm_call_loads_nothing_heavy_and_boto3_only_to_read_s3(tmp_path):
     write_bundle(tmp_path / "bundle")
     (tmp_path / "bundle" / "version.json").write_text('{"version": "3"}')
@@ -285,34 +233,7 @@ print(*sorted(heavy & set(sys.modules)))
 # -- Anything else --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def baked(no_s3, monkeypatch, tmp_path):
-    """A bundle of the image's own, and no store to be reached: what is answered is mosaics and reasons."""
-    folder = write_bundle(tmp_path / "baked")
-    (folder / "version.json").write_text(json.dumps({"version": "3"}))
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("CALMLFLOW_BUNDLE", str(folder))
-    monkeypatch.setenv("CALMLFLOW_HOME", str(tmp_path))
-
-
-def test_any_event_is_answered_with_json_or_the_documented_error(baked):
-    told = set()
-
-    @settings(max_examples=30)
-    @given(EVENTS)
-    def check(event):
-        try:
-            answer = aws_lambda.handler(event)
-        except CalmlflowError as error:
-            # Of a job that is right nothing can be read here.
-            assert "cannot be read (EndpointConnectionError)" in str(error)
-            told.add("raised")
-            return
-        json.loads(json.dumps(answer, allow_nan=False))
-        for one in answer.get("answers", [answer]):
-            told.add(one.get("errorType", "answer"))
-            assert len(one.get("errorMessage", "")) < 900
-
-    check()
-    assert {"InputError", "raised"} <= told
+@pytest.mark.parametrize("event", EXTREMES.values(), ids=EXTREMES)
+def test_an_extreme_event_is_answered_with_json(event):
+    answer = json.loads(json.dumps(aws_lambda.handler(event), allow_nan=False))
+    assert {one["errorType"] for one in answer.get("answers", [answer])} == {"InputError"}

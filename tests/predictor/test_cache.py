@@ -52,14 +52,6 @@ def test_a_version_is_fetched_once_and_answers_from_disk_after(server, published
     assert kept(cache) == [VERSION.folder]
 
 
-def test_only_what_the_manifest_lists_is_fetched(server, published):
-    (published / "calmlflow.py").write_text("not listed")
-    Cache(server.uri).load(VERSION)
-    paths = {query["path"][0] for path, query in server.queries if path == FILES}
-    listed = json.loads((published / "bundle.json").read_text())["sha256"]
-    assert paths == {f"artifacts/bundle/{name}" for name in ("bundle.json", *listed)}
-
-
 @pytest.mark.parametrize("file", ["bundle.json", "mem_reg/mem_reg.onnx"])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
 def test_a_damaged_copy_is_fetched_again(server, file, damage):
@@ -87,6 +79,7 @@ def break_file(published, damage: str):
             return status, content
         return {
             "cut": (200, content[:-9]),
+            "broken off": (200, content[:-9], 9),
             "flipped": (200, content[:-1] + bytes([content[-1] ^ 1])),
             "empty": (200, b""),
             "another": (200, b"<html>"),
@@ -99,39 +92,19 @@ def break_file(published, damage: str):
     return answer
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "another", "gone", "failing", "moved", "late"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "broken off", "flipped", "empty", "another", "gone", "failing", "moved", "late"]
+)
 def test_a_download_that_is_not_whole_is_refused_and_leaves_nothing(server, published, monkeypatch, damage):
     monkeypatch.setenv("CALMLFLOW_TIMEOUT", "0.3")
     server.answers[FILES] = break_file(published, damage)
     cache = Cache(server.uri)
-    with pytest.raises(CalmlflowError):
+    with pytest.raises(CalmlflowError, match="IncompleteRead" if damage == "broken off" else "version 3|no answer"):
         cache.load(VERSION)
     assert kept(cache) == []
     monkeypatch.setenv("CALMLFLOW_TIMEOUT", "5")
     server.answers[FILES] = files_of(published)
     assert wallclock(cache.load(VERSION)) > 0
-
-
-def test_a_connection_that_is_cut_is_told(server, published):
-    # The server promises more than it sends.
-    from http.server import BaseHTTPRequestHandler, HTTPServer
-
-    class Cutting(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.send_header("Content-Length", "5000")
-            self.end_headers()
-            self.wfile.write(b'{"format": 1}')
-
-        def log_message(self, *words):
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Cutting) as cutting:
-        thread = threading.Thread(target=cutting.handle_request)
-        thread.start()
-        with pytest.raises(RegistryUnavailableError, match="IncompleteRead"):
-            Cache(f"http://127.0.0.1:{cutting.server_port}").load(VERSION)
-        thread.join()
 
 
 def test_a_file_without_end_is_not_read_to_its_end(server, published, monkeypatch):
@@ -147,12 +120,6 @@ def test_a_bundle_that_lacks_a_network_is_refused(server, published):
     with pytest.raises(InputError, match=r"version 3: mem_reg/mem_reg\.onnx is not listed"):
         cache.load(VERSION)
     assert kept(cache) == []
-
-
-def test_a_version_that_is_not_there_is_told(server):
-    server.answers[FILES] = 404, b""
-    with pytest.raises(RegistryUnavailableError, match="version 3 of calcloud-predictor cannot be downloaded"):
-        Cache(server.uri).load(VERSION)
 
 
 def test_a_store_that_the_server_does_not_enter_is_entered_with_mlflow(server, published, monkeypatch):

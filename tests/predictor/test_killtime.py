@@ -79,15 +79,6 @@ def test_groups_are_equal_and_have_room_for_several_jobs_above_the_promise(jobs,
     assert groups == 1 or min(found.jobs) * (1 - coverage) >= 4.99
 
 
-def test_groups_differ_where_jobs_do():
-    predicted = np.arange(1.0, 2_001)
-    actual = predicted * np.where(predicted <= 1_000, 3.0, 1.5)
-    found = fit_kill_time(predicted, actual, np.arange(2_000), 0.99)
-    # Every job in a row of its own, which says nothing of the others: the ratios themselves.
-    assert found.factors == (*[pytest.approx(3)] * 2, *[pytest.approx(1.5)] * 2)
-    assert found.apply([100.1, 1_900.1]).tolist() == [301, 2_851]
-
-
 def test_predictions_that_are_all_alike_are_one_group():
     predicted, actual = np.full(1000, 50.0), np.linspace(51, 150, 1000)
     found = fit_kill_time(predicted, actual, np.arange(1000), 0.9)
@@ -156,28 +147,12 @@ def test_rows_that_run_steadily_need_less_and_the_promise_holds_all_the_same(cov
     assert np.mean(~in_time[0][unsteady]) < 0.85 * np.mean(~in_time[1][unsteady])
 
 
-def test_a_factor_is_never_below_one():
-    assert fit_kill_time([100.0] * 30, [10.0] * 30, [0] * 30).factors == (1.0,)
-
-
 def test_jobs_that_end_exactly_as_predicted_get_what_was_predicted():
     found = fit_kill_time([100.0, 300.0, 100.0], [100.0, 300.0, 100.0], [0, 1, 0])
     assert found.factors == (1.0,)
     # Not even then is a row told to need nothing at all: the 50 jobs of the mean count.
     assert found.spread == (pytest.approx(math.sqrt(50 / 52)), pytest.approx(math.sqrt(50 / 51)), 1.0)
     assert found.apply([100.0, 300.0], np.array([0, 1])).tolist() == [100, 300]
-
-
-def test_too_few_jobs_for_the_promise_give_the_largest_ratio():
-    found = fit_kill_time([100.0] * 3, [150.0, 420.0, 200.0], [0, 1, 2], 0.999)
-    assert found.factors == (pytest.approx(4.2),)
-
-
-def test_one_job_is_enough():
-    found = fit_kill_time([100.0], [250.0], [0])
-    assert (found.edges_s, found.jobs) == ((), (1,))
-    assert found.factors == (pytest.approx(2.5),)
-    assert found.spread == (1.0, 1.0)
 
 
 def test_a_factor_is_raised_to_the_spread_of_its_row():
@@ -190,11 +165,6 @@ def test_a_factor_is_raised_to_the_spread_of_its_row():
     assert table.apply(predicted).tolist() == [200, 200, 200, 4000, 4000]
     # So does a table that knows no rows.
     assert KillTime((500.0,), (2.0, 4.0), 0.9, (1, 1)).apply(predicted, np.arange(5)).tolist() == [200] * 3 + [4000] * 2
-
-
-def test_the_most_that_a_spread_may_be_gives_the_longest_kill_time():
-    table = KillTime((), (20.0,), 0.9, (1,), (999.0, 1.0))
-    assert table.apply([100.0], np.array([0])).tolist() == [172_800]
 
 
 def test_a_prediction_on_an_edge_belongs_below_it():

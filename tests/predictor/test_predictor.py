@@ -234,18 +234,6 @@ def test_a_running_predictor_goes_on_with_what_it_has_and_comes_back(server, cap
     wait_until(lambda: predictor.predict(JOB, CONTROL)["source"] == "registry")
 
 
-def test_what_is_in_memory_goes_before_what_is_on_disk(server, tmp_path):
-    Predictor()
-    publish(server, tmp_path, "4", seed=4)
-    predictor = Predictor(refresh=0)
-    expected = predictor.predict(JOB, CONTROL)
-    assert expected["version"] == "4"
-    (server.folder.parent / StagedVersion("4", source("4")).folder / "tx_data.json").write_text("{}")
-    server.answers[STAGES] = 500, b"oops"
-    wait_until(lambda: predictor.predict(JOB, CONTROL)["source"] == "cache")
-    assert predictor.predict(JOB, CONTROL) == {**expected, "source": "cache"}
-
-
 def test_a_thread_that_cannot_be_started_costs_no_answer(server, monkeypatch, caplog):
     predictor = Predictor(refresh=0)
     expected = predictor.predict(JOB, CONTROL)

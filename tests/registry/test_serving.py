@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 
@@ -51,30 +51,18 @@ def scorer(server, published, tmp_path_factory):
         yield Scorer(port)
 
 
-def columns(jobs) -> list[str]:
-    return list(dict.fromkeys(key for job in jobs for key in job))
-
-
-def split(jobs):
-    names = columns(jobs)
-    return {"columns": names, "data": [[job.get(name) for name in names] for job in jobs]}
-
-
-def by_column(jobs):
-    return {name: [job.get(name) for job in jobs] for name in columns(jobs)}
-
-
 def full(jobs):
     """With every key in every row."""
-    return [{name: job.get(name) for name in columns(jobs)} for job in jobs]
+    return [{name: job.get(name) for name in dict.fromkeys(key for job in jobs for key in job)} for job in jobs]
 
 
 FORMS = {
-    "dataframe_split": lambda jobs: {"dataframe_split": split(jobs)},
+    "dataframe_split": lambda jobs: {
+        "dataframe_split": {"columns": list(full(jobs)[0]), "data": [list(job.values()) for job in full(jobs)]}
+    },
     "dataframe_records": lambda jobs: {"dataframe_records": jobs},
     "instances": lambda jobs: {"instances": full(jobs)},
-    "inputs, records": lambda jobs: {"inputs": jobs},
-    "inputs, columns": lambda jobs: {"inputs": by_column(jobs)},
+    "inputs, columns": lambda jobs: {"inputs": {name: [job[name] for job in full(jobs)] for name in full(jobs)[0]}},
 }
 form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
@@ -95,15 +83,18 @@ def test_nothing_in_an_optional_key_is_as_if_it_were_absent(scorer, published, f
 
 
 @form
-@pytest.mark.parametrize(("key", "value"), [("n_files", 7.0), ("n_files", "7"), ("total_mb", "11.1")])
-def test_numbers_may_be_spelt_otherwise(scorer, published, form, key, value):
-    close(scorer.answers(form([{**SPARSE, key: value}])), published.expected(SPARSE))
-
-
-@pytest.mark.parametrize(("key", "value", "text"), [("SUBARRAY", True, "True"), ("CRSPLIT", 1, "1")])
-def test_optional_keys_need_not_be_text(scorer, published, key, value, text):
-    job = {**SPARSE, key: value}
-    close(scorer.answers({"dataframe_records": [job]}), published.expected({**SPARSE, key: text}))
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [
+        ("n_files", 7.0, 7),
+        ("n_files", "7", 7),
+        ("total_mb", "11.1", 11.1),
+        ("SUBARRAY", True, "True"),
+        ("CRSPLIT", 1, "1"),
+    ],
+)
+def test_values_may_be_of_another_type(scorer, published, form, key, value, meant):
+    close(scorer.answers(form([{**SPARSE, key: value}])), published.expected({**SPARSE, key: meant}))
 
 
 @pytest.mark.parametrize(
@@ -126,8 +117,6 @@ def test_many_clients_of_two_workers_get_their_own_answers(scorer, published):
 
 REFUSED = [
     ({"n_files": 0}, "j8c601020: n_files is '0'; expected a whole number of raw files, 1 to 1000000"),
-    ({"n_files": -3}, "j8c601020: n_files is '-3'; expected a whole number of raw files, 1 to 1000000"),
-    ({"total_mb": -1.5}, "j8c601020: total_mb is '-1.5'; expected a number of megabytes, 0 to 1000000000"),
     ({"total_mb": math.inf}, "j8c601020: total_mb is 'inf'; expected a number of megabytes, 0 to 1000000000"),
     ({"total_mb": None}, "j8c601020: total_mb is missing; expected a number of megabytes, 0 to 1000000000"),
     ({"ipppssoot": "no-dataset"}, "'no-dataset' is no dataset name; expected nine characters such as j8c601020"),
@@ -200,17 +189,6 @@ def alone(folder, jobs) -> list[dict]:
     return [as_answers(bundle.predict([job_features(job["ipppssoot"], job)]))[0] for job in jobs]
 
 
-@pytest.mark.parametrize("kept", [0, 5, 4096])
-def test_answers_that_are_remembered_are_those_that_the_networks_give(folder, model, monkeypatch, kept):
-    monkeypatch.setattr(answers, "MAX_KNOWN", kept)
-    different = [{**SPARSE, "n_files": number, "total_mb": 3.0 * number} for number in range(1, 13)]
-    expected = alone(folder, different)
-    draw = random.Random(kept)
-    for size in (1, 1, 2, 12, 1, 5, 40, 3, 1, 1):
-        chosen = draw.choices(range(12), k=size)
-        close(answer(model, [different[number] for number in chosen]), [expected[number] for number in chosen])
-
-
 def test_threads_that_share_a_model_get_their_own_answers(folder, model, monkeypatch):
     monkeypatch.setattr(answers, "MAX_KNOWN", 20)
     different = [{**SPARSE, "n_files": number} for number in range(1, 31)]
@@ -261,20 +239,14 @@ ROW = st.fixed_dictionaries(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ROW, min_size=1, max_size=4))
-def test_whatever_stands_in_a_row_is_answered_or_refused_in_a_sentence(any_model, rows):
+def test_whatever_stands_in_a_row_is_answered_or_refused_in_a_sentence(model, rows):
     try:
-        assert len(any_model.predict(None, pd.DataFrame(rows))) == len(rows)
+        assert len(model.predict(None, pd.DataFrame(rows))) == len(rows)
     except MlflowException as error:
         assert error.error_code == "INVALID_PARAMETER_VALUE"
         assert "expected" in error.message or "no known instrument" in error.message
-
-
-@pytest.fixture(scope="module")
-def any_model(folder):
-    made = served.ServedBundle()
-    made.load_context(SimpleNamespace(artifacts={"bundle": str(folder)}))
-    return made
 
 
 def test_loading_a_model_brings_its_own_code_and_onnxruntime_and_no_more(server, published, tmp_path):

@@ -28,18 +28,11 @@ from tests.samples.serving_samples import (
 
 SPARK = "pyspark==4.3.0"
 FOREIGN = ("tensorflow", "keras", "sklearn", "matplotlib", "boto3", "sqlalchemy", "flask", "onnx")
-"""What no model needs when it is served."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """The environment that MLflow made of a version's requirements.
-
-    Attributes
-    ----------
-    variables : mapping
-        Of a shell that has turned to the environment, and has nothing else on its path.
-    """
+    """The environment that MLflow made of a version's requirements, and the variables of a shell turned to it."""
 
     published: Published
     python: Path
@@ -78,22 +71,13 @@ def test_the_environment_that_mlflow_builds_has_what_serving_needs_and_no_more(b
     assert len(list(compiled)) == 1
 
 
-# -- The container ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def context(server, published, tmp_path_factory) -> Path:
-    """Folder that `mlflow models generate-dockerfile` fills, of which `mlflow models build-docker` makes an image."""
-    folder = tmp_path_factory.mktemp("container")
-    command = ["mlflow", "models", "generate-dockerfile", "-m", published.uri, "-d", str(folder / "context")]
-    done = subprocess.run(command, cwd=folder, env=outside(server, folder), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return folder / "context"
-
-
 @pytest.mark.slow
-def test_what_the_container_runs_answers(context, built, tmp_path):
+def test_what_the_container_runs_answers(server, published, built, tmp_path):
     """Its entry point but for the two places that the container has to itself: the model's folder, and the port."""
+    context = tmp_path / "context"
+    command = ["mlflow", "models", "generate-dockerfile", "-m", published.uri, "-d", str(context)]
+    done = subprocess.run(command, cwd=tmp_path, env=outside(server, tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     dockerfile = (context / "Dockerfile").read_text()
     (entry,) = [
         json.loads(line.removeprefix("ENTRYPOINT ")) for line in dockerfile.splitlines() if "ENTRYPOINT" in line

@@ -98,7 +98,8 @@ def empty_database() -> bytes:
         return (Path(folder) / "registry.db").read_bytes()
 
 
-Answer = tuple[int, bytes] | None
+# Status, content, and perhaps a number of bytes that are promised beyond it.
+Answer = tuple[int, bytes] | tuple[int, bytes, int] | None
 Query = dict[str, list[str]]
 
 
@@ -146,7 +147,7 @@ def http_registry(answers: Mapping[str, Answer | Callable[[Query], Answer]] | No
                 over.wait(5)
                 answer = (200, b"{}")
             self.send_response(answer[0])
-            self.send_header("Content-Length", str(len(answer[1])))
+            self.send_header("Content-Length", str(len(answer[1]) + sum(answer[2:])))
             self.end_headers()
             self.wfile.write(answer[1])
 

@@ -10,6 +10,7 @@ from calmlflow.predictor.answers import KnownAnswers, fallback_policy, mosaic_po
 from calmlflow.predictor.batch.features import Jobs
 from calmlflow.predictor.bundle import Bundle
 
+# Of the answers: memory in GB, times in seconds; null if the bundle lacks the network.
 SCHEMA = pa.schema(
     [
         ("ipst", pa.string()),
@@ -20,16 +21,13 @@ SCHEMA = pa.schema(
         *((f"prob_{name}", pa.float32()) for name in BIN_NAMES),
     ]
 )
-"""Columns of the answers: memory in GB, times in seconds; null if the bundle lacks the network."""
-
 _COLUMNS = ("bin_pred", "mem_pred", "wall_pred", "kill_time")
 _POLICY_KEYS = ("memBin", "memVal", "clockTime", "killTime")
 
+# Number of values of each feature: a row of features is one number below their product, and below 2**63.
 _COUNTS = (MAX_FILES + 1, MAX_TOTAL_MB + 1, 2, 2, 3, 2, 2, 2, 4)
-"""Number of values of each feature: a row of features is one number below their product, and below 2**63."""
-
+# The numbers of `SCHEMA` from ``bin_pred`` on, shape (8,), for each row of features; NaN for a missing one.
 ColumnAnswers = KnownAnswers[NDArray[np.float64]]
-"""Answers to feature rows as the numbers of `SCHEMA` from ``bin_pred`` on, shape (8,); NaN for a missing one."""
 
 
 def column_answers(bundle: Bundle | None) -> ColumnAnswers:

@@ -1,9 +1,9 @@
 """Compute the features of many jobs by columns, with the rules of `calmlflow.hst` for one job."""
 
 # Each different value of a column goes through the rule once. A row that is not plainly right goes through the strict
-# rules for one job, which accept it or give the reason, in the same words as everywhere.
+# rules for one job, which accept it or give the reason.
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +23,8 @@ from calmlflow.hst.features import (
     job_features,
 )
 
+# Columns that may name the dataset; the first one present counts.
 NAMES = ("ipst", "ipppssoot")
-"""Columns that may name the dataset; the first one present counts."""
 
 _SIZES = FEATURES[:2]
 _KEYS = (*_SIZES, *OPTIONAL_KEYS)
@@ -37,16 +37,7 @@ _PLAIN_NUMBER = r"\A[0-9]{1,9}(\.[0-9]{0,15})?\z"
 
 
 class Form(NamedTuple):
-    """The columns of a table that count.
-
-    Attributes
-    ----------
-    name : str
-        Column that names the dataset.
-    keys : tuple of str
-        Columns that give the features: all nine features, or the keys of a control file that are there.
-    has_features : bool
-    """
+    """The columns of a table that count: the dataset's name, and nine features or the keys of a control file."""
 
     name: str
     keys: tuple[str, ...]
@@ -54,17 +45,7 @@ class Form(NamedTuple):
 
 
 class Jobs(NamedTuple):
-    """The g right rows among n.
-
-    Attributes
-    ----------
-    names : Array of string, length g
-    features : ndarray of int64, shape (g, 9)
-        Zeros for a mosaic.
-    is_mosaic : ndarray of bool, shape (g,)
-    reasons : dict
-        Position among the n of each wrong row -> its error. The right rows stand above in order.
-    """
+    """The right rows of a batch in order, with zeros as the features of a mosaic; position and error of the others."""
 
     names: pa.Array
     features: NDArray[np.int64]
@@ -107,23 +88,22 @@ def row_features(form: Form, row: Mapping[str, Any]) -> Features | None:
 
 def read_jobs(batch: pa.RecordBatch, form: Form) -> Jobs:
     """Features of every right row of a batch, and the error of every other."""
-    names = _read_names(batch.column(form.name))
+    names, of_name, is_mosaic, reasons = _read_names(batch.column(form.name))
     values = np.zeros((batch.num_rows, len(FEATURES)))
     for key in form.keys:
         values[:, FEATURES.index(key.lower())] = _column_values(batch.column(key), key, form.has_features)
     if not form.has_features:
-        values[:, -2:] = names.of_name
+        values[:, -2:] = of_name
     lowest, highest = np.zeros_like(values), np.array([MAX_FILES, MAX_TOTAL_MB, 1, 1, 2, 1, 1, 0, 0], dtype=float)
     lowest[:, 0] = 1
-    lowest[:, -2:] = names.of_name
+    lowest[:, -2:] = of_name
     highest = np.maximum(lowest, highest)
     with np.errstate(invalid="ignore"):
         right = (lowest <= values) & (values <= highest) & ((values == np.floor(values)) | (np.arange(9) == 1))
-    reasons = names.reasons
     features = np.zeros(values.shape, dtype=np.int64)
-    is_right = right.all(axis=1) & ~names.is_mosaic
+    is_right = right.all(axis=1) & ~is_mosaic
     features[is_right] = np.rint(values[is_right])
-    doubtful = np.flatnonzero(~is_right & ~names.is_mosaic)
+    doubtful = np.flatnonzero(~is_right & ~is_mosaic)
     doubtful = doubtful[~np.isin(doubtful, list(reasons))]
     cells = [cells_at(batch.column(name), doubtful) for name in (form.name, *form.keys)]
     for position, row in zip(doubtful.tolist(), zip(*cells, strict=True), strict=True):
@@ -133,7 +113,7 @@ def read_jobs(batch: pa.RecordBatch, form: Form) -> Jobs:
             reasons[position] = str(error)
     good = np.ones(batch.num_rows, dtype=bool)
     good[list(reasons)] = False
-    return Jobs(names.names.filter(pa.array(good)), features[good], names.is_mosaic[good], reasons)
+    return Jobs(names.filter(pa.array(good)), features[good], is_mosaic[good], reasons)
 
 
 def cells_at(column: pa.Array, positions: Sequence[int] | NDArray[np.int64]) -> list[Any]:
@@ -146,16 +126,8 @@ def cells_at(column: pa.Array, positions: Sequence[int] | NDArray[np.int64]) -> 
         return chosen.cast(pa.string()).to_pylist()
 
 
-class _Names(NamedTuple):
+def _read_names(column: pa.Array) -> tuple[pa.Array, NDArray[np.float64], NDArray[np.bool_], dict[int, str]]:
     """Names in lower case; of each row the features dtype and instr, whether it is a mosaic, or its error."""
-
-    names: pa.Array
-    of_name: NDArray[np.float64]
-    is_mosaic: NDArray[np.bool_]
-    reasons: dict[int, str]
-
-
-def _read_names(column: pa.Array) -> _Names:
     column = _plain(column)
     text = column if _is_text(column.type) else pa.nulls(len(column), pa.string())
     names = pc.ascii_lower(text).cast(pa.string())
@@ -181,7 +153,7 @@ def _read_names(column: pa.Array) -> _Names:
         if not dataset.is_hap:
             of_name[position] = dataset.is_association, dataset.instrument_code
     names = pc.replace_with_mask(names, pc.invert(is_plain), pa.array(spelled, pa.string()))
-    return _Names(names, of_name, is_mosaic, reasons)
+    return names, of_name, is_mosaic, reasons
 
 
 def _column_values(column: pa.Array, key: str, is_feature: bool) -> NDArray[np.float64]:
@@ -191,7 +163,15 @@ def _column_values(column: pa.Array, key: str, is_feature: bool) -> NDArray[np.f
     is_number = is_feature or key in _SIZES
     if is_number and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    rule = _feature_rule(key) if is_feature else _key_rule(key)
+
+    def rule(value: object) -> float:
+        try:
+            if is_feature:
+                return _cell_number("", key, value)
+            return getattr(job_features(_PROBE, {"n_files": 1, "total_mb": 0, key: value}), key.lower())
+        except InputError:
+            return np.nan
+
     try:
         encoded = column.dictionary_encode()
     except pa.ArrowException:
@@ -221,28 +201,6 @@ def _plain(column: pa.Array) -> pa.Array:
 
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _key_rule(key: str) -> Callable[[object], float]:
-    """From a value of a control file's key to its feature; NaN if the rules refuse it."""
-
-    def rule(value: object) -> float:
-        try:
-            return getattr(job_features(_PROBE, {"n_files": 1, "total_mb": 0, key: value}), key.lower())
-        except InputError:
-            return np.nan
-
-    return rule
-
-
-def _feature_rule(feature: str) -> Callable[[object], float]:
-    def rule(value: object) -> float:
-        try:
-            return _cell_number("", feature, value)
-        except InputError:
-            return np.nan
-
-    return rule
 
 
 def _cell_number(name: str, feature: str, value: Any) -> float:

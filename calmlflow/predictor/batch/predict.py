@@ -49,18 +49,7 @@ class _Serving(Protocol):
 
 @dataclass(frozen=True)
 class BatchOutcome:
-    """Where predictions are, and how many rows could not be answered.
-
-    Attributes
-    ----------
-    output : str
-    answered : int
-    errors : str or None
-        CSV file of the rows that could not be answered; None without such rows.
-    failed : int
-    version : str
-        Of the bundle, or ``policy``.
-    """
+    """Where predictions are, and the rows without an answer (a CSV file, or None); version of the bundle or policy."""
 
     output: str
     answered: int
@@ -69,7 +58,6 @@ class BatchOutcome:
     version: str
 
     def __str__(self) -> str:
-        """One line for a person."""
         text = f"{self.answered:,} jobs answered by version {self.version}: {self.output}"
         return text + (f"; {self.failed:,} rows could not be answered: {self.errors}" if self.errors else "")
 
