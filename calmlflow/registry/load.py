@@ -3,15 +3,11 @@
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.registry.versions import find_version
 from calmlflow.results.training import TrainingResults, read_training
 from calmlflow.settings import hide_password, tracking_uri
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 _EXPECTED = "expected a training's folder, runs:/RUN_ID, models:/NAME/VERSION, models:/NAME/STAGE or models:/NAME@ALIAS"
 _UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -68,7 +64,9 @@ def _from_run(source: str, run_id: str) -> TrainingResults:
     server = hide_password(tracking_uri())
     with tempfile.TemporaryDirectory(prefix="calmlflow-") as temporary:
         try:
-            _download(MlflowClient(), run_id, temporary)
+            client = MlflowClient()
+            for folder in {"results", "data"} & {artifact.path for artifact in client.list_artifacts(run_id)}:
+                client.download_artifacts(run_id, folder, temporary)
         except Exception as error:
             # MLflow, requests and boto3 stand between here and the artifact store, and each raises errors of its own.
             code = getattr(error, "error_code", None)
@@ -84,13 +82,3 @@ def _from_run(source: str, run_id: str) -> TrainingResults:
         except InputError as error:
             # The folder is gone when the user reads this; the source is not.
             raise InputError(str(error).replace(temporary, source)) from error
-
-
-def _download(client: "MlflowClient", run_id: str, folder: str) -> None:
-    for parent, wanted in ((None, "results"), ("data", "data/latest.csv")):
-        if wanted in {artifact.path for artifact in client.list_artifacts(run_id, parent)}:
-            found, place = Path(client.download_artifacts(run_id, wanted, folder)), Path(folder, wanted)
-            # Some artifact stores keep the folders above a single file, some do not.
-            if found != place:
-                place.parent.mkdir(exist_ok=True)
-                found.rename(place)

@@ -18,7 +18,7 @@ REGRESSOR_HISTORY = ("loss", "rmse", "val_loss", "val_rmse")
 
 
 def named_split(test_idx: pd.Series, target: str) -> pd.Series:
-    """The test split as a series named for its target, with dataset names as index ``ipst``; an InputError if empty."""
+    """The test split as a series named for its target, with dataset names as index ``ipst``."""
     if len(test_idx) == 0:
         raise InputError(f"test split of {target} is empty; expected at least one job")
     values = pd.to_numeric(test_idx, errors="coerce").to_numpy(dtype=float)

@@ -10,17 +10,9 @@ from calmlflow.results.report.comparison import ComparisonContent, comparison_ht
 
 
 def compare_in_run(this: str, other: str) -> str:
-    """Compare two trainings; the run keeps the page, the tables and the differences.
+    """Compare two trainings, named as for `calmlflow.load_results`; the run keeps page, tables and differences.
 
-    Parameters
-    ----------
-    this, other : str
-        See `calmlflow.load_results`.
-
-    Returns
-    -------
-    str
-        The comparison as a table of text.
+    Returns the comparison as a table of text.
     """
     with tracked_run("compare") as run:
         log_new_params({"this": this, "other": other})

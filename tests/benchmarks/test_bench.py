@@ -13,7 +13,7 @@ import pytest
 # Benchmarks are no part of the installed package.
 from benchmarks.growth import Fit, enlarged, fit_calmlflow
 from benchmarks.reach import Reach, beside, coverage_limit, fixed, verdicts
-from benchmarks.rivals import log_linear, log_linear_terms, random_forest
+from benchmarks.rivals import log_linear, random_forest
 from benchmarks.scores import floor_of, paired_scores, scores_of
 from benchmarks.seed_recipe import SeedRecipe, build, digest, full_length_seconds, read_stored, store, train_fully
 from benchmarks.tables import RIVALS, ROWS, Measured, growth_table, print_tables, reach_table, score_table
@@ -48,19 +48,9 @@ def test_the_log_linear_fit_finds_a_law_of_its_kind(data):
     assert set(log_linear(lawful).predictions) == {"wall_pred"}
 
 
-def test_the_terms_multiply_sizes_with_cte_correction():
-    terms = log_linear_terms([[7, 50, 0, 1, 2, 0, 1, 1, 3], [7, 50, 0, 0, 2, 0, 1, 1, 0]])
-    assert terms.tolist() == [
-        [50, 7, 0, 0, 0, 1, 7, 50, 0, 1, 2, 0, 1, 1],
-        [0, 0, 1, 0, 0, 0, 7, 50, 0, 0, 2, 0, 1, 1],
-    ]
-
-
 def test_the_forest_answers_for_the_test_jobs(data, forest):
     n = len(data.test)
-    assert {name: values.shape for name, values in forest.predictions.items()} == {
-        "probabilities": (n, 4), "bin_pred": (n,), "mem_pred": (n,), "wall_pred": (n,)
-    }  # fmt: skip
+    assert forest.predictions["probabilities"].shape == (n, 4)
     assert forest.predictions["probabilities"].sum(axis=1) == pytest.approx(1)
     test = data.jobs.iloc[data.test]
     scores = scores_of(test, forest.predictions)
@@ -85,9 +75,7 @@ def test_no_rival_looks_at_the_test_jobs(data, forest):
 
 def test_the_seed_recipe_has_the_layers_of_the_network():
     for network, outputs in {"mem_clf": 4, "mem_reg": 1, "wall_reg": 1}.items():
-        model = build(network)
-        assert tuple(layer.units for layer in model.layers) == (*HIDDEN[network], outputs)
-        assert float(model.optimizer.learning_rate) == pytest.approx(1e-4)
+        assert tuple(layer.units for layer in build(network).layers) == (*HIDDEN[network], outputs)
     found = full_length_seconds({"mem_clf": 1.5, "mem_reg": 2.0, "wall_reg": 0.5})
     assert found == {"mem_clf": 90, "mem_reg": 120, "wall_reg": 150}
 
@@ -97,10 +85,6 @@ def test_a_stored_run_counts_for_its_own_jobs_only(data, tmp_path):
     path = tmp_path / "run.json"
     assert read_stored(data, path) is None
     run = train_fully(data, 0, {"mem_clf": 1, "mem_reg": 1, "wall_reg": 1})
-    n_rows = len(data.rows.counts)
-    assert {name: values.shape for name, values in run.by_row.items()} == {
-        "probabilities": (n_rows, 4), "bin_pred": (n_rows,), "mem_pred": (n_rows,), "wall_pred": (n_rows,)
-    }  # fmt: skip
     store(run, data, 0, path)
     found = read_stored(data, path)
     assert isinstance(found, SeedRecipe)
@@ -122,11 +106,9 @@ def test_the_digest_knows_jobs_and_split(data):
 def test_multiples_of_the_prediction_stand_for_a_kill_time():
     jobs = pd.DataFrame({"wallclock": [100.0, 300, 650, 10]})
     scores = scores_of(jobs, {"wall_pred": np.array([100.0, 100, 100, 1])})
-    # 3 x: 300, 300, 300, and 60 at least; 6 x: 600, 600, 600, 60.
+    # 3 x: 300, 300, 300, and 60 at least.
     assert scores["wallclock_kill_time_3x_coverage"] == 0.75
     assert scores["wallclock_kill_time_3x_reserved"] == pytest.approx(960 / 1060)
-    assert scores["wallclock_kill_time_6x_coverage"] == 0.75
-    assert scores["wallclock_kill_time_6x_reserved"] == pytest.approx(1860 / 1060)
     assert not any(key.startswith("mem") for key in scores)
     assert "wallclock_kill_time_coverage" not in scores
     own = scores_of(jobs, {"wall_pred": np.array([100.0, 100, 100, 1]), "kill_time": np.array([99, 300, 700, 60])})
@@ -140,14 +122,14 @@ COMPARED = [
 ]
 
 
-@pytest.mark.parametrize("key", COMPARED)
-def test_a_paired_score_is_the_score_itself(data, forest, key):
+def test_paired_scores_are_the_scores_themselves(data, forest):
     test = data.jobs.iloc[data.test]
     # The rung decided on is not the most probable one here.
     predictions = forest.predictions | {"bin_pred": np.minimum(forest.predictions["bin_pred"] + 1, 3)}
-    found = paired_scores(key, test, predictions, predictions, seed=0)
-    assert found["this"] == pytest.approx(scores_of(test, predictions)[key])
-    assert (found["low"], found["high"]) == (0, 0)
+    for key in COMPARED:
+        found = paired_scores(key, test, predictions, predictions, seed=0)
+        assert found["this"] == pytest.approx(scores_of(test, predictions)[key])
+        assert (found["low"], found["high"]) == (0, 0)
 
 
 # -- Verdicts -------------------------------------------------------------------------------------------------------
@@ -280,10 +262,7 @@ def test_tables_have_every_score_of_everybody_and_go_to_standard_output(found, c
 
 
 def test_the_floor_has_scores_of_the_table(data):
-    assert set(floor_of(data)) & set(ROWS) == {
-        *("mem_bin_accuracy", "mem_bin_excess_cost", "memory_rmse", "memory_mae"),
-        *("wallclock_rmse", "wallclock_mae", "wallclock_log_mae"),
-    }
+    assert set(floor_of(data)) & set(ROWS) == set(COMPARED)
 
 
 @pytest.mark.slow

@@ -104,22 +104,14 @@ def earlier(compute, tmp_path_factory):
     return SimpleNamespace(
         tree=tree,
         mem_bin=saved(
-            compute.ComputeMulti,
-            "mem_bin",
-            np.eye(4)[BINS],
-            keras.layers.Dense(4, activation="softmax"),
-            loss="categorical_crossentropy",
-            metrics=["accuracy"],
+            compute.ComputeMulti, "mem_bin", np.eye(4)[BINS], keras.layers.Dense(4, activation="softmax"),
+            loss="categorical_crossentropy", metrics=["accuracy"],
         ),
         memory=saved(
-            compute.ComputeRegressor,
-            "memory",
-            np.arange(1.0, 9)[:, None],
-            keras.layers.Dense(1),
-            loss="mse",
-            metrics=[rmse(name="rmse")],
+            compute.ComputeRegressor, "memory", np.arange(1.0, 9)[:, None], keras.layers.Dense(1),
+            loss="mse", metrics=[rmse(name="rmse")],
         ),
-    )
+    )  # fmt: skip
 
 
 def test_a_classifier_of_spacekit_loads_in_calmlflow(earlier):
