@@ -37,12 +37,6 @@ def test_the_index_is_that_of_the_formula_and_symmetric_and_never_negative(pair)
     assert found >= 0
 
 
-@given(st.one_of(few, many))
-def test_equal_samples_have_index_zero(sample):
-    assert stability_index(*binned(sample, sample)) == 0
-    assert stability_index(*binned(sample, sample[::-1])) == 0
-
-
 @given(few, few)
 def test_few_values_have_a_bin_each_and_values_never_seen_one_for_all(seen, new):
     by_value, fresh = Counter(seen), Counter(new)
@@ -61,6 +55,7 @@ def test_every_job_lies_in_one_of_ten_bins_at_most(seen, new):
     assert not (old[:-1] == 0).any()
     if len(set(seen)) > 10:
         assert (old > 0).all()
+    assert stability_index(*binned(seen, seen[::-1])) == 0
 
 
 def test_deciles_hold_a_tenth_each_and_ties_share_a_bin():
@@ -71,15 +66,6 @@ def test_deciles_hold_a_tenth_each_and_ties_share_a_bin():
     topped = np.concatenate([np.arange(500), np.full(500, 1000)])
     assert binned(topped, topped)[0].tolist() == [100, 100, 100, 100, 100, 500]
     assert binned(np.arange(1000), [-5, 5000])[1].tolist() == [1, *[0] * 8, 1]
-
-
-def test_the_index_grows_with_the_shift():
-    seen = np.random.default_rng(0).normal(size=4000)
-    found = [stability_index(*binned(seen, seen + shift)) for shift in (0, 0.1, 0.3, 0.6, 1, 2, 4)]
-    assert found[0] == 0
-    assert np.all(np.diff(found) > 0)
-    # Of two normal populations it is the square of the shift, but for the coarseness of bins.
-    assert found[2] == pytest.approx(0.3**2, rel=0.2)
 
 
 @pytest.mark.parametrize(("n_seen", "n_new"), [(20_000, 200), (1000, 1000)])
@@ -93,13 +79,9 @@ def test_chance_is_what_samples_of_one_population_show(n_seen, n_new):
     )
     assert found.mean() == pytest.approx(9 * (1 / n_seen + 1 / n_new), rel=0.15)
     assert (found > chance_index(10, n_seen, n_new)).mean() < 0.01
+    assert chance_index(1, n_seen, n_new) == 0
     # 33.72 is what tables give for nine degrees of freedom at 0.0001.
     assert chance_index(10, n_seen, n_new) == pytest.approx(33.72 * (1 / n_seen + 1 / n_new), rel=1e-3)
-
-
-def test_a_single_value_drifts_by_no_chance():
-    assert binned([7, 7], [7])[0].tolist() == [2]
-    assert chance_index(1, 2, 1) == 0
 
 
 def test_jobs_of_one_archive_do_not_drift_and_larger_ones_are_named_first():

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from calmlflow.errors import InputError
 from calmlflow.jobs.events import FinishedJob, read_event
-from tests.samples.event_samples import ANYTHING, BUCKET, EXTREMES, damaged, eventbridge, s3_record
+from tests.samples.event_samples import ANYTHING, BUCKET, damaged, eventbridge, s3_record
 
 JOB = "j8c601020"
 MOSAICS = ("acs_8ph_01", "wfc3_8ph_01", "skycell-p0797x14y06")
@@ -34,33 +34,19 @@ def test_what_says_the_same_or_nothing_changes_nothing(more):
 def test_each_job_of_a_notification_is_told_once_in_order(jobs):
     event = {"Records": [s3_record(trigger(name), bucket) for bucket, name in jobs]}
     assert read_event(event) == ([job for at, job in enumerate(jobs) if job not in jobs[:at]], [])
-
-
-@given(NAMES)
-def test_eventbridge_tells_of_a_job_too(name):
-    assert read_event(eventbridge(trigger(name))) == ([(BUCKET, name)], [])
-
-
-def test_a_try_of_the_connection_tells_of_no_job():
-    assert read_event({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": BUCKET}) == ([], [])
+    assert read_event(eventbridge(trigger(jobs[0][1]))) == ([(BUCKET, jobs[0][1])], [])
 
 
 @pytest.mark.parametrize(
     ("record", "words"),
     [
         (s3_record(f"messages/error-{JOB}.trigger"), "is no trigger's; expected"),
-        (s3_record(f"messages/processed-{JOB}"), "is no trigger's; expected"),
         (s3_record(f"messages/processed-{JOB}.trigger2"), "is no trigger's; expected"),
-        (s3_record(f"messages/processed-{JOB}-trigger"), "is no trigger's; expected"),
         (s3_record(f"old/messages/processed-{JOB}.trigger"), "is no trigger's; expected"),
-        (s3_record("messages/processed-.trigger"), "is no trigger's; expected"),
-        (s3_record(f"control/{JOB}/{JOB}_MemModelFeatures.txt"), "is no trigger's; expected"),
         (s3_record(trigger(f"{JOB}%0A")), "is no trigger's; expected"),
         (s3_record(trigger("zabc07020")), "'z'"),
         (s3_record(trigger("..%2F..%2Fsecret")), "is no dataset name"),
         (s3_record(trigger(JOB), "No Bucket"), "No Bucket"),
-        (s3_record(trigger(JOB), eventName="ObjectRemoved:Delete"), "eventName"),
-        (None, "a record is not one of S3's; expected"),
     ],
 )
 def test_a_bad_record_is_told_and_costs_no_job(record, words):
@@ -76,13 +62,11 @@ def test_a_bad_record_is_told_and_costs_no_job(record, words):
         (None, "the event is a NoneType; expected"),
         ([], "the event is a list; expected"),
         ({}, "the event has no Ipppssoot; expected"),
-        ({"Bucket": BUCKET, "Ipppssoot": ""}, "the event has no Ipppssoot; expected"),
         ({"Ipppssoot": JOB}, "Bucket is missing; expected"),
         ({"Ipppssoot": JOB, "Bucket": 5}, "Bucket is no text"),
         ({"Bucket": BUCKET, "Ipppssoot": "zabc07020"}, "'z'"),
         ({"Bucket": BUCKET, "Ipppssoot": 5}, "5 is no dataset name"),
         ({"Bucket": BUCKET, "Ipppssoot": JOB, "Dataset": "lbny02010"}, f"'{JOB}' and Dataset 'lbny02010'; expected"),
-        ({"Bucket": BUCKET, "Ipppssoot": JOB, "Dataset": 5}, "5 is no dataset name"),
         ({"Records": []}, "Records are no list"),
     ],
 )
@@ -91,24 +75,8 @@ def test_an_event_that_tells_of_no_job_is_refused(event, words):
         read_event(event)
 
 
-@given(
-    st.one_of(
-        ANYTHING,
-        damaged({"Bucket": BUCKET, "Ipppssoot": JOB, "Dataset": JOB}),
-        damaged({"Records": [s3_record(trigger(JOB))]}),
-        damaged(eventbridge(trigger(JOB))),
-    )
-)
+@given(ANYTHING | damaged({"Bucket": BUCKET, "Ipppssoot": JOB}) | damaged({"Records": [s3_record(trigger(JOB))]}))
 def test_any_event_is_read_or_refused_with_the_documented_error(event):
-    check(event)
-
-
-@pytest.mark.parametrize("event", EXTREMES.values(), ids=EXTREMES)
-def test_an_extreme_event_is_read_or_refused_too(event):
-    check(event)
-
-
-def check(event: object) -> None:
     try:
         jobs, errors = read_event(event)
     except InputError as error:

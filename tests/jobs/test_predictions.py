@@ -8,7 +8,7 @@ from contextlib import closing
 import pandas as pd
 import pytest
 
-from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.errors import CalmlflowError
 from calmlflow.jobs.predictions import open_store_emitter, read_recorded, store_predictions
 from calmlflow.jobs.stores.base import PREDICTIONS
 from calmlflow.jobs.stores.open import open_store
@@ -59,17 +59,11 @@ def test_threads_share_an_emitter(uri):
 
 
 def test_a_file_of_many_predictions(uri, tmp_path):
-    rows = [
-        {"ipst": "j8c601020", "bin_pred": 1},
-        {"ipst": "jother010", "bin_pred": 0},
-        {"ipst": "j8c601020", "bin_pred": 3},
-    ]
-    pd.DataFrame(rows).to_parquet(tmp_path / "p.parquet")
+    rows = pd.DataFrame({"ipst": ["j8c601020", "jother010", "j8c601020"], "bin_pred": [1, 0, 3]})
+    rows.to_parquet(tmp_path / "p.parquet")
     assert store_predictions(tmp_path / "p.parquet", uri, "7") == 3
-    assert [(row["ipst"], row["bin_pred"], row["version"]) for row in kept(uri)] == [
-        ("j8c601020", 3, "7"),
-        ("jother010", 0, "7"),
-    ]
+    found = [(row["ipst"], row["bin_pred"], row["version"]) for row in kept(uri)]
+    assert found == [("j8c601020", 3, "7"), ("jother010", 0, "7")]
 
 
 def test_predictions_of_some_datasets_are_read_from_a_store(uri):
@@ -87,13 +81,9 @@ def test_predictions_of_some_datasets_are_read_from_s3(s3, prefix):
     bucket = f"recorded-{uuid.uuid4().hex[:12]}"
     s3.create_bucket(Bucket=bucket)
     good = json.dumps({**prediction_record("j8c601020", FEATURES, ANSWER, 5.0), "mem_pred": "much", "own": 1})
-    files = {
-        "j8c601020/1.json": good,
-        "j8c601020/2.json": '{"half',
-        "j8c601020/3.json": "[1]",
-        "jother010/1.json": good,
-    }
-    for key, text in files.items():
+    files = [("j8c601020/1", good), ("j8c601020/2", '{"half'), ("j8c601020/3", "[1]"), ("jother010/1", good)]
+    for name, text in files:
+        key = f"{name}.json"
         s3.put_object(Bucket=bucket, Key=f"{prefix.rstrip('/')}/{key}".lstrip("/"), Body=text.encode())
     found = read_recorded(f"s3://{bucket}/{prefix}", ["j8c601020"])
     (row,) = found.predictions.to_dict("records")
@@ -102,13 +92,6 @@ def test_predictions_of_some_datasets_are_read_from_s3(s3, prefix):
     assert found.unreadable == 2
     with pytest.raises(CalmlflowError, match="cannot be listed"):
         read_recorded("s3://no-such-bucket/x", ["j8c601020"])
-
-
-def test_a_file_holds_no_predictions(tmp_path):
-    with pytest.raises(InputError, match="is no database; expected"):
-        read_recorded(str(tmp_path / "jobs.csv"), ["j8c601020"])
-    with pytest.raises(InputError, match="is no database; expected"):
-        open_store_emitter(str(tmp_path / "jobs.csv"))(prediction_record("j8c601020", FEATURES, ANSWER, 5.0))
 
 
 def test_a_store_that_is_away_costs_no_answer(server, tmp_path):

@@ -53,15 +53,7 @@ def uncut(joined: pd.DataFrame) -> pd.DataFrame:
     return joined[sound & large]
 
 
-def test_every_record_is_valid(sample):
-    checked = check_records(sample, "sample")
-    assert checked.quarantine.empty
-    pd.testing.assert_frame_equal(checked.valid, sample)
-    assert len(sample) == N
-
-
-def test_the_same_size_and_seed_give_the_same_records(sample):
-    pd.testing.assert_frame_equal(draw_sample(N, 0), sample)
+def test_the_same_size_and_seed_give_the_same_records():
     pd.testing.assert_frame_equal(draw_sample(50, 3), draw_sample(50, 3))
     assert not draw_sample(50, 4)["memory"].equals(draw_sample(50, 3)["memory"])
 
@@ -71,6 +63,7 @@ def test_the_same_size_and_seed_give_the_same_records(sample):
 def test_any_size_and_seed(n, seed):
     sample = draw_sample(n, seed)
     assert tuple(sample.columns) == COLUMNS
+    assert sample["timestamp"].between(1_609_459_200, 1_619_827_200).all()
     assert len(sample) == n
     assert check_records(sample, "sample").quarantine.empty
     assert np.bincount(sample["mem_bin"], minlength=4).min() >= min(5, n // 10)
@@ -93,30 +86,19 @@ def test_every_regime_has_its_share(sample, regimes):
     assert ((counts - N * share).abs() < 5 * np.sqrt(N * share * (1 - share))).all()
 
 
-def test_crsplit_has_its_share_in_every_regime(joined):
-    groups = joined.groupby(KEYS)
-    for value in (0, 1, 2):
-        share = groups[f"crsplit_{value}"].first()
-        count = groups["crsplit"].apply(lambda cells, value=value: (cells == value).sum())
-        size = groups.size()
-        # The figures are rounded to three places.
-        assert ((count - size * share).abs() <= 5 * np.sqrt(size * share * (1 - share)) + 0.002 * size).all()
-
-
-def test_files_follow_the_percentiles(joined):
+def test_files_megabytes_and_crsplit_follow_the_figures(joined):
     large = joined[joined.groupby(KEYS)["ipst"].transform("size") > 300]
     for _, jobs in large.groupby(KEYS):
         figures = jobs.iloc[0]
+        for value in (0, 1, 2):
+            share = figures[f"crsplit_{value}"]
+            # The figures are rounded to three places.
+            allowed = 5 * np.sqrt(share * (1 - share) / len(jobs)) + 0.002
+            assert abs((jobs["crsplit"] == value).mean() - share) <= allowed
         assert jobs["n_files"].max() <= figures["n_files_max"]
         assert jobs["n_files"].min() >= figures["n_files_p5"]
         assert jobs["n_files"].median() == pytest.approx(figures["n_files_p50"], abs=1)
         assert jobs["n_files"].quantile(0.95) == pytest.approx(figures["n_files_p95"], rel=0.15, abs=1)
-
-
-def test_megabytes_follow_the_percentiles(joined):
-    large = joined[joined.groupby(KEYS)["ipst"].transform("size") > 300]
-    for _, jobs in large.groupby(KEYS):
-        figures = jobs.iloc[0]
         n_files = jobs["n_files"]
         # total_mb is whole, so a size per file is known to half a megabyte over the number of files.
         assert (jobs["total_mb"] >= n_files * figures["mb_per_file_p5"] - 0.51).all()
@@ -145,13 +127,6 @@ def test_jobs_that_need_more_memory_run_longer(joined):
 def test_there_are_few_distinct_feature_rows(sample):
     """822 among the 44,916 real jobs."""
     assert 600 <= len(sample[list(FEATURES)].drop_duplicates()) <= 1_200
-
-
-def test_time_is_told_by_the_seed_and_not_by_the_clock(sample):
-    when = pd.to_datetime(sample["timestamp"], unit="s")
-    assert when.min() >= pd.Timestamp("2021-01-01")
-    assert when.max() < pd.Timestamp("2021-05-01")
-    assert when.max() - when.min() > pd.Timedelta(days=90)
 
 
 def test_memory_and_wallclock_stay_in_bounds(sample):
