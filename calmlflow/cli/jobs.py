@@ -26,6 +26,10 @@ StoreOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")]
 
+_BUCKET = "S3 bucket with control/ and outputs/ of finished jobs."
+_RETRY = "Also read quarantined jobs whose files are the same."
+_SOURCE = "To read: a database, a file, a folder, an archive, or sample:N."
+_TARGET = "To write: a database, or a CSV or Parquet file, here or in S3."
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -107,12 +111,10 @@ def _show(health: "Health") -> None:
 
 @app.command()
 def ingest(
-    bucket: Annotated[str, typer.Argument(help="S3 bucket with control/ and outputs/ of finished jobs.")],
+    bucket: Annotated[str, typer.Argument(help=_BUCKET)],
     datasets: Datasets = "new",
     store: StoreOption = "",
-    retry_quarantine: Annotated[
-        bool, typer.Option("--retry-quarantine", help="Also read quarantined jobs whose files are the same.")
-    ] = False,
+    retry_quarantine: Annotated[bool, typer.Option("--retry-quarantine", help=_RETRY)] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Read finished jobs from S3 into a store; invalid ones go to the quarantine, with the reason.
@@ -156,8 +158,8 @@ def quarantine(
 
 @app.command()
 def copy(
-    source: Annotated[str, typer.Argument(help="To read: a database, a file, a folder, an archive, or sample:N.")],
-    target: Annotated[str, typer.Argument(help="To write: a database, or a CSV or Parquet file, here or in S3.")],
+    source: Annotated[str, typer.Argument(help=_SOURCE)],
+    target: Annotated[str, typer.Argument(help=_TARGET)],
     as_json: JsonOption = False,
 ) -> None:
     """Copy records into a database, where the newer record of a dataset wins, or into a file, which is replaced."""
@@ -171,12 +173,10 @@ def copy(
 
 
 def ingest_run(
-    bucket: Annotated[str, typer.Option(help="S3 bucket with control/ and outputs/ of finished jobs.")],
+    bucket: Annotated[str, typer.Option(help=_BUCKET)],
     datasets: Datasets = "new",
     store: StoreOption = "default",
-    retry_quarantine: Annotated[
-        bool, typer.Option(help="Also read quarantined jobs whose files are the same.")
-    ] = False,
+    retry_quarantine: Annotated[bool, typer.Option(help=_RETRY)] = False,
 ) -> None:
     """Read finished jobs from S3 into a store; invalid ones go to its quarantine, with the reason."""
     from calmlflow.runs.ingest import ingest_in_run
@@ -185,8 +185,8 @@ def ingest_run(
 
 
 def copy_run(
-    source: Annotated[str, typer.Option(help="Store to read: a URI, a file, a folder, an archive, or sample:N.")],
-    target: Annotated[str, typer.Option(help="Store to write: a URI, or a CSV or Parquet file, here or in S3.")],
+    source: Annotated[str, typer.Option(help=_SOURCE)],
+    target: Annotated[str, typer.Option(help=_TARGET)],
 ) -> None:
     """Copy job records from one store into another, counted on both sides; the newer record of a dataset wins."""
     from calmlflow.runs.ingest import copy_in_run

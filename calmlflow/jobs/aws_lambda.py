@@ -36,8 +36,7 @@ def handler(event: Any, context: object = None) -> dict[str, Any]:
     Raises
     ------
     CalmlflowError
-        S3 or the store cannot be reached, or there is no such bucket: Lambda tries again, which is safe. Other jobs of
-        the event are stored.
+        A job could not be read or stored; others of the event are stored. Lambda tries again, which is safe.
     """
     del context
     try:

@@ -13,8 +13,6 @@ from calmlflow.jobs.stores.files import write_file
 from calmlflow.jobs.stores.open import is_database, open_source, open_store
 from calmlflow.jobs.upsert import Batch, Counts, merge_history, upsert
 
-OnProgress = Callable[[int, int | None], None]
-
 _OTHERS = (HISTORY, MOSAICS, QUARANTINE, PREDICTIONS)
 _MERGE: dict[Table, Callable[[Store, pd.DataFrame], None]] = {
     HISTORY: merge_history,
@@ -46,7 +44,7 @@ class Copied:
         return f"{self.read:,} records read: {str(self.counts) or 'none'}; the target holds {self.there:,}{more}{left}"
 
 
-def copy(source: str, target: str, on_progress: OnProgress = lambda done, total: None) -> Copied:
+def copy(source: str, target: str, on_progress: Callable[[int, int | None], None] = lambda done, total: None) -> Copied:
     """Copy job records, and into a database the other tables too.
 
     In a database the newer record of a dataset wins, and invalid ones go to its quarantine. A file is written whole and
@@ -74,7 +72,7 @@ def copy(source: str, target: str, on_progress: OnProgress = lambda done, total:
             return _copy_into(one, other, on_progress)
 
 
-def _copy_into(source: Source, target: Store, on_progress: OnProgress) -> Copied:
+def _copy_into(source: Source, target: Store, on_progress: Callable[[int, int | None], None]) -> Copied:
     counts, read = Counts(), 0
     before, total = target.count(JOBS), source.count(JOBS)
     for part in source.read(JOBS):

@@ -59,8 +59,8 @@ def chance_index(bins: int, n_seen: int, n_new: int) -> float:
 def binned(seen: ArrayLike, new: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Count two samples in bins made from the first one.
 
-    A column of few values has a bin for each, and one for all values that were not seen, where there are any. Others
-    have bins between the deciles of ``seen``, fewer where deciles are tied.
+    A column of few values has a bin for each, and one for all values that were not seen; others have bins between the
+    deciles of ``seen``, fewer where deciles are tied.
     """
     seen, new = np.asarray(seen, dtype=float), np.asarray(new, dtype=float)
     values = np.unique(seen)

@@ -4,11 +4,10 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
@@ -47,9 +46,6 @@ FILE_MISSING = "file missing"
 STEP_FAILED = "step failed"
 BAD_CONTROL = "bad control file"
 BAD_METRICS = "bad metrics file"
-
-OnProgress = Callable[[int, int | None], None]
-
 # Steps of a job, each timed in a file of its own.
 _STEPS = ("process", "preview")
 _ALWAYS = -math.inf
@@ -129,7 +125,7 @@ def ingest(
     *,
     retry_quarantine: bool = False,
     client: Any = None,
-    on_progress: OnProgress = lambda done, total: None,
+    on_progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Ingested:
     """Read finished jobs from a bucket into a store.
 
@@ -144,9 +140,9 @@ def ingest(
         "new": every dataset under ``outputs/`` that is neither stored nor quarantined with the same files; "all": every
         dataset.
     retry_quarantine : bool
-        Also read quarantined datasets whose files have not changed (after a fix of this program).
+        Also read quarantined datasets whose files have not changed.
     client : optional
-        Of S3; default: one with boto3's own settings.
+        Of S3.
     on_progress : callable
         Called with the number of datasets done, and of all.
 
@@ -167,31 +163,26 @@ def ingest(
         names = list(dict.fromkeys(datasets))
     plan = _plan(store, names, source, retry_quarantine) if datasets == "new" else dict.fromkeys(names, _ALWAYS)
     done = Ingested(known=len(names) - len(plan))
-    batch: list[Outcome] = []
-    begun = time.time()
-    for since, outcome in _read_all(client, bucket, plan):
-        if outcome is None:
-            done += Ingested(known=1)
-        else:
-            batch.append(outcome)
+    jobs = list(plan.items())
+    with ThreadPoolExecutor(WORKERS, "calmlflow-ingest") as pool:
+        for start in range(0, len(jobs), BATCH):
             # Files that change after they were read must be newer than what is stored of them.
-            begun = min(begun, since)
-        if len(batch) >= BATCH:
-            done += _store(store, batch, source, begun)
-            batch, begun = [], time.time()
-        on_progress(done.total + len(batch), len(names))
-    return done + _store(store, batch, source, begun) + Ingested(seconds=time.perf_counter() - started)
+            begun = time.time()
+            outcomes: list[Outcome | None] = []
+            for outcome in pool.map(lambda job: _read_one(client, bucket, *job), jobs[start : start + BATCH]):
+                outcomes.append(outcome)
+                on_progress(done.total + len(outcomes), len(names))
+            done += _store(store, outcomes, source, begun)
+    return done + Ingested(seconds=time.perf_counter() - started)
 
 
 def _plan(store: Store, names: Iterable[str], source: str, retry_quarantine: bool) -> dict[str, float]:
-    """Dataset to read -> read it only if its files changed after this moment.
-
-    Quarantine entries of other buckets do not count.
-    """
+    """Dataset to read -> read it only if its files changed after this moment."""
     known = {name for table in (JOBS, MOSAICS) for part in store.read(table, ["ipst"]) for name in part["ipst"]}
     refused: dict[str, float] = {}
     dismissed: dict[str, float] = {}
     for part in store.read(QUARANTINE, ["ipst", "digest", "source", "last_seen", "resolved_at"]):
+        # Entries of other buckets do not count.
         here = part[part["digest"].fillna("").eq("") & part["source"].eq(source)]
         is_open = here["resolved_at"].isna()
         for seen, entries in ((refused, here[is_open]), (dismissed, here[~is_open])):
@@ -204,49 +195,33 @@ def _plan(store: Store, names: Iterable[str], source: str, retry_quarantine: boo
     return {name: refused.get(name, dismissed.get(name, _ALWAYS)) for name in wanted}
 
 
-def _store(store: Store, outcomes: list[Outcome], source: str, begun: float) -> Ingested:
+def _store(store: Store, outcomes: list[Outcome | None], source: str, begun: float) -> Ingested:
+    known = outcomes.count(None)
     found = [outcome for outcome in outcomes if isinstance(outcome, Found)]
     jobs, mosaics = ([one.record for one in found if one.is_mosaic == kind] for kind in (False, True))
     refused = [outcome._asdict() for outcome in outcomes if isinstance(outcome, Refused)]
     pending = {outcome.ipst: outcome.reason for outcome in outcomes if isinstance(outcome, Unread)}
     if not (jobs or mosaics or refused):
-        return Ingested(pending=pending)
+        return Ingested(known=known, pending=pending)
     batch = Batch(pd.DataFrame(jobs), pd.DataFrame(mosaics), pd.DataFrame(refused))
     counts = upsert(store, batch, source, begun, alone=True)
     kinds = Counter(entry["kind"] for entry in refused) + Counter({IMPOSSIBLE: counts.quarantined - len(refused)})
-    return Ingested(counts, pending=pending, reasons=dict(kinds))
+    return Ingested(counts, known, pending, dict(kinds))
 
 
 # -- Reading --------------------------------------------------------------------------------------------------------
 
 
-def _read_all(client: Any, bucket: str, plan: Mapping[str, float]) -> Iterator[tuple[float, Outcome | None]]:
-    """Read datasets, several at once: yields when reading began, and None for a dataset that has not changed."""
-    with ThreadPoolExecutor(WORKERS, "calmlflow-ingest") as pool:
-        left = iter(plan.items())
-        # Bounded, because outcomes wait in memory.
-        running = {pool.submit(_read_one, client, bucket, *job) for job in islice(left, 4 * WORKERS)}
-        try:
-            while running:
-                ended, running = wait(running, return_when=FIRST_COMPLETED)
-                running |= {pool.submit(_read_one, client, bucket, *job) for job in islice(left, len(ended))}
-                for future in ended:
-                    yield future.result()
-        finally:
-            for future in running:
-                future.cancel()
-
-
-def _read_one(client: Any, bucket: str, name: str, since: float) -> tuple[float, Outcome | None]:
-    begun = time.time()
+def _read_one(client: Any, bucket: str, name: str, since: float) -> Outcome | None:
+    """Read a dataset; None where its files have not changed since a moment."""
     try:
         if since > _ALWAYS and not _changed_since(client, bucket, name, since):
-            return begun, None
-        return begun, read_finished(client, bucket, name)
+            return None
+        return read_finished(client, bucket, name)
     except NoSuchBucketError:
         raise
     except CalmlflowError as error:
-        return begun, Unread(name, str(error))
+        return Unread(name, str(error))
 
 
 def _changed_since(client: Any, bucket: str, name: str, moment: float) -> bool:

@@ -1,6 +1,7 @@
 """Ingest and copy job records, for the command line and as MLflow runs."""
 
 import json
+import os
 from contextlib import closing
 from pathlib import Path
 from typing import Literal
@@ -20,47 +21,28 @@ _SHOWN = 3
 
 
 def parse_datasets(text: str, bucket: str) -> list[str] | Literal["new", "all"]:
-    """Parse the option ``datasets``: new, all, names with commas, or a file of names or with a notification of S3.
-
-    Raises
-    ------
-    InputError
-        A name is no dataset's, or the notification is of another bucket.
-    """
+    """Parse the option ``datasets``: new, all, names with commas, or a file of names or with a notification of S3."""
     if text in ("new", "all"):
         return "all" if text == "all" else "new"
-    path = Path(text)
-    try:
-        content = path.read_bytes().decode("utf-8-sig") if path.is_file() else None
-    except OSError as error:
-        # A long list of names is no valid file name.
-        if len(text) < 256:
-            raise InputError(f"{path} cannot be read ({error.strerror}); expected names of datasets") from error
-        content = None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text; expected names of datasets, one a line") from error
-    if content is None:
+    if not os.path.isfile(text):  # noqa: PTH113 - pathlib would raise for a long list of names
         names = [name for name in text.split(",") if name.strip()]
         if not names:
             raise InputError(f"datasets is {text!r}; expected new, all, names with commas between, or a file of names")
-    elif content.lstrip().startswith("{"):
-        names = _notified(path, content, bucket)
-    else:
-        names = [line for line in content.split("\n") if line.strip()]
-    return [parse_dataset(name).name for name in names]
-
-
-def _notified(path: Path, content: str, bucket: str) -> list[str]:
+        return [parse_dataset(name).name for name in names]
     try:
-        event = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON; expected a notification of S3, or names, one a line") from error
-    finished, refused = read_event(event)
+        content = Path(text).read_text(encoding="utf-8-sig")
+        if not content.lstrip().startswith("{"):
+            return [parse_dataset(line).name for line in content.split("\n") if line.strip()]
+        finished, refused = read_event(json.loads(content))
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{text} cannot be read; expected names of datasets, one a line, or a notification") from error
     if refused:
         raise refused[0]
     foreign = sorted({job.bucket for job in finished} - {bucket})
     if foreign:
-        raise InputError(f"{path} names bucket {foreign[0]}; expected {bucket}")
+        raise InputError(f"{text} names bucket {foreign[0]}; expected {bucket}")
     return [job.name for job in finished]
 
 

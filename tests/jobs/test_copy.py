@@ -7,7 +7,7 @@ import pytest
 
 from calmlflow.jobs.copy import copy
 from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, PREDICTIONS, QUARANTINE, TABLES, conform
-from calmlflow.jobs.stores.open import open_store, read_jobs, read_table
+from calmlflow.jobs.stores.open import open_store, read_table
 from calmlflow.jobs.upsert import Counts
 from tests.samples.store_samples import ANSWER as SMALLEST
 from tests.samples.store_samples import ROWS, contents, frame, record
@@ -133,15 +133,6 @@ def test_every_table_is_copied_from_one_database_into_another(place, tmp_path, t
     assert by_name(target, QUARANTINE, "tries", "resolved_at") == {**entries, name_of(99): (2, None)}
     source.close()
     target.close()
-
-
-def test_a_synthetic_sample_is_copied_whole(tmp_path):
-    uri = f"sqlite:///{tmp_path}/jobs.db"
-    copied = copy("sample:500", uri)
-    assert (copied.read, copied.counts, copied.there) == (500, Counts(stored=500), 500)
-    expected = read_jobs("sample:500").valid.sort_values("ipst", ignore_index=True)
-    pd.testing.assert_frame_equal(read_jobs(uri).valid.sort_values("ipst", ignore_index=True), expected)
-    assert str(copied) == "500 records read: 500 stored; the target holds 500"
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])

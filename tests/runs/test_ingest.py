@@ -74,9 +74,9 @@ def test_a_file_with_a_notification(tmp_path, event):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"\xff\xfe", "is no text; expected names"),
-        (b"{", "is no JSON; expected a notification"),
-        (b"{" + b'"a":{' * 100_000, "is no JSON; expected a notification"),
+        (b"\xff\xfe", "cannot be read; expected names"),
+        (b"{", "cannot be read; expected names"),
+        (b"{" + b'"a":{' * 100_000, "cannot be read; expected names"),
         (b"{}", "the event has no Ipppssoot; expected"),
         (b"j8c601020\nnot-a-name\n", "'not-a-name' is no dataset name; expected"),
         (b"j8c601020,j8c601010", "is no dataset name; expected"),

@@ -1,8 +1,8 @@
 """The store in DynamoDB, on moto's real server; what moto cannot do wrong is done by a proxy before it."""
 
 import os
-import threading
-from decimal import Context, Decimal
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -100,15 +100,6 @@ def test_any_value_comes_back_to_the_last_bit(store, number, whole, name, digest
     found = store.get(HISTORY, [name])
     found = found[found["digest"] == digest].reset_index(drop=True)
     pd.testing.assert_frame_equal(found, rows, check_exact=True)
-
-
-@given(KEPT)
-def test_a_number_fits_into_what_dynamodb_keeps(number):
-    """boto3's own context of 38 digits, which traps whatever it would have to round."""
-    from boto3.dynamodb.types import DYNAMODB_CONTEXT
-
-    kept: Context = DYNAMODB_CONTEXT
-    assert float(kept.create_decimal(repr(number))) == number
 
 
 @pytest.mark.parametrize("number", [1e-131, -1e126, float("inf"), 5e-324])
@@ -256,14 +247,6 @@ def test_a_newer_record_that_comes_between_reading_and_writing_is_kept(store, be
     assert sorted(contents(store, HISTORY)["timestamp"]) == [100, 200]
 
 
-def test_an_older_record_that_comes_between_reading_and_writing_is_remembered(store, between):
-    new, newest = (pd.DataFrame([record(timestamp=time)]) for time in (200, 300))
-    slow = between(lambda: upsert(store, Batch(jobs=new), "test"))
-    assert upsert(slow, Batch(jobs=newest), "test") == Counts(updated=1)
-    assert contents(store, JOBS)["timestamp"].tolist() == [300]
-    assert contents(store, HISTORY)["timestamp"].tolist() == [200]
-
-
 def test_a_record_that_ingest_stores_during_a_write_back_is_kept(store, between):
     trained = pd.DataFrame([record(timestamp=100)])
     upsert(store, Batch(jobs=trained), "test")
@@ -337,20 +320,8 @@ def test_a_table_of_something_else(dynamodb_uri):
 
 
 def test_many_who_make_the_tables_at_once(dynamodb_uri):
-    opened, failed = [], []
-
-    def make() -> None:
-        try:
-            opened.append(open_dynamodb(dynamodb_uri, create=True))
-        except CalmlflowError as problem:
-            failed.append(problem)
-
-    threads = [threading.Thread(target=make) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (len(opened), failed) == (6, [])
+    with ThreadPoolExecutor(6) as pool:
+        opened = list(pool.map(lambda _: open_dynamodb(dynamodb_uri, create=True), range(6)))
     opened[0].put(HISTORY, frame(HISTORY, ROWS[HISTORY]))
     assert [one.count(HISTORY) for one in opened] == [2] * 6
     for one in opened:
@@ -364,18 +335,11 @@ def test_many_who_make_the_tables_at_once(dynamodb_uri):
     ("uri", "message"),
     [
         ("dynamodb://", "the address names no table"),
-        ("dynamodb://ab", "the address names no table"),
         ("dynamodb://me:told-to-nobody@table?region=us-east-1", "the address names no table"),
         ("dynamodb://table/told-to-nobody", "the address names no table"),
-        ("dynamodb://" + "x" * 250, "the address names no table"),
         ("dynamodb://table?region=us-east-1&colour=blue", "'colour' is no column of job records"),
         ("dynamodb://table?secret=told-to-nobody", "'secret' is no column of job records"),
-        (
-            "dynamodb://table?region=us-east-1&region=us-west-2",
-            "region 'us-west-2' is not one of AWS's, or the",
-        ),
         ("dynamodb://table?region=evil.com/", "region 'evil.com/' is not one"),
-        ("dynamodb://table?region=", "region '' is not one"),
         ("dynamodb://table?instr=acs", "instr='acs' is no whole number"),
         ("dynamodb://table?instr=0.5", "instr='0.5' is no whole number"),
         ("dynamodb://table?memory=nan", "memory='nan' is no number"),
@@ -438,14 +402,6 @@ def test_refusals_are_a_sentence(proxy, dynamodb_uri, monkeypatch):
             assert str(caught.value).startswith(f"{dynamodb_uri} {expected}")
             assert "told-to-nobody" not in str(caught.value)
     store.close()
-
-
-def test_a_throttled_request_is_made_again(proxied, proxy, store):
-    store.put(JOBS, many(3))
-    left = ["ProvisionedThroughputExceededException", "ThrottlingException"]
-    proxy.answer = lambda name, request, forward: error(left.pop()) if left else forward(request)
-    assert proxied.count(JOBS) == 3
-    assert proxy.counts["Scan"] == 3
 
 
 def test_who_may_not_make_tables_is_told_and_may_use_those_that_are_there(proxy, dynamodb_uri, monkeypatch):

@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 
 from calmlflow.errors import InputError
-from calmlflow.jobs.records import check_records
 from calmlflow.jobs.sample import draw_sample
 from calmlflow.jobs.stores.open import read_jobs, read_table
 
@@ -42,18 +41,9 @@ def test_a_folder_and_a_relative_path(csv, monkeypatch):
         assert len(read_jobs(uri).valid) == 29
 
 
-def test_a_folder_named_sample(csv, monkeypatch):
-    monkeypatch.chdir(csv.parent)
-    (csv.parent / "sample").mkdir()
-    csv.rename(csv.parent / "sample" / "latest.csv")
-    assert len(read_jobs("./sample").valid) == 29
-
-
 def test_a_table_as_it_is(csv):
     table = read_table(str(csv))
-    assert len(table) == 30
-    assert "bin_pred" in table
-    assert check_records(table, "test").reasons() == read_jobs(str(csv)).reasons()
+    assert (len(table), "bin_pred" in table) == (30, True)
 
 
 def test_errors_of_records_name_the_source(tmp_path):

@@ -6,7 +6,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
@@ -62,8 +61,9 @@ def test_many_rows_are_read_in_parts(store, monkeypatch):
     monkeypatch.setattr("calmlflow.jobs.stores.sql._COPY_BYTES", 10_000)
     rows = frame(JOBS, [record(f"j{number:07d}q", n_files=number) for number in range(1, 1001)])
     store.put(JOBS, rows)
-    parts = list(store.read(JOBS))
-    assert len(parts) > 5
+    assert len(list(store.read(JOBS))) > 5
+    monkeypatch.setattr("calmlflow.jobs.stores.sql._NAMES_AT_ONCE", 300)
+    assert len(store.get(JOBS, rows["ipst"])) == 1000
     pd.testing.assert_frame_equal(contents(store, JOBS), rows)
     assert store.count(JOBS) == 1000
 
@@ -105,13 +105,6 @@ with store.change():
     assert upsert(store, Batch(jobs=frame(JOBS, ROWS[JOBS])), "test").stored == 2
 
 
-def test_many_names_are_asked_for_at_once(store):
-    rows = frame(JOBS, [record(f"j{number:07d}q") for number in range(12_000)])
-    store.put(JOBS, rows)
-    found = store.get(JOBS, rows["ipst"].tolist()[1:]).sort_values("ipst").reset_index(drop=True)
-    pd.testing.assert_frame_equal(found, rows.iloc[1:].reset_index(drop=True))
-
-
 @pytest.fixture
 def many(store, monkeypatch) -> int:
     """More rows than a part holds, and than a connection takes in before it is read."""
@@ -127,13 +120,11 @@ def test_a_column_of_missing_cells_has_all_its_rows(store):
     found = pd.concat(store.read(JOBS, columns=["split"]))
     assert found["split"].isna().tolist() == [True] * 5
     assert pd.concat(store.read(JOBS, columns=["trained_at"])).dtypes.astype(str).to_dict() == {"trained_at": "Int64"}
-
-
-def test_whole_numbers_keep_their_last_digit_beside_missing_cells(store):
-    rows = frame(JOBS, [record("a"), record("b"), record("c")])
+    # Missing cells do not make floats of whole numbers.
+    rows = frame(JOBS, [record(f"j{number}") for number in range(3)])
     rows["crsplit"] = pd.array([2**53 + 1, None, -(2**63)], dtype="Int64")
     store.put(JOBS, rows)
-    pd.testing.assert_frame_equal(contents(store, JOBS), rows)
+    assert contents(store, JOBS)["crsplit"][:3].tolist() == rows["crsplit"].tolist()
 
 
 def test_a_text_may_be_longer_than_what_is_parsed_at_once(store):
@@ -206,17 +197,13 @@ def test_the_first_schema_is_brought_up_to_date(uri, tmp_path):
 def test_the_newest_migration_is_what_the_tables_say(uri, store):
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    assert ScriptDirectory(str(Path(sql.__file__).parent / "migrations")).get_heads() == [HEAD]
 
     with database(uri).connect() as connection:
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE, "compare_type": True})
         assert compare_metadata(context, METADATA) == []
-
-
-def test_the_newest_schema_is_the_last_migration():
-    from alembic.script import ScriptDirectory
-
-    script = ScriptDirectory(str(Path(sql.__file__).parent / "migrations"))
-    assert script.get_heads() == [HEAD]
 
 
 def test_a_schema_of_the_future_is_told(uri, store):
@@ -352,16 +339,11 @@ def test_a_database_of_another_encoding(postgres, postgres_uri):
             pd.testing.assert_frame_equal(contents(store, QUARANTINE), rows)
             with pytest.raises(CalmlflowError, match="a character that its encoding has not"):
                 store.put(QUARANTINE, rows.assign(reason="✓"))
+            with pytest.raises(CalmlflowError, match=r"cannot be read \(a text holds a NUL character\)"):
+                store.get(JOBS, ["a\0b"])
             store.close()
         finally:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def test_nul_is_told_by_name(postgres_uri):
-    store = open_sql(postgres_uri, create=True)
-    with pytest.raises(CalmlflowError, match=r"cannot be read \(a text holds a NUL character\)"):
-        store.get(JOBS, ["a\0b"])
-    store.close()
 
 
 def test_a_database_that_is_not_there_is_told_apart_from_a_server_that_is_not(postgres):
@@ -386,26 +368,3 @@ def test_a_store_that_one_may_only_read(postgres_uri):
             connection.execute(f"DROP OWNED BY {role}")
             connection.execute(f"DROP ROLE {role}")
     owner.close()
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
-def test_a_file_that_one_may_only_read():
-    code = """
-import os
-from calmlflow.jobs.stores.sql import open_sql
-from calmlflow.jobs.stores.base import JOBS
-from tests.samples.store_samples import ROWS, frame
-open_sql("sqlite:///jobs.db", create=True).close()
-os.chmod("jobs.db", 0o444)
-os.seteuid(65534)
-try:
-    open_sql("sqlite:///jobs.db").put(JOBS, frame(JOBS, ROWS[JOBS]))
-except Exception as error:
-    print(type(error).__name__, error)
-"""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.stdout.startswith("CalmlflowError sqlite:///jobs.db cannot be "), (done.stdout, done.stderr)
-    assert "its folder can be read only" in done.stdout
