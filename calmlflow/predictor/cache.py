@@ -52,10 +52,11 @@ class Cache:
         if bundle := self.load_kept(staged):
             return bundle
         failed = self.folder / f".failed-{staged.folder}"
-        if hurried and _is_younger(failed, RETRY_S):
-            raise RegistryUnavailableError(
-                f"the last fetch of version {staged.version} failed; expected to try again {RETRY_S:.0f} s after it"
-            )
+        with contextlib.suppress(OSError):
+            if hurried and 0 <= time.time() - failed.stat().st_mtime < RETRY_S:
+                raise RegistryUnavailableError(
+                    f"the last fetch of version {staged.version} failed; expected to try again {RETRY_S:.0f} s after it"
+                )
         patience_s = (HURRIED if hurried else PATIENCE) * settings.timeout_s()
         with self.alone("fetch", patience_s):
             # Fetched by another process while this one waited.
@@ -154,10 +155,3 @@ class Cache:
         except OSError as error:
             # Another process may be removing the same files; the next version tries again.
             log.debug("cache folder %s was not pruned (%s)", self.folder, error.strerror)
-
-
-def _is_younger(path: Path, seconds: float) -> bool:
-    try:
-        return 0 <= time.time() - path.stat().st_mtime < seconds
-    except OSError:
-        return False

@@ -1,8 +1,7 @@
-"""The Lambda image: what is baked, what its Dockerfile says, and that it answers as Lambda calls it.
+"""The Lambda image: what is baked, what its Dockerfile says, and that it answers as Lambda calls it."""
 
-There is no Docker here: the slow tests lay the image's folder out as the Dockerfile does and run AWS's own runtime
-interface client from it, against a Runtime API on loopback.
-"""
+# There is no Docker here: the slow tests lay the image's folder out as the Dockerfile does and run AWS's own runtime
+# interface client from it, against a Runtime API on loopback.
 
 import json
 import os
@@ -156,7 +155,7 @@ def instructions() -> list[tuple[str, str]]:
     return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in joined.splitlines() if line.strip()]
 
 
-def test_the_image_runs_the_handler_as_a_user_of_its_own_on_a_python_of_aws():
+def test_the_image_runs_the_handler_as_a_user_of_its_own_without_training_libraries(baked):
     said = dict(instructions())
     # Its C library is the one that the wheels need.
     assert said["FROM"] == "public.ecr.aws/lambda/python:3.12"
@@ -165,19 +164,15 @@ def test_the_image_runs_the_handler_as_a_user_of_its_own_on_a_python_of_aws():
     (handler,) = json.loads(said["CMD"])
     module, _, function = handler.rpartition(".")
     assert callable(getattr(__import__(module, fromlist=[function]), function))
-
-
-def test_the_image_takes_what_is_baked_and_no_training_library(baked):
     for name, words in instructions():
         assert not re.search("tensorflow|keras|(?<!cal)mlflow", words, re.IGNORECASE), words
         if name == "COPY":
             taken = words.split()[0]
             assert taken.startswith("build/image/")
             assert (baked / taken.removeprefix("build/image/")).exists()
-    environment = dict(instructions())["ENV"]
     (where,) = [words.split()[1] for name, words in instructions() if "image/bundle" in words]
-    assert f"CALMLFLOW_BUNDLE={where} " in environment
-    assert "CALMLFLOW_CACHE=/tmp/" in environment
+    assert f"CALMLFLOW_BUNDLE={where} " in said["ENV"]
+    assert "CALMLFLOW_CACHE=/tmp/" in said["ENV"]
 
 
 # -- As Lambda calls it ---------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from calmlflow import settings
 from calmlflow.hst.features import job_features
 from calmlflow.predictor import Bundle, Predictor
 from calmlflow.predictor.answers import as_answers
-from tests.conftest import free_ports
+from tests.conftest import free_ports, turned_to
 from tests.samples.commands import ROOT, environment
 from tests.samples.predictor_samples import NETWORKS, write_bundle
 
@@ -39,13 +39,7 @@ def own(tmp_path_factory) -> Iterator:
     folder = tmp_path_factory.mktemp("faults")
     port, s3_port = free_ports()
     server = embedded.start(port, s3_port, folder / "home")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("MLFLOW_", "AWS_"))]:
-            patch.delenv(name)
-        for name, value in server.environment().items():
-            patch.setenv(name, value)
-        mlflow.set_tracking_uri(server.tracking_uri)
-        mlflow.set_registry_uri(server.tracking_uri)
+    with turned_to(server):
         answers = {}
         for seed in (1, 2, 3):
             models = write_bundle(folder / f"models{seed}", seed)
@@ -55,8 +49,6 @@ def own(tmp_path_factory) -> Iterator:
             keys = dict(line.split("=") for line in CONTROL_FILE.read_text().split())
             (answer,) = as_answers(Bundle.load(models).predict([job_features(JOB, keys)]))
             answers[str(found.version)] = answer
-        mlflow.set_tracking_uri(None)
-        mlflow.set_registry_uri(None)
     try:
         yield server, answers
     finally:

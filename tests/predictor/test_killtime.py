@@ -79,14 +79,6 @@ def test_groups_are_equal_and_have_room_for_several_jobs_above_the_promise(jobs,
     assert groups == 1 or min(found.jobs) * (1 - coverage) >= 4.99
 
 
-def test_predictions_that_are_all_alike_are_one_group():
-    predicted, actual = np.full(1000, 50.0), np.linspace(51, 150, 1000)
-    found = fit_kill_time(predicted, actual, np.arange(1000), 0.9)
-    assert sum(found.jobs) == 1000
-    # The 901st of the jobs: 51 + 900 * 99 / 999 seconds, and whole seconds upwards.
-    assert found.apply([50.0]).tolist() == [141]
-
-
 def reach(coverage: float, new: int, calibrated: int) -> float:
     """Three standard errors of a share of new jobs, and as much again for the jobs that calibrate."""
     return 3 * math.sqrt(coverage * (1 - coverage) * (1 / new + 1 / calibrated))
@@ -167,15 +159,11 @@ def test_a_factor_is_raised_to_the_spread_of_its_row():
     assert KillTime((500.0,), (2.0, 4.0), 0.9, (1, 1)).apply(predicted, np.arange(5)).tolist() == [200] * 3 + [4000] * 2
 
 
-def test_a_prediction_on_an_edge_belongs_below_it():
-    table = KillTime((100.0, 200.0), (2.0, 3.0, 4.0), 0.9, (1, 1, 1))
-    assert table.apply([100.0, 100.5, 200.0, 201.0]).tolist() == [200, 302, 600, 804]
-
-
 def test_kill_times_are_whole_seconds_of_a_minute_to_two_days():
-    table = KillTime((), (2.0,), 0.9, (1,))
-    found = table.apply([[0.0, 29.9, 30.2], [86_399.8, 86_400.0, 1e9]])
-    assert found.tolist() == [[60, 60, 61], [172_800, 172_800, 172_800]]
+    # A prediction on an edge belongs below it; one that is no number gets all the time there is.
+    table = KillTime((100.0, 200.0), (2.0, 3.0, 4.0), 0.9, (1, 1, 1))
+    found = table.apply([[0.0, 29.9, 30.2, 100.0, 100.5], [200.0, 201.0, 43_200.0, math.inf, math.nan]])
+    assert found.tolist() == [[60, 60, 61, 200, 302], [600, 804, *[172_800] * 3]]
     assert found.dtype == np.int64
 
 
@@ -223,10 +211,6 @@ def test_a_table_that_is_none_is_told(text):
     assert KillTime.from_json(json.dumps(GOOD)).factors == (2.0, 3.0)
     with pytest.raises(InputError, match=r"killtime\.json"):
         KillTime.from_json(text)
-
-
-def test_a_prediction_that_is_no_number_gets_all_the_time_there_is():
-    assert KillTime((), (2.0,), 0.9, (9,)).apply([math.nan, math.inf, 100.0]).tolist() == [172_800, 172_800, 200]
 
 
 @pytest.mark.parametrize(("jobs", "held"), [((998,), 998 / 999), ((999,), 0.999), ((5000, 9), 0.9), ((0,), 0.0)])

@@ -147,16 +147,6 @@ def test_no_bundle_anywhere_is_an_error(server):
         Predictor()
 
 
-def test_a_new_version_that_is_broken_leaves_the_last_one_in_place(server, tmp_path, caplog):
-    expected = Predictor().predict(JOB, CONTROL)
-    publish(server, tmp_path, "4", seed=1)
-    (tmp_path / "4" / "tx_data.json").write_text("{}")
-    assert Predictor().predict(JOB, CONTROL) == {**expected, "source": "cache"}
-    assert "tx_data.json does not match" in caplog.text
-    publish(server, tmp_path, "5", seed=2)
-    assert Predictor().predict(JOB, CONTROL)["version"] == "5"
-
-
 @pytest.mark.parametrize("name", ["acs_8ph_01", "SKYCELL-p0797x14y06"])
 def test_a_mosaic_needs_no_control_file(server, name):
     answer = Predictor().predict(name, {})

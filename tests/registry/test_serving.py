@@ -155,13 +155,6 @@ def test_a_required_key_that_is_absent_is_named(scorer, key):
     assert f"Model is missing inputs ['{key}']" in answer["message"]
 
 
-@pytest.mark.parametrize("body", ["", "{", "[]", "{}", '{"dataframe_records": 3}', '{"inputs": "j8c601020"}', "\xff"])
-def test_what_is_no_request_is_refused(scorer, body):
-    status, answer = scorer.post(body.encode("latin-1"))
-    assert status == 400
-    assert answer["message"]
-
-
 # -- The model alone --------------------------------------------------------------------------------------------------
 
 
