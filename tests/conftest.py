@@ -101,11 +101,13 @@ def turned_to(server) -> Iterator[None]:
             patch.setenv(name, value)
         mlflow.set_tracking_uri(server.tracking_uri)
         mlflow.set_registry_uri(server.tracking_uri)
-        yield
-        while mlflow.active_run():
-            mlflow.end_run()
-        mlflow.set_tracking_uri(None)
-        mlflow.set_registry_uri(None)
+        try:
+            yield
+        finally:
+            while mlflow.active_run():
+                mlflow.end_run()
+            mlflow.set_tracking_uri(None)
+            mlflow.set_registry_uri(None)
 
 
 @pytest.fixture

@@ -288,6 +288,7 @@ def test_a_regressor_is_saved_as_it_was_trained():
     np.testing.assert_allclose(trained.model(features), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_networks_train_where_spacekit_has_changed_how_tensorflow_counts():
     """It turns NumPy behaviour on for the whole process, where operators refuse variables."""
     code = """

@@ -411,7 +411,7 @@ def test_force_goes_through_with_a_reason_and_is_seen(quick, client, model, tmp_
     assert (found.info.status, found.data.tags["gate"]) == ("FINISHED", "forced")
 
 
-def test_a_promotion_is_a_run_with_every_figure(client, model):
+def test_a_promotion_is_a_run_with_every_figure(quick, client, model):
     add(client, model), add(client, model)
     promote_in_run(PromotionRequest("Production", 1, model))
     assert "2 is in Production" in promote_in_run(PromotionRequest("Production", 2, model, reason="better"))

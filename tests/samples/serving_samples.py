@@ -14,7 +14,7 @@ from calmlflow.hst.dataset import parse_dataset
 from calmlflow.hst.features import job_features
 from calmlflow.predictor import Bundle
 from calmlflow.predictor.answers import as_answers, mosaic_policy
-from tests.conftest import free_ports
+from tests.conftest import free_ports, turned_to
 from tests.samples import commands
 from tests.samples.predictor_samples import NETWORKS, write_bundle
 
@@ -73,20 +73,12 @@ def publish(server, folder: Path) -> Published:
 
     models = write_models(folder / "models")
     name = f"serving-test-{next(NUMBERS)}"
-    with pytest.MonkeyPatch.context() as patch:
-        for variable, value in server.environment().items():
-            patch.setenv(variable, value)
-        mlflow.set_tracking_uri(server.tracking_uri)
-        mlflow.set_registry_uri(server.tracking_uri)
-        try:
-            mlflow.set_experiment("serving-test")
-            with mlflow.start_run():
-                logged = log_model(models, NETWORKS, name, {})
-            register({name: logged}, Lineage("sample", 0, 0, None, {}, {}))
-            mlflow.MlflowClient().transition_model_version_stage(name, "1", "Production")
-        finally:
-            mlflow.set_tracking_uri(None)
-            mlflow.set_registry_uri(None)
+    with turned_to(server):
+        mlflow.set_experiment("serving-test")
+        with mlflow.start_run():
+            logged = log_model(models, NETWORKS, name, {})
+        register({name: logged}, Lineage("sample", 0, 0, None, {}, {}))
+        mlflow.MlflowClient().transition_model_version_stage(name, "1", "Production")
     return Published(f"models:/{name}/Production", Bundle.load(write_bundle(models, NETWORKS, folder / "bundle")))
 
 
