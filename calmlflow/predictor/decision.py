@@ -28,7 +28,7 @@ class Decision:
     wallclock_ratio : ndarray of float64, shape (m + 1, 4)
         Wallclock of the jobs that need each rung, over the mean wallclock of their feature row: one line for each of
         the m rows of ``seen_rows.json``, and a last one, the mean of all, for other jobs. Among jobs of equal features
-        those that need more memory run longer, in some rows by half, which sets the cost of a kill there.
+        those that need more memory run longer, in some rows by half.
     risk : float
         Dollars added for each dollar spent on a run that is killed, 0 or more.
     """
