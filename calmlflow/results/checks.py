@@ -46,22 +46,14 @@ def probability_rows(values: ArrayLike, n: int) -> NDArray[np.float64]:
     return values
 
 
-def wallclock_seconds(wallclock_s: ArrayLike, n: int) -> NDArray[np.float64]:
-    """Wallclock of n jobs, shape (n,), seconds; an InputError for no job, or a value that is no time."""
-    wallclock_s = np.asarray(wallclock_s, dtype=float)
-    if n == 0 or wallclock_s.shape != (n,) or not np.all(np.isfinite(wallclock_s) & (wallclock_s >= 0)):
-        raise InputError(
-            f"wallclock_s of shape {wallclock_s.shape} does not fit; expected ({n},), seconds of at least one job"
-        )
-    return wallclock_s
-
-
-def positive_values(actual: ArrayLike) -> NDArray[np.float64]:
-    """Memory or wallclock that jobs took, shape (n,); an InputError for no job, or a value of 0 or less."""
-    actual = np.asarray(actual, dtype=float)
-    if actual.ndim != 1 or len(actual) == 0 or not np.all(np.isfinite(actual) & (actual > 0)):
-        raise InputError("actual values must be finite numbers above 0, one per job and at least one")
-    return actual
+def amounts(values: ArrayLike, what: str, positive: bool = False) -> NDArray[np.float64]:
+    """GB or seconds of jobs, shape (n,); an InputError for no job, or a value below 0 (or of 0, if ``positive``)."""
+    values = np.asarray(values, dtype=float)
+    sound = np.isfinite(values) & ((values > 0) if positive else (values >= 0))
+    if values.ndim != 1 or len(values) == 0 or not np.all(sound):
+        least = "above 0" if positive else "of 0 or more"
+        raise InputError(f"{what} must be finite numbers {least}, one per job and at least one")
+    return values
 
 
 def epochs(history: Mapping[str, Any], keys: tuple[str, ...], where: str = "history") -> dict[str, NDArray[np.float64]]:

@@ -14,11 +14,11 @@ from calmlflow.hst.ladder import BIN_NAMES, excess_cost
 from calmlflow.results.checks import (
     CLASSIFIER_HISTORY,
     N_BINS,
+    amounts,
     epochs,
     memory_bins,
     named_split,
     probability_rows,
-    wallclock_seconds,
 )
 
 CALIBRATION_BINS = 15
@@ -48,8 +48,6 @@ def classification_scores(
     y_true, decided = memory_bins(y_true, "y_true"), memory_bins(decided, "decided")
     if len(y_true) == 0:
         raise InputError("y_true is empty; expected at least one job")
-    if len(decided) != len(y_true):
-        raise InputError(f"decided has {len(decided)} values; expected {len(y_true)}, as many as y_true")
     probabilities = probability_rows(probabilities, len(y_true))
     chosen = probabilities.argmax(axis=1)
     n, stated, true = calibration_cells(y_true, probabilities)
@@ -67,7 +65,7 @@ def classification_scores(
         "overallocated": np.mean(decided > y_true),
     }
     if wallclock_s is not None:
-        wallclock_s = wallclock_seconds(wallclock_s, len(y_true))
+        wallclock_s = amounts(wallclock_s, "wallclock_s")
         scores["excess_cost"] = excess_cost(decided, y_true, wallclock_s)
         scores["excess_cost_argmax"] = excess_cost(chosen, y_true, wallclock_s)
     by_bin = {
@@ -155,16 +153,9 @@ def classification_results(
 ) -> ClassificationResults:
     """Compute the results of the classifier from its answers for the test split.
 
-    Parameters
-    ----------
-    test_idx : Series, length n
-        Actual memory bins, 0..3; the index holds the dataset names.
-    y_scores : array_like, shape (n, 4)
-        Probabilities (softmax), rows in the order of ``test_idx``.
-    history : mapping of str to array_like, or None
-        loss, accuracy, val_loss, val_accuracy per epoch; None, as ``train_scores``, if the training is not known.
-    train_scores : tuple of 2 floats, or None
-        Accuracy and cross-entropy loss (nats) on the training split.
+    ``test_idx`` holds the needed bins by dataset name, ``y_scores`` a row of probabilities for each, ``history`` the
+    values per epoch, and ``train_scores`` accuracy and cross-entropy (nats) on the training split. The last two are
+    None if the training is not known.
     """
     split = named_split(test_idx, "mem_bin")
     y_true = memory_bins(split, "test split of mem_bin")

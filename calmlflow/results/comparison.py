@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from calmlflow.errors import InputError
 from calmlflow.hst.ladder import BIN_NAMES, allocation_cost
-from calmlflow.results.checks import memory_bins, positive_values, probability_rows, wallclock_seconds
+from calmlflow.results.checks import amounts, memory_bins, probability_rows
 from calmlflow.results.classification import log_losses
 from calmlflow.results.regression import SMALLEST_PREDICTION
 from calmlflow.results.scores import PREDICTED
@@ -96,7 +96,7 @@ def compare_bins(this: BinAnswers, other: BinAnswers, seed: int = 0) -> Comparis
     at_stake = {"accuracy": ones, **of_bin, "log_loss": ones, "underallocated": ones, "overallocated": ones}
     known = [side.wallclock_s[at] for side, at in ((this, at_this), (other, at_other)) if side.wallclock_s is not None]
     # Where no job took any time, none cost anything.
-    wallclock_s = next((wallclock_seconds(found, len(y_true)) for found in known if np.any(found)), None)
+    wallclock_s = next((amounts(found, "wallclock_s") for found in known if np.any(found)), None)
     if wallclock_s is not None:
         at_stake["excess_cost"] = allocation_cost(y_true, y_true, wallclock_s)
 
@@ -126,7 +126,7 @@ def compare_values(this: ValueAnswers, other: ValueAnswers, seed: int = 0) -> Co
     kill_time_reserved (seconds reserved over seconds used) where both have kill times.
     """
     at_this, at_other, counts = _pair(this.actual, other.actual)
-    actual = positive_values(this.actual.iloc[at_this])
+    actual = amounts(this.actual.iloc[at_this], "actual values", positive=True)
     at_stake = dict.fromkeys(("rmse", "mae", "log_mae"), np.ones(len(actual)))
     has_kill_times = this.kill_time_s is not None and other.kill_time_s is not None
     if has_kill_times:

@@ -37,12 +37,8 @@ class _PickledError(InputError):
 def write_results(results: ClassificationResults | RegressionResults, folder: str | Path) -> None:
     """Write results into a folder, which is made if need be.
 
-    A file whose field is None is removed, so that the folder never mixes two trainings.
-
-    Raises
-    ------
-    CalmlflowError
-        A file cannot be written; the error names it.
+    A file whose field is None is removed, so that the folder never mixes two trainings. A CalmlflowError names a file
+    that cannot be written.
     """
     if isinstance(results, RegressionResults):
         files: dict[str, Any] = {"predictions.npy": results.predictions, "residuals.npy": results.residuals}
@@ -97,13 +93,12 @@ def read_results(folder: str | Path, target: str) -> ClassificationResults | Reg
 def _read_classification(folder: Path) -> ClassificationResults:
     y_scores = _array(folder / "y_scores.npy", (None, N_BINS))
     n = len(y_scores)
-    y_pred, cmx = folder / "y_pred.npy", folder / "cmx.npy"
     return ClassificationResults(
         test_idx=_split(folder / "test_idx.csv", "mem_bin", n).astype(np.int64),
         y_scores=y_scores,
-        y_pred=_integers(_array(y_pred, (n, N_BINS)), str(y_pred)),
+        y_pred=_array(folder / "y_pred.npy", (n, N_BINS), whole=True),
         y_onehot=_onehot(folder / "y_onehot.csv", n),
-        cmx=_integers(_array(cmx, (N_BINS, N_BINS)), str(cmx)),
+        cmx=_array(folder / "cmx.npy", (N_BINS, N_BINS), whole=True),
         cmx_norm=_array(folder / "cmx_norm.npy", (N_BINS, N_BINS)),
         roc_auc=_if_there(folder / "roc_auc.npy", lambda path: _array(path, (N_BINS,))),
         report=_if_there(folder / "report.json", _json_text),
@@ -158,23 +153,20 @@ def _arrays(path: Path, keys: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _array(path: Path, shape: Shape) -> NDArray[np.float64]:
-    return _numbers(_arrays(path)[""], shape, str(path))
+def _array(path: Path, shape: Shape, whole: bool = False) -> NDArray[Any]:
+    return _numbers(_arrays(path)[""], shape, str(path), whole)
 
 
-def _numbers(array: NDArray[Any], shape: Shape, where: str) -> NDArray[np.float64]:
+def _numbers(array: NDArray[Any], shape: Shape, where: str, whole: bool = False) -> NDArray[Any]:
+    """The numbers of an array, as float64, or as int64 where they must be whole."""
     if array.dtype.kind not in "biuf":
         raise InputError(f"{where} holds {array.dtype} values; expected numbers")
     if array.ndim != len(shape) or any(want not in (None, have) for have, want in zip(array.shape, shape, strict=True)):
         expected = ", ".join("n" if want is None else str(want) for want in shape)
         raise InputError(f"{where} has shape {array.shape}; expected ({expected})")
-    return array.astype(np.float64)
-
-
-def _integers(array: NDArray[np.float64], where: str) -> NDArray[np.int64]:
-    if not np.all(np.isfinite(array) & (array == np.round(array))):
+    if whole and not np.all(np.isfinite(array) & (array == np.round(array))):
         raise InputError(f"{where} holds a value that is no whole number; expected whole numbers only")
-    return array.astype(np.int64)
+    return array.astype(np.int64 if whole else np.float64)
 
 
 def _strings(array: NDArray[Any], where: str) -> NDArray[np.str_]:
@@ -215,10 +207,10 @@ def read_csv(path: Path, columns: tuple[str, ...], dtype: Any = str) -> pd.DataF
 def _json_text(path: Path) -> str:
     try:
         text = json.loads(_bytes(path))
+        if not isinstance(text, str):
+            raise ValueError("it holds JSON of another kind")
     except (ValueError, RecursionError) as error:
         raise _damaged(path, error, "one JSON string") from error
-    if not isinstance(text, str):
-        raise InputError(f"{path} holds JSON of another kind; expected one string")
     return text
 
 
@@ -286,23 +278,22 @@ def _read_misclassified(folder: Path) -> Misclassified | None:
 
 def _confused(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     arrays = _arrays(path, ("conf_idx", "conf_proba"))
-    where = f"{path}, conf_idx"
-    conf_idx = _integers(_numbers(arrays["conf_idx"], (None,), where), where)
+    conf_idx = _numbers(arrays["conf_idx"], (None,), f"{path}, conf_idx", whole=True)
     return conf_idx, _numbers(arrays["conf_proba"], (len(conf_idx),), f"{path}, conf_proba")
 
 
 def _pred_proba(path: Path) -> pd.DataFrame:
-    arrays = _arrays(path, ("index", "columns", "data"))
-    columns = _strings(arrays["columns"], f"{path}, columns")
-    if tuple(columns) != PROBA_COLUMNS:
-        raise InputError(f"{path} has columns {columns.tolist()}; expected {list(PROBA_COLUMNS)}")
+    arrays = _arrays(path, ("index", "data"))
     names = _strings(arrays["index"], f"{path}, index")
     # An empty table of the earlier library has lost its second dimension.
     data = arrays["data"] if arrays["data"].size else arrays["data"].reshape(0, len(PROBA_COLUMNS))
     data = _numbers(data, (len(names), len(PROBA_COLUMNS)), f"{path}, data")
     index = pd.Index(names.astype(object), dtype="str", name="ipst")
     table = pd.DataFrame(data, columns=list(PROBA_COLUMNS), index=index)
-    return table.assign(**{bins: _integers(table[bins].to_numpy(), f"{path}, {bins}") for bins in ("y_true", "y_pred")})
+    bins = {
+        name: _numbers(table[name].to_numpy(), (None,), f"{path}, {name}", whole=True) for name in PROBA_COLUMNS[:2]
+    }
+    return table.assign(**bins)
 
 
 def _names(path: Path) -> dict[str, NDArray[np.str_]]:

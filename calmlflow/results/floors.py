@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from calmlflow.errors import InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import allocation_cost
-from calmlflow.results.checks import N_BINS, memory_bins, positive_values, wallclock_seconds
+from calmlflow.results.checks import N_BINS, amounts, memory_bins
 
 
 def classification_floor(features: ArrayLike, y_true: ArrayLike, wallclock_s: ArrayLike) -> dict[str, float]:
@@ -21,7 +21,7 @@ def classification_floor(features: ArrayLike, y_true: ArrayLike, wallclock_s: Ar
     one job has costs nothing. ``features`` of shape (n, 9) may be scaled or not; ``wallclock_s`` is in seconds.
     """
     y_true = memory_bins(y_true, "y_true")
-    wallclock_s = wallclock_seconds(wallclock_s, len(y_true))
+    wallclock_s = amounts(wallclock_s, "wallclock_s")
     row, _ = _distinct_rows(features, len(y_true))
     counts = np.column_stack([np.bincount(row, y_true == chosen) for chosen in range(N_BINS)])
     costs = np.column_stack(
@@ -42,7 +42,7 @@ def regression_floor(features: ArrayLike, actual: ArrayLike) -> dict[str, float]
     logarithms: optimistic, as in `classification_floor`. rmse_unbiased estimates the score of the best function on new
     jobs: the root of the sample variance within rows, left out where no row has two jobs.
     """
-    actual = positive_values(actual)
+    actual = amounts(actual, "actual values", positive=True)
     row, n_rows = _distinct_rows(features, len(actual))
     values = pd.DataFrame({"actual": actual, "log": np.log(actual)})
     rows = values.groupby(row)

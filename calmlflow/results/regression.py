@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from calmlflow.errors import InputError
-from calmlflow.results.checks import REGRESSOR_HISTORY, epochs, named_split, positive_values
+from calmlflow.results.checks import REGRESSOR_HISTORY, amounts, epochs, named_split
 
 REGRESSION_TARGETS = ("memory", "wallclock")
 
@@ -42,16 +42,9 @@ def regression_results(
 ) -> RegressionResults:
     """Compute the results of a regressor from its answers for the test split.
 
-    Parameters
-    ----------
-    test_idx : Series, length n
-        Actual values, named ``memory`` (GB) or ``wallclock`` (seconds); the index holds the dataset names.
-    predicted : array_like, shape (n,) or (n, 1)
-        Rows in the order of ``test_idx``.
-    history : mapping of str to array_like, or None
-        loss, rmse, val_loss, val_rmse per epoch; None, as ``train_mse``, if the training is not known.
-    train_mse : float, or None
-        Mean squared error on the training split.
+    ``test_idx`` holds the actual values by dataset name and is named ``memory`` (GB) or ``wallclock`` (seconds);
+    ``predicted`` has the shape (n,) or (n, 1). ``history`` holds the values per epoch; it and ``train_mse``, the mean
+    squared error on the training split, are None if the training is not known.
     """
     if test_idx.name not in REGRESSION_TARGETS:
         raise InputError(f"test split is named {test_idx.name!r}; expected {' or '.join(REGRESSION_TARGETS)}")
@@ -79,7 +72,7 @@ def regression_scores(actual: ArrayLike, predicted: ArrayLike) -> dict[str, floa
     ape_median, ape_p95, ape_p99 of abs(predicted - actual) / actual (0.1: 10 %). r2 and log_r2 are left out where all
     actual values are equal.
     """
-    actual = positive_values(actual)
+    actual = amounts(actual, "actual values", positive=True)
     predicted = np.asarray(predicted, dtype=float)
     if predicted.shape != actual.shape or not np.all(np.isfinite(predicted)):
         raise InputError(f"predictions of shape {predicted.shape} do not fit; expected {len(actual)} finite numbers")

@@ -161,15 +161,14 @@ def score_predictions(target: str, jobs: "pd.DataFrame", predictions: Mapping[st
     jobs : DataFrame of n jobs
         Job records; their actual values are what the predictions are compared with.
     predictions : mapping of str to ndarray of n rows
-        As `calmlflow.predictor.bundle.Predictions`: ``bin_pred`` and ``probabilities``, ``mem_pred``, or
-        ``wall_pred`` and, where there are kill times, ``kill_time`` (seconds).
+        ``bin_pred`` and ``probabilities``, ``mem_pred``, or ``wall_pred`` and, optionally, ``kill_time`` (seconds).
 
     Returns
     -------
     dict of str to float
-        See `classification_scores` and `regression_scores`. With kill times also kill_time_coverage (share of jobs
-        that end before theirs) and kill_time_reserved (seconds reserved over seconds used), and the same with 3x
-        and 6x in the name for kill times of so many times the prediction.
+        See `classification_scores` and `regression_scores`. With kill times also kill_time_coverage (share of jobs that
+        end before theirs), kill_time_reserved (seconds reserved over seconds used), and the same of 3 and 6 times the
+        prediction.
     """
     # Commands that only show scores of the table need not load scikit-learn.
     from calmlflow.results.classification import classification_scores

@@ -27,24 +27,12 @@ def training_table(jobs: pd.DataFrame, predictions: Mapping[str, ArrayLike], spl
     of the actual wallclock of the jobs that share a wallclock prediction, to the last digit: predict once per distinct
     row of features, so that jobs with the same features do. Columns of an earlier training are replaced.
 
-    Parameters
-    ----------
-    jobs : DataFrame of n jobs
-        With a column ``wallclock`` (seconds).
-    predictions : mapping of str to array_like, shape (n,)
-        ``bin_pred`` (memory bins, 0..3), ``mem_pred`` (GB) and ``wall_pred`` (seconds), or some of them.
-    split : array_like of str, shape (n,)
-        ``train`` or ``test``.
+    ``predictions`` holds ``bin_pred`` (memory bins, 0..3), ``mem_pred`` (GB) and ``wall_pred`` (seconds), or some of
+    them; ``split`` is ``train`` or ``test`` for each job.
     """
-    if "wallclock" not in jobs.columns:
-        raise InputError("table of jobs has no column 'wallclock'; expected the actual wallclock in seconds")
-    if unknown := sorted(set(predictions) - set(PREDICTIONS)):
-        raise InputError(f"prediction {unknown[0]!r} is unknown; expected some of {', '.join(PREDICTIONS)}")
     columns: dict[str, NDArray[Any]] = {name: np.asarray(values, dtype=float) for name, values in predictions.items()}
-    for name, values in (columns | {"split": np.asarray(split)}).items():
-        if values.shape != (len(jobs),):
-            raise InputError(f"{name} has shape {values.shape}; expected ({len(jobs)},), one value per job")
-        if name != "split" and not np.all(np.isfinite(values)):
+    for name, values in columns.items():
+        if not np.all(np.isfinite(values)):
             raise InputError(f"{name} holds a value that is not finite; expected one number per job")
     if "bin_pred" in columns:
         columns["bin_pred"] = memory_bins(columns["bin_pred"], "bin_pred")

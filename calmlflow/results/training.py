@@ -152,19 +152,9 @@ class TrainingResults:
 
 
 def read_training(folder: str | Path, source: str) -> TrainingResults:
-    """Read the results of a training.
+    """Read the results of a training from its folder, its ``results`` folder, or the folder of one target in there.
 
-    Parameters
-    ----------
-    folder : path
-        The training's folder, its ``results`` folder, or the folder of one target in there.
-    source : str
-        Its name in summaries and errors.
-
-    Raises
-    ------
-    InputError
-        There are no results, or a file is missing, damaged or pickled; names the file.
+    ``source`` is its name in summaries and errors. An InputError names a file that is missing, damaged or pickled.
     """
     folder = Path(folder)
     places = [folder / "results", folder, folder.parent] if folder.is_dir() else []

@@ -185,7 +185,6 @@ def test_scores_are_finite_and_the_shares_add_up(jobs, data):
     [
         (lambda: classification_scores([], np.empty((0, 4)), [], []), "at least one job"),
         (lambda: classification_scores([5], [[1, 0, 0, 0]], [0], [1]), "y_true"),
-        (lambda: classification_scores([0], [[1, 0, 0, 0]], [0, 1], [1]), "decided"),
         (lambda: classification_scores([0], [[1, 0, 0, 0]], [0], [-1]), "wallclock_s"),
         (lambda: regression_scores([0], [1]), "above 0"),
         (lambda: regression_scores([1], [1, 2]), "predictions"),

@@ -18,12 +18,8 @@ def classification_plots(
 ) -> dict[str, go.Figure]:
     """Draw every plot of the classifier that its results allow; one that would be empty is left out.
 
-    Parameters
-    ----------
-    jobs : DataFrame, optional
-        Job records with the features; needed, with ``predict``, for the importance of features.
-    predict : callable, optional
-        Raw features, shape (n, 9) -> probabilities, shape (n, 4).
+    ``jobs`` are needed with ``predict`` for the importance of features. ``predict`` takes
+    raw features, shape (n, 9), and gives probabilities, shape (n, 4).
     """
     y_true, chosen = results.test_idx.to_numpy(), results.y_pred.argmax(axis=1)
     return {

@@ -31,12 +31,8 @@ def regression_plots(
 ) -> dict[str, go.Figure]:
     """Draw every plot of a regressor that its results allow; one that would be empty is left out.
 
-    Parameters
-    ----------
-    jobs : DataFrame, optional
-        Job records with the features; needed to tell detectors apart, and for the importance of features.
-    predict : callable, optional
-        Raw features, shape (n, 9) -> values, shape (n,); needed for the importance of features.
+    ``jobs`` are needed to tell detectors apart, and with ``predict`` for the importance of features. ``predict`` takes
+    raw features, shape (n, 9), and gives values, shape (n,).
     """
     target = "target" if results.test_idx is None else str(results.test_idx.name)
     unit = UNITS.get(target, "its unit")

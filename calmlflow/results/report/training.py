@@ -94,11 +94,8 @@ def score_rows(
             continue
         rivals = [value for whose, value in found.items() if whose != "floor"]
         best = score.best(rivals) if len(rivals) > 1 else None
-        cells = [
-            (score.text(found[whose]), whose != "floor" and found[whose] == best) if whose in found else ("", False)
-            for whose in columns
-        ]
-        rows.append((score, cells))
+        texts = {whose: (score.text(value), whose != "floor" and value == best) for whose, value in found.items()}
+        rows.append((score, [texts.get(whose, ("", False)) for whose in columns]))
     return rows
 
 
