@@ -46,7 +46,10 @@ def server(tmp_path, monkeypatch):
         found.folder = keep_in_cache(tmp_path / "cache", found.uri, "3")
         yield found
     if "mlflow" in sys.modules:
-        sys.modules["mlflow"].set_tracking_uri(None)
+        # A thread that was given up may be importing it still: wait for its end.
+        import mlflow
+
+        mlflow.set_tracking_uri(None)
 
 
 def test_the_answer_is_that_of_the_bundle_in_the_stage(server):
