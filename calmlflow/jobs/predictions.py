@@ -46,8 +46,8 @@ def read_recorded(uri: str, datasets: Collection[str]) -> Recorded:
     bucket, key = parse_s3(uri)
     folder = S3Object(bucket, key.strip("/") + "/" if key.strip("/") else "")
     pages = list_pages(client, folder, "recorded predictions")
-    keys = [str(item["Key"]) for page in pages for item in page.get("Contents", ())]
-    keys = [key for key in keys if key.removeprefix(folder.key).partition("/")[0] in wanted]
+    listed = (str(item["Key"]) for page in pages for item in page.get("Contents", ()))
+    keys = [key for key in listed if key.removeprefix(folder.key).partition("/")[0] in wanted]
 
     def read(key: str) -> dict[str, Any] | None:
         return _parse(read_object(client, S3Object(bucket, key), _MAX_BYTES, "a recorded prediction"))

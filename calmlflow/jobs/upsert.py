@@ -157,10 +157,7 @@ def _valid_answers(jobs: pd.DataFrame, names: list[str]) -> dict[str, pd.Series]
 
 
 def _store_newer(store: Store, table: Table, rows: pd.DataFrame, now: int) -> tuple[Counts, pd.DataFrame]:
-    """Write rows of distinct datasets that are new, newer, or different at the same time.
-
-    Returns the counts, and the rows that are in the store now.
-    """
+    """Write rows that are new, newer, or different at the same time; return counts, and the rows that are stored."""
     counts, stored = Counts(), [rows.iloc[:0]]
     for _ in range(_ATTEMPTS):
         known = store.get(table, rows["ipst"].tolist())

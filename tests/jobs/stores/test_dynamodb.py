@@ -162,9 +162,7 @@ def test_a_cell_that_says_that_nothing_is_there(store, dynamodb_uri):
     cells = {"j8c601010": {"NULL": True}, "j8c601020": {"S": ""}, "j8c601030": {"S": "NaN"}}
     put_items(dynamodb_uri, [older_item(name, wc_mean=cell) for name, cell in cells.items()])
     pd.testing.assert_frame_equal(contents(store, JOBS), frame(JOBS, [record(name) for name in cells]))
-
-
-def test_cells_of_other_tables_that_cannot_be_read_are_missing(store, dynamodb_uri):
+    # Cells of other tables that cannot be read are missing.
     item = {"ipst": {"S": "acs_8ph_01"}, "disk": {"S": "much"}, "memory": {"N": "2.5"}}
     client().put_item(TableName=table_of(dynamodb_uri) + "-mosaics", Item=item)
     pd.testing.assert_frame_equal(contents(store, MOSAICS), frame(MOSAICS, [{"ipst": "acs_8ph_01", "memory": 2.5}]))
@@ -293,13 +291,10 @@ def make_jobs_alone(uri: str, key: str = "ipst") -> None:
     )
 
 
-def test_a_table_that_is_not_there_is_not_made_by_looking(dynamodb_uri):
+def test_tables_are_not_made_by_looking(dynamodb_uri):
     with pytest.raises(InputError, match=r"does not exist; expected a table of DynamoDB with the key ipst"):
         open_dynamodb(dynamodb_uri)
     assert table_of(dynamodb_uri) not in client().list_tables()["TableNames"]
-
-
-def test_other_tables_are_empty_until_something_is_put_there(dynamodb_uri):
     make_jobs_alone(dynamodb_uri)
     store = open_dynamodb(dynamodb_uri)
     for table in TABLES:
