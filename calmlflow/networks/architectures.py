@@ -16,20 +16,12 @@ HIDDEN = {
     "mem_reg": (18, 32, 64, 32, 18, 9),
     "wall_reg": (18, 32, 64, 128, 256, 128, 64, 32, 18, 9),
 }
-"""Width of each hidden layer of a member, ReLU between."""
+"""Width of each hidden layer of a member, each followed by ReLU."""
 
 
 @dataclass(frozen=True)
 class TargetRange:
-    """Range of a target: a regressor answers in the target's unit, and never outside the values seen.
-
-    Attributes
-    ----------
-    log_mean, log_sd : float
-        Mean and standard deviation of the target's logarithm.
-    floor, ceiling : float
-        Smallest and largest value seen, in the target's unit (GB or seconds).
-    """
+    """Mean and deviation of a target's logarithm, and its smallest and largest value in training (GB or seconds)."""
 
     log_mean: float
     log_sd: float
@@ -38,7 +30,7 @@ class TargetRange:
 
     @classmethod
     def of(cls, values: ArrayLike) -> "TargetRange":
-        """Range of positive values, shape (n,), one per job."""
+        """Compute them from the positive values of n jobs."""
         values = np.asarray(values, dtype=float)
         log = np.log(values)
         # A target that never varies has no deviation to divide by.
@@ -58,8 +50,8 @@ def build_classifier(members: int, network: str = "mem_clf") -> keras.Model:
 def build_regressor(network: str, target: TargetRange, members: int) -> keras.Model:
     """Scaled features (n, 9) -> the target in its unit (n, 1), the geometric mean of the members' answers.
 
-    The last layers work on the standardised logarithm of the target, and the way back is part of the network: the file
-    answers in GB or seconds, clipped to the range seen in training. Built-in layers only: it loads in Keras' safe mode.
+    The network converts from the standardised logarithm and clips to the range of the training jobs. All layers are
+    built into Keras, so that the file loads in its safe mode.
     """
     inputs, hidden = _members(network, members)
     answers = [keras.layers.Dense(1, name=f"{member}_output")(x) for member, x in hidden.items()]

@@ -14,35 +14,21 @@ MAX_EPOCHS = 100_000
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class TrainingConfig:
-    """Hyper-parameters of one network, checked when it is made.
+    """Hyper-parameters of one network, checked when it is made."""
 
-    Attributes
-    ----------
-    epochs : int
-        At most; one epoch is one full-batch step over the distinct rows.
-    refit_epochs : int
-        Epochs on all training jobs from the weights that validated best, for the jobs of the rare bins are too few to
-        leave any out for good.
-    members : int
-        Networks trained side by side, whose mean is the answer: 2 or more. Each leaves out a part of its own of the
-        training jobs, one of ``members``, and validates on that.
-    learning_rate : float
-        Peak of the schedule: a short warm-up, then a cosine down to zero.
-    weight_decay : float
-        Decoupled (AdamW).
-    patience : int
-        Epochs without a better validation loss after which training ends.
-    linear_share : float
-        Regressors only, 0..1: share of the squared error in the target's own unit in the loss; the rest is the squared
-        error of its logarithm. Both have the row's mean as optimum; they differ in which rows are served first.
-    """
-
+    # At most; one epoch is one full-batch step over the distinct rows.
     epochs: Annotated[int, Field(ge=1, le=MAX_EPOCHS)] = 600
+    # On all training jobs, from the weights that validated best: the rare bins have too few jobs to leave any out.
     refit_epochs: Annotated[int, Field(ge=0, le=MAX_EPOCHS)] = 600
+    # Networks trained side by side, whose mean is the answer. Each validates on its own part of the training jobs.
     members: Annotated[int, Field(ge=2, le=16)] = 4
+    # Peak of the schedule: a short warm-up, then a cosine down to zero.
     learning_rate: Annotated[float, Field(ge=1e-7, le=1)] = 3e-3
+    # Decoupled, as in AdamW.
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
+    # Epochs without a better validation loss after which training ends.
     patience: Annotated[int, Field(ge=1, le=MAX_EPOCHS)] = 250
+    # Regressors: weight in the loss of the squared error in the target's unit; the rest is that of its logarithm.
     linear_share: Annotated[float, Field(ge=0, le=1)] = 0.1
 
 
@@ -51,35 +37,21 @@ class TrainingConfig:
 DEFAULTS = {
     "mem_clf": TrainingConfig(epochs=200, refit_epochs=150, patience=100, learning_rate=0.011, weight_decay=3e-4),
     "mem_reg": TrainingConfig(
-        epochs=520, refit_epochs=680, learning_rate=6.2e-3, weight_decay=1.1e-3, linear_share=0.31
+        epochs=520, refit_epochs=680, learning_rate=6.2e-3, weight_decay=1.1e-3, linear_share=0.31,
     ),
     "wall_reg": TrainingConfig(
-        epochs=250,
-        refit_epochs=450,
-        patience=125,
-        members=2,
-        learning_rate=3.9e-3,
-        weight_decay=2.6e-6,
-        linear_share=0.15,
+        epochs=250, refit_epochs=450, patience=125, members=2,
+        learning_rate=3.9e-3, weight_decay=2.6e-6, linear_share=0.15,
     ),
-}
+}  # fmt: skip
 
 _FILE: TypeAdapter[Any] = TypeAdapter(dict[Literal["mem_clf", "mem_reg", "wall_reg"], dict[str, Any]])
 
 
 def read_config(source: str) -> dict[str, TrainingConfig]:
-    """Hyper-parameters of the three networks.
+    """Hyper-parameters of the three networks: ``default``, or a JSON file such as ``{"wall_reg": {"epochs": 2000}}``.
 
-    Parameters
-    ----------
-    source : str
-        ``default``, or the path of a JSON file such as ``{"wall_reg": {"epochs": 2000}}``; what it leaves out keeps
-        its default.
-
-    Raises
-    ------
-    InputError
-        The file cannot be read, or a network, key or value does not fit; names it.
+    Omitted values keep their defaults. An InputError names a file, network, key or value that does not fit.
     """
     if source == "default":
         return dict(DEFAULTS)
@@ -90,9 +62,7 @@ def read_config(source: str) -> dict[str, TrainingConfig]:
         for network, default in DEFAULTS.items():
             configs[network] = TrainingConfig(**asdict(default) | given.get(network, {}))
     except OSError as error:
-        raise InputError(
-            f"config {source} cannot be read ({error.strerror}); expected a JSON file, or 'default'"
-        ) from error
+        raise InputError(f"config {source} cannot be read ({error.strerror}); expected a JSON file") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, (network, *first["loc"]) if network else first["loc"]))

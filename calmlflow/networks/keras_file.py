@@ -1,7 +1,7 @@
 """Load a .keras file from elsewhere: plain layers and weights that lie in the file itself, and nothing else."""
 
-# Keras' safe mode alone has been got around more than once, by what ``config.json`` names and by what HDF5 links to. So
-# the file is checked against a short list before Keras sees it, and the network is tried afterwards.
+# Keras' safe mode has been bypassed more than once, by names in ``config.json`` and by links in HDF5. So the file is
+# checked against a short list before Keras loads it, and the network is tried afterwards.
 
 import io
 import json
@@ -52,7 +52,6 @@ _WIDTH_KEYS = ("units", "input_dim")
 _NEVER = ("lora_rank", "quantization_config")
 # Scaled sizes of small and large jobs, with every value of the flags.
 _PROBES = np.array([[size, size, *(flag % 2,) * 6, flag] for size in (-3, 0, 3) for flag in range(4)], np.float32)
-_KINDS = {b"\x89HDF": "an HDF5 file of an earlier Keras", b"\x80": "a pickle"}
 
 
 def load_network(path: Path, network: str) -> keras.Model:
@@ -65,37 +64,27 @@ def load_network(path: Path, network: str) -> keras.Model:
 
 
 def parse_network(content: bytes, shown: Path, network: str) -> keras.Model:
-    """Make a network of the bytes of a ``.keras`` file that comes from elsewhere.
+    """Make a network of the bytes of a ``.keras`` file; ``shown`` names the file in errors.
 
-    Parameters
-    ----------
-    content : bytes
-    shown : Path
-        What to call it in errors; nothing is read from there.
-    network : {"mem_clf", "mem_reg", "wall_reg"}
-
-    Returns
-    -------
-    keras.Model
-        Of this name, with one input ``features``, shape (n, 9), and one output: probabilities, shape (n, 4), or the
-        target in its unit, shape (n, 1).
+    The model has one input ``features``, shape (n, 9), and one output: probabilities, shape (n, 4), or the target in
+    its unit, shape (n, 1).
 
     Raises
     ------
     InputError
-        It is no .keras file; its config asks for anything but plain layers of Keras (a Lambda layer, a class of another
-        module, a function); its weights lie elsewhere or are too many; it does not load; its shapes are others; or its
-        answers are not finite, or not probabilities.
+        The file asks for anything but plain layers of Keras (a Lambda layer, a function), its weights lie elsewhere or
+        are too many, it does not load, or its shapes or answers do not fit the network.
     """
     members = _members(content, shown)
     try:
-        config = json.loads(members["config.json"])
+        check_config(json.loads(members["config.json"]), shown)
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{shown}: config.json does not parse; expected the config of a network") from error
-    check_config(config, shown)
     check_weights(members["model.weights.h5"], shown)
     with tempfile.TemporaryDirectory() as folder:
-        # What was looked through is what is loaded, whatever becomes of the file meanwhile.
+        # The bytes that were checked are the bytes that are loaded.
         path = Path(folder, f"{network}.keras")
         path.write_bytes(content)
         try:
@@ -118,9 +107,10 @@ def _as_ours(loaded: keras.Model, shown: Path, network: str) -> keras.Model:
     outputs = len(LADDER) if network == "mem_clf" else 1
     shapes = [tuple(given.shape) for given in loaded.inputs], [tuple(answer.shape) for answer in loaded.outputs]
     if shapes != ([(None, len(FEATURES))], [(None, outputs)]):
+        takes, gives = (", ".join(map(str, found)) for found in shapes)
         raise InputError(
-            f"{shown} takes {_told(shapes[0])} and gives {_told(shapes[1])}; expected a {network} that takes (None, "
-            f"{len(FEATURES)}) and gives (None, {outputs})"
+            f"{shown} takes {takes} and gives {gives}; expected a {network} that takes (None, {len(FEATURES)}) and "
+            f"gives (None, {outputs})"
         )
     # Under other names the bundle would not find its input.
     features = keras.Input((len(FEATURES),), name="features")
@@ -137,15 +127,8 @@ def _as_ours(loaded: keras.Model, shown: Path, network: str) -> keras.Model:
     return model
 
 
-def _told(shapes: list[tuple[int | None, ...]]) -> str:
-    return ", ".join(map(str, shapes)) or "nothing"
-
-
 def _members(content: bytes, shown: Path) -> dict[str, bytes]:
     """Read the members of a .keras file: the three of a plain network, and no other."""
-    for start, kind in _KINDS.items():
-        if content.startswith(start):
-            raise InputError(f"{shown} is {kind}; expected a .keras file as Keras 3 writes it")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             sizes = [(info.filename, info.file_size) for info in archive.infolist()]
@@ -170,10 +153,8 @@ def _members(content: bytes, shown: Path) -> dict[str, bytes]:
 
 def check_config(config: object, shown: Path) -> None:
     """Look through a whole ``config.json``; an InputError names what is not on the list of what may be loaded."""
-    if not isinstance(config, dict):
-        raise InputError(f"{shown}: config.json is {_cut(config)}; expected the config of a network")
-    if _class_of(config) not in _MODELS:
-        raise InputError(f"{shown}: config.json is of {_named(config)}; expected a Functional or Sequential network")
+    if not isinstance(config, dict) or _class_of(config) not in _MODELS:
+        raise InputError(f"{shown}: config.json is {config!r:.60}; expected a Functional or Sequential network")
     values: list[tuple[Any, bool]] = [(config, False)]
     while values:
         value, is_compiled = values.pop()
@@ -181,22 +162,22 @@ def check_config(config: object, shown: Path) -> None:
             values += [(child, is_compiled) for child in value]
         elif isinstance(value, dict):
             if _OBJECT_KEYS & value.keys() and not _may_load(value, is_compiled):
-                expected = f"expected Keras' {', '.join(LAYERS)}"
-                raise InputError(f"{shown}: config.json asks for {_named(value)}; {expected}")
+                asked = f"class {value.get('class_name')!r:.60} of module {value.get('module')!r:.60}"
+                raise InputError(f"{shown}: config.json asks for {asked}; expected Keras' {', '.join(LAYERS)}")
             for key, child in value.items():
                 if key in _NEVER and child is not None:
-                    raise InputError(f"{shown}: config.json has {key} {_cut(child)}; expected plain weights")
+                    raise InputError(f"{shown}: config.json has {key} {child!r:.60}; expected plain weights")
                 if (key in _WIDTH_KEYS or "shape" in key) and _widest(child) > MAX_WIDTH:
-                    raise InputError(f"{shown}: config.json has {key} {_cut(child)}; expected at most {MAX_WIDTH}")
+                    raise InputError(f"{shown}: config.json has {key} {child!r:.60}; expected at most {MAX_WIDTH}")
                 values.append((child, is_compiled or key == "compile_config"))
 
 
 def _may_load(value: dict[str, Any], is_compiled: bool) -> bool:
-    """Whether Keras may make an object of a part of a config, which may be the part that describes the training."""
+    """Tell whether Keras may make an object of a part of a config; ``is_compiled``: one that describes the training."""
     module, name = _class_of(value)
     known = (module, name) in _NETWORK
     if is_compiled and not known:
-        # How it was trained is not loaded here, but whoever goes on training will load it.
+        # Not loaded here, but by a user who goes on training the network.
         if (module, name) == ("builtins", "function"):
             known = bool(re.fullmatch("[a-z0-9_]+", str(value.get("config"))))
         else:
@@ -205,29 +186,14 @@ def _may_load(value: dict[str, Any], is_compiled: bool) -> bool:
 
 
 def _class_of(value: dict[str, Any]) -> tuple[str, str]:
-    """Module and class that a part of a config asks for."""
     return str(value.get("module")), str(value.get("class_name"))
-
-
-def _named(value: dict[str, Any]) -> str:
-    return f"class {_cut(value.get('class_name'))} of module {_cut(value.get('module'))}"
-
-
-def _cut(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _widest(value: object) -> float:
     """Largest number in a width or a shape, however nested."""
-    found, values = 0.0, [value]
-    while values:
-        value = values.pop()
-        if isinstance(value, list | dict):
-            values += value.values() if isinstance(value, dict) else value
-        elif isinstance(value, int | float):
-            found = max(found, abs(value))
-    return found
+    if isinstance(value, list | dict):
+        return max(map(_widest, value.values() if isinstance(value, dict) else value), default=0)
+    return abs(value) if isinstance(value, int | float) else 0
 
 
 def check_weights(content: bytes, shown: Path) -> None:
@@ -237,20 +203,20 @@ def check_weights(content: bytes, shown: Path) -> None:
 
     def problem_of_link(name: str, link: object) -> str | None:
         is_here = isinstance(link, h5py.HardLink)
-        return None if is_here else f"{_cut(name)} is a link to elsewhere; expected weights that lie in the file"
+        return None if is_here else f"{name!r:.60} is a link to elsewhere; expected weights that lie in the file"
 
     def problem_of_item(name: str, item: object) -> str | None:
         nonlocal size
         if isinstance(item, h5py.Group):
             return None
         if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "fiu":
-            return f"{_cut(name)} is no array of numbers; expected weights"
+            return f"{name!r:.60} is no array of numbers; expected weights"
         if item.external or item.is_virtual:
-            return f"{_cut(name)} takes its numbers from another file; expected weights that lie in the file"
+            return f"{name!r:.60} takes its numbers from another file; expected weights that lie in the file"
         # A few bytes may unpack to as many as they like.
         size += item.size * item.dtype.itemsize
         limit = MAX_BYTES["model.weights.h5"]
-        return f"{_cut(name)} takes the weights to {size} bytes; expected at most {limit}" if size > limit else None
+        return f"{name!r:.60} takes the weights to {size} bytes; expected at most {limit}" if size > limit else None
 
     try:
         with h5py.File(io.BytesIO(content), "r") as file:

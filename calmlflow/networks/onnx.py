@@ -25,23 +25,9 @@ ACTIVATIONS = {
 
 
 def export_onnx(model: keras.Model, path: Path, inputs: ArrayLike) -> None:
-    """Write ``model`` as ONNX and check it against Keras.
+    """Write ``model`` as ONNX, once it agrees with Keras on scaled features, shape (m, 9).
 
-    Parameters
-    ----------
-    model : keras.Model
-        Of the layers that `calmlflow.networks.keras_file.LAYERS` lists, with one input ``features`` and one output.
-    path : Path
-        File to write; it is there only if the check passed.
-    inputs : array_like of float32, shape (m, 9)
-        Scaled features on which both must agree.
-
-    Raises
-    ------
-    InputError
-        A layer or an activation has no counterpart here.
-    CalmlflowError
-        An answer differs by more than `RELATIVE_TOLERANCE`.
+    Raises an InputError where a layer or an activation cannot be expressed, and a CalmlflowError where answers differ.
     """
     graph = _Graph()
     answer = graph.convert(model, ["features"])
@@ -140,10 +126,7 @@ class _Graph:
 def check_agreement(model: keras.Model, network: Path | bytes, inputs: ArrayLike) -> float:
     """Largest relative difference between the answers of a Keras network and of its ONNX file, or the file's content.
 
-    Raises
-    ------
-    CalmlflowError
-        It is over `RELATIVE_TOLERANCE`.
+    Raises a CalmlflowError where it exceeds `RELATIVE_TOLERANCE`.
     """
     import onnxruntime
 

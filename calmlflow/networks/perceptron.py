@@ -1,8 +1,7 @@
 """The forward pass of several networks of one architecture side by side, on one flat array of parameters."""
 
 # Keras keeps a variable per layer, so a step of these small networks is mostly bookkeeping, and tracing it costs
-# seconds. On one flat array a step is a handful of operations, and the members of an ensemble train for little more
-# than one. What comes out is put back into the Keras network, which is what is saved and exported.
+# seconds. On one flat array a step is a handful of operations, and all members train for little more than one.
 
 from dataclasses import dataclass
 
@@ -22,7 +21,6 @@ class Perceptron:
 
     @classmethod
     def of(cls, network: str, outputs: int) -> "Perceptron":
-        """Architecture of one of the three networks."""
         return cls((len(FEATURES), *HIDDEN[network], outputs))
 
     @property

@@ -15,20 +15,11 @@ from calmlflow.hst.ladder import LADDER
 
 @dataclass(frozen=True)
 class DistinctRows:
-    """The distinct feature rows of n jobs.
+    """The m distinct feature rows of n jobs."""
 
-    Attributes
-    ----------
-    features : ndarray of float64, shape (m, 9)
-    counts : ndarray of int64, shape (m,)
-        How many jobs share each row.
-    row_of_job : ndarray of int64, shape (n,)
-        Index of each job's row.
-    """
-
-    features: NDArray[np.float64]
-    counts: NDArray[np.int64]
-    row_of_job: NDArray[np.int64]
+    features: NDArray[np.float64]  # (m, 9)
+    counts: NDArray[np.int64]  # (m,), the jobs of each row
+    row_of_job: NDArray[np.int64]  # (n,)
 
     @property
     def weights(self) -> NDArray[np.float32]:
@@ -71,64 +62,32 @@ def distinct_rows(features: ArrayLike) -> DistinctRows:
 
 @dataclass(frozen=True)
 class RowSet:
-    """Targets and weights of m distinct rows in a set of jobs, for each of k members (1: the same for all).
+    """Targets and weights of m distinct rows in a set of jobs, for each of k members (1: the same for all)."""
 
-    Attributes
-    ----------
-    targets : ndarray of float32, shape (k, m, 4) or (k, m)
-        Class frequencies, or means in the target's unit.
-    weights : ndarray of float32, shape (k, m)
-        Share of the jobs; each member's sum to 1. A row that no job of the set shares has none.
-    spread : ndarray of float32, shape (k,)
-        Mean squared distance of the jobs from their row's mean (0 for the classifier); added to the squared error so
-        that histories describe jobs.
-    """
-
-    targets: NDArray[np.float32]
-    weights: NDArray[np.float32]
+    targets: NDArray[np.float32]  # (k, m, 4), class frequencies, or (k, m), means in the target's unit
+    weights: NDArray[np.float32]  # (k, m), shares of the jobs; each member's sum to 1
+    # (k,), mean squared distance of the jobs from their row's mean; with it the squared error is that of the jobs.
     spread: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """The n training jobs of one network, as m distinct rows.
+    """The n training jobs of one network, as m distinct rows."""
 
-    Attributes
-    ----------
-    inputs : ndarray of float32, shape (m, 9)
-        Scaled features.
-    row_of_job, member_of_job : ndarray of int64, shape (n,)
-        Each job's row, and the member that leaves it out.
-    fit, validation : RowSet
-        For each of k members: the jobs it learns from, and those it leaves out.
-    train : RowSet
-        All jobs.
-    """
-
-    inputs: NDArray[np.float32]
-    row_of_job: NDArray[np.int64]
-    member_of_job: NDArray[np.int64]
-    fit: RowSet
-    validation: RowSet
-    train: RowSet
+    inputs: NDArray[np.float32]  # (m, 9), scaled features
+    row_of_job: NDArray[np.int64]  # (n,)
+    member_of_job: NDArray[np.int64]  # (n,), the member that leaves the job out
+    fit: RowSet  # the jobs that each member learns from
+    validation: RowSet  # the jobs that each member leaves out
+    train: RowSet  # all jobs
 
 
 def training_rows(
     inputs: ArrayLike, rows: DistinctRows, values: ArrayLike, member_of_job: ArrayLike, is_classifier: bool
 ) -> TrainingRows:
-    """Make jobs ready for `calmlflow.networks.training.train_network`.
+    """Make n jobs ready for training: scaled features of their rows (m, 9), and bins, GB or seconds (n,).
 
-    Parameters
-    ----------
-    inputs : array_like, shape (m, 9)
-        Scaled features of ``rows``.
-    rows : DistinctRows
-        Of n jobs.
-    values : array_like, shape (n,)
-        Memory bins, GB or seconds.
-    member_of_job : array_like of int, shape (n,)
-        0 to k - 1, k >= 2; each occurs.
-    is_classifier : bool
+    ``member_of_job``, shape (n,), holds 0 to k - 1, each at least once.
     """
     values, member_of_job = np.asarray(values), np.asarray(member_of_job)
     is_left_out = member_of_job == np.arange(member_of_job.max() + 1)[:, None]

@@ -30,25 +30,15 @@ Objective = Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
 class Trained:
     """A trained network.
 
-    Attributes
-    ----------
-    model : keras.Model
-        Scaled features (n, 9) -> probabilities (n, 4), or the target in GB or seconds (n, 1).
-    left_out : ndarray, shape (n, 4) or (n, 1)
-        For each of the n training jobs, the answer of the member that left it out, before the refit: that member had
-        not seen the job, so calibration may use it.
-    history : dict of str to ndarray, shape (epochs,)
-        ``loss``, ``accuracy`` or ``rmse``, and the same with ``val_``, in this order, before the refit; means over the
-        members. The loss of a regressor is the mean squared error in the target's unit, per job.
-    best_epoch : int
-        Epoch (from 0) at which the goal, averaged over the members, was lowest on the validation jobs. Each member
-        keeps the weights of its own best epoch.
-    fit_seconds : float
+    ``left_out``, shape (n, 4) or (n, 1), holds for each training job the answer, before the refit, of the member that
+    left it out: that member had not seen the job, so calibration may use it.
     """
 
     model: keras.Model
     left_out: NDArray[np.float32]
+    # loss, accuracy or rmse, val_loss, val_accuracy or val_rmse of each epoch before the refit; means over the members.
     history: dict[str, NDArray[np.float32]]
+    # Of the lowest mean over the members; each member keeps the weights of its own best epoch.
     best_epoch: int
     fit_seconds: float
 
@@ -65,25 +55,9 @@ def train_network(
 
     Every epoch is one full-batch step: the rows are few, and the exact gradient needs no shuffling and no batch size.
     First each member learns from the jobs that it does not leave out, until it gets no better on those that it does;
-    then all learn from all jobs, from their best weights.
-
-    Parameters
-    ----------
-    network : {"mem_clf", "mem_reg", "wall_reg"}
-    rows : TrainingRows
-        Dealt to as many members as the config has.
-    config : TrainingConfig
-    seed : int
-        Equal seeds give equal numbers on one machine.
-    target : TargetRange
-        Needed for a regressor: range of the training targets.
-    on_progress : callable
-        Called every `CHUNK` epochs with epoch, epochs at most, and validation loss.
-
-    Raises
-    ------
-    CalmlflowError
-        The loss is not finite.
+    then all learn from all jobs, from their best weights. A regressor needs the ``target`` range of its training jobs.
+    ``on_progress`` is called every `CHUNK` epochs with epoch, epochs at most, and validation loss. Equal seeds give
+    equal numbers on one machine. Raises a CalmlflowError where the loss is not finite.
     """
     started = time.perf_counter()
     if target is None:
@@ -159,16 +133,13 @@ def _descent(
         return scores.stack()
 
     def descend(
-        initial: NDArray[np.float32],
-        fit: RowSet,
-        validation: RowSet,
-        epochs: int,
+        initial: NDArray[np.float32], fit: RowSet, validation: RowSet, epochs: int,
         on_chunk: Callable[[int, float], None],
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
         """Descend until the members validate no better for a while.
 
-        Returns each member's weights that validated best, shape (k, parameters), and of each epoch loss, metric,
-        validation loss, validation metric and what is minimised on the validation rows, shape (epochs run, 5, k).
+        Returns each member's best weights, shape (k, parameters), and of each epoch loss, metric, validation loss,
+        validation metric and validation goal, shape (epochs run, 5, k).
         """
         parameters.assign(initial)
         best.assign(initial)

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-import os
 import tempfile
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,15 +34,16 @@ from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS
 from calmlflow.storage.archive import MAX_MEMBERS, extract
 from calmlflow.storage.files import new_tree
 
+# Kill times as operation has them: six times the prediction. No job has calibrated them.
 OPERATIONAL_KILL_TIME = KillTime(edges_s=(), factors=(6.0,), coverage=COVERAGE, jobs=(0,))
-"""Kill times as operation has them: six times the prediction. No job has calibrated them."""
 
 SPACEKIT_ARCHIVE = "spacekit/builder/trained_networks/hst_cal.zip"
 MAX_FILE_BYTES = 1 << 26
 
-SCALING_FILES = ("tx_data.json", "pt_transform", "pt_transform.json")
 _OLDER_KEYS = (("f_lambda", "s_lambda"), ("f_mean", "s_mean"), ("f_sigma", "s_sigma"))
-_WANTED = {f"{network}.keras": network for network in NETWORKS} | dict.fromkeys(SCALING_FILES, "scaling")
+_WANTED = {f"{network}.keras": network for network in NETWORKS} | dict.fromkeys(
+    ("tx_data.json", "pt_transform", "pt_transform.json"), "scaling"
+)
 
 
 @dataclass(frozen=True)
@@ -64,21 +65,11 @@ class SourceFile(NamedTuple):
 
 
 def adopt(request: AdoptionRequest) -> Outcome:
-    """Register networks that were trained elsewhere, in one run; the first challenger then has a champion to beat.
+    """Register networks that were trained elsewhere, in one run.
 
-    They are served as operation serves them: the most probable bin, and 6 x the predicted wallclock as kill time. Which
-    jobs they were trained on is not known, so no job counts as unlike those, and every given job is scored.
-
-    Parameters
-    ----------
-    request : AdoptionRequest
-        ``source`` as for `read_source`, ``data`` as for `read_jobs`.
-
-    Raises
-    ------
-    CalmlflowError
-        The run is marked FAILED, no tree is left and nothing is registered. Only a promotion that fails, or that the
-        gate refuses, leaves tree and versions.
+    They are served as operation serves them: the most probable bin, and 6 x the predicted wallclock as kill time. Their
+    training jobs are unknown, so every given job is scored. After a CalmlflowError no tree is left and nothing is
+    registered; only a promotion that fails leaves both.
     """
     with tracked_run("adopt") as run:
         stage = None if request.stage == "None" else settings.parse_stage(request.stage)
@@ -142,75 +133,47 @@ def adopt_network(network: str, file: SourceFile, data: TrainingData, models: Pa
 
 
 def read_source(source: str) -> dict[str, SourceFile]:
-    """Read the files of three networks and of their scaling.
+    """Read the files ``mem_clf``, ``mem_reg``, ``wall_reg`` and ``scaling``, without parsing them.
 
-    Parameters
-    ----------
-    source : str
-        A folder or a ``.zip`` with ``mem_clf.keras``, ``mem_reg.keras``, ``wall_reg.keras`` and ``tx_data.json`` (or
-        the older ``pt_transform``), side by side or each in its folder, as in ``models/mem_clf/mem_clf.keras``; or
-        ``spacekit``, the archive in the installed package of this name.
-
-    Returns
-    -------
-    dict of str to SourceFile
-        ``mem_clf``, ``mem_reg``, ``wall_reg`` and ``scaling``; nothing has been looked into.
-
-    Raises
-    ------
-    InputError
-        There is no such source, the package is not installed, the archive is damaged, or a file is missing, too large,
-        or there more than once; names it.
+    ``source`` is a folder or a ``.zip`` with ``mem_clf.keras``, ``mem_reg.keras``, ``wall_reg.keras`` and
+    ``tx_data.json`` (or the older ``pt_transform``), in whatever folders; or ``spacekit``, the archive in the installed
+    package of this name. An InputError names what is missing, too large, or there more than once.
     """
-    # As with the sample of jobs, a folder of this name is said as ./spacekit.
-    place = _spacekit_archive() if source == "spacekit" else Path(source)
-    shown = Path("spacekit") if source == "spacekit" else place
+    place = Path(source)
+    if source == "spacekit":
+        try:
+            # Not imported: spacekit changes how TensorFlow takes NumPy's types, for the whole process.
+            place = Path(str(distribution("spacekit").locate_file(SPACEKIT_ARCHIVE)))
+        except PackageNotFoundError as error:
+            raise InputError("the package spacekit is not installed; expected it, or a folder or a .zip") from error
     if place.is_dir():
-        return _read_folder(place, shown)
+        return _read_folder(place, place)
     if not place.is_file() or place.suffix.lower() != ".zip":
         what = "is no zip archive" if place.is_file() else "does not exist"
-        raise InputError(f"source {source!r} {what}; expected a folder, a .zip archive, or spacekit")
+        raise InputError(f"source {str(place)!r} {what}; expected a folder, a .zip archive, or spacekit")
     with tempfile.TemporaryDirectory() as folder:
         extract(place, Path(folder))
-        return _read_folder(Path(folder), shown)
-
-
-def _spacekit_archive() -> Path:
-    try:
-        # Not by importing it: spacekit changes how TensorFlow takes NumPy's types, for the whole process.
-        place = Path(str(distribution("spacekit").locate_file(SPACEKIT_ARCHIVE)))
-    except PackageNotFoundError as error:
-        raise InputError(
-            "source is spacekit, and the package spacekit is not installed; expected it (pip install spacekit), or a "
-            "folder or a .zip"
-        ) from error
-    if not place.is_file():
-        raise InputError(f"the installed package spacekit has no {SPACEKIT_ARCHIVE}; expected it as in spacekit 1.1")
-    return place
+        return _read_folder(Path(folder), Path(source))
 
 
 def _read_folder(folder: Path, shown: Path) -> dict[str, SourceFile]:
-    """The wanted files of a folder, each there once; ``shown`` names the folder in errors."""
+    """Read the wanted files of a folder, each there once; ``shown`` names the folder in errors."""
     found: dict[str, SourceFile] = {}
-    seen = 0
-    for place, folders, files in os.walk(folder):
-        seen += len(folders) + len(files)
-        if seen > MAX_MEMBERS:
-            raise InputError(f"{shown} holds more than {MAX_MEMBERS} files and folders; expected those of one training")
-        folders.sort()
-        for name in sorted(_WANTED.keys() & {*folders, *files}):
-            path, part = Path(place, name), _WANTED[name]
-            where = shown / path.relative_to(folder)
-            if not path.is_file():
-                raise InputError(f"{where} is no file; expected one, as Keras 3 writes it")
-            if part in found:
-                raise InputError(f"{shown} holds both {found[part].shown} and {where}; expected only one of them")
+    paths = sorted(islice(folder.rglob("*"), MAX_MEMBERS + 1))
+    if len(paths) > MAX_MEMBERS:
+        raise InputError(f"{shown} holds more than {MAX_MEMBERS} files and folders; expected those of one training")
+    for path in paths:
+        if path.name not in _WANTED:
+            continue
+        where, part = shown / path.relative_to(folder), _WANTED[path.name]
+        if part in found:
+            raise InputError(f"{shown} holds both {found[part].shown} and {where}; expected only one of them")
+        try:
             if (size := path.stat().st_size) > MAX_FILE_BYTES:
                 raise InputError(f"{where} has {size} bytes; expected at most {MAX_FILE_BYTES}")
-            try:
-                found[part] = SourceFile(where, path.read_bytes())
-            except OSError as error:
-                raise InputError(f"{where} cannot be read ({error.strerror}); expected a file") from error
+            found[part] = SourceFile(where, path.read_bytes())
+        except OSError as error:
+            raise InputError(f"{where} cannot be read ({error.strerror}); expected a file, as of Keras 3") from error
     for name, part in _WANTED.items():
         if part not in found:
             raise InputError(f"{shown} holds no {name}; expected {', '.join(list(_WANTED)[:4])}")
@@ -218,16 +181,7 @@ def _read_folder(folder: Path, shown: Path) -> dict[str, SourceFile]:
 
 
 def read_scaling(file: SourceFile) -> Scaling:
-    """Read the scaling of networks from elsewhere; its keys show which of two formats it has.
-
-    ``lambdas``, ``mu`` and ``sigma`` as in ``tx_data.json``, or the older ``f_lambda``, ``f_mean``, ``f_sigma`` (of
-    n_files) and ``s_lambda``, ``s_mean``, ``s_sigma`` (of total_mb). What is written is always the former.
-
-    Raises
-    ------
-    InputError
-        It does not parse, or holds a number that cannot be; names the file.
-    """
+    """Read ``lambdas``, ``mu`` and ``sigma``, or the older keys: ``f_`` of n_files and ``s_`` of total_mb."""
     try:
         data = json.loads(file.content)
         if data.keys() >= {key for pair in _OLDER_KEYS for key in pair}:
@@ -237,7 +191,4 @@ def read_scaling(file: SourceFile) -> Scaling:
     except InputError as error:
         raise InputError(f"{file.shown}: {error}") from error
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise InputError(
-            f"{file.shown} does not parse; expected lambdas, mu and sigma, or f_lambda, s_lambda, f_mean, f_sigma, "
-            "s_mean, s_sigma"
-        ) from error
+        raise InputError(f"{file.shown} does not parse; expected lambdas, mu and sigma") from error

@@ -32,10 +32,7 @@ class Champion:
     bundle: Bundle
 
     def scores(self, data: TrainingData) -> dict[str, dict[str, float]]:
-        """Its scores on the test jobs, by target.
-
-        It was trained on another split, perhaps of the same jobs: scores are too good where it has seen test jobs.
-        """
+        """Score it on the test jobs, by target; too good where it was trained on some of them."""
         rows, jobs = data.rows.row_of_job[data.test], data.jobs.iloc[data.test]
         predictions = {name: column[rows] for name, column in self.bundle.predict(data.rows.features).items()}
         return {
@@ -46,27 +43,11 @@ class Champion:
 
 
 def random_forest(data: TrainingData, target: str, seed: int) -> dict[str, float]:
-    """Scores, on the test jobs, of a random forest of 100 trees that learnt the training jobs.
+    """Train a random forest of 100 trees on the raw features of the training jobs, and score it on the test jobs.
 
-    The forest is scikit-learn's with its defaults, on the nine raw features; the most probable bin is the one chosen.
-    It is grown on distinct rows. Each tree draws as many *jobs*, with replacement, as there are, and sees them as
-    weighted rows. To a tree that is the same (a split cannot tell jobs with equal features apart, and reads only
-    counts of classes, or sums of targets), and it costs a tenth.
-
-    Parameters
-    ----------
-    data : TrainingData
-    target : {"mem_bin", "memory", "wallclock"}
-    seed : int
-
-    Returns
-    -------
-    dict of str to float
-        See `calmlflow.results.scores.score_predictions`.
-
-    References
-    ----------
-    Breiman, Random forests, Machine Learning 45 (2001).
+    The forest is scikit-learn's with its defaults, grown on distinct rows: each tree draws as many *jobs*, with
+    replacement, as there are, and sees them as weighted rows. To a tree that is the same (a split reads only counts of
+    classes, or sums of targets), and it costs a tenth. Reference: Breiman, Random forests, Machine Learning 45 (2001).
     """
     generator = np.random.default_rng(seed)
     values = data.jobs[target].to_numpy()
@@ -87,12 +68,9 @@ def random_forest(data: TrainingData, target: str, seed: int) -> dict[str, float
 
 
 def champion(needed_for: Sequence[str] = ()) -> Champion | None:
-    """The version of the bundle in Production; None if there is none, or if it cannot be loaded.
+    """Load the version of the bundle in Production; None if there is none, or if it cannot be loaded.
 
-    Raises
-    ------
-    CalmlflowError
-        The same, where the networks ``needed_for`` are to be taken from it.
+    Where the networks ``needed_for`` are to be taken from it, either is a CalmlflowError.
     """
     registry_uri = settings.registry_uri()
     cache = Cache(registry_uri)
@@ -113,7 +91,7 @@ def champion(needed_for: Sequence[str] = ()) -> Champion | None:
 
 
 def _grow_classifier(rows: DistinctRows, row: NDArray[np.int64], bins: NDArray[np.int64], seed: int) -> NDArray:
-    """Probabilities of the four bins for each distinct row, from one tree."""
+    """Grow one tree; returns probabilities of the four bins for each distinct row."""
     n_bins = len(LADDER)
     cells = np.bincount(row * n_bins + bins)
     used = np.flatnonzero(cells)
@@ -125,7 +103,7 @@ def _grow_classifier(rows: DistinctRows, row: NDArray[np.int64], bins: NDArray[n
 
 
 def _grow_regressor(rows: DistinctRows, row: NDArray[np.int64], values: NDArray[np.float64], seed: int) -> NDArray:
-    """Value for each distinct row, from one tree."""
+    """Grow one tree; returns its value for each distinct row."""
     counts = np.bincount(row)
     used = np.flatnonzero(counts)
     means = np.bincount(row, weights=values)[used] / counts[used]

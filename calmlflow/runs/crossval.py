@@ -9,13 +9,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import NamedTuple
 
 import mlflow
 import numpy as np
@@ -37,7 +36,8 @@ from calmlflow.runs.summary import CrossvalOutcome, Spread
 from calmlflow.settings import TARGETS, parse_networks
 from calmlflow.storage.files import new_tree
 
-CONFIDENCE = 0.95
+Task = tuple[str, int]
+"""A network and the fold (from 0) on which it is scored."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,6 @@ class CrossvalRequest:
     networks: str = "all"
     config: str = "default"
     workers: int = 0
-
-
-class Task(NamedTuple):
-    """A network and the fold (from 0) on which it is scored."""
-
-    network: str
-    fold: int
 
 
 @dataclass(frozen=True)
@@ -75,13 +68,8 @@ def cross_validate(request: CrossvalRequest) -> CrossvalOutcome:
 
     Folds are stratified by memory bin for the classifier and plain for the regressors. The run's artifacts are its new
     folder: in ``results/{target}`` the standard files, of every job predicted by the network that had not seen it, and
-    ``kfold.json``. Numbers depend on the seed, and not on how many workers there are.
-
-    Raises
-    ------
-    CalmlflowError
-        A value out of range, or a network of which no fold succeeded (the others' results are kept). A fold that fails
-        beside others that do not is marked in its child run, reported on standard error and counted.
+    ``kfold.json``. Numbers depend on the seed, and not on how many workers there are. A failed fold is reported and
+    counted; a CalmlflowError is raised where every fold of a network fails.
     """
     with tracked_run("crossval") as run:
         started = time.perf_counter()
@@ -107,7 +95,7 @@ def cross_validate(request: CrossvalRequest) -> CrossvalOutcome:
 
         fits: dict[str, dict[int, Fit]] = {network: {} for network in networks}
         failures: dict[str, dict[int, str]] = {network: {} for network in networks}
-        tasks = [Task(network, fold) for fold in range(request.folds) for network in networks]
+        tasks = [(network, fold) for fold in range(request.folds) for network in networks]
         with (
             new_tree(Path(request.output)) as tree,
             progress("cross-validation", "folds", len(tasks)) as show,
@@ -145,45 +133,41 @@ def cross_validate(request: CrossvalRequest) -> CrossvalOutcome:
 
 def run_task(plan: Plan, task: Task) -> Fit:
     """Train and score one network on one fold, from nothing but the plan: no fold depends on another."""
-    everyone = np.arange(len(plan.data.jobs))
-    data = hold_out(plan.data, everyone, plan.fold_of_job[task.network], task.fold)
+    network, fold = task
+    data = hold_out(plan.data, np.arange(len(plan.data.jobs)), plan.fold_of_job[network], fold)
     with tempfile.TemporaryDirectory() as folder:
-        return fit_network(task.network, data, plan.configs[task.network], plan.seed + task.fold, Path(folder))
+        return fit_network(network, data, plan.configs[network], plan.seed + fold, Path(folder))
 
 
 def _run_tasks(plan: Plan, tasks: Sequence[Task], workers: int | None) -> Generator[tuple[Task, Fit | str], None, None]:
-    """Run tasks in separate processes (default: one per core); yields each with its fit or why it failed.
+    """Run tasks in separate processes (default: one per core); yields each with its fit or the reason of its failure.
 
-    If a process is killed, the pool loses all open tasks. They run again one by one, so that a task that ends its
-    process fails alone.
+    If a process is killed, the pool loses all open tasks. Each of them runs again in a pool of its own, so that a task
+    that ends its process fails alone.
     """
     lost = []
     with _pool(workers) as pool:
         futures = {pool.submit(run_task, plan, task): task for task in tasks}
         for future in as_completed(futures):
-            error = future.exception()
-            if isinstance(error, BrokenProcessPool):
+            if isinstance(future.exception(), BrokenProcessPool):
                 lost.append(futures[future])
             else:
-                yield futures[future], future.result() if error is None else _reason(error)
-    while lost:
+                yield futures[future], _outcome(future)
+    for task in lost:
         with _pool(1) as pool:
-            error = None
-            while lost and not isinstance(error, BrokenProcessPool):
-                task = lost.pop(0)
-                error = (future := pool.submit(run_task, plan, task)).exception()
-                yield task, future.result() if error is None else _reason(error)
+            yield task, _outcome(pool.submit(run_task, plan, task))
 
 
-def _reason(error: BaseException) -> str:
+def _outcome(future: Future[Fit]) -> Fit | str:
+    error = future.exception()
     if isinstance(error, BrokenProcessPool):
         return "its worker process was killed"
-    return " ".join(str(error).split()) or type(error).__name__
+    return future.result() if error is None else " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager
 def _pool(workers: int | None) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes that end with the block, whatever they do at that time."""
+    """Start worker processes that end with the block."""
     others = set(multiprocessing.active_children())
     # TensorFlow does not survive a fork.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
@@ -246,12 +230,15 @@ def _summarise(
     )
     write_results(_held_out_results(network, plan, fits), folder)
     # The first three keys are those of the earlier library: accuracies, or squared errors with scikit-learn's sign.
-    is_classifier = network == "mem_clf"
-    scored = [fits[fold].scores["accuracy" if is_classifier else "rmse"] for fold in folds]
-    per_fold = scored if is_classifier else [-(rmse**2) for rmse in scored]
+    if network == "mem_clf":
+        per_fold = [fits[fold].scores["accuracy"] for fold in folds]
+        score = float(np.mean(per_fold))
+    else:
+        per_fold = [-(fits[fold].scores["rmse"] ** 2) for fold in folds]
+        score = math.sqrt(-float(np.mean(per_fold)))
     kfold = {
         "results": per_fold,
-        "score": float(np.mean(per_fold)) if is_classifier else math.sqrt(abs(float(np.mean(per_fold)))),
+        "score": score,
         "time": sum(fits[fold].fit_seconds for fold in folds),
         "folds": [fold + 1 for fold in folds],
         "failed": {str(fold + 1): reason for fold, reason in sorted(failures.items())},
@@ -267,17 +254,15 @@ def spread(values: Sequence[float]) -> Spread:
     if count < 2:
         return Spread(mean, None, None, None)
     sd = float(np.std(values, ddof=1))
-    half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * sd / math.sqrt(count)
+    half = float(stdtrit(count - 1, 0.975)) * sd / math.sqrt(count)
     return Spread(mean, sd, mean - half, mean + half)
 
 
 def _held_out_results(network: str, plan: Plan, fits: Mapping[int, Fit]) -> ClassificationResults | RegressionResults:
     """Results of all jobs held out, in the order of the table; training scores and curves are means over the folds."""
     fold_of_job = plan.fold_of_job[network]
-    every = np.stack([fit.predictions[ANSWERS[network]] for fit in fits.values()])
     held_out = np.flatnonzero(np.isin(fold_of_job, list(fits)))
-    position = {fold: number for number, fold in enumerate(fits)}
-    answers = every[[position[fold] for fold in fold_of_job[held_out]], held_out]
+    answers = np.stack([fits[fold_of_job[job]].predictions[ANSWERS[network]][job] for job in held_out])
     histories = [fit.results.history or {} for fit in fits.values()]
     shortest = min(len(history["loss"]) for history in histories)
     history = {name: np.mean([h[name][:shortest] for h in histories], axis=0) for name in histories[0]}

@@ -20,31 +20,15 @@ MIN_JOBS = 40
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Jobs of one training.
-
-    Attributes
-    ----------
-    jobs : DataFrame of n jobs
-        Valid records.
-    quarantine : DataFrame
-        Records left out, with a column ``reason``.
-    features : ndarray of float64, shape (n, 9)
-        Raw.
-    train, test : ndarray of int64
-        Positions. Test jobs decide nothing: they are only scored.
-    scaling : Scaling
-        Fitted on ``train``.
-    rows : DistinctRows
-        Of all n jobs.
-    """
+    """The n valid jobs of one training, and the records left out. Test jobs decide nothing: they are only scored."""
 
     jobs: pd.DataFrame
     quarantine: pd.DataFrame
-    features: NDArray[np.float64]
-    train: NDArray[np.int64]
+    features: NDArray[np.float64]  # (n, 9), raw
+    train: NDArray[np.int64]  # positions
     test: NDArray[np.int64]
-    scaling: Scaling
-    rows: DistinctRows
+    scaling: Scaling  # fitted on ``train``
+    rows: DistinctRows  # of all n jobs
 
     @property
     def split(self) -> NDArray[np.str_]:
@@ -54,7 +38,7 @@ class TrainingData:
         return names
 
     def training_rows(self, network: str, members: int, seed: int) -> TrainingRows:
-        """The training jobs, dealt by ``seed`` to the members of a network, stratified by memory bin."""
+        """Deal the training jobs by ``seed`` to the members of a network, stratified by memory bin."""
         rows = distinct_rows(self.features[self.train])
         # Another stream than the one that chose the test split.
         member_of_job = deal(self.jobs["mem_bin"].to_numpy()[self.train], members, seed + 1, stratified=True)
@@ -62,7 +46,7 @@ class TrainingData:
         return training_rows(self.scaling.apply(rows.features), rows, values, member_of_job, network == "mem_clf")
 
     def sizes(self) -> dict[str, int]:
-        """Counts of jobs, records left out and distinct rows, as parameters of a run."""
+        """Count jobs, records left out and distinct rows, as parameters of a run."""
         return {
             "n_jobs": len(self.jobs),
             "n_quarantined": len(self.quarantine),
@@ -73,21 +57,9 @@ class TrainingData:
 
 
 def load_training_data(data: str, seed: int, test_size: float) -> TrainingData:
-    """Read jobs and make them ready.
+    """Read jobs from a URI of `calmlflow.jobs.stores.open.read_jobs`, and split them by ``seed``.
 
-    Parameters
-    ----------
-    data : str
-        URI of `calmlflow.jobs.stores.open.read_jobs`.
-    seed : int
-        Of the synthetic sample and of the splits.
-    test_size : float
-        Share of the test split, above 0 and at most 0.5.
-
-    Raises
-    ------
-    InputError
-        Data that cannot be read, too few jobs, or a test size out of range.
+    Raises an InputError where data cannot be read, jobs are too few, or a value is out of range.
     """
     if not 0 < test_size <= 0.5:
         raise InputError(f"test_size is {test_size:g}; expected a share above 0 and at most 0.5")
@@ -99,22 +71,11 @@ def load_training_data(data: str, seed: int, test_size: float) -> TrainingData:
         raise InputError(f"{data} holds {len(jobs)} valid jobs; expected {MIN_JOBS} at least to train on")
     features = jobs[list(FEATURES)].to_numpy(dtype=float)
     train, test = stratified_split(jobs["mem_bin"].to_numpy(), test_size, seed)
-    return TrainingData(
-        jobs=jobs,
-        quarantine=checked.quarantine,
-        features=features,
-        train=train,
-        test=test,
-        scaling=fit_scaling(features[train]),
-        rows=distinct_rows(features),
-    )
+    scaling, rows = fit_scaling(features[train]), distinct_rows(features)
+    return TrainingData(jobs, checked.quarantine, features, train, test, scaling, rows)
 
 
 def hold_out(data: TrainingData, pool: NDArray[np.int64], fold_of_job: NDArray[np.int64], fold: int) -> TrainingData:
-    """The same jobs with one fold of a pool as test split and the rest of the pool as training split.
-
-    ``pool`` are positions, shape (p,), of the jobs that take part; ``fold_of_job``, shape (p,), is what
-    `calmlflow.networks.preprocess.deal` gave for them. No other job is trained on or scored.
-    """
+    """Hold out one fold of a pool of jobs (positions) as test split; the rest of the pool is the training split."""
     train = pool[fold_of_job != fold]
     return replace(data, train=train, test=pool[fold_of_job == fold], scaling=fit_scaling(data.features[train]))

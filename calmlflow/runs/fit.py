@@ -33,33 +33,17 @@ ANSWERS = {"mem_clf": "probabilities", "mem_reg": "mem_pred", "wall_reg": "wall_
 
 @dataclass(frozen=True)
 class Fit:
-    """One network, exported and measured.
+    """One network, exported and measured. Results, scores and floor are of the test split."""
 
-    Attributes
-    ----------
-    predictions : Predictions
-        For every job, from the ONNX file: what will be served is what is measured.
-    results : ClassificationResults or RegressionResults
-        Of the test split. Without history and training scores if the network was not trained here.
-    scores, floor : dict of str to float
-        Of the test split; the floor is the best that any function of the nine features could score there.
-    train_scores : tuple of float
-        Of the training split: accuracy and cross-entropy in nats, or the mean squared error.
-    best_epoch : int
-    fit_seconds : float
-        See `calmlflow.networks.training.Trained`.
-    warning : str
-        One sentence if there were too few jobs to calibrate kill times on.
-    """
-
-    predictions: Predictions
+    predictions: Predictions  # for every job, from the ONNX file: what will be served is what is measured
     results: ClassificationResults | RegressionResults
     scores: dict[str, float]
-    floor: dict[str, float]
+    floor: dict[str, float]  # the best that any function of the nine features could score
+    # Of the training split: accuracy and cross-entropy in nats, or the mean squared error; none if trained elsewhere.
     train_scores: tuple[float, ...] = ()
     best_epoch: int = 0
     fit_seconds: float = 0.0
-    warning: str = ""
+    warning: str = ""  # where jobs are too few to calibrate kill times
 
 
 def fit_network(
@@ -71,13 +55,7 @@ def fit_network(
     risk: float = 0.0,
     on_progress: Callable[[int, int, float], None] = lambda epoch, epochs, val_loss: None,
 ) -> Fit:
-    """Train a network on the training split, write its files into the folder ``models``, and score the test split.
-
-    Raises
-    ------
-    CalmlflowError
-        Training diverged, or ONNX and Keras disagree.
-    """
+    """Train a network on the training split, write its files into the folder ``models``, and score the test split."""
     values = data.jobs[TARGETS[network]].to_numpy()[data.train]
     target = None if network == "mem_clf" else TargetRange.of(values)
     trained = train_network(
@@ -114,17 +92,8 @@ def export_and_score(
 ) -> Fit:
     """Write a network as ONNX with the tables that it is served with, predict every job, and score the test split.
 
-    Parameters
-    ----------
-    network : {"mem_clf", "mem_reg", "wall_reg"}
-    model : keras.Model
-    data : TrainingData
-    tables : mapping of str to str
-        File name -> content, beside the scaling; for the top of ``models``.
-    models : Path
-        Folder that holds a folder ``{network}``.
-    history : mapping, optional
-        Of the training, if the network was trained on the training split.
+    ``tables`` are names and contents of files for the top of ``models``, beside the scaling; ``history`` is that of
+    the training, if the network was trained on the training split.
     """
     export_onnx(model, models / network / f"{network}.onnx", data.scaling.apply(data.rows.features))
     for name, text in {"tx_data.json": data.scaling.to_json(), **tables}.items():
@@ -134,13 +103,13 @@ def export_and_score(
     predictions = {name: column[data.rows.row_of_job] for name, column in by_row.items()}
 
     jobs, answers = data.jobs.iloc[data.test], predictions[ANSWERS[network]]
-    train_scores = _train_scores(network, data, answers) if history else None
+    train_scores = _train_scores(network, data, answers) if history else ()
     return Fit(
         predictions,
         network_results(network, jobs, answers[data.test], history, train_scores),
         score_predictions(TARGETS[network], jobs, {name: column[data.test] for name, column in predictions.items()}),
         _floor(network, jobs),
-        train_scores or (),
+        train_scores,
     )
 
 
@@ -149,7 +118,7 @@ def network_results(
     jobs: pd.DataFrame,
     answers: NDArray,
     history: Mapping[str, NDArray] | None,
-    train_scores: Sequence[float] | None,
+    train_scores: Sequence[float],
 ) -> ClassificationResults | RegressionResults:
     """Results of n test jobs, whose answers are probabilities, shape (n, 4), or values, shape (n,)."""
     test_idx = jobs.set_index("ipst")[TARGETS[network]]

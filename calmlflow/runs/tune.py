@@ -1,12 +1,12 @@
 """Search for hyper-parameters by cross-validation on training jobs; the same command resumes an interrupted search."""
 
-# The jobs that a training with the same seed holds out (a fifth) are never looked at. Trials live in ``study.db`` in
-# the output folder: Optuna's own storage, whose heartbeat shows which trials are still at work.
+# The jobs that a training with the same seed holds out (a fifth) are never read. Trials are kept in ``study.db`` in the
+# output folder: Optuna's own storage, whose heartbeat shows which trials are still running.
 
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,11 +33,8 @@ from calmlflow.settings import NETWORKS, parse_networks
 from calmlflow.storage.files import replacing
 
 FOLDS = 3
-TEST_SIZE = 0.2
-"""As `main` does by default: with the same seed, the same jobs are held out."""
-
-HEARTBEAT_S, GRACE_S = 10, 60
-"""A trial without a heartbeat for the second time was killed."""
+TEST_SIZE = 0.2  # as `main` does by default: with the same seed, the same jobs are held out
+HEARTBEAT_S, GRACE_S = 10, 60  # a trial without a heartbeat in the grace time was killed
 
 Space = Mapping[str, tuple[float, float, bool]]
 
@@ -59,14 +56,8 @@ def tune(request: TuneRequest) -> TuneOutcome:
 
     The winners go to ``config.json`` in the output folder, which `read_config` takes, and to the run's artifacts.
     Trials that an earlier search in that folder ended count; with equal arguments, an interrupted search ends with
-    the numbers of one that was not interrupted.
-
-    Raises
-    ------
-    InputError
-        A value out of range, or a folder that holds a search of something else.
-    CalmlflowError
-        The folder cannot be used, or no trial of a network succeeded.
+    the numbers of one that was not interrupted. Raises an InputError where the folder holds another search, and a
+    CalmlflowError where no trial of a network succeeds.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with tracked_run("tune") as run:
@@ -90,11 +81,10 @@ def tune(request: TuneRequest) -> TuneOutcome:
 
 
 def search_space(network: str, start: TrainingConfig) -> Space:
-    """What is searched around a config: lowest value, highest, and whether by the logarithm; whole numbers are int.
+    """Ranges around a config by name: lowest value, highest, and whether drawn by the logarithm.
 
-    Epochs and refit epochs go from a third of theirs to twice that, the learning rate and the weight decay within a
-    factor of 5 and 100, and the share of the linear loss of a regressor up to a half. What is 0 at the start (no refit,
-    no decay) stays so; so do patience and members, of which more are always a little better and as much slower.
+    What is 0 at the start (no refit, no decay) stays so; so do patience and members, of which more are always a little
+    better and as much slower.
     """
     space: dict[str, tuple[float, float, bool]] = {
         "epochs": (-(-start.epochs // 3), min(2 * start.epochs, MAX_EPOCHS), True),
@@ -112,10 +102,10 @@ def search_space(network: str, start: TrainingConfig) -> Space:
 
 
 def objective_of(network: str, scores: Mapping[str, float]) -> tuple[str, float]:
-    """What a search minimises, name and value: log_loss of the classifier, error of a regressor.
+    """Name and value of the objective: log_loss of the classifier, error of a regressor.
 
-    The error is the geometric mean of rmse, mae and log_mae, so that a per cent of each weighs the same: large jobs
-    dominate the first, small ones the last. Its unit cancels where two configs are compared.
+    The error is the geometric mean of rmse, mae and log_mae, so that one per cent of each counts the same: large jobs
+    dominate the first, small ones the last.
     """
     if network == "mem_clf":
         return "log_loss", scores["log_loss"]
@@ -125,7 +115,7 @@ def objective_of(network: str, scores: Mapping[str, float]) -> tuple[str, float]
 def _search(
     study: optuna.Study, network: str, start: TrainingConfig, data: TrainingData, request: TuneRequest
 ) -> Search:
-    """Run the trials that are missing for one network, the config it sets out from before all others."""
+    """Run the missing trials for one network, that of the starting config first."""
     space = search_space(network, start)
     fold_of_job = deal(data.jobs["mem_bin"].to_numpy()[data.train], FOLDS, request.seed, stratified=True)
     folds = [hold_out(data, data.train, fold_of_job, fold) for fold in range(FOLDS)]
@@ -138,18 +128,14 @@ def _search(
             stream = np.random.SeedSequence((request.seed, done)).generate_state(1)[0]
             study.sampler = optuna.samplers.TPESampler(seed=int(stream))
             study.optimize(
-                lambda trial: _try(trial, network, _suggest(trial, space, start), folds, request.seed),
-                n_trials=1,
-                catch=CalmlflowError,
+                lambda trial: _try(trial, network, space, start, folds, request.seed), n_trials=1, catch=CalmlflowError
             )
         show(done)
     ended = ended_trials(study)
     states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
     counts = {name: sum(trial.state == state for trial in ended) for name, state in states.items()}
     if not counts["complete"]:
-        raise CalmlflowError(
-            f"no trial of {network} succeeded out of {len(ended)}; expected one at least: see the child runs"
-        )
+        raise CalmlflowError(f"no trial of {network} succeeded out of {len(ended)}; expected one: see the child runs")
     first = ended[0].value if ended[0].state == TrialState.COMPLETE else None
     objective = "log_loss" if network == "mem_clf" else "error"
     found = Search(objective, first, study.best_value, study.best_trial.number, counts)
@@ -158,18 +144,15 @@ def _search(
     return found
 
 
-def _suggest(trial: optuna.Trial, space: Space, start: TrainingConfig) -> TrainingConfig:
+def _try(
+    trial: optuna.Trial, network: str, space: Space, start: TrainingConfig, folds: Sequence[TrainingData], seed: int
+) -> float:
+    """Draw a config and score it fold by fold; stop where it does worse than the median of the trials before it."""
     drawn: dict[str, Any] = {}
     for name, (low, high, log) in space.items():
-        if isinstance(low, int):
-            drawn[name] = trial.suggest_int(name, low, int(high), log=log)
-        else:
-            drawn[name] = trial.suggest_float(name, low, high, log=log)
-    return replace(start, **drawn)
-
-
-def _try(trial: optuna.Trial, network: str, config: TrainingConfig, folds: Sequence[TrainingData], seed: int) -> float:
-    """Score a config fold by fold; one that does worse than the median of the trials before it is not pursued."""
+        suggest: Any = trial.suggest_int if isinstance(low, int) else trial.suggest_float
+        drawn[name] = suggest(name, low, high, log=log)
+    config = replace(start, **drawn)
     values: list[float] = []
     with tracked_run(f"{network}-trial-{trial.number:03d}", nested=True) as run, TemporaryDirectory() as folder:
         trial.set_user_attr("run_id", run.info.run_id)
@@ -201,12 +184,9 @@ def _try(trial: optuna.Trial, network: str, config: TrainingConfig, folds: Seque
 
 @contextmanager
 def _open_storage(path: Path) -> Iterator[RDBStorage]:
-    """The database of trials, which is made if need be; its errors become a CalmlflowError."""
+    """Open the database of trials, or make it; its errors become a CalmlflowError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CalmlflowError(f"output {path.parent} cannot be written ({error.strerror}); expected a folder") from error
-    try:
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
             storage = RDBStorage(
                 f"sqlite:///{path}",
@@ -214,12 +194,11 @@ def _open_storage(path: Path) -> Iterator[RDBStorage]:
                 grace_period=GRACE_S,
                 heartbeat_stale_trial_callback=_end_runs,
             )
-        try:
+        with ExitStack() as ending:
+            ending.callback(storage.engine.dispose)
+            ending.callback(storage.remove_session)
             yield storage
-        finally:
-            storage.remove_session()
-            storage.engine.dispose()
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+    except (OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         reason = str(error.__cause__ or error).partition("\n")[0]
         raise CalmlflowError(f"{path} cannot be used ({reason}); expected the database of a search") from error
 
@@ -227,7 +206,7 @@ def _open_storage(path: Path) -> Iterator[RDBStorage]:
 def open_study(
     storage: RDBStorage, network: str, start: TrainingConfig, request: TuneRequest, digest: str
 ) -> optuna.Study:
-    """The search for a network, begun or resumed; an InputError if the database holds one of other jobs or configs."""
+    """Begin or resume the search for a network; an InputError if the database holds one of other jobs or configs."""
     study = optuna.create_study(
         storage=storage, study_name=network, load_if_exists=True, pruner=optuna.pruners.MedianPruner()
     )
@@ -235,17 +214,17 @@ def open_study(
     known = study.user_attrs.get("search")
     if known is None:
         study.set_user_attr("search", search)
-    elif different := [name for name in search if search[name] != known[name]]:
-        name = different[0]
-        raise InputError(
-            f"output holds a search for {network} with {name} {known[name]}, not {search[name]}; "
-            "expected the same, or another output"
-        )
+        known = search
+    for name, value in search.items():
+        if value != known[name]:
+            raise InputError(
+                f"output holds a search for {network} with {name} {known[name]}, not {value}; expected another output"
+            )
     return study
 
 
 def ended_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that came to their end, in order: complete, pruned, or failed by themselves, but not killed."""
+    """Trials that are complete, pruned, or failed by themselves, but not killed; in order."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
     return [trial for trial in trials if trial.state != TrialState.FAIL or "failure" in trial.user_attrs]
 

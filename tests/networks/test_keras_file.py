@@ -14,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calmlflow.errors import InputError
-from calmlflow.networks import keras_file as foreign
 from calmlflow.networks.architectures import TargetRange, build_classifier, build_regressor
 from calmlflow.networks.backend import keras
-from calmlflow.networks.keras_file import check_config, load_network, parse_network
+from calmlflow.networks.keras_file import MAX_BYTES, check_config, load_network, parse_network
 from calmlflow.networks.onnx import export_onnx
 
 SHOWN = Path("elsewhere", "hst_cal", "mem_clf.keras")
@@ -113,20 +112,21 @@ def test_every_layer_on_the_list_loads_and_runs_as_onnx(layer, tmp_path):
     export_onnx(model, tmp_path / "mem_clf.onnx", INPUTS)
 
 
-@pytest.mark.parametrize("merge", [layers.Add, layers.Average, layers.Multiply, layers.Subtract])
-def test_branches_load_and_run_as_onnx(merge, tmp_path):
-    inputs = keras.Input((9,))
-    merged = merge()([layers.Dense(5)(inputs), layers.Dense(5)(inputs)])
-    content = saved(keras.Model(inputs, layers.Dense(1)(merged)), tmp_path)
+def test_branches_load_and_run_as_onnx(tmp_path):
+    x = inputs = keras.Input((9,))
+    for merge in (layers.Add, layers.Average, layers.Multiply, layers.Subtract):
+        x = merge()([layers.Dense(5)(x), layers.Dense(5)(inputs)])
+    content = saved(keras.Model(inputs, layers.Dense(1)(x)), tmp_path)
     export_onnx(parse_network(content, SHOWN, "mem_reg"), tmp_path / "mem_reg.onnx", INPUTS)
 
 
 def test_our_own_networks_load(tmp_path):
-    target = TargetRange(1.0, 0.5, 0.2, 60.0)
-    for model in (build_classifier(5), build_regressor("mem_reg", target, 5), build_regressor("wall_reg", target, 5)):
+    for model in (build_classifier(5), build_regressor("wall_reg", TargetRange(1.0, 0.5, 0.2, 60.0), 5)):
         path = tmp_path / f"{model.name}.keras"
         model.save(path)
         np.testing.assert_array_equal(load_network(path, model.name)(INPUTS), model(INPUTS))
+    with pytest.raises(InputError, match=r"mem_reg\.keras cannot be read .*expected a \.keras file"):
+        load_network(tmp_path / "mem_reg.keras", "mem_reg")
 
 
 def test_the_networks_in_operation_load():
@@ -136,54 +136,33 @@ def test_the_networks_in_operation_load():
         assert parse_network(files[f"hst_cal/{network}.keras"], SHOWN, network).name == network
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"mem_clf\.keras cannot be read .*expected a \.keras file"):
-        load_network(tmp_path / "mem_clf.keras", "mem_clf")
-
-
 # -- Files of another kind --------------------------------------------------------------------------------------------
 
 
-def test_files_of_another_kind_are_told(plain, tmp_path):
-    classifier().save(tmp_path / "legacy.h5")
-    assert "is an HDF5 file of an earlier Keras" in refusal((tmp_path / "legacy.h5").read_bytes())
-    for protocol in (2, 5):
-        assert "is a pickle" in refusal(pickle.dumps({"weights": [1.0]}, protocol))
-    for content in (b"", b"something else", plain[:1000], pickle.dumps([1.0], protocol=0)):
-        assert "is damaged" in refusal(content)
+def test_a_file_of_another_kind_is_damaged(plain):
     changed = bytearray(plain)
     changed[plain.index(b"Functional")] ^= 1
-    assert "is damaged" in refusal(bytes(changed))
+    for content in (b"", plain[:1000], pickle.dumps([1.0]), members_of(plain)["model.weights.h5"], bytes(changed)):
+        assert "is damaged" in refusal(content)
 
 
-@pytest.mark.parametrize("name", ["../config.json", "/etc/passwd", "assets/vocabulary.txt", "layers/", "x\\y"])
-def test_other_members_are_refused(plain, name):
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("name", ["config.json", "../config.json", "/etc/passwd", "assets/vocabulary.txt", "layers/"])
+def test_a_member_too_many_is_refused(plain, name):
     members = [*members_of(plain).items(), (name, b"")]
     assert "expected config.json, metadata.json, model.weights.h5, each once" in refusal(archive_of(members))
-
-
-def test_a_member_that_is_there_twice_is_refused(plain):
-    with pytest.warns(UserWarning, match="Duplicate name"):
-        content = archive_of([*members_of(plain).items(), ("config.json", members_of(plain)["config.json"])])
-    assert "each once" in refusal(content)
 
 
 @pytest.mark.parametrize("name", ["config.json", "metadata.json", "model.weights.h5"])
 def test_a_member_that_is_missing_or_too_large_is_named(plain, name):
     members = members_of(plain)
-    content = archive_of({**members, name: bytes(foreign.MAX_BYTES[name] + 1)})
-    assert len(content) < foreign.MAX_BYTES["model.weights.h5"] // 100
-    assert f"{name} has {foreign.MAX_BYTES[name] + 1} bytes" in refusal(content)
+    content = archive_of({**members, name: bytes(MAX_BYTES[name] + 1)})
+    assert f"{name} has {MAX_BYTES[name] + 1} bytes" in refusal(content)
     del members[name]
     assert "each once" in refusal(archive_of(members))
 
 
 # -- The config -------------------------------------------------------------------------------------------------------
-
-
-def test_a_lambda_layer_is_refused(tmp_path):
-    content = saved(classifier(layers.Lambda(lambda x: x * 2)), tmp_path)
-    assert "asks for class 'Lambda' of module 'keras.layers'" in refusal(content)
 
 
 def of_class(name: str, module: object = "keras.layers", config: object = None, **more: object) -> dict:
@@ -196,14 +175,10 @@ BAD_OBJECTS = [
     of_class("system", "os"),
     of_class("function", "os", "system"),
     of_class("function", "builtins", "keras.utils.get_file"),
-    of_class("function", "builtins", "relu>evil"),
     of_class("function", "keras.losses", "mse"),
-    of_class("get_file", "keras.utils"),
     of_class("deserialize", "keras.losses"),
     of_class("TorchModuleWrapper"),
-    of_class("TFSMLayer", config={"filepath": "/somewhere"}),
     of_class("StringLookup", config={"vocabulary": "/etc/passwd"}),
-    of_class("TextVectorization"),
     of_class("Dense", registered_name="evil>Dense"),
     of_class("Dense", "keras"),
     of_class("Dense", None),
@@ -264,24 +239,22 @@ def test_losses_metrics_and_optimizers_are_refused_outside_of_the_compile_config
             check_config(config, SHOWN)
 
 
+DEEP = {"class_name": "Sequential", "module": "keras", "units": 1}
+for _ in range(900):
+    DEEP = {**DEEP, "units": [DEEP["units"]]}
+
+
 @pytest.mark.parametrize(
-    "config", [b"", b"{", b"[]", b"1", b"[" * 100_000, b'{"a":' * 50_000, b"\xff\xfe", b"null", b"{}"], ids=range(9)
+    "config", [b"", b"[]", b"[" * 100_000, b'{"a":' * 50_000, b"\xff\xfe", of_class("Dense"), DEEP], ids=range(7)
 )
-def test_a_config_that_is_none_is_told(plain, config):
+def test_a_config_of_something_else_is_refused(plain, config):
     assert "config.json" in refusal(with_config(plain, config))
-
-
-def test_a_single_layer_is_no_network(plain):
-    assert "is of class 'Dense' of module 'keras.layers'" in refusal(with_config(plain, of_class("Dense")))
 
 
 def test_a_config_that_keras_cannot_use_is_one_sentence(plain):
     config = config_of(plain)
     del config["config"]["input_layers"]
     assert "cannot be loaded by Keras" in refusal(with_config(plain, config))
-    config = config_of(plain)
-    config["config"]["layers"][1]["config"]["activation"] = "no-such-activation"
-    assert "no-such-activation" in refusal(with_config(plain, config))
 
 
 @pytest.mark.parametrize(
@@ -313,10 +286,6 @@ def with_weights(content: bytes, change) -> bytes:
     return archive_of({**members, "model.weights.h5": file.getvalue()})
 
 
-def outside(weights) -> None:
-    weights.create_dataset("more", (4,), "f4", external=[("/etc/passwd", 0, 16)])
-
-
 def virtual(weights) -> None:
     layout = h5py.VirtualLayout((4,), "f4")
     layout[:] = h5py.VirtualSource("elsewhere.h5", "more", (4,))
@@ -326,12 +295,12 @@ def virtual(weights) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (
-            lambda weights: weights["layers"].__setitem__("more", h5py.ExternalLink("/etc/x.h5", "/")),
-            "link to elsewhere",
-        ),
+        (lambda weights: weights.__setitem__("more", h5py.ExternalLink("/etc/x.h5", "/")), "link to elsewhere"),
         (lambda weights: weights.__setitem__("more", h5py.SoftLink("/layers")), "link to elsewhere"),
-        (outside, "from another file"),
+        (
+            lambda weights: weights.create_dataset("more", (4,), "f4", external=[("/etc/passwd", 0, 16)]),
+            "from another file",
+        ),
         (virtual, "from another file"),
         (lambda weights: weights.__setitem__("more", "text"), "no array of numbers"),
         (lambda weights: weights.__setitem__("more", np.dtype("f4")), "no array of numbers"),
@@ -346,19 +315,8 @@ def test_weights_that_lie_elsewhere_or_are_too_many_are_refused(plain, change, w
     assert words in refusal(with_weights(plain, change))
 
 
-def test_weights_that_are_none_are_told(plain):
+def test_weights_that_do_not_fit_the_network_are_refused(plain, tmp_path):
     assert "model.weights.h5 is damaged" in refusal(archive_of({**members_of(plain), "model.weights.h5": b"x" * 999}))
-
-
-def test_layers_that_find_no_weights_are_told(tmp_path):
-    inner = keras.Sequential([keras.Input((9,)), layers.Dense(5)], name="inner")
-    content = saved(classifier(inner), tmp_path)
-    # As an earlier Keras left it: nothing of the network inside.
-    lost = with_weights(content, lambda weights: weights["layers"].__delitem__("sequential"))
-    assert "cannot be loaded by Keras" in refusal(lost)
-
-
-def test_weights_that_do_not_belong_to_the_config_are_told(plain, tmp_path):
     others = members_of(saved(classifier(), tmp_path))["model.weights.h5"]
     text = refusal(archive_of({**members_of(plain), "model.weights.h5": others}))
     # Of which Keras would only warn.
@@ -374,16 +332,14 @@ def test_weights_that_do_not_belong_to_the_config_are_told(plain, tmp_path):
         (
             classifier(inputs=8),
             "mem_clf",
-            r"takes (None, 8) and gives (None, 4); expected a mem_clf that takes (None, 9)",
+            "takes (None, 8) and gives (None, 4); expected a mem_clf that takes (None, 9)",
         ),
-        (classifier(outputs=3), "mem_clf", "gives (None, 3)"),
         (classifier(), "mem_reg", "expected a mem_reg that takes (None, 9) and gives (None, 1)"),
-        (classifier(outputs=1, activation=None), "mem_clf", "gives (None, 1)"),
-        (classifier(activation="linear"), "mem_clf", "expected probabilities"),
+        (classifier(outputs=3), "mem_clf", "gives (None, 3)"),
         (classifier(activation="sigmoid"), "mem_clf", "expected probabilities"),
     ],
 )
-def test_a_network_of_another_shape_or_kind_is_told(model, network, words, tmp_path):
+def test_a_network_of_another_shape_or_kind_is_refused(model, network, words, tmp_path):
     assert words in refusal(saved(model, tmp_path), network)
 
 
