@@ -7,13 +7,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from calmlflow.errors import InputError
 from calmlflow.hst.ladder import BIN_NAMES, allocation_cost
 from calmlflow.results.checks import amounts, memory_bins, probability_rows
 from calmlflow.results.classification import log_losses
 from calmlflow.results.regression import SMALLEST_PREDICTION
-from calmlflow.results.scores import PREDICTED
+from calmlflow.results.scores import PREDICTED, SCORES, headlines
 
 RESAMPLES = 1000
 INTERVAL_PERCENT = 95
@@ -43,7 +44,8 @@ class Comparison:
 
     ``scores`` has a row per score, named as in `calmlflow.results.scores`. Columns: this, other, difference
     (this - other), low and high, the bounds of its 95 % bootstrap interval over jobs (percentiles of 1000 resamples),
-    and jobs, of how many the score is (the recall of a bin, of those that need it).
+    jobs, of how many the score is (the recall of a bin, of those that need it), and this_low and this_high, the bounds
+    of this.
     """
 
     target: str
@@ -81,6 +83,22 @@ def compare_predictions(
     kill_time = "kill_time" if target == "wallclock" else ""
     mine, others = (ValueAnswers(actual, found[PREDICTED[target]], found.get(kill_time)) for found in (this, other))
     return compare_values(mine, others, seed)
+
+
+def headline_intervals(
+    target: str, jobs: pd.DataFrame, predictions: Mapping[str, NDArray]
+) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the headline scores of predictions: Wilson's for shares of jobs, bootstrap for the others."""
+    table = compare_predictions(target, jobs, predictions, predictions).scores
+    found = {}
+    for name in table.index.intersection(list(headlines(target))):
+        score = table.loc[name]
+        found[name] = float(score["this_low"]), float(score["this_high"])
+        # Shares of jobs, whose resamples do not differ at all where every job hits.
+        if SCORES[target][name].higher_is_better:
+            wilson = binomtest(round(score["this"] * score["jobs"]), int(score["jobs"])).proportion_ci(method="wilson")
+            found[name] = float(wilson.low), float(wilson.high)
+    return found
 
 
 def compare_bins(this: BinAnswers, other: BinAnswers, seed: int = 0) -> Comparison:
@@ -201,6 +219,8 @@ def _compared(
 
     (left, right), (lefts, rights) = scores(terms.sum(axis=0)), scores(resampled_sums(terms, seed))
     low, high = np.nanpercentile(lefts - rights, TAILS, axis=0)
+    this_low, this_high = np.nanpercentile(lefts, TAILS, axis=0)
     jobs = [np.count_nonzero(at_stake[name]) for name in names]
     columns = {"this": left, "other": right, "difference": left - right, "low": low, "high": high, "jobs": jobs}
+    columns |= {"this_low": this_low, "this_high": this_high}
     return pd.DataFrame(columns, index=pd.Index(names, name="score"))

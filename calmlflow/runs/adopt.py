@@ -29,7 +29,7 @@ from calmlflow.runs.data import TrainingData
 from calmlflow.runs.fit import Fit, export_and_score
 from calmlflow.runs.promote import PromotionRequest, promote_in_run
 from calmlflow.runs.summary import Outcome
-from calmlflow.runs.train import log_scores, write_tables
+from calmlflow.runs.train import held_out_intervals, log_scores, write_tables
 from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS
 from calmlflow.storage.archive import MAX_MEMBERS, extract
 from calmlflow.storage.files import new_tree
@@ -48,7 +48,7 @@ _WANTED = {f"{network}.keras": network for network in NETWORKS} | dict.fromkeys(
 
 @dataclass(frozen=True)
 class AdoptionRequest:
-    """The options of the entry point ``adopt``; see the table in the README."""
+    """Options of the entry point; see docs/reference.md."""
 
     source: str
     data: str = "sample"
@@ -91,16 +91,16 @@ def adopt(request: AdoptionRequest) -> Outcome:
         with new_tree(Path(request.output)) as tree:
             models = tree.partial / "models"
             predictions: Predictions = {}
-            scores = {}
+            scores, intervals = {}, {}
             for network in NETWORKS:
                 fit = adopt_network(network, files[network], data, models)
                 write_results(fit.results, tree.partial / "results" / TARGETS[network])
                 scores[TARGETS[network]] = {"test": fit.scores, "floor": fit.floor}
+                intervals[TARGETS[network]] = held_out_intervals(TARGETS[network], data, fit)
                 predictions |= fit.predictions
             write_tables(data, predictions, tree.partial / "data")
-            log_scores(
-                scores, f"Networks adopted from {request.source}", "Next: `calmlflow promote` to put them in a stage."
-            )
+            title = f"Networks adopted from {request.source}"
+            log_scores(scores, intervals, title, "Next: `calmlflow promote` to put them in a stage.")
             mlflow.log_artifacts(str(tree.partial))
             named = {NETWORK_MODELS[network]: (network,) for network in NETWORKS} | {BUNDLE_MODEL: NETWORKS}
             metadata = {"source": request.source, "data": request.data, "seed": request.seed}

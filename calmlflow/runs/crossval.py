@@ -42,7 +42,7 @@ Task = tuple[str, int]
 
 @dataclass(frozen=True)
 class CrossvalRequest:
-    """The options of the entry point; see the table in the README."""
+    """Options of the entry point; see docs/reference.md."""
 
     data: str = "sample"
     output: str = "data"

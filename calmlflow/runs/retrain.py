@@ -30,35 +30,22 @@ from calmlflow.settings import BUNDLE_MODEL
 _STEPS = {"None": (), "Staging": ("Staging",), "Production": ("Staging", "Production")}
 _HELD_OUT = {"accuracy": "score.mem_bin.accuracy", "kill_time_coverage": "score.wallclock.kill_time_coverage"}
 _MARGINS = {"accuracy": "accuracy_drop", "excess_cost": "cost_rise", "kill_time_coverage": "coverage_drop"}
-_ABANDONED_H = 6
-"""A run that has trained for longer was left behind by a process that is gone."""
+_ABANDONED_H = 6  # a run that has trained for longer was left behind by a process that is gone
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much change is enough to retrain; 0 switches a criterion off.
+    """How much change is enough to retrain; 0 switches a criterion off."""
 
-    Attributes
-    ----------
-    min_new : int
-        New jobs: those that the training did not see, or saw with an older timestamp.
-    min_share : float
-        New jobs over jobs seen.
-    drift : float
-        Population stability index of any feature or target, see `calmlflow.jobs.drift`.
-    accuracy_drop, cost_rise, coverage_drop : float
-        By how much realised accuracy, excess cost and kill-time coverage are worse than held out.
-    """
-
-    min_new: int = 1000
-    min_share: float = 0.1
-    drift: float = 0.25
+    min_new: int = 1000  # jobs that the training did not see, or saw with an older timestamp
+    min_share: float = 0.1  # new jobs over jobs seen
+    drift: float = 0.25  # population stability index of any feature or target
+    # Realised accuracy, excess cost and kill-time coverage against those of held-out jobs.
     accuracy_drop: float = 0.02
     cost_rise: float = 0.02
     coverage_drop: float = 0.01
 
     def check(self) -> None:
-        """Raise an InputError where a limit is negative or not finite."""
         for name, value in asdict(self).items():
             if not 0 <= value < float("inf"):
                 raise InputError(f"{name} is {value:g}; expected 0 (switched off) or more")
@@ -66,17 +53,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class RetrainRequest:
-    """How to train and the stage to reach; recorded predictions as a URI, or none: those of the jobs' database."""
+    """Options of the entry point; see docs/reference.md."""
 
     training: TrainingRequest
     limits: Limits = field(default_factory=Limits)
-    predictions: str = "none"
+    predictions: str = "none"  # a URI; none: those in the database of the jobs
     dry_run: bool = False
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """One reason to train, met or not; ``found`` is the finding in words."""
+    """One reason to train, met or not."""
 
     name: str
     limit: float
@@ -86,21 +73,20 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Change:
-    """Changes since a training: criteria, population stability index and chance by column, figures for metrics."""
+    """Changes since a training."""
 
     criteria: tuple[Criterion, ...]
-    drift: dict[str, dict[str, float]]
-    figures: dict[str, float]
+    drift: dict[str, dict[str, float]]  # population stability index and chance, by column
+    figures: dict[str, float]  # metrics of the run
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Findings of the criteria that are met."""
         return tuple(f"{one.found} ({one.name} {one.limit:g})" for one in self.criteria if one.met)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A version, the jobs of its training with ``split`` and ``bin_pred``, and its scores on those held out."""
+    """A version, the jobs of its training with ``split`` and ``bin_pred``, and its held-out scores."""
 
     version: int
     stage: str
@@ -110,10 +96,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Decision:
-    """The decision of a run, kept as ``decision.json``.
-
-    Versions are the champion in Production, a newer challenger that waits, and the one that this run trained.
-    """
+    """The decision of a run, kept as ``decision.json``: a challenger is newer than the champion in Production."""
 
     decision: Literal["not needed", "would train", "training", "trained"]
     reasons: tuple[str, ...]
@@ -122,25 +105,20 @@ class Decision:
     quarantined: int
     champion: int | None = None
     challenger: int | None = None
-    version: int | None = None
+    version: int | None = None  # the one that this run trained
     since_champion: Change | None = None
     since_challenger: Change | None = None
 
     @property
     def verdict(self) -> str:
-        """One line for people."""
         return f"{self.decision}: {'; '.join(self.reasons)}"
 
 
 def retrain_in_run(request: RetrainRequest) -> tuple[Decision, Outcome | None]:
     """Decide whether to train, train, and promote the new version through the gate, as one MLflow run.
 
-    Findings are printed before a training begins. The outcome is None where nothing was trained.
-
-    Raises
-    ------
-    CalmlflowError
-        The jobs of the champion's training are lost, the training fails, or the gate refuses. The run is marked FAILED.
+    Findings are printed before a training begins. The outcome is None where nothing was trained. Raises a
+    CalmlflowError where the jobs of the champion's training are lost, the training fails, or the gate refuses.
     """
     with tracked_run("retrain") as run:
         training = request.training
@@ -159,7 +137,7 @@ def retrain_in_run(request: RetrainRequest) -> tuple[Decision, Outcome | None]:
         _log(decision)
         if change := decision.since_champion or decision.since_challenger:
             mlflow.log_metrics(change.figures)
-            print(findings_table(change.criteria))
+            print_findings(change.criteria)
         print(decision.verdict, flush=True)
         if decision.decision != "training":
             return decision, None
@@ -188,11 +166,8 @@ def _decide(request: RetrainRequest) -> Decision:
         seen = read_seen(champion)
         change = judge_jobs(jobs, seen.jobs, limits)
         new = new_jobs(jobs, seen.jobs)
-        names = new["ipst"].tolist()
-        place = request.predictions
-        if place == "none" and is_database(data):
-            place = data
-        recorded = Recorded() if place == "none" else read_recorded(place, names)
+        place = data if request.predictions == "none" and is_database(data) else request.predictions
+        recorded = Recorded() if place == "none" else read_recorded(place, new["ipst"].tolist())
         realised = judge_predictions(new, seen, recorded, limits)
         change = Change(change.criteria + realised.criteria, change.drift, change.figures | realised.figures)
         decision = replace(decision, since_champion=change, reasons=change.reasons)
@@ -205,18 +180,14 @@ def _decide(request: RetrainRequest) -> Decision:
         if not change.reasons:
             reason = (
                 f"version {challenger} ({waiting.stage}) is newer than the one in Production and was trained on all "
-                f"but {len(new_jobs(jobs, waiting.jobs)):,} of these jobs: promote it, or archive it "
-                "(`calmlflow promote --stage Archived`)"
+                f"but {change.figures['new_jobs']:,.0f} of these jobs: promote or archive it with `calmlflow promote`"
             )
             return replace(decision, reasons=(reason,))
     return replace(decision, decision="would train" if request.dry_run else "training")
 
 
 def _obstacle(client: MlflowClient, run: Run, decision: Decision) -> str:
-    """The reason why this run must not train now; empty where it may.
-
-    Every run marks itself ``looking`` before it reads jobs. Of runs that look at the same jobs the first one trains.
-    """
+    """Give the reason why this run must not train now: of runs that look at the same jobs, the first one trains."""
     if read_contenders() != (decision.champion, decision.challenger):
         return "versions have changed while this run looked; the next run sees them"
     oldest = run.info.start_time - _ABANDONED_H * 3_600_000
@@ -232,14 +203,9 @@ def _obstacle(client: MlflowClient, run: Run, decision: Decision) -> str:
 
 def _log(decision: Decision) -> None:
     mlflow.log_text(json.dumps(asdict(decision), indent=2), "decision.json")
-    mlflow.set_tags(
-        {
-            "retrain.decision": decision.decision,
-            "retrain.reasons": "; ".join(decision.reasons),
-            "retrain.data": decision.data,
-            "champion_version": decision.champion or "none",
-        }
-    )
+    tags = {"decision": decision.decision, "reasons": "; ".join(decision.reasons), "data": decision.data}
+    mlflow.set_tags({f"retrain.{name}": value for name, value in tags.items()})
+    mlflow.set_tag("champion_version", decision.champion or "none")
 
 
 # -- Facts ----------------------------------------------------------------------------------------------------------
@@ -250,8 +216,7 @@ def read_contenders() -> tuple[int | None, int | None]:
     try:
         return contenders(read_state(BUNDLE_MODEL))
     except InputError:
-        # Nothing has been registered yet.
-        return None, None
+        return None, None  # nothing has been registered yet
 
 
 def contenders(state: State) -> tuple[int | None, int | None]:
@@ -267,19 +232,18 @@ def read_seen(version: int) -> Seen:
     """Read a version and the jobs of its training; a CalmlflowError where they are lost."""
     source = f"models:/{BUNDLE_MODEL}/{version}"
     table = load_results(source).jobs
-    if table is None:
-        raise CalmlflowError(f"{source} has left no data/latest.csv; expected the jobs that it was trained on")
-    carried = [name for name in ("bin_pred", "split") if name in table]
-    jobs = sort_records(table, f"data/latest.csv of {source}", carried).valid
-    if jobs.empty:
-        raise CalmlflowError(f"data/latest.csv of {source} holds no valid job record; expected those of its training")
+    if table is not None:
+        carried = [name for name in ("bin_pred", "split") if name in table]
+        table = sort_records(table, f"data/latest.csv of {source}", carried).valid
+    if table is None or table.empty:
+        raise CalmlflowError(f"{source} has no jobs in data/latest.csv; expected those that it was trained on")
     found = find_version(str(version), BUNDLE_MODEL)
     scores = {score: float(found.tags[tag]) for score, tag in _HELD_OUT.items() if tag in found.tags}
-    return Seen(version, found.stage, jobs, scores)
+    return Seen(version, found.stage, table, scores)
 
 
 def new_jobs(jobs: pd.DataFrame, seen: pd.DataFrame) -> pd.DataFrame:
-    """Job records that others do not have, or have with an older timestamp."""
+    """Job records that are not among those seen, or are there with an older timestamp."""
     known = seen.set_index("ipst")["timestamp"].reindex(jobs["ipst"]).to_numpy()
     # A missing timestamp is NaN here, and nothing is older than it.
     return jobs[~(known >= jobs["timestamp"].to_numpy())].reset_index(drop=True)
@@ -311,10 +275,7 @@ def judge_jobs(jobs: pd.DataFrame, seen: pd.DataFrame, limits: Limits) -> Change
 
 
 def judge_predictions(new: pd.DataFrame, seen: Seen, recorded: Recorded, limits: Limits) -> Change:
-    """Judge the version's recorded predictions of new jobs against its scores on held-out jobs.
-
-    A criterion is met where a score is worse by more than its limit, and by more than chance.
-    """
+    """Judge recorded predictions of new jobs: worse than on held-out jobs, beyond its limit and beyond chance?"""
     joined = join_predictions(new, recorded.predictions, str(seen.version))
     scores: dict[str, Realised] = {}
     if len(joined.judged) >= FEWEST_JUDGED and "split" in seen.jobs:
@@ -345,10 +306,9 @@ def judge_predictions(new: pd.DataFrame, seen: Seen, recorded: Recorded, limits:
     return Change(tuple(criteria), {}, figures)
 
 
-def findings_table(criteria: Sequence[Criterion]) -> str:
-    """A line for each criterion: met or not, its limit, and the finding."""
-    rows = [f"{'criterion':<14}{'limit':>8}  {'':<4} found"]
+def print_findings(criteria: Sequence[Criterion]) -> None:
+    """Print for each criterion its limit, whether it is met, and the finding."""
+    print(f"{'criterion':<14}{'limit':>8}       found")
     for one in criteria:
         limit = f"{one.limit:g}" if one.limit else "off"
-        rows.append(f"{one.name:<14}{limit:>8}  {'met' if one.met else '':<4} {one.found}")
-    return "\n".join(row.rstrip() for row in rows)
+        print(f"{one.name:<14}{limit:>8}  {'met' if one.met else '':<4} {one.found}")

@@ -18,6 +18,9 @@ Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
 KINDS = {"test": "network", "floor": "floor", "forest": "random forest", "champion": "champion"}
 """Scored on the same test jobs, with the heading of each."""
 
+Intervals = Mapping[str, Mapping[str, tuple[float, float]]]
+"""Target -> headline score -> 95 % interval of the network's score."""
+
 NOTES = {
     "floor": "floor: the best that any function of the nine features could score on these very jobs",
     "champion": "champion: the version in Production, which may have trained on some of these jobs",
@@ -26,34 +29,16 @@ NOTES = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """A training, or an adoption, that has ended well.
-
-    Attributes
-    ----------
-    run_id : str
-    tree : Path
-        Its folder.
-    scores : dict
-        See `Scores`. A target whose network was taken over has only the champion's, as they are one and the same.
-    seconds : dict of str to float
-        Time of each part.
-    versions : dict of str to int
-        Registered model -> new version.
-    champion : str
-        Version in Production at the start, if any.
-    taken_over : tuple of str
-        Networks that come from the champion.
-    written, sent, promoted : str
-        One sentence each, if that was asked for.
-    """
+    """A training, or an adoption, that has ended well."""
 
     run_id: str
     tree: Path
-    scores: Scores
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    versions: Mapping[str, int] = field(default_factory=dict)
-    champion: str = ""
-    taken_over: tuple[str, ...] = ()
+    scores: Scores  # only the champion's where the network was taken over from it
+    seconds: Mapping[str, float] = field(default_factory=dict)  # of each part
+    versions: Mapping[str, int] = field(default_factory=dict)  # registered model -> new version
+    champion: str = ""  # version in Production at the start
+    taken_over: tuple[str, ...] = ()  # networks that come from the champion
+    # One sentence each, if that was asked for.
     written: str = ""
     sent: str = ""
     promoted: str = ""
@@ -63,7 +48,7 @@ class Spread(NamedTuple):
     """One score over the folds: mean, standard deviation, and the bounds of the mean's 95 % t interval.
 
     With a single fold the last three are None. Folds share most of their training jobs, so the interval is somewhat
-    too narrow: no estimate of the variance from the folds alone is unbiased (Bengio & Grandvalet, JMLR 5, 2004).
+    too narrow (Bengio & Grandvalet, JMLR 5, 2004).
     """
 
     mean: float
@@ -74,7 +59,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class CrossvalOutcome:
-    """A cross-validation: by target, the `Spread` of each score, and the folds that failed with their reasons."""
+    """A cross-validation: by target, each score over the folds, and the failed folds with their reasons."""
 
     run_id: str
     tree: Path
@@ -86,17 +71,13 @@ class CrossvalOutcome:
 
 @dataclass(frozen=True)
 class Search:
-    """A search for the hyper-parameters of one network.
-
-    ``start`` is the objective of the config it set out from (None if that failed), ``best`` the lowest one, of trial
-    number ``trial``; ``counts`` are trials that are complete, pruned and failed.
-    """
+    """A search for the hyper-parameters of one network."""
 
     objective: str
-    start: float | None
+    start: float | None  # of the starting config; None if that failed
     best: float
-    trial: int
-    counts: Mapping[str, int]
+    trial: int  # number of the best one
+    counts: Mapping[str, int]  # of complete, pruned and failed trials
 
 
 @dataclass(frozen=True)
@@ -108,7 +89,7 @@ class TuneOutcome:
     searches: Mapping[str, Search]
 
 
-def _rows(scores: Scores) -> Iterator[list[str]]:
+def _rows(scores: Scores, intervals: Intervals) -> Iterator[list[str]]:
     """Headings, then target, score and the value of each kind, for the headline scores of every trained target."""
     kinds = [kind for kind in KINDS if any(kind in found for found in scores.values())]
     yield ["target", "score", *(KINDS[kind] for kind in kinds)]
@@ -116,22 +97,24 @@ def _rows(scores: Scores) -> Iterator[list[str]]:
         for name in headlines(target):
             if name in found.get("test", {}):
                 score = SCORES[target][name]
-                cells = (score.text(found[kind][name]) if name in found.get(kind, {}) else "" for kind in kinds)
+                cells = [score.text(found[kind][name]) if name in found.get(kind, {}) else "" for kind in kinds]
+                if bounds := intervals.get(target, {}).get(name):
+                    cells[0] += f" ({score.text(bounds[0])} to {score.text(bounds[1])})"
                 yield [target, score.title, *cells]
 
 
-def describe(scores: Scores, title: str, next_steps: str) -> str:
-    """A run's description for its page in MLflow, in Markdown: headline scores, and what to open next."""
-    headings, *rows = _rows(scores)
+def describe(scores: Scores, intervals: Intervals, title: str, next_steps: str) -> str:
+    """Describe a run for its page in MLflow, in Markdown: headline scores with intervals, and what to open next."""
+    headings, *rows = _rows(scores, intervals)
     lines = [headings, ["---", "---", *["---:"] * (len(headings) - 2)], *rows]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     notes = "\n".join(f"- {NOTES[kind]}" for kind in NOTES if KINDS[kind] in headings)
-    return f"**{title}**, scored on the test jobs\n\n{table}\n\n{notes}\n\n{next_steps}"
+    return f"**{title}**, scored on the test jobs, with 95 % intervals\n\n{table}\n\n{notes}\n\n{next_steps}"
 
 
 def print_training(outcome: Outcome) -> None:
-    """Print headline scores beside those of the same jobs' floor, forest and champion, times, and what to open."""
-    headings, *rows = _rows(outcome.scores)
+    """Print headline scores beside floor, forest and champion, times, and what to open."""
+    headings, *rows = _rows(outcome.scores, {})
     _print_table("Scores on the test jobs", headings, rows)
     lines = [note for kind, note in NOTES.items() if KINDS[kind] in headings]
     if outcome.seconds:

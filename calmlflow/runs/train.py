@@ -32,6 +32,7 @@ from calmlflow.registry.lineage import Lineage
 from calmlflow.registry.package import LoggedModel, log_model, register
 from calmlflow.registry.tracking import environment_params, lineage, log_history, log_new_params, tracked_run
 from calmlflow.results.classification import ClassificationResults
+from calmlflow.results.comparison import headline_intervals
 from calmlflow.results.files import write_results
 from calmlflow.results.plots.classification import classification_plots
 from calmlflow.results.plots.common import headline_figures
@@ -44,7 +45,7 @@ from calmlflow.runs.data import TrainingData, load_training_data
 from calmlflow.runs.fit import ANSWERS, Fit, fit_network
 from calmlflow.runs.promote import PromotionRequest, promote_in_run
 from calmlflow.runs.ship import send_training
-from calmlflow.runs.summary import Outcome, Scores, describe
+from calmlflow.runs.summary import Intervals, Outcome, Scores, describe
 from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS
 from calmlflow.storage.archive import pack
 from calmlflow.storage.files import new_tree
@@ -58,7 +59,7 @@ NEXT_STEPS = (
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """The options of a training entry point; see the table in the README."""
+    """Options of a training entry point; see docs/reference.md."""
 
     data: str = "sample"
     output: str = "data"
@@ -80,7 +81,6 @@ class Laps:
         self._last = time.perf_counter()
 
     def lap(self, part: str) -> None:
-        """Add the time since the last lap to a part."""
         now = time.perf_counter()
         self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
         self._last = now
@@ -89,28 +89,12 @@ class Laps:
 def train(
     request: TrainingRequest, networks: Sequence[str] = NETWORKS, bundle: bool = True, nested: bool = False
 ) -> Outcome:
-    """Train networks in one run.
+    """Train networks in one run, whose artifacts are the output tree and the logged models.
 
-    The run's artifacts are the output tree, the logged models, and the quarantined records where there are any. With
-    ``register``, each network that was trained, and the bundle, becomes a registered version; with a ``stage``, the
-    bundle (or else the one network) is promoted.
-
-    Parameters
-    ----------
-    request : TrainingRequest
-    networks : sequence of str
-        Those to train.
-    bundle : bool
-        Make a bundle, with the networks that are not trained as the version in Production has them; each training is a
-        child run then. Otherwise ``networks`` is one, and stays alone.
-    nested : bool
-        Train in a child of the active run.
-
-    Raises
-    ------
-    CalmlflowError
-        The run is marked FAILED. A failure before the tree is complete leaves no tree and registers nothing; a
-        promotion that fails, or that the gate refuses, leaves tree and versions, which can be promoted later.
+    With ``bundle``, networks that are not trained are taken from the version in Production, and each training is a
+    child run; otherwise ``networks`` is one, and stays alone. With ``register``, each trained network and the bundle
+    become registered versions; with a ``stage``, the bundle (or the one network) is promoted. A failure before the tree
+    is complete leaves no tree and registers nothing; a promotion that fails leaves both.
     """
     name = "main" if bundle else TARGETS[networks[0]]
     taken = tuple(network for network in NETWORKS if bundle and network not in networks)
@@ -146,6 +130,7 @@ def train(
             models = tree.partial / "models"
             runs = runs_of_version(found.version, taken) if found else {}
             predictions: Predictions = {}
+            intervals: dict[str, dict[str, tuple[float, float]]] = {}
             figures: dict[str, dict[str, go.Figure]] = {}
             logged: dict[str, LoggedModel] = {}
             for network in networks:
@@ -166,12 +151,8 @@ def train(
                         )  # fmt: skip
                     clock.lap(f"train_{network}")
                     forest = random_forest(data, target, request.seed)
-                    scores[target] = {
-                        "test": fit.scores,
-                        "floor": fit.floor,
-                        "forest": forest,
-                        **scores.get(target, {}),
-                    }
+                    scores[target] = dict(test=fit.scores, floor=fit.floor, forest=forest, **scores.get(target, {}))
+                    intervals[target] = held_out_intervals(target, data, fit)
                     predictions |= fit.predictions
                     clock.lap("references")
 
@@ -182,7 +163,7 @@ def train(
                     figures[target] = _plots(network, fit, data, models)
                     log_history(fit.results.history or {})
                     mlflow.log_metrics({"fit_seconds": fit.fit_seconds, "best_epoch": fit.best_epoch})
-                    log_scores({target: scores[target]}, f"{network} of {request.data}")
+                    log_scores({target: scores[target]}, intervals, f"{network} of {request.data}")
                     for picture, drawn in headline_figures(fit.results).items():
                         mlflow.log_figure(drawn, f"plots/{target}/{picture}.png")
                     mlflow.log_artifacts(str(tree.partial / "results" / target), f"results/{target}")
@@ -195,14 +176,9 @@ def train(
                 predictions = {column: values[data.rows.row_of_job] for column, values in by_row.items()}
             # A network that was taken over is the champion's, which was scored on these very jobs.
             own_scores = {target: kinds.get("test") or kinds["champion"] for target, kinds in scores.items()}
-            origin = Lineage.of_training(
-                request.data,
-                data.jobs.iloc[data.train],
-                request.seed,
-                own_scores,
-                runs,
-                dict.fromkeys(taken, found.version if found else ""),
-            )
+            parts_from = dict.fromkeys(taken, found.version if found else "")
+            trained_on = data.jobs.iloc[data.train]
+            origin = Lineage.of_training(request.data, trained_on, request.seed, own_scores, runs, parts_from)
             table = write_tables(data, predictions, tree.partial / "data")
             figures["jobs"] = data_plots(data.jobs)
             content = ReportContent(
@@ -221,7 +197,7 @@ def train(
             mlflow.log_artifacts(str(tree.partial))
             if bundle:
                 mlflow.set_tags(origin.origins(NETWORKS))
-                log_scores(scores, f"Three networks of {request.data}")
+                log_scores(scores, intervals, f"Three networks of {request.data}")
                 metadata = {"data": request.data, "seed": request.seed, **origin.origins(NETWORKS)}
                 logged[BUNDLE_MODEL] = log_model(models, NETWORKS, BUNDLE_MODEL, metadata)
             clock.lap("log")
@@ -248,22 +224,14 @@ def train(
             model = BUNDLE_MODEL if bundle else NETWORK_MODELS[networks[0]]
             promoted = promote_in_run(PromotionRequest(stage, versions[model], model), nested=True)
         mlflow.log_metrics({f"seconds_{part}": seconds for part, seconds in clock.seconds.items()})
+    champion_version = found.version if found else ""
     return Outcome(
-        run_id=run.info.run_id,
-        tree=tree.final,
-        scores=scores,
-        seconds=clock.seconds,
-        versions=versions,
-        champion=found.version if found else "",
-        taken_over=taken,
-        written=written,
-        sent=sent,
-        promoted=promoted,
+        run.info.run_id, tree.final, scores, clock.seconds, versions, champion_version, taken, written, sent, promoted
     )
 
 
 def _check(request: TrainingRequest) -> str | None:
-    """Check what can be checked before jobs are read; returns the stage to promote to, if any."""
+    """Check the request before jobs are read; returns the stage to promote to, if any."""
     stage = None if request.stage == "None" else settings.parse_stage(request.stage)
     if stage and not request.register:
         raise InputError(f"stage is {stage} and register is false; expected register=true: only a version has a stage")
@@ -276,8 +244,14 @@ def _check(request: TrainingRequest) -> str | None:
     return stage
 
 
-def log_scores(scores: Scores, title: str, next_steps: str = NEXT_STEPS) -> None:
-    """Log every score into the active run, and the headline ones as its description."""
+def held_out_intervals(target: str, data: TrainingData, fit: Fit) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the headline scores of a network on the test jobs."""
+    predictions = {name: column[data.test] for name, column in fit.predictions.items()}
+    return headline_intervals(target, data.jobs.iloc[data.test], predictions)
+
+
+def log_scores(scores: Scores, intervals: Intervals, title: str, next_steps: str = NEXT_STEPS) -> None:
+    """Log every score into the active run, and the headline ones with their intervals as its description."""
     mlflow.log_metrics(
         {
             f"{kind}_{target}_{name}": value
@@ -286,7 +260,7 @@ def log_scores(scores: Scores, title: str, next_steps: str = NEXT_STEPS) -> None
             for name, value in of_kind.items()
         }
     )
-    mlflow.set_tag("mlflow.note.content", describe(scores, title, next_steps))
+    mlflow.set_tag("mlflow.note.content", describe(scores, intervals, title, next_steps))
 
 
 def _plots(network: str, fit: Fit, data: TrainingData, models: Path) -> dict[str, go.Figure]:
@@ -303,7 +277,7 @@ def _plots(network: str, fit: Fit, data: TrainingData, models: Path) -> dict[str
 
 
 def write_tables(data: TrainingData, predictions: Predictions, folder: Path) -> pd.DataFrame:
-    """Write the training set with its predictions, which is returned, and the records that were left out."""
+    """Write the jobs with their predictions, and the records that were left out; returns the former."""
     folder.mkdir()
     predicted = {name: predictions[name] for name in PREDICTIONS if name in predictions}
     table = training_table(data.jobs, predicted, data.split)

@@ -41,7 +41,7 @@ Space = Mapping[str, tuple[float, float, bool]]
 
 @dataclass(frozen=True)
 class TuneRequest:
-    """The options of the entry point; see the table in the README."""
+    """Options of the entry point; see docs/reference.md."""
 
     data: str = "sample"
     network: str = "all"

@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from calmlflow.errors import InputError
 from calmlflow.results.classification import classification_scores
-from calmlflow.results.comparison import BinAnswers, ValueAnswers, compare_bins, compare_values
+from calmlflow.results.comparison import (
+    BinAnswers,
+    ValueAnswers,
+    compare_bins,
+    compare_values,
+    headline_intervals,
+)
 from calmlflow.results.regression import regression_scores
 
 
@@ -127,6 +133,23 @@ def test_the_interval_is_that_of_the_paired_difference():
     assert row["difference"] == pytest.approx(paired.mean())
     assert row["low"] == pytest.approx(paired.mean() - half, abs=0.15 * half)
     assert row["high"] == pytest.approx(paired.mean() + half, abs=0.15 * half)
+
+
+def test_headline_scores_have_intervals_of_their_own():
+    n = 1000
+    jobs = pd.DataFrame({"ipst": [f"job{number}" for number in range(n)], "mem_bin": np.arange(n) % 500 == 0})
+    jobs = jobs.assign(mem_bin=jobs["mem_bin"].astype(int), wallclock=np.random.default_rng(0).uniform(1, 9, n))
+    found = headline_intervals("mem_bin", jobs, {"probabilities": np.eye(4)[[0] * n], "bin_pred": np.zeros(n, int)})
+    assert set(found) == {"accuracy", "recall_2g", "recall_8g", "excess_cost"}
+    # 998 of 1000, and 0 of 2, by the formula of Wilson (1927).
+    assert found["accuracy"] == pytest.approx((0.9927, 0.9995), abs=1e-4)
+    assert found["recall_8g"] == pytest.approx((0, 0.6576), abs=1e-4)
+    error = np.random.default_rng(1).normal(size=n)
+    predicted = {"wall_pred": jobs["wallclock"].to_numpy() + error, "kill_time": np.full(n, 60)}
+    found = headline_intervals("wallclock", jobs, predicted)
+    assert set(found) == {"rmse", "mae", "kill_time_coverage", "kill_time_reserved"}
+    half = 1.96 * np.abs(error).std() / np.sqrt(n)
+    assert found["mae"] == pytest.approx((np.abs(error).mean() - half, np.abs(error).mean() + half), abs=0.15 * half)
 
 
 def test_the_same_seed_gives_the_same_interval():

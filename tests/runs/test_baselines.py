@@ -1,7 +1,8 @@
 """What a network is held against: scored like it, on the same split."""
 
+from dataclasses import replace
+
 import numpy as np
-import pandas as pd
 import pytest
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
@@ -15,24 +16,12 @@ from calmlflow.predictor.manifest import write_manifest
 from calmlflow.results.regression import regression_scores
 from calmlflow.results.scores import PREDICTED
 from calmlflow.runs.baselines import _grow_classifier, _grow_regressor, champion, random_forest
-from calmlflow.runs.data import TrainingData, load_training_data
+from calmlflow.runs.data import load_training_data
 
 
 @pytest.fixture(scope="module")
 def data():
     return load_training_data("sample:1500", seed=4, test_size=0.3)
-
-
-def training_data(features, memory):
-    """Every second job for training, the others for the test."""
-    n = len(features)
-    jobs = pd.DataFrame(features, columns=list(FEATURES)).assign(
-        ipst=[f"j{number:08}" for number in range(n)], wallclock=100.0, memory=memory, mem_bin=needed_bin(memory)
-    )
-    train, test = np.arange(0, n, 2), np.arange(1, n, 2)
-    scaling = Scaling((0.0, 0.0), (0.0, 0.0), (1.0, 1.0))
-    rows = distinct_rows(features)
-    return TrainingData(jobs, jobs.iloc[:0], np.asarray(features, float), train, test, scaling, rows)
 
 
 # -- Random forest --------------------------------------------------------------------------------------------------
@@ -70,21 +59,14 @@ def test_the_forest_scores_as_that_of_scikit_learn(data):
     assert {"log_loss", "excess_cost", "recall_2g"} <= set(scores)
 
 
-def test_the_forest_does_not_see_the_test_jobs():
+def test_the_forest_does_not_see_the_test_jobs(data):
     """Jobs that all differ, with memory that nothing tells: a forest that had seen the test jobs would know them."""
-    generator = np.random.default_rng(2)
-    features = np.zeros((400, len(FEATURES)))
-    features[:, 1] = np.arange(400)
-    scores = random_forest(training_data(features, generator.choice([1.0, 5.0], 400)), "mem_bin", 0)
+    features = np.zeros_like(data.features)
+    features[:, 1] = np.arange(len(features))
+    memory = np.random.default_rng(2).choice([1.0, 5.0], len(features))
+    jobs = data.jobs.assign(memory=memory, mem_bin=needed_bin(memory))
+    scores = random_forest(replace(data, jobs=jobs, features=features, rows=distinct_rows(features)), "mem_bin", 0)
     assert 0.3 < scores["accuracy"] < 0.7
-
-
-def test_the_forest_learns_what_a_step_tells():
-    features = np.zeros((400, len(FEATURES)))
-    features[:, 1] = np.arange(400) // 2 % 10
-    data = training_data(features, np.where(features[:, 1] < 5, 1.0, 20.0))
-    assert random_forest(data, "mem_bin", 0)["accuracy"] == 1
-    assert random_forest(data, "memory", 0)["rmse"] == pytest.approx(0, abs=1e-9)
 
 
 def test_the_forest_is_the_same_for_the_same_seed(data):

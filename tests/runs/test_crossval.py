@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from calmlflow import load_results
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.runs import crossval as module
 from calmlflow.runs.crossval import CrossvalRequest, cross_validate, spread
 from calmlflow.runs.data import load_training_data
 from calmlflow.server.processes import wait_until
-from tests.samples.commands import environment
+from tests.samples.commands import environment, run
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ("mem_bin", "memory", "wallclock")
@@ -70,13 +71,6 @@ def command(output: Path, config: Path, **more: object) -> list[str]:
     return [sys.executable, "-m", "entrypoints.crossval", *words]
 
 
-def crossval(server, experiment: str, output: Path, config: Path, **more: object) -> subprocess.CompletedProcess[str]:
-    env = environment(server, MLFLOW_EXPERIMENT_NAME=experiment)
-    return subprocess.run(
-        command(output, config, **more), cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
-    )
-
-
 def runs_of(server, experiment: str) -> list:
     from mlflow import MlflowClient
 
@@ -88,9 +82,8 @@ def runs_of(server, experiment: str) -> list:
 def done(server, tiny, tmp_path_factory) -> Path:
     """A cross-validation by two workers; gives the folder it left."""
     output = tmp_path_factory.mktemp("crossval")
-    found = crossval(server, "crossval", output, tiny, workers=2)
-    assert found.returncode == 0, found.stderr[-3000:]
-    assert found.stderr == ""
+    found = run(server, *command(output, tiny, workers=2), MLFLOW_EXPERIMENT_NAME="crossval")
+    assert (found.returncode, found.stderr) == (0, "")
     (tree,) = output.iterdir()
     return tree
 
@@ -114,42 +107,25 @@ def test_one_parent_with_a_child_per_fold_and_summaries(server, done):
 
 
 @pytest.mark.slow
-def test_the_standard_files_hold_every_job_held_out_once(done):
-    jobs = load_training_data("sample:400", 0, 0.2).jobs
-    from calmlflow import load_results
+def test_spacekit_loads_the_standard_files_of_every_job_held_out_once(done):
+    from spacekit.extractor.load import load_multitype_data
 
-    results = load_results(done)
+    jobs, results = load_training_data("sample:400", 0, 0.2).jobs, load_results(done)
     for target in TARGETS:
         split = getattr(results, target).test_idx
         assert split.index.tolist() == jobs["ipst"].tolist()
         np.testing.assert_allclose(split.to_numpy(), jobs[target].to_numpy())
-
-
-@pytest.mark.slow
-def test_spacekit_loads_kfold(done):
-    from spacekit.analyzer import compute
-    from spacekit.extractor.load import load_multitype_data
-
-    for target in TARGETS:
         kfold = load_multitype_data(str(done / "results" / target))["kfold"]
         assert set(kfold) >= {"results", "score", "time"}
         assert len(kfold["results"]) == 3
         mean = np.mean(kfold["results"])
         # As it computes the score itself.
         assert kfold["score"] == pytest.approx(mean if target == "mem_bin" else np.sqrt(np.abs(mean)))
-    loader = compute.ComputeRegressor(res_path=str(done / "results" / "memory"), console=False, logfile=False)
-    assert len(loader.load_results(loader.upload()).kfold["results"]) == 3
 
 
-def scores_in(tree: Path) -> dict:
-    return {
-        target: {
-            name: found["folds"]
-            for name, found in json.loads((tree / "results" / target / "kfold.json").read_text())["scores"].items()
-        }
-        for target in TARGETS
-        if (tree / "results" / target).exists()
-    }
+def scores_in(tree: Path, target: str) -> dict:
+    scores = json.loads((tree / "results" / target / "kfold.json").read_text())["scores"]
+    return {name: found["folds"] for name, found in scores.items()}
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
@@ -166,8 +142,8 @@ def test_a_killed_worker_loses_nothing_and_workers_change_no_number(server, done
     assert (parent.returncode, stderr) == (0, "")
     assert {run.info.status for run in runs_of(server, "crossval-killed")} == {"FINISHED"}
     (tree,) = tmp_path.iterdir()
-    whole, again = scores_in(done), scores_in(tree)
-    assert again == {target: whole[target] for target in ("mem_bin", "memory")}
+    for target in ("mem_bin", "memory"):
+        assert scores_in(tree, target) == scores_in(done, target)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
@@ -190,9 +166,10 @@ def test_an_ended_run_leaves_no_worker(server, tiny, tmp_path, number, status):
 
 def failing(plan, task):
     """Run a fold of the classifier, raise for one of mem_reg, and end the process for one of wall_reg."""
-    if task.network == "mem_clf":
+    network, _ = task
+    if network == "mem_clf":
         return module.run_task(plan, task)
-    if task.network == "mem_reg":
+    if network == "mem_reg":
         raise ValueError("no\nluck")
     os._exit(7)
 

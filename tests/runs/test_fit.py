@@ -113,25 +113,6 @@ def test_the_refit_changes_the_network_and_not_its_history(wallclock):
         np.testing.assert_array_equal(values, refitted.results.history[name])
 
 
-def test_no_answer_is_outside_what_the_training_jobs_used(wallclock, data):
-    used = data.jobs["wallclock"].to_numpy()[data.train]
-    for found, _ in wallclock:
-        predicted = found.predictions["wall_pred"]
-        assert used.min() * 0.999 <= predicted.min()
-        assert predicted.max() <= used.max() * 1.001
-
-
-def test_progress_is_reported(data, tmp_path):
-    seen: list[tuple[int, int]] = []
-    config = TrainingConfig(epochs=2, refit_epochs=1, members=MEMBERS)
-    fit_network(
-        "mem_reg", data, config, 0, tmp_path, on_progress=lambda epoch, epochs, loss: seen.append((epoch, epochs))
-    )
-    assert seen == [(2, 3), (3, 3)]
-    assert (tmp_path / "mem_reg" / "mem_reg.onnx").is_file()
-    assert not (tmp_path / "killtime.json").exists()
-
-
 def test_too_few_jobs_to_calibrate_kill_times_on_give_a_warning(data, tmp_path):
     # The longest of 451 jobs is outlived by one in 452.
     assert len(data.train) == 451

