@@ -16,6 +16,7 @@ ENTRIES = {
     "main": ["--data", URI],
     "crossval": ["--data", URI],
     "tune": ["--data", URI],
+    "retrain": ["--data", "sample:50", "--predictions", URI],
     "predict": ["--data", URI],
     "ingest": ["--bucket", "bucket", "--store", URI],
     "copy": ["--source", "sample:3", "--target", URI],
