@@ -217,7 +217,7 @@ def test_changed_bytes_end_in_results_or_in_an_error_that_names_the_file(file, d
 
 
 @pytest.mark.parametrize(
-    ("target", "name", "array"),
+    ("target", "name", "content"),
     [
         ("mem_bin", "y_scores.npy", np.zeros((3, 3))),
         ("mem_bin", "y_scores.npy", np.full((3, 4), "0.25")),
@@ -233,21 +233,6 @@ def test_changed_bytes_end_in_results_or_in_an_error_that_names_the_file(file, d
         ("mem_bin", "fnfp.npz", {"conf_idx": [1, 2], "conf_proba": [0.5]}),
         ("mem_bin", "fnfp-fn_idx.npz", {"0": [1, 2]}),
         ("mem_bin", "fnfp-pred_proba.npz", {"index": ["a"], "data": [[0, 1]]}),
-    ],
-)
-def test_arrays_of_another_kind_are_named(tmp_path, target, name, array):
-    write_results(small(target), tmp_path)
-    if isinstance(array, dict):
-        np.savez(tmp_path / name, **array)
-    else:
-        np.save(tmp_path / name, array)
-    with pytest.raises(InputError, match=name):
-        read_results(tmp_path, target)
-
-
-@pytest.mark.parametrize(
-    ("target", "name", "text"),
-    [
         ("mem_bin", "test_idx.csv", "name,mem_bin\na,0\nb,1\nc,3\n"),
         ("mem_bin", "test_idx.csv", "ipst,mem_bin\na,0\nb,1\nc,4\n"),
         ("memory", "test_idx.csv", "ipst,wallclock\na,0\nb,1\nc,3\n"),
@@ -256,9 +241,14 @@ def test_arrays_of_another_kind_are_named(tmp_path, target, name, array):
         ("mem_bin", "report.json", '{"2g": 1}'),
     ],
 )
-def test_tables_and_texts_of_another_kind_are_named(tmp_path, target, name, text):
+def test_content_of_another_kind_is_named(tmp_path, target, name, content):
     write_results(small(target), tmp_path)
-    (tmp_path / name).write_text(text)
+    if isinstance(content, str):
+        (tmp_path / name).write_text(content)
+    elif isinstance(content, dict):
+        np.savez(tmp_path / name, **content)
+    else:
+        np.save(tmp_path / name, content)
     with pytest.raises(InputError, match=name):
         read_results(tmp_path, target)
 

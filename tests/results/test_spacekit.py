@@ -12,7 +12,7 @@ import pytest
 
 from calmlflow import load_results
 from calmlflow.results.files import read_results, write_results
-from tests.samples.results_samples import classifier, regressor
+from tests.samples.results_samples import classifier, regressor, same
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # It divides by empty sums.
 
@@ -47,18 +47,14 @@ def test_a_classifier_of_calmlflow_loads_in_spacekit(compute, tmp_path, bins):
     pd.testing.assert_frame_equal(theirs.y_onehot, ours.y_onehot)
     assert theirs.report == ours.report
     assert {key: float(value) for key, value in theirs.acc_loss.items()} == ours.acc_loss
-    assert {key: value.tolist() for key, value in theirs.history.items()} == {
-        key: value.tolist() for key, value in ours.history.items()
-    }
+    same(dict(theirs.history), ours.history)
     assert outputs["test_idx"]["mem_bin"].to_dict() == dict(zip(NAMES, bins, strict=True))
     np.testing.assert_array_equal(theirs.fnfp["conf_idx"], ours.fnfp.conf_idx)
     table = pd.DataFrame(**{key: theirs.fnfp["pred_proba"][key] for key in ("index", "columns", "data")})
     assert table["y_true"].astype(int).to_dict() == ours.fnfp.pred_proba["y_true"].to_dict()
     for side in ("fn_idx", "fp_idx"):
-        found = {label: names.tolist() for label, names in theirs.fnfp[side].items()}
-        assert found == {label: names.tolist() for label, names in getattr(ours.fnfp, side).items()}
-    for figure in (theirs.roc_fig, theirs.pr_fig, theirs.acc_fig, theirs.loss_fig):
-        assert len(figure.data) > 1
+        same(dict(theirs.fnfp[side]), getattr(ours.fnfp, side))
+    assert all(len(figure.data) > 1 for figure in (theirs.roc_fig, theirs.pr_fig, theirs.acc_fig, theirs.loss_fig))
 
 
 @pytest.mark.parametrize("target", ["memory", "wallclock"])

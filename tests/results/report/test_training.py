@@ -111,8 +111,7 @@ def test_hostile_names_of_datasets_stay_text_in_tables_and_plots(text):
     assert {tag for tag, _ in page.tags} == {tag for tag, _ in plain.tags}
     assert text in page.texts
     assert any(word.startswith(text) for word in page.texts[1:])
-    plots = page.plots().values()
-    texts = [said for plot in plots for trace in plot["data"] for said in trace.get("text") or []]
+    texts = [said for plot in page.plots().values() for trace in plot["data"] for said in trace.get("text") or []]
     # Plotly reads tags in what it shows, so they must not be any.
     assert any(unescape(said).startswith(text) for said in texts)
     assert not [said for said in texts if "<" in said]
