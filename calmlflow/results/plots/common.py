@@ -117,10 +117,7 @@ def epoch_plots(history: Mapping[str, NDArray[np.float64]] | None, units: Mappin
 def importance_plot(
     predict: Predict | None, jobs: pd.DataFrame | None, test_idx: pd.Series | None
 ) -> dict[str, go.Figure]:
-    """``feature_importance``: by how much the error rises when one feature is shuffled among the test jobs.
-
-    Empty without ``predict``, or where none of the test jobs is in the table of jobs.
-    """
+    """``feature_importance``; empty without ``predict``, or where the table holds none of the test jobs."""
     if predict is None or jobs is None or test_idx is None:
         return {}
     target = str(test_idx.name)
@@ -148,11 +145,7 @@ def importance_plot(
 
 
 def headline_figures(results: ClassificationResults | RegressionResults) -> dict[str, "Picture"]:
-    """The plots that a run shows as pictures, drawn by scikit-learn; needs no browser and no display.
-
-    confusion, roc, precision_recall and calibration of the classifier (roc and precision_recall only where some jobs
-    need a bin and some do not); predicted_against_actual of a regressor.
-    """
+    """The plots that a run shows as pictures, by name, drawn by scikit-learn without a browser or a display."""
     from matplotlib.figure import Figure
     from sklearn import metrics
     from sklearn.calibration import CalibrationDisplay
