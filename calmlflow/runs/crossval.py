@@ -74,15 +74,13 @@ def cross_validate(request: CrossvalRequest) -> CrossvalOutcome:
     with tracked_run("crossval") as run:
         started = time.perf_counter()
         networks = parse_networks(request.networks)
-        if request.folds < 2:
-            raise InputError(f"folds is {request.folds}; expected a whole number, 2 or more")
         if request.workers < 0:
             raise InputError(f"workers is {request.workers}; expected a number of processes, or 0 for one per core")
         configs = read_config(request.config)
         # Its test split plays no part here: every job is held out once.
         data = load_training_data(request.data, request.seed, test_size=0.2)
-        if request.folds > len(data.jobs):
-            raise InputError(f"folds is {request.folds}; expected at most one per job, and {len(data.jobs)} are valid")
+        if not 2 <= request.folds <= len(data.jobs):
+            raise InputError(f"folds is {request.folds}; expected 2 to {len(data.jobs)}, as many as valid jobs")
         params = {**asdict(request), **environment_params()}
         params |= {name: data.sizes()[name] for name in ("n_jobs", "n_quarantined", "n_distinct_rows")}
         for network in networks:

@@ -1,8 +1,6 @@
 """The three networks as they are saved, and the forward pass that trains them."""
 
-import json
 import math
-import zipfile
 
 import numpy as np
 import pytest
@@ -53,15 +51,6 @@ def test_a_saved_network_loads_in_safe_mode_with_members_of_the_widths_of_the_ar
     np.testing.assert_array_equal(loaded(INPUTS), model(INPUTS))
 
 
-@pytest.mark.parametrize("network", WIDTHS)
-def test_a_saved_network_is_made_of_what_keras_brings(network, tmp_path):
-    build(network).save(tmp_path / "network.keras")
-    with zipfile.ZipFile(tmp_path / "network.keras") as archive:
-        layers = json.loads(archive.read("config.json"))["config"]["layers"]
-    assert {layer["module"] for layer in layers} == {"keras.layers"}
-    assert not {layer["class_name"] for layer in layers} & {"Lambda", "TFSMLayer"}
-
-
 @pytest.mark.parametrize("network", ["mem_reg", "wall_reg"])
 def test_a_regressor_answers_in_the_unit_of_its_target_and_never_outside_what_was_seen(network):
     model = build(network)
@@ -77,12 +66,6 @@ def test_a_regressor_answers_in_the_unit_of_its_target_and_never_outside_what_wa
         assert np.any(expected == end)
     assert np.any((expected > TARGET.floor) & (expected < TARGET.ceiling))
     np.testing.assert_allclose(model(INPUTS), expected, rtol=1e-4)
-
-
-def test_the_classifier_gives_probabilities():
-    probabilities = build_classifier(3)(INPUTS).numpy()
-    assert np.all(probabilities >= 0)
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("network", WIDTHS)
@@ -102,12 +85,9 @@ def test_the_range_of_a_target():
     found = TargetRange.of([math.e, math.e**3])
     assert (found.log_mean, found.log_sd) == (pytest.approx(2), pytest.approx(1))
     assert (found.floor, found.ceiling) == (math.e, math.e**3)
-
-
-def test_a_target_that_never_varies_is_what_the_network_answers():
-    found = TargetRange.of([7.0, 7.0, 7.0])
-    assert found.log_sd == 1
-    np.testing.assert_allclose(build_regressor("mem_reg", found, 2)(INPUTS), 7, rtol=1e-5)
+    # A target that never varies is what the network answers.
+    constant = TargetRange.of([7.0, 7.0, 7.0])
+    np.testing.assert_allclose(build_regressor("mem_reg", constant, 2)(INPUTS), 7, rtol=1e-5)
 
 
 @pytest.mark.parametrize("network", WIDTHS)

@@ -14,17 +14,11 @@ def write(folder, content) -> str:
     return str(path)
 
 
-def test_default_is_the_default():
-    assert read_config("default") == DEFAULTS
-    read_config("default").clear()
-    assert set(DEFAULTS) == {"mem_clf", "mem_reg", "wall_reg"}
-
-
 def test_given_values_count_and_the_rest_keeps_its_default(tmp_path):
+    assert read_config("default") == DEFAULTS
     found = read_config(write(tmp_path, {"wall_reg": {"epochs": 7, "learning_rate": 0.01}, "mem_reg": {}}))
-    assert found["mem_clf"] == DEFAULTS["mem_clf"]
-    assert found["mem_reg"] == DEFAULTS["mem_reg"]
-    assert found["wall_reg"] == TrainingConfig(**{**vars(DEFAULTS["wall_reg"]), "epochs": 7, "learning_rate": 0.01})
+    wall_reg = TrainingConfig(**{**vars(DEFAULTS["wall_reg"]), "epochs": 7, "learning_rate": 0.01})
+    assert found == {**DEFAULTS, "wall_reg": wall_reg}
 
 
 # Bounds that are in; values just past them are out.
@@ -42,11 +36,9 @@ def test_every_hyper_parameter_can_be_set(tmp_path, name, value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("epochs", 0), ("epochs", -5), ("epochs", 10.0), ("epochs", "100"), ("epochs", True), ("epochs", None),
-        ("epochs", 100_001), ("refit_epochs", -1), ("members", 1), ("members", 17), ("learning_rate", 0),
-        ("learning_rate", 1.5), ("learning_rate", float("nan")), ("learning_rate", float("inf")),
-        ("learning_rate", "fast"), ("learning_rate", False), ("weight_decay", -0.1), ("weight_decay", [0.1]),
-        ("patience", 0), ("linear_share", 1.01), ("linear_share", -0.01), ("epoch", 3),
+        ("epochs", 0), ("epochs", 10.0), ("epochs", "100"), ("epochs", True), ("epochs", 100_001), ("refit_epochs", -1),
+        ("members", 1), ("members", 17), ("learning_rate", 0), ("learning_rate", 1.5), ("learning_rate", float("nan")),
+        ("weight_decay", -0.1), ("patience", 0), ("linear_share", 1.01), ("epoch", 3),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_named_with_file_network_and_key(tmp_path, name, value):
@@ -62,11 +54,6 @@ def test_a_bad_value_is_named_with_file_network_and_key(tmp_path, name, value):
 def test_a_file_of_another_shape_is_named(tmp_path, content):
     with pytest.raises(InputError, match=r"config .*config\.json: .*; expected ") as caught:
         read_config(write(tmp_path, content))
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 600
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(InputError, match=f"config {path} cannot be read"):
-            read_config(str(path))
+    assert len(str(caught.value).splitlines()[0]) == len(str(caught.value)) < 600
+    with pytest.raises(InputError, match=f"config {tmp_path} cannot be read"):
+        read_config(str(tmp_path))

@@ -343,19 +343,16 @@ def test_a_network_of_another_shape_or_kind_is_refused(model, network, words, tm
     assert words in refusal(saved(model, tmp_path), network)
 
 
-def test_two_inputs_are_told(tmp_path):
+def test_two_inputs_are_refused(tmp_path):
     inputs = [keras.Input((9,)), keras.Input((9,))]
     model = keras.Model(inputs, layers.Dense(4, "softmax")(layers.Add()(inputs)))
     assert "takes (None, 9), (None, 9)" in refusal(saved(model, tmp_path))
 
 
-def test_negative_numbers_that_sum_to_1_are_no_probabilities(tmp_path):
+@pytest.mark.parametrize(
+    ("bias", "words"), [([1.5, -0.5, 0, 0], "from -0.5 that sum to 1; expected prob"), ([np.nan] * 4, "not finite")]
+)
+def test_answers_that_cannot_be_are_refused(tmp_path, bias, words):
     model = classifier(activation="linear")
-    model.set_weights([np.zeros((9, 4)), np.array([1.5, -0.5, 0, 0])])
-    assert "gives numbers from -0.5 that sum to 1; expected probabilities" in refusal(saved(model, tmp_path))
-
-
-def test_weights_that_are_no_numbers_are_told(tmp_path):
-    model = classifier(outputs=1, activation=None)
-    model.set_weights([np.full(weights.shape, np.nan) for weights in model.get_weights()])
-    assert "not finite" in refusal(saved(model, tmp_path), "wall_reg")
+    model.set_weights([np.zeros((9, 4)), np.array(bias)])
+    assert words in refusal(saved(model, tmp_path))

@@ -24,14 +24,6 @@ def exported(tmp_path_factory):
     return model, path
 
 
-def change_weights(path, change) -> None:
-    """Change every number of one hidden layer of one member in a file."""
-    network = onnx.load(path)
-    kernel, _ = [weights for weights in network.graph.initializer if tuple(weights.dims) == (32, 64)]
-    kernel.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(kernel)), kernel.name))
-    onnx.save_model(network, path)
-
-
 def test_the_file_answers_as_keras_for_any_number_of_jobs(exported):
     model, path = exported
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -44,15 +36,15 @@ def test_the_file_answers_as_keras_for_any_number_of_jobs(exported):
     assert [file.name for file in path.parent.iterdir()] == ["mem_reg.onnx"]
 
 
-@pytest.mark.parametrize(
-    "change", [lambda kernel: kernel * np.float32(1.01), lambda kernel: kernel * np.float32("nan")]
-)
-def test_changed_weights_are_told(exported, tmp_path, change):
+@pytest.mark.parametrize("factor", [1.01, np.nan])
+def test_changed_weights_are_refused(exported, factor):
     model, path = exported
-    (tmp_path / "changed.onnx").write_bytes(path.read_bytes())
-    change_weights(tmp_path / "changed.onnx", change)
+    network = onnx.load(path)
+    kernel, _ = [weights for weights in network.graph.initializer if tuple(weights.dims) == (32, 64)]
+    changed = numpy_helper.to_array(kernel) * np.float32(factor)
+    kernel.CopyFrom(numpy_helper.from_array(changed, kernel.name))
     with pytest.raises(CalmlflowError, match="mem_reg: ONNX and Keras answers differ by"):
-        check_agreement(model, tmp_path / "changed.onnx", INPUTS)
+        check_agreement(model, network.SerializeToString(), INPUTS)
 
 
 def test_a_file_of_another_shape_is_told(exported):

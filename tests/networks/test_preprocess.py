@@ -28,13 +28,6 @@ def test_every_job_is_in_one_part_and_each_bin_gives_its_share(bins, share, seed
             assert abs(taken - share * jobs) <= 1
 
 
-def test_a_single_job_stays_in_the_first_part():
-    bins = np.array([0] * 100 + [3])
-    first, second = stratified_split(bins, 0.2, 0)
-    assert 100 in first
-    assert len(second) == 20
-
-
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
 def test_the_seed_decides(share):
     bins = np.arange(400) % 4

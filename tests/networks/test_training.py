@@ -12,7 +12,7 @@ from calmlflow.networks.architectures import TargetRange
 from calmlflow.networks.config import TrainingConfig
 from calmlflow.networks.rows import distinct_rows, training_rows
 from calmlflow.networks.training import train_network
-from tests.samples.network_samples import member_answers, member_outputs
+from tests.samples.network_samples import member_answers
 
 # Wide enough that no answer of these networks is cut.
 TARGET = TargetRange(log_mean=1.0, log_sd=0.5, floor=1e-6, ceiling=1e6)
@@ -93,16 +93,11 @@ def test_what_is_left_out_is_answered_within_the_range_that_was_seen():
     assert np.any((left_out > 2.51) & (left_out < 2.99))
 
 
-@pytest.fixture(scope="module")
-def disagreeing():
+def test_each_member_keeps_the_weights_that_validated_best_on_its_own_part():
     """The jobs that member 0 leaves out say the opposite of what it learns; those of the others do not."""
     features, bins, values = JOBS
     dealt = np.repeat([0, 1, 2], [40, 230, 230])
-    return (features, np.where(dealt == 0, 3 - bins, bins), values), dealt
-
-
-def test_each_member_keeps_the_weights_that_validated_best_on_its_own_part(disagreeing):
-    jobs, dealt = disagreeing
+    jobs = features, np.where(dealt == 0, 3 - bins, bins), values
 
     def left_out_losses(trained):
         return np.array([job_scores("mem_clf", trained.left_out, jobs, dealt == member)[0] for member in range(3)])
@@ -119,31 +114,22 @@ def test_each_member_keeps_the_weights_that_validated_best_on_its_own_part(disag
     np.testing.assert_allclose(answers[dealt, np.arange(len(dealt))], trained.left_out, rtol=1e-4, atol=1e-7)
 
 
-@pytest.fixture(scope="module")
-def overfitted():
+def test_the_best_epoch_is_that_of_the_lowest_validation_loss_and_training_ends_soon_after():
     """Members that leave out the opposite of what they learn: every step after the first few hurts both."""
     features, bins, values = JOBS
     dealt = evenly(JOBS, 2)
     jobs = (features, np.where(dealt == 0, bins, 3 - bins), values)
     seen: list[tuple[int, int, float]] = []
     config = TrainingConfig(epochs=2000, refit_epochs=0, members=2, learning_rate=0.01, patience=60)
-    return train("mem_clf", config, jobs, dealt, on_progress=lambda *words: seen.append(words)), jobs, dealt, seen
-
-
-def test_the_best_epoch_is_that_of_the_lowest_validation_loss(overfitted):
-    trained, jobs, dealt, _ = overfitted
+    trained = train("mem_clf", config, jobs, dealt, on_progress=lambda *words: seen.append(words))
     losses = trained.history["val_loss"]
     assert trained.best_epoch == losses.argmin()
     assert losses[-1] > 1.5 * losses.min()
     kept = np.mean([job_scores("mem_clf", trained.left_out, jobs, dealt == member)[0] for member in range(2)])
     # A member's own best may lie beside the best of the mean, never above it.
     assert 0.9 * losses.min() < kept <= losses.min() * (1 + 1e-4)
-
-
-def test_training_ends_when_validation_gets_no_better(overfitted):
-    trained, _, _, seen = overfitted
+    # Whether validation still gets better is decided after every 50 epochs.
     epochs = len(trained.history["loss"])
-    # Decided after every 50 epochs.
     assert trained.best_epoch + 60 < epochs <= trained.best_epoch + 60 + 50
     assert [done for done, _, _ in seen] == list(range(50, epochs + 1, 50))
     assert {total for _, total, _ in seen} == {2000}
@@ -196,14 +182,8 @@ def test_the_refit_learns_the_jobs_that_were_left_out():
     refit = TrainingConfig(epochs=60, refit_epochs=200, members=2, learning_rate=0.01)
     before = train("mem_clf", BRIEF, jobs, dealt)
     after = train("mem_clf", refit, jobs, dealt, on_progress=on_progress)
-    found = [
-        [
-            job_scores("mem_clf", answers, jobs, is_rare)[1]
-            for answers in answers_of_members("mem_clf", trained, 2, jobs)
-        ]
-        for trained in (before, after)
-    ]
-    assert [found[0][0], *found[1]] == [0, 1, 1]
+    answers = [*answers_of_members("mem_clf", before, 2, jobs)[:1], *answers_of_members("mem_clf", after, 2, jobs)]
+    assert [job_scores("mem_clf", of_member, jobs, is_rare)[1] for of_member in answers] == [0, 1, 1]
     # What calibrates kill times must not have seen these jobs.
     np.testing.assert_array_equal(after.left_out, before.left_out)
     np.testing.assert_array_equal(after.history["val_loss"], before.history["val_loss"])
@@ -279,16 +259,6 @@ def test_a_loss_that_is_not_finite_is_told():
         train("mem_clf", BRIEF, jobs)
 
 
-def test_a_regressor_is_saved_as_it_was_trained():
-    """What is minimised are the members' outputs; what is given has the way back to the target's unit."""
-    trained = train("mem_reg", BRIEF)
-    features = JOBS[0].astype(np.float32)
-    outputs = member_outputs(trained.model, 2, features)
-    expected = np.exp(outputs * TARGET.log_sd + TARGET.log_mean).prod(axis=0) ** (1 / 2)
-    np.testing.assert_allclose(trained.model(features), expected, rtol=1e-4)
-
-
-@pytest.mark.slow
 def test_networks_train_where_spacekit_has_changed_how_tensorflow_counts():
     """It turns NumPy behaviour on for the whole process, where operators refuse variables."""
     code = """
