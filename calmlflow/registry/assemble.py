@@ -14,24 +14,8 @@ def assemble(models: Path, champion: Path) -> Bundle:
     """Add the networks that a training lacks, from the bundle of the champion.
 
     A table that is the same for all networks (scaling, seen rows) lies at the top. One that is not lies in the folder
-    of each, and none at the top, where somebody could take it for that of all.
-
-    Parameters
-    ----------
-    models : Path
-        ``models`` folder of the training; its networks stay what they are.
-    champion : Path
-        Folder of a bundle of all networks.
-
-    Returns
-    -------
-    Bundle
-        Of all networks, as ``models`` now holds it.
-
-    Raises
-    ------
-    InputError
-        The champion's files are not whole, or do not belong together; ``models`` is what it was.
+    of each, and none at the top, where somebody could take it for that of all. An InputError where the champion's files
+    are not whole or do not belong together; then ``models`` is what it was.
     """
     fresh = {path.relative_to(models).as_posix(): path.read_bytes() for path in models.rglob("*") if path.is_file()}
     others = read_files(champion, read_manifest(champion))

@@ -30,8 +30,7 @@ from calmlflow.registry.versions import Version
 
 SERVING_TIMEOUT_S = 180
 
-# Run in a process of its own: so the version's own code is what runs, and whatever it does to a process it does not do
-# to this one.
+# Run in a process of its own: there the version's own code is imported, and can do no harm to this process.
 SERVE = """
 import json, sys
 import mlflow, numpy
@@ -62,9 +61,6 @@ def guarded(name: str, expected: str, check: Callable[[], str]) -> Check:
     except Exception as error:
         # A version that was tampered with may break whatever reads it, in any way.
         return Check(name, False, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}", expected)
-
-
-# -- Files ----------------------------------------------------------------------------------------------------------
 
 
 def download_version(version: Version, folder: Path) -> Path:
@@ -139,33 +135,22 @@ def check_whole(bundle: Path, recorded_sha256: str | None, expected: Sequence[st
     return f"{len(files)} files match their SHA-256"
 
 
-# -- Networks -------------------------------------------------------------------------------------------------------
-
-
 def check_onnx(bundle: Path, networks: Sequence[str], features: NDArray[np.float64]) -> list[Check]:
     """Compare the answers of each network in ONNX and in Keras, over jobs of raw features (n, 9).
 
     Imports TensorFlow, which takes seconds: call it in another process.
     """
-
-    def difference(network: str) -> str:
-        return f"differs by {onnx_difference(bundle, network, features):.1g}"
-
-    return [guarded(f"onnx.{network}", "as Keras answers", partial(difference, network)) for network in networks]
-
-
-def onnx_difference(bundle: Path, network: str, features: NDArray[np.float64]) -> float:
-    """Largest relative difference between the Keras and the ONNX network; a CalmlflowError where it is too large."""
     from calmlflow.networks.keras_file import load_network
     from calmlflow.networks.onnx import check_agreement
 
-    own = bundle / network / "tx_data.json"
-    scaling = Scaling.from_json((own if own.exists() else bundle / "tx_data.json").read_bytes())
-    keras_network = load_network(bundle / network / f"{network}.keras", network)
-    return check_agreement(keras_network, bundle / network / f"{network}.onnx", scaling.apply(features))
+    def difference(network: str) -> str:
+        own = bundle / network / "tx_data.json"
+        scaling = Scaling.from_json((own if own.exists() else bundle / "tx_data.json").read_bytes())
+        keras_network = load_network(bundle / network / f"{network}.keras", network)
+        onnx = bundle / network / f"{network}.onnx"
+        return f"differs by {check_agreement(keras_network, onnx, scaling.apply(features)):.1g}"
 
-
-# -- Serving --------------------------------------------------------------------------------------------------------
+    return [guarded(f"onnx.{network}", "as Keras answers", partial(difference, network)) for network in networks]
 
 
 def check_serving(model_folder: Path, bundle: Path, networks: Sequence[str]) -> str:

@@ -3,9 +3,9 @@
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
@@ -17,105 +17,55 @@ from calmlflow.registry.versions import Version, find_version
 from calmlflow.results.scores import SCORES, headlines
 from calmlflow.settings import NETWORKS
 
-Pair = tuple[str | None, str | None]
-
-
-@dataclass(frozen=True)
-class Side:
-    """What is known of one version; ``problems`` says what could not be read, a sentence each."""
-
-    name: str
-    version: int
-    params: Mapping[str, str] = field(default_factory=dict)
-    scores: Mapping[str, str] = field(default_factory=dict)
-    data: Mapping[str, str] = field(default_factory=dict)
-    gate: Mapping[str, str] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Two versions side by side.
-
-    Attributes
-    ----------
-    a, b : Side
-    params, gate : dict of str to pair of str
-        Those that are not the same; None where one has none. Parameters of a network's own run begin with its name.
-    scores, data : dict of str to pair of str
-        All of them.
-    files : dict of str to str
-        Files of the bundle: same, changed, ``only in A`` or ``only in B``, by SHA-256.
-    """
-
-    a: Side
-    b: Side
-    params: dict[str, Pair]
-    scores: dict[str, Pair]
-    data: dict[str, Pair]
-    gate: dict[str, Pair]
-    files: dict[str, str]
-
-    def as_dict(self) -> dict[str, object]:
-        """The same, ready for JSON."""
-        return {
-            "a": {"model": self.a.name, "version": self.a.version, "problems": list(self.a.problems)},
-            "b": {"model": self.b.name, "version": self.b.version, "problems": list(self.b.problems)},
-            **{part: getattr(self, part) for part in ("params", "scores", "data", "gate", "files")},
-        }
+Difference = dict[str, Any]
+Pairs = dict[str, tuple[str | None, str | None]]
 
 
 def compare_versions(a: str, b: str, model: str) -> Difference:
-    """Compare two versions.
+    """Compare two versions, which are named as for `find_version`; an InputError where one does not exist.
 
-    Parameters
-    ----------
-    a, b : str
-        A number, a stage, an ``@alias``, or ``models:/NAME/`` and one of these.
-    model : str
-        Registered model, where no name is given.
-
-    Raises
-    ------
-    InputError
-        There is no such version.
-    CalmlflowError
-        The registry cannot be asked.
+    Returns
+    -------
+    dict
+        Ready for JSON. ``a`` and ``b``: ``model``, ``version`` and ``problems`` (what could not be read, a sentence
+        each). ``params`` and ``gate`` that differ, all ``scores`` and ``data``: name -> the value of each, None where it
+        has none; parameters of a network's own run begin with its name. ``files`` of the bundle: path -> same, changed,
+        ``only in A`` or ``only in B``, by SHA-256.
     """
     client = MlflowClient()
-    left, right = (_side(client, find_version(text, model)) for text in (a, b))
-    files = {}
-    for path in sorted({*left.files, *right.files}):
-        digests = left.files.get(path), right.files.get(path)
-        files[path] = "only in B" if digests[0] is None else "only in A" if digests[1] is None else "changed"
-        if digests[0] == digests[1]:
-            files[path] = "same"
-    params = _pairs(left.params, right.params, differing=True)
-    return Difference(
-        left,
-        right,
+    versions = [find_version(text, model) for text in (a, b)]
+    sides = [_side(client, version) for version in versions]
+    pairs = {part: _pairs(sides[0][part], sides[1][part]) for part in ("params", "scores", "data", "gate", "files")}
+    params = {name: pair for name, pair in pairs["params"].items() if pair[0] != pair[1]}
+    return {
+        **{
+            letter: {"model": version.model, "version": version.number, "problems": side["problems"]}
+            for letter, version, side in zip("ab", versions, sides, strict=True)
+        },
         # What a network's run repeats of the run around it is said once.
-        params={name: pair for name, pair in params.items() if pair != params.get(name.partition(".")[2])},
-        scores=_pairs(left.scores, right.scores),
-        data=_pairs(left.data, right.data),
-        gate=_pairs(left.gate, right.gate, differing=True),
-        files=files,
-    )
+        "params": {name: pair for name, pair in params.items() if pair != params.get(name.partition(".")[2])},
+        "scores": pairs["scores"],
+        "data": pairs["data"],
+        "gate": {name: pair for name, pair in pairs["gate"].items() if pair[0] != pair[1]},
+        "files": {
+            path: "only in B" if a is None else "only in A" if b is None else "same" if a == b else "changed"
+            for path, (a, b) in pairs["files"].items()
+        },
+    }
 
 
-def _pairs(left: Mapping[str, str], right: Mapping[str, str], differing: bool = False) -> dict[str, Pair]:
-    pairs = {name: (left.get(name), right.get(name)) for name in sorted({*left, *right})}
-    return {name: pair for name, pair in pairs.items() if not differing or pair[0] != pair[1]}
+def _pairs(left: Mapping[str, str], right: Mapping[str, str]) -> Pairs:
+    return {name: (left.get(name), right.get(name)) for name in sorted({*left, *right})}
 
 
-def _side(client: MlflowClient, version: Version) -> Side:
-    tags = dict(version.tags)
+def _side(client: MlflowClient, version: Version) -> dict[str, Any]:
+    tags = version.tags
     params: dict[str, str] = {}
     metrics: dict[str, float] = {}
-    digests: dict[str, str] = {}
+    data = {name: tags[name] for name in ("data", "jobs") if name in tags}
+    files: dict[str, str] = {}
     problems: list[str] = []
-    runs = {"": version.run_id} | {f"{network}.": tags.get(f"run.{network}") for network in NETWORKS}
+    runs = {"": version.run_id} | {f"{network}.": tags.get(f"run.{network}", "") for network in NETWORKS}
     for prefix, run_id in runs.items():
         if not run_id or (prefix and run_id == version.run_id):
             continue
@@ -129,31 +79,21 @@ def _side(client: MlflowClient, version: Version) -> Side:
             metrics = run.data.metrics
             for item in run.inputs.dataset_inputs if run.inputs else ():
                 context = next((tag.value for tag in item.tags if tag.key == "mlflow.data.context"), "jobs")
-                digests[f"digest of {context} jobs"] = item.dataset.digest
+                data[f"digest of {context} jobs"] = item.dataset.digest
     scores = {name.removeprefix("score."): value for name, value in tags.items() if name.startswith("score.")}
     if not scores:
         # A version from before there were tags.
         of_run = {f"{target}.{name}": f"test_{target}_{name}" for target in SCORES for name in headlines(target)}
         scores = {name: f"{metrics[metric]:.6g}" for name, metric in of_run.items() if metric in metrics}
-    data = {name: tags[name] for name in ("data", "jobs") if name in tags} | digests
     newest = tags.get("newest_job", "")
     if newest.isdecimal() and 0 < int(newest) < 1e11:
         data["newest job"] = datetime.fromtimestamp(int(newest), UTC).date().isoformat()
+    gate = {name.removeprefix("gate."): value for name, value in tags.items() if name.partition(".")[0] == "gate"}
     try:
         files = _bundle_files(version)
     except CalmlflowError as error:
-        files = {}
         problems.append(str(error))
-    return Side(
-        version.model,
-        version.number,
-        params,
-        scores,
-        data,
-        {name.removeprefix("gate."): value for name, value in tags.items() if name.partition(".")[0] == "gate"},
-        files,
-        tuple(problems),
-    )
+    return {"params": params, "scores": scores, "data": data, "gate": gate, "files": files, "problems": problems}
 
 
 def _bundle_files(version: Version) -> dict[str, str]:
@@ -173,21 +113,22 @@ def _bundle_files(version: Version) -> dict[str, str]:
 
 def as_text(difference: Difference) -> str:
     """Two versions side by side, for a person."""
-    a, b = difference.a, difference.b
-    lines = [f"A: version {a.version} of {a.name}", f"B: version {b.version} of {b.name}"]
-    lines += [f"not known of {letter}: {text}" for letter, side in (("A", a), ("B", b)) for text in side.problems]
-    for title, pairs in (
-        ("parameters that differ", difference.params),
-        ("scores on their own held-out jobs", difference.scores),
-        ("data", difference.data),
-        ("gate, where it differs", difference.gate),
+    sides = [(letter.upper(), difference[letter]) for letter in "ab"]
+    lines = [f"{letter}: version {side['version']} of {side['model']}" for letter, side in sides]
+    lines += [f"not known of {letter}: {text}" for letter, side in sides for text in side["problems"]]
+    for title, part in (
+        ("parameters that differ", "params"),
+        ("scores on their own held-out jobs", "scores"),
+        ("data", "data"),
+        ("gate, where it differs", "gate"),
     ):
+        pairs: Pairs = difference[part]
         lines += ["", title + ("" if pairs else ": none")]
         width = max(map(len, pairs), default=0) + 2
         column = max((len(left or "-") for left, _ in pairs.values()), default=0) + 2
         lines += [f"  {name:<{width}}{left or '-':<{column}}{right or '-'}" for name, (left, right) in pairs.items()]
-    counts = Counter(difference.files.values())
+    counts = Counter(difference["files"].values())
     lines += ["", "files of the bundle: " + (", ".join(f"{n} {kind}" for kind, n in counts.items()) or "not known")]
-    lines += [f"  {kind:<11}{path}" for path, kind in difference.files.items() if kind != "same"]
+    lines += [f"  {kind:<11}{path}" for path, kind in difference["files"].items() if kind != "same"]
     # Text from the registry may not speak to the terminal, nor end a line.
     return "\n".join("".join(c if c.isprintable() else " " for c in line).rstrip() for line in lines)

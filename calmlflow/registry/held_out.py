@@ -19,30 +19,24 @@ TABLE = "data/latest.csv"
 
 @dataclass(frozen=True)
 class Jobs:
-    """Jobs that a version was trained on, and those to score it on.
+    """Jobs that a version was trained on, and those to score it on."""
 
-    trained_on: how many; newest: timestamp of the newest, epoch seconds, 0 where it is not known; problem: why they
-    cannot be read or are no valid job records; scored: job records to score on.
-    """
-
-    trained_on: int
-    newest: int
-    problem: str | None
+    trained_on: int  # how many
+    newest: int  # timestamp of the newest, epoch seconds; 0 where it is not known
+    problem: str | None  # why they cannot be read, or are no valid job records
     scored: pd.DataFrame | None
 
 
 def judged_jobs(challenger: Version, champion: Version | None, data: str | None) -> Jobs:
     """Read the jobs of a version's training, and those to judge it by.
 
-    Raises
-    ------
-    InputError
-        ``data`` cannot be read, or too few of its jobs are newer than those of both trainings.
+    An InputError where ``data`` cannot be read, or too few of its jobs are newer than those of both trainings.
     """
     jobs = _of_training(challenger)
     if data is None:
         return jobs
-    newest = max(jobs.newest, _newest_of(champion))
+    of_champion = champion.tags.get("newest_job", "") if champion else ""
+    newest = max(jobs.newest, int(of_champion) if of_champion.isdecimal() else 0)
     checked = read_jobs(data)
     found = checked.valid
     newer = found[found["timestamp"] > newest].reset_index(drop=True)
@@ -114,9 +108,3 @@ def _training_table(own_run: str) -> pd.DataFrame:
             reason = error.error_code if isinstance(error, MlflowException) else type(error).__name__
             run_id = parent if run_id == own_run else None
     raise CalmlflowError(f"{TABLE} of run {own_run or 'unknown'} cannot be read ({reason}); expected its jobs")
-
-
-def _newest_of(champion: Version | None) -> int:
-    """Timestamp of the newest job that the champion was trained on; 0 where nobody knows."""
-    newest = champion.tags.get("newest_job", "") if champion else ""
-    return int(newest) if newest.isdecimal() else 0

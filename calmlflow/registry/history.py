@@ -27,38 +27,19 @@ MAX_FAILED = 10
 
 @dataclass(frozen=True)
 class Event:
-    """One move of a version to a stage.
+    """One move of a version to a stage."""
 
-    Attributes
-    ----------
-    number : int
-        Counts from 1 for each registered model.
-    action : {"promotion", "rollback", "outside"}
-        Outside: somebody moved the version without the gate, and `calmlflow stages --repair` recorded it.
-    version, before : int, int or None
-        The version that moved, and the one that held the stage until then.
-    stage : str
-    who, at, reason : str
-        ``at`` is ISO 8601, UTC.
-    forced : bool
-        Promoted although a check failed.
-    run_id : str
-        The run of the gate, empty where there was none.
-    failed : tuple of str
-        Checks that failed, a sentence each.
-    """
-
-    number: int
-    action: str
+    number: int  # counts from 1 for each registered model
+    action: str  # promotion, rollback, or outside: a move without the gate that a repair recorded
     version: int
     stage: str
-    before: int | None
+    before: int | None  # the version that held the stage until then
     who: str
-    at: str
+    at: str  # ISO 8601, UTC
     reason: str = ""
     forced: bool = False
-    run_id: str = ""
-    failed: tuple[str, ...] = ()
+    run_id: str = ""  # of the gate
+    failed: tuple[str, ...] = ()  # checks, a sentence each
 
     @property
     def tag(self) -> str:

@@ -4,7 +4,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, NonNegativeFloat, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    NonNegativeFloat,
+    ValidationError,
+    model_validator,
+)
 
 from calmlflow.errors import InputError
 from calmlflow.results.scores import SCORES, headlines
@@ -22,6 +30,12 @@ class Bounds(_Section):
     min: float | None = None
     max: float | None = None
 
+    @model_validator(mode="after")
+    def _ordered(self) -> "Bounds":
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
+        return self
+
     def __str__(self) -> str:
         """Say it in words."""
         bounds = (self.min is not None and f"at least {self.min:g}", self.max is not None and f"at most {self.max:g}")
@@ -37,12 +51,6 @@ class JobLimits(_Section):
 
     min_jobs: int | None = None
     max_age_days: float | None = None
-
-
-def _ordered(bounds: Bounds) -> Bounds:
-    if bounds.min is not None and bounds.max is not None and bounds.min > bounds.max:
-        raise ValueError(f"min {bounds.min:g} is above max {bounds.max:g}")
-    return bounds
 
 
 def _known(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -63,35 +71,22 @@ def _compared(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 # In YAML a section without lines is None.
 _filled = BeforeValidator(lambda section: {} if section is None else section)
-_Scores = dict[str, Annotated[dict[str, Annotated[Bounds, AfterValidator(_ordered)]], _filled]]
+_Scores = dict[str, Annotated[dict[str, Bounds], _filled]]
 _Margins = dict[str, Annotated[dict[str, NonNegativeFloat], _filled]]
 
 
 class Limits(_Section):
-    """What a version must reach.
+    """What a version must reach."""
 
-    Attributes
-    ----------
-    scores : dict of dict of Bounds
-        Target -> score -> bounds.
-    margins : dict of dict of float
-        Target -> score -> how much worse than the champion's it may be, also beyond chance; 0 where there is none.
-    data : JobLimits
-    """
-
+    # Target -> score -> bounds.
     scores: Annotated[_Scores, AfterValidator(_known), _filled] = {}
+    # Target -> score -> how much worse than the champion's it may be, also beyond chance.
     margins: Annotated[_Margins, AfterValidator(_compared), _filled] = {}
     data: Annotated[JobLimits, _filled] = JobLimits()
 
 
 def read_limits(source: str) -> Limits:
-    """Read the limits of a file; ``default`` is the one that comes with the package.
-
-    Raises
-    ------
-    InputError
-        Names the file and the key or value that does not fit.
-    """
+    """Read the limits of a file (``default``: the package's); an InputError names the key or value that does not fit."""
     path = DEFAULT if source == "default" else Path(source)
     try:
         return Limits.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})

@@ -13,32 +13,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a version comes from.
+    """Origin of a version; what is not known is 0, None or absent."""
 
-    Attributes
-    ----------
-    data : str
-        URI of the jobs.
-    jobs : int
-        How many it was trained on, or 0 where that is not known.
-    newest_job : int
-        Timestamp of the newest of them, epoch seconds; 0 where it is not known.
-    seed : int or None
-    scores : dict of dict of float
-        Target -> score -> value, of its own held-out jobs; a target that was not scored is absent.
-    runs : dict of str to str
-        Network -> id of the run that trained it; a network whose run is not known is absent.
-    taken_from : dict of str to str
-        Network -> version of the bundle that it was taken over from; a network of this very training is absent.
-    """
-
-    data: str
-    jobs: int
-    newest_job: int
+    data: str  # URI of the jobs
+    jobs: int  # that it was trained on
+    newest_job: int  # timestamp, epoch seconds
     seed: int | None
-    scores: Mapping[str, Mapping[str, float]]
-    runs: Mapping[str, str]
-    taken_from: Mapping[str, str] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, float]]  # target -> score -> value, of its own held-out jobs
+    runs: Mapping[str, str]  # network -> id of the run that trained it
+    taken_from: Mapping[str, str] = field(default_factory=dict)  # network -> version of the bundle that it comes from
 
     @classmethod
     def of_training(
@@ -60,10 +43,7 @@ class Lineage:
         return {**found, **parts}
 
     def tags(self, networks: Sequence[str]) -> dict[str, str]:
-        """Tags of a version that holds these networks.
-
-        ``data``, ``jobs``, ``newest_job``, ``seed``, ``score.{target}.{score}`` of the headline scores, and `origins`.
-        """
+        """Tags of a version that holds these networks, with ``score.{target}.{score}`` of the headline scores."""
         found = {"data": self.data, "jobs": str(self.jobs), "newest_job": str(self.newest_job)}
         if self.seed is not None:
             found["seed"] = str(self.seed)

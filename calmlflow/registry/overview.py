@@ -14,17 +14,10 @@ from calmlflow.registry.versions import EXCLUSIVE, State, Version, read_state
 from calmlflow.results.scores import SCORES, headlines
 
 Entry = Mapping[str, Any]
-"""One version, see `by_stage`."""
 
 
 def read_models() -> dict[str, State]:
-    """The bundle's registered model and those of the networks; without versions where one does not exist yet.
-
-    Raises
-    ------
-    CalmlflowError
-        The registry cannot be asked.
-    """
+    """The bundle's registered model and those of the networks; without versions where one does not exist yet."""
     found = {}
     for model in (settings.BUNDLE_MODEL, *settings.NETWORK_MODELS.values()):
         try:
@@ -43,15 +36,16 @@ def by_stage(state: State) -> dict[str, list[Entry]]:
     it is served by) and ``cached_here`` (whether the predictor of this machine has it on disk). What a version does
     not know of itself is None or empty.
     """
-    found: dict[str, list[Entry]] = {}
-    for version in sorted(state.versions.values(), key=lambda version: -version.number):
-        names = sorted(alias for alias, number in state.aliases.items() if number == version.number)
-        found.setdefault(version.stage, []).append(_described(version, names))
-    return {stage: found[stage] for stage in ("Production", "Staging", "None", "Archived") if stage in found}
+    newest_first = sorted(state.versions.values(), key=lambda version: -version.number)
+    found = {}
+    for stage in ("Production", "Staging", "None", "Archived"):
+        if versions := [version for version in newest_first if version.stage == stage]:
+            found[stage] = [_described(state, version) for version in versions]
+    return found
 
 
 def problems(state: State) -> list[str]:
-    """What `calmlflow.registry.promote.repair` would mend, a sentence each."""
+    """Moves and aliases that `calmlflow stages --repair` would mend, a sentence each."""
     found = []
     for version in state.unrecorded():
         event = state.cut_short(version.number)
@@ -62,35 +56,31 @@ def problems(state: State) -> list[str]:
     return found
 
 
-def _described(version: Version, aliases: list[str]) -> dict[str, Any]:
+def _described(state: State, version: Version) -> Entry:
     tags = version.tags
-    created_s = version.created_ms / 1000
-    newest_s = _number(tags.get("newest_job"))
+    newest_s = _number(tags.get("newest_job")) or 0
     # 0 stands for a table without timestamps; past the year 5138 it is no second.
-    known = newest_s is not None and 0 < newest_s < 1e11
+    known = 0 < newest_s < 1e11
     jobs = _number(tags.get("jobs"))
-    scores = {
-        target: {
-            name: value
-            for name in headlines(target)
-            if (value := _number(tags.get(f"score.{target}.{name}"))) is not None
-        }
-        for target in SCORES
-    }
+    scores: dict[str, dict[str, float]] = {}
+    for target in SCORES:
+        for name in headlines(target):
+            if (value := _number(tags.get(f"score.{target}.{name}"))) is not None:
+                scores.setdefault(target, {})[name] = value
     staged = StagedVersion(str(version.number), version.source)
     return {
         "version": version.number,
-        "created": datetime.fromtimestamp(created_s, UTC).isoformat(timespec="seconds"),
-        "age_days": _days_since(created_s),
+        "created": datetime.fromtimestamp(version.created_ms / 1000, UTC).isoformat(timespec="seconds"),
+        "age_days": _days_since(version.created_ms / 1000),
         "status": version.status,
         "data": tags.get("data"),
         "jobs": None if jobs is None else int(jobs),
-        "newest_job": datetime.fromtimestamp(newest_s or 0, UTC).date().isoformat() if known else None,
-        "data_age_days": _days_since(newest_s or 0) if known else None,
-        "scores": {target: found for target, found in scores.items() if found},
+        "newest_job": datetime.fromtimestamp(newest_s, UTC).date().isoformat() if known else None,
+        "data_age_days": _days_since(newest_s) if known else None,
+        "scores": scores,
         "runs": {name.removeprefix("run."): run_id for name, run_id in tags.items() if name.startswith("run.")},
         "gate": tags.get("gate"),
-        "aliases": aliases,
+        "aliases": sorted(alias for alias, number in state.aliases.items() if number == version.number),
         "uri": f"models:/{version.model}/{version.stage if version.stage in EXCLUSIVE else version.number}",
         "cached_here": Cache(settings.registry_uri()).path(staged).is_dir(),
     }

@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
-from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
 
 import calmlflow
@@ -53,45 +53,24 @@ OUTPUTS: dict[str, DataType | Array] = {
 }
 
 NEEDS = ("mlflow-skinny", "numpy", "onnxruntime", "pandas")
-"""Packages of the environment that MLflow builds for a model. The first has MLflow's scoring server and all that this
-server needs, and leaves out what only a tracking server does: scikit-learn, SQLAlchemy, Flask, pyarrow and others."""
+"""Packages of the environment that MLflow builds for a model; the first is MLflow without its tracking server."""
 
 OPTIONAL_TABLES = ("decision.json", "seen_rows.json")
 """What networks that were trained elsewhere do not have."""
 
 EXAMPLE = pd.DataFrame(
-    [
-        {
-            "ipppssoot": "j8c601020",
-            "n_files": 17,
-            "total_mb": 9.6,
-            "DETECTOR": "SBC",
-            "SUBARRAY": "False",
-            "DRIZCORR": "PERFORM",
-            "PCTECORR": "OMIT",
-            "CRSPLIT": "NaN",
-        }
-    ]
+    [["j8c601020", 17, 9.6, "SBC", "False", "PERFORM", "OMIT", "NaN"]],
+    columns=["ipppssoot", "n_files", "total_mb", "DETECTOR", "SUBARRAY", "DRIZCORR", "PCTECORR", "CRSPLIT"],
 )
 
 
 @dataclass(frozen=True)
 class LoggedModel:
-    """A model that a run holds and the registry does not know yet.
-
-    Attributes
-    ----------
-    uri : str
-    model_sha256 : str
-        Of all its files, see `model_digest`.
-    bundle_sha256 : str
-        Of its ``bundle.json``, which lists the SHA-256 of every other file of the bundle.
-    networks : tuple of str
-    """
+    """A model that a run holds and the registry does not know yet."""
 
     uri: str
-    model_sha256: str
-    bundle_sha256: str
+    model_sha256: str  # of all its files, see `model_digest`
+    bundle_sha256: str  # of its bundle.json, which lists the SHA-256 of every other file of the bundle
     networks: tuple[str, ...]
 
 
@@ -115,18 +94,9 @@ def write_bundle(models: Path, networks: Sequence[str], folder: Path) -> Path:
 
 
 def log_model(models: Path, networks: Sequence[str], name: str, metadata: Mapping[str, Any]) -> LoggedModel:
-    """Log networks of a training as one pyfunc model of the active run.
+    """Log networks (one, or all three for a bundle) of a training's ``models`` folder as a pyfunc of the active run.
 
-    Parameters
-    ----------
-    models : Path
-        ``models`` folder of a training.
-    networks : list of str
-        One, or all three for a bundle.
-    name : str
-        Name of the logged model.
-    metadata : mapping
-        Kept in the ``MLmodel`` file.
+    The ``MLmodel`` file keeps the metadata.
     """
     run = mlflow.active_run()
     assert run is not None  # noqa: S101 - a caller without a run is a bug
@@ -167,10 +137,7 @@ def log_model(models: Path, networks: Sequence[str], name: str, metadata: Mappin
 
 def outputs_of(networks: Sequence[str]) -> Schema:
     """Columns of the answer that these networks give."""
-    columns: list[ColSpec | TensorSpec] = [
-        ColSpec(OUTPUTS[key], key) for network in networks for key in ANSWER_KEYS[network]
-    ]
-    return Schema(columns)
+    return Schema([ColSpec(OUTPUTS[key], key) for network in networks for key in ANSWER_KEYS[network]])
 
 
 def model_digest(folder: Path) -> str:
@@ -216,19 +183,9 @@ def _imported_by(source: Path, package: Path) -> set[Path]:
 
 
 def register(models: Mapping[str, LoggedModel], lineage: Lineage) -> dict[str, int]:
-    """Register logged models, all or none.
+    """Register logged models, by the name of the registered model, all or none; gives the new version of each.
 
-    Parameters
-    ----------
-    models : mapping
-        Registered model -> logged model.
-    lineage : Lineage
-        Each version gets its tags for the networks it holds, ``model_sha256`` and ``bundle_sha256``.
-
-    Returns
-    -------
-    dict
-        Registered model -> new version.
+    Tags of a version: the lineage of the networks it holds, ``model_sha256`` and ``bundle_sha256``.
     """
     client = MlflowClient()
     created: dict[str, int] = {}

@@ -7,16 +7,18 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from calmlflow import settings
 from calmlflow.console import say
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.registry.checks import Check, check_files
 from calmlflow.registry.history import MAX_REASON, PLANNED, ROLLED_BACK, Event, printable, production_order
-from calmlflow.registry.versions import EXCLUSIVE, State, Version, explained, now_iso, read_state, who, writing_client
-from calmlflow.settings import STAGES
+from calmlflow.registry.versions import EXCLUSIVE, State, Version, explained, read_state, who
 
 BEGIN, END = "<!-- calmlflow -->", "<!-- /calmlflow -->"
 MAX_DESCRIPTION = 5000
@@ -37,66 +39,63 @@ class ConflictError(CalmlflowError):
 def choose(state: State, version: int | None, stage: str) -> Version:
     """Find the version to promote: the one that is named, or the one whose turn it is.
 
-    For Production that is the version in Staging (or the one that is in Production); for Staging the newest one that
-    has no stage or is in Staging.
-
-    Raises
-    ------
-    InputError
-        No such version, or none whose turn it is; or the version would leave Production with none in its place.
+    For Production that is the version in Staging, or else the one in Production; for Staging the newest one that has
+    no stage or is in Staging. An InputError where there is none, or where Production would be left empty.
     """
-    number = _whose_turn(state, stage) if version is None else version
-    if number not in state.versions:
+    if version is None:
+        version = _whose_turn(state, stage)
+    if version not in state.versions:
+        raise InputError(f"version {version} of {state.model} does not exist in the registry; expected one that does")
+    chosen = state.versions[version]
+    if stage != "Production" and chosen.stage == "Production":
         raise InputError(
-            f"version {number} of {state.model} does not exist in the registry; expected a registered version"
+            f"{chosen} is in Production and cannot go to {stage}; expected another version to take its place first: "
+            "promote one, or `calmlflow rollback`"
         )
-    _check_production_stays(state, number, stage)
-    chosen = state.versions[number]
     if chosen.status != "READY":
         raise InputError(f"{chosen} is {chosen.status}; expected READY: register it anew")
     return chosen
 
 
+def _whose_turn(state: State, stage: str) -> int:
+    if stage == "Archived":
+        raise InputError("no version was named to archive; expected one: say which with its number")
+    # A version only moves up: one that has been in Production never leaves it by a repeated command.
+    turns = (("Staging",), ("Production",)) if stage == "Production" else (("None", "Staging"),)
+    for stages in turns:
+        if found := [number for number, now in state.stages.items() if now in stages]:
+            return max(found)
+    holder = state.held_by("Production")
+    raise InputError(
+        f"no version of {state.model} is in stage {' or '.join(sum(turns, ()))}; expected one: "
+        + (f"version {holder} is in Production; train a new one, or name a version" if holder else "train one first")
+    )
+
+
 def promote(
-    seen: State,
-    version: int,
-    stage: str,
-    reason: str = "",
-    forced: bool = False,
-    run_id: str = "",
-    checks: Sequence[Check] = (),
+    seen: State, version: int, stage: str, reason: str = "", run_id: str = "", checks: Sequence[Check] = ()
 ) -> Event:
     """Move a version to a stage, and the one before it to Archived.
 
     Parameters
     ----------
     seen : State
-        What the decision rests on. If something moved since, nothing is done.
+        The state that the decision rests on. If something moved since, a ConflictError names it and nothing is done.
     version : int
     stage : {"Staging", "Production", "Archived"}
     reason : str
-    forced : bool
-        A check failed.
     run_id : str
         The run of the gate.
     checks : sequence of Check
-
-    Raises
-    ------
-    ConflictError
-        Somebody else was quicker; names the version that came first.
-    CalmlflowError
-        The registry refuses.
+        One that failed makes it a forced promotion.
     """
-    _check_production_stays(seen, version, stage)
     before = seen.held_by(stage) if stage in EXCLUSIVE else None
     failed = tuple(f"{check.name}: {check.figure} (expected {check.expected})" for check in checks if not check.passed)
-    event = Event(
-        seen.next_number, "promotion", version, stage, before, who(), now_iso(), reason, forced, run_id, failed
-    )
+    more = {"reason": reason, "forced": bool(failed), "run_id": run_id, "failed": failed}
+    event = _event(seen, "promotion", version, stage, before, **more)
     with _moving(seen.model) as client:
         if checks:
-            _write_gate(client, seen.versions[version], "forced" if forced else "passed", checks)
+            _write_gate(client, seen.versions[version], "forced" if failed else "passed", checks)
         client.set_model_version_tag(seen.model, str(version), PLANNED, event.to_json())
         try:
             _move(client, seen, event)
@@ -119,36 +118,22 @@ def write_refusal(version: Version, stage: str, checks: Sequence[Check], run_id:
 
 
 def roll_back(model: str, to: int | None, reason: str) -> Event:
-    """Put an earlier version back into Production, without a gate. Asks the registry and the artifact store alone.
+    """Put an earlier version back into Production, without a gate and without the tracking server.
 
-    Parameters
-    ----------
-    model : str
-    to : int, optional
-        A version that was in Production. Default: the newest one of the history that no rollback has left, and whose
-        files match their digest.
-    reason : str
-
-    Raises
-    ------
-    InputError
-        There is no such version to go back to.
-    ConflictError
-        Somebody else was quicker.
-    CalmlflowError
-        The registry refuses.
+    Without ``to`` that is the newest one of the history that no rollback has left, and whose files match their digest;
+    an InputError where there is none.
     """
     seen = read_state(model)
     present = seen.held_by("Production")
     if present is None:
         raise InputError(f"no version of {model} is in Production; expected one to roll back from")
-    begun = None if seen.is_recorded(present) else seen.cut_short(present)
+    begun = None if seen.told.get(present) == "Production" else seen.cut_short(present)
     if begun and begun.action == "rollback" and to in (None, present):
         # The same command, cut short before: one step back, not two.
         with _moving(model) as client:
             return _record(client, model, begun)
     target = _earlier(seen, present) if to is None else _named(seen, present, to)
-    event = Event(seen.next_number, "rollback", target, "Production", present, who(), now_iso(), reason)
+    event = _event(seen, "rollback", target, "Production", present, reason=reason)
     order = [number for number in production_order(seen.events) if number != present]
     left = [present, *(order[order.index(target) + 1 :] if target in order else ())]
     with _moving(model) as client:
@@ -195,13 +180,7 @@ def _named(state: State, present: int, number: int) -> int:
 
 
 def repair(model: str) -> list[str]:
-    """Record moves that are not in the history, and make aliases name the versions of their stages. Moves nothing.
-
-    Returns
-    -------
-    list of str
-        What was mended, a sentence each.
-    """
+    """Record moves that the history lacks, and mend aliases; moves nothing, and gives a sentence for each."""
     mended = []
     with _moving(model) as client:
         for version in read_state(model).unrecorded():
@@ -211,27 +190,28 @@ def repair(model: str) -> list[str]:
                 mended.append(f"finished the {event.action} of {version} to {event.stage}")
             else:
                 mended.append(f"recorded that {version} was moved to {version.stage} without the gate")
-                event = _outside(state, version)
+                # In place of the version that the history has there, if that one is gone.
+                last = next((event.version for event in reversed(state.events) if event.stage == version.stage), None)
+                gone = last if last != version.number and state.stages.get(last or 0) != version.stage else None
+                event = _event(state, "outside", version.number, version.stage, gone)
             _record(client, model, event)
-        if changed := _mend_aliases(client, read_state(model)):
+        if changed := _mend_aliases(client, model):
             mended.append(f"aliases of {model} name the versions of their stages again: {', '.join(changed)}")
     return mended
-
-
-def _outside(state: State, version: Version) -> Event:
-    """The event of a move that nobody planned; in place of the version that the history has there, if it is gone."""
-    last = next((event.version for event in reversed(state.events) if event.stage == version.stage), None)
-    gone = last if last not in (None, version.number) and state.stages.get(last) != version.stage else None
-    return Event(state.next_number, "outside", version.number, version.stage, gone, who(), now_iso())
 
 
 # -- Steps of a move ------------------------------------------------------------------------------------------------
 
 
+def _event(state: State, action: str, version: int, stage: str, before: int | None, **more: Any) -> Event:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Event(state.next_number, action, version, stage, before, who(), now, **more)
+
+
 @contextmanager
 def _moving(model: str) -> Iterator[MlflowClient]:
     try:
-        yield writing_client()
+        yield MlflowClient(registry_uri=settings.registry_uri())
     except MlflowException as error:
         raise explained(error, f"a version of {model}", "move", "MANAGE") from error
 
@@ -239,19 +219,25 @@ def _moving(model: str) -> Iterator[MlflowClient]:
 def _move(client: MlflowClient, seen: State, event: Event) -> None:
     """Make sure that nothing moved since ``seen``, and change the stage."""
     now = read_state(seen.model)
-    if (_held(now), now.events) != (_held(seen), seen.events):
+    moved = {number for number, _ in _held(seen) ^ _held(now)}
+    if moved := moved | {event.version for event in now.events if event not in seen.events}:
         raise ConflictError(
-            f"version {event.version} of {seen.model} did not go to {event.stage}: {_what_changed(seen, now)} "
-            "meanwhile; expected the stages that it was judged by: look at `calmlflow stages` and try again"
+            f"version {event.version} of {seen.model} did not go to {event.stage}, because somebody else was quicker: "
+            + ", ".join(f"version {number} is in {now.stages.get(number, 'no stage')}" for number in sorted(moved))
+            + "; expected the stages that it was judged by: look at `calmlflow stages` and try again"
         )
     after = now.stages | ({event.before: "Archived"} if event.before else {}) | {event.version: event.stage}
-    for stage in STAGES[1:]:
+    for stage in settings.STAGES[1:]:
         if stage.lower() in now.aliases and stage not in after.values():
             # To delete an alias needs more permission than all else: where that is refused, no stage has changed yet.
             client.delete_registered_model_alias(seen.model, stage.lower())
     client.transition_model_version_stage(
         seen.model, str(event.version), event.stage, archive_existing_versions=event.stage in EXCLUSIVE
     )
+
+
+def _held(state: State) -> set[tuple[int, str]]:
+    return {(number, stage) for number, stage in state.stages.items() if stage in EXCLUSIVE}
 
 
 def _record(client: MlflowClient, model: str, event: Event, checks: Sequence[Check] = ()) -> Event:
@@ -263,7 +249,7 @@ def _record(client: MlflowClient, model: str, event: Event, checks: Sequence[Che
             "its place in the same moment; expected one move at a time: look at `calmlflow stages`"
         )
     # Again where somebody else moved a version meanwhile: whoever looks last is right.
-    while _mend_aliases(client, read_state(model)):
+    while _mend_aliases(client, model):
         pass
     kind = {"promotion": "promoted", "rollback": "restored", "outside": "moved without the gate, recorded"}
     head = f"**{event.stage}**: {kind[event.action]}{', **forced**' if event.forced else ''} by {_plain(event.who)}"
@@ -275,17 +261,17 @@ def _record(client: MlflowClient, model: str, event: Event, checks: Sequence[Che
     return event
 
 
-def _mend_aliases(client: MlflowClient, state: State) -> list[str]:
-    wrong = state.wrong_aliases()
+def _mend_aliases(client: MlflowClient, model: str) -> list[str]:
+    wrong = read_state(model).wrong_aliases()
     for alias, number in wrong.items():
         if number is None:
-            client.delete_registered_model_alias(state.model, alias)
+            client.delete_registered_model_alias(model, alias)
         else:
-            client.set_registered_model_alias(state.model, alias, str(number))
+            client.set_registered_model_alias(model, alias, str(number))
     return list(wrong)
 
 
-# -- What a version says of itself ----------------------------------------------------------------------------------
+# -- Reason, gate and description of a version ----------------------------------------------------------------------
 
 
 def check_reason(reason: str, needed_for: str | None = None) -> str:
@@ -299,11 +285,11 @@ def check_reason(reason: str, needed_for: str | None = None) -> str:
 
 
 def checks_table(checks: Sequence[Check]) -> str:
-    """Checks as a table in Markdown."""
+    """Checks as a table in Markdown, those that failed first."""
     rows = [
         f"| {'passed' if check.passed else '**failed**'} | {check.name} | {_plain(check.figure)} "
         f"| {_plain(check.expected)} |"
-        for check in checks
+        for check in sorted(checks, key=lambda check: check.passed)
     ]
     return "\n".join(["| | check | found | expected |", "|---|---|---|---|", *rows])
 
@@ -324,12 +310,9 @@ def _write_gate(client: MlflowClient, version: Version, verdict: str, checks: Se
 
 def _describe(client: MlflowClient, version: Version, head: str, checks: Sequence[Check], run_id: str) -> None:
     """Write a move, or a refusal, into the description, and keep what people wrote there."""
-    text = head + (f" The gate: run `{run_id}`." if run_id else "")
+    text = head + (f" The gate: run `{run_id}`." if run_id else "") + (f"\n\n{checks_table(checks)}" if checks else "")
     own = re.sub(f"{BEGIN}.*{END}", "", version.description, flags=re.DOTALL).strip()
-    room = max(0, MAX_DESCRIPTION - len(own) - 100)
-    failed = [check for check in checks if not check.passed]
-    tables = [f"{text}\n\n{checks_table(shown)}" for shown in (checks, failed) if shown]
-    text = next((table for table in tables if len(table) <= room), (tables or [text])[-1][:room])
+    text = text[: max(0, MAX_DESCRIPTION - len(own) - 100)]
     description = f"{own}\n\n{BEGIN}\n{text}\n\n{END}".strip()
     if description != version.description:
         client.update_model_version(version.model, str(version.number), description)
@@ -338,38 +321,3 @@ def _describe(client: MlflowClient, version: Version, head: str, checks: Sequenc
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
-
-
-def _whose_turn(state: State, stage: str) -> int:
-    if stage == "Archived":
-        raise InputError("no version was named to archive; expected one: say which with its number")
-    # A version only moves up: one that has been in Production never leaves it by a repeated command.
-    turns = (("Staging",), ("Production",)) if stage == "Production" else (("None", "Staging"),)
-    for stages in turns:
-        if found := [number for number, now in state.stages.items() if now in stages]:
-            return max(found)
-    holder = state.held_by("Production")
-    raise InputError(
-        f"no version of {state.model} is in stage {' or '.join(sum(turns, ()))}; expected one: "
-        + (f"version {holder} is in Production; train a new one, or name a version" if holder else "train one first")
-    )
-
-
-def _check_production_stays(state: State, number: int, stage: str) -> None:
-    if stage != "Production" and state.stages.get(number) == "Production":
-        raise InputError(
-            f"version {number} of {state.model} is in Production and cannot go to {stage}; expected another version to "
-            "take its place first: promote one, or `calmlflow rollback`"
-        )
-
-
-def _held(state: State) -> dict[int, str]:
-    return {number: stage for number, stage in state.stages.items() if stage in EXCLUSIVE}
-
-
-def _what_changed(seen: State, now: State) -> str:
-    if new := [event for event in now.events if event not in seen.events]:
-        return f"version {new[-1].version} went to {new[-1].stage} ({new[-1].action} by {new[-1].who} at {new[-1].at})"
-    before, after = _held(seen), _held(now)
-    changed = sorted(number for number in {*before, *after} if before.get(number) != after.get(number))
-    return f"the stage of version {', '.join(map(str, changed))} changed"

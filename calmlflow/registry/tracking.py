@@ -7,7 +7,7 @@ import platform
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,29 +19,20 @@ from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.pandas_dataset import PandasDataset, from_pandas
 from mlflow.entities import Metric
+from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from calmlflow import settings
 from calmlflow.predictor.registry_client import check_reachable
 from calmlflow.settings import refuse_password
 
 VERSIONS = ("calmlflow", "keras", "mlflow", "numpy", "onnxruntime", "pandas", "scikit-learn", "tensorflow")
-EXPERIMENT_KIND = "custom_model_development"
-BATCH = 1000
-"""Metrics that the tracking server takes in one request."""
 
 
 def connect(uri: str = "") -> None:
     """Point MLflow at `settings.tracking_uri`, and silence what it prints about itself.
 
-    Parameters
-    ----------
-    uri : str
-        The server that must answer. Default: the tracking server.
-
-    Raises
-    ------
-    RegistryUnavailableError
-        It is an HTTP server that does not answer; MLflow itself would try for minutes.
+    ``uri``, by default the tracking server, must answer, or a RegistryUnavailableError is raised; MLflow itself would
+    try for minutes.
     """
     for logger in ("mlflow", "alembic"):
         logging.getLogger(logger).setLevel(logging.ERROR)
@@ -67,7 +58,9 @@ def tracked_run(name: str, nested: bool = False) -> Iterator[mlflow.ActiveRun]:
     with mlflow.start_run(run_name=name, nested=nested) as run:
         if not nested:
             # MLflow's page opens such an experiment in its view of training runs.
-            MlflowClient().set_experiment_tag(run.info.experiment_id, "mlflow.experimentKind", EXPERIMENT_KIND)
+            MlflowClient().set_experiment_tag(
+                run.info.experiment_id, "mlflow.experimentKind", "custom_model_development"
+            )
         if taken_over:
             mlflow.set_tag("mlflow.runName", name)
         yield run
@@ -88,8 +81,11 @@ def environment_params() -> dict[str, str]:
     """Versions of the packages that the numbers depend on, and the git commit where there is one."""
     run = mlflow.active_run()
     commit = run.data.tags.get("mlflow.source.git.commit") if run else None
-    versions = {f"version_{package.replace('-', '_')}": version(package) for package in VERSIONS if _installed(package)}
-    return {**versions, "version_python": platform.python_version(), "git_commit": commit or "unknown"}
+    found = {"version_python": platform.python_version(), "git_commit": commit or "unknown"}
+    for package in VERSIONS:
+        with suppress(ModuleNotFoundError):
+            found[f"version_{package.replace('-', '_')}"] = version(package)
+    return found
 
 
 def log_history(history: Mapping[str, np.ndarray]) -> None:
@@ -100,9 +96,8 @@ def log_history(history: Mapping[str, np.ndarray]) -> None:
     metrics = [
         Metric(name, float(value), now, epoch) for name, values in history.items() for epoch, value in enumerate(values)
     ]
-    client = MlflowClient()
-    for start in range(0, len(metrics), BATCH):
-        client.log_batch(run.info.run_id, metrics=metrics[start : start + BATCH])
+    for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
+        MlflowClient().log_batch(run.info.run_id, metrics=metrics[start : start + MAX_METRICS_PER_BATCH])
 
 
 def lineage(jobs: pd.DataFrame, source: str, context: str) -> PandasDataset:
@@ -113,11 +108,3 @@ def lineage(jobs: pd.DataFrame, source: str, context: str) -> PandasDataset:
     # MLflow's own digest looks at the first rows only.
     digest = hashlib.sha256(pd.util.hash_pandas_object(jobs, index=False).to_numpy().tobytes()).hexdigest()[:8]
     return from_pandas(jobs.reset_index(drop=True), source=origin, name=f"jobs-{context}", digest=digest)
-
-
-def _installed(package: str) -> bool:
-    try:
-        version(package)
-    except ModuleNotFoundError:
-        return False
-    return True

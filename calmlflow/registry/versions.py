@@ -4,9 +4,8 @@ import getpass
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -17,7 +16,6 @@ from calmlflow.predictor.registry_client import PATIENCE_S, get_json, is_http
 from calmlflow.registry.history import Event, planned_events, recorded_events
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
 EXCLUSIVE = ("Staging", "Production")
@@ -32,18 +30,7 @@ FORMS = f"a number, {', '.join(settings.STAGES[1:])}, @ALIAS, or models:/NAME/ a
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a registered model, as the registry holds it.
-
-    Attributes
-    ----------
-    model, number : str, int
-    stage, status : str
-    source, run_id, description : str
-        Empty where it has none.
-    created_ms : int
-        Milliseconds since the epoch.
-    tags : dict of str to str
-    """
+    """One version of a registered model; texts that the registry does not have are empty."""
 
     model: str
     number: int
@@ -62,14 +49,7 @@ class Version:
 
 @dataclass(frozen=True)
 class State:
-    """A registered model at one moment.
-
-    Attributes
-    ----------
-    model : str
-    versions : dict of int to Version
-    aliases : dict of str to int
-    """
+    """A registered model at one moment."""
 
     model: str
     versions: Mapping[int, Version]
@@ -100,24 +80,19 @@ class State:
         """The newest version in a stage."""
         return max((number for number, found in self.stages.items() if found == stage), default=None)
 
-    def is_recorded(self, number: int) -> bool:
-        """Whether the history says how a version came to the stage that it is in."""
-        stage = self.stages[number]
-        came = self._came_to(number, stage)
-        return came > 0 and not any(
-            event.number > came and (event.before == number if event.stage == stage else event.version == number)
-            for event in self.events
-        )
-
-    def _came_to(self, number: int, stage: str) -> int:
-        """Number of the last event that brought a version to a stage; 0 where there is none."""
-        return max(
-            (event.number for event in self.events if (event.version, event.stage) == (number, stage)), default=0
-        )
+    @cached_property
+    def told(self) -> dict[int, str]:
+        """Version -> stage, as the history left it."""
+        found = {}
+        for event in self.events:
+            if event.before is not None:
+                found[event.before] = "Archived"
+            found[event.version] = event.stage
+        return found
 
     def unrecorded(self) -> list[Version]:
         """Versions in Staging or Production of which the history does not say how they came there."""
-        return [v for v in self.versions.values() if v.stage in EXCLUSIVE and not self.is_recorded(v.number)]
+        return [v for v in self.versions.values() if v.stage in EXCLUSIVE and self.told.get(v.number) != v.stage]
 
     def cut_short(self, number: int) -> Event | None:
         """The move that brought a version to its stage and was not recorded; None where nobody planned it."""
@@ -129,8 +104,8 @@ class State:
     def was_rolled_back(self, number: int) -> bool:
         """Whether a rollback left a version that did not go to Production again."""
         marks = [e for e in planned_events(self.versions[number].tags, str(number)) if e.action == "rollback"]
-        came = self._came_to(number, "Production")
-        return any(mark.number > came for mark in marks)
+        came = [e.number for e in self.events if (e.version, e.stage) == (number, "Production")]
+        return any(mark.number > max(came, default=0) for mark in marks)
 
     def wrong_aliases(self) -> dict[str, int | None]:
         """Aliases that do not name the newest version of their stage -> that version, None where there is none."""
@@ -144,69 +119,58 @@ def read_state(model: str) -> State:
     # Plain HTTP saves the import of MLflow, which takes longer than all else that `calmlflow stages` does. Where a
     # plugin of MLflow's signs the requests, only MLflow can ask.
     signed = any(os.environ.get(name) for name in ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4"))
-    found, pages = (_by_http if is_http(uri) and not signed else _by_client)(uri, model)
-    versions = {int(version["version"]): _version(version) for page in pages for version in page}
+    found, versions = (_by_http if is_http(uri) and not signed else _by_client)(uri, model)
     aliases = {str(entry["alias"]): int(entry["version"]) for entry in found.get("aliases", ())}
-    return State(model, dict(sorted(versions.items())), aliases)
+    return State(model, {v.number: v for v in sorted(map(_version, versions), key=lambda v: v.number)}, aliases)
 
 
-def _by_http(uri: str, model: str) -> tuple[dict[str, Any], Iterator[list[dict[str, Any]]]]:
+def _by_http(uri: str, model: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     def ask(path: str, query: dict[str, Any], *keys: str) -> dict[str, Any]:
         found = get_json(uri, f"/api/2.0/mlflow/{path}?{urlencode(query)}", keys, PATIENCE_S)
         if found is None:
             raise _unknown(f"registered model {model}")
         return found
 
-    def pages() -> Iterator[list[dict[str, Any]]]:
-        query = {"filter": f"name = '{model}'", "max_results": PAGE}
-        while True:
-            page = ask("model-versions/search", query, "model_versions", "next_page_token")
-            yield page.get("model_versions", [])
-            if not page.get("next_page_token"):
-                return
-            query["page_token"] = page["next_page_token"]
+    registered = ask("registered-models/get", {"name": model}, "registered_model")["registered_model"]
+    query = {"filter": f"name = '{model}'", "max_results": PAGE}
+    versions: list[dict[str, Any]] = []
+    while True:
+        page = ask("model-versions/search", query, "model_versions", "next_page_token")
+        versions += page.get("model_versions", [])
+        if not page.get("next_page_token"):
+            return registered, versions
+        query["page_token"] = page["next_page_token"]
 
-    return ask("registered-models/get", {"name": model}, "registered_model")["registered_model"], pages()
 
-
-def _by_client(uri: str, model: str) -> tuple[dict[str, Any], Iterator[list[dict[str, Any]]]]:
+def _by_client(uri: str, model: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from mlflow.utils import get_results_from_paginated_fn
     from mlflow.utils.proto_json_utils import message_to_json
-
-    def plain(entity: Any) -> dict[str, Any]:
-        return json.loads(message_to_json(entity.to_proto()))
 
     client = MlflowClient(registry_uri=uri)
     try:
-        found = plain(client.get_registered_model(model))
-        pages: list[list[dict[str, Any]]] = []
-        token = None
-        while not pages or token:
-            page = client.search_model_versions(f"name = '{model}'", max_results=PAGE, page_token=token)
-            pages.append([plain(version) for version in page])
-            token = page.token
+        registered = client.get_registered_model(model)
+        versions = get_results_from_paginated_fn(
+            lambda count, token: client.search_model_versions(f"name = '{model}'", count, page_token=token), PAGE
+        )
     except MlflowException as error:
         raise explained(error, f"registered model {model}") from error
-    return found, iter(pages)
+    found, *listed = (json.loads(message_to_json(entity.to_proto())) for entity in (registered, *versions))
+    return found, listed
 
 
 def _version(found: Mapping[str, Any]) -> Version:
+    texts = (str(found.get(name, "")) for name in ("status", "source", "run_id", "description"))
+    tags = {str(tag["key"]): str(tag.get("value", "")) for tag in found.get("tags", ())}
+    stage = str(found.get("current_stage") or "None")
     return Version(
-        str(found["name"]),
-        int(found["version"]),
-        str(found.get("current_stage") or "None"),
-        str(found.get("status", "")),
-        str(found.get("source", "")),
-        str(found.get("run_id", "")),
-        str(found.get("description", "")),
-        int(found.get("creation_timestamp", 0)),
-        {str(tag["key"]): str(tag.get("value", "")) for tag in found.get("tags", ())},
+        str(found["name"]), int(found["version"]), stage, *texts, int(found.get("creation_timestamp", 0)), tags
     )
 
 
 def find_version(text: str, model: str = settings.BUNDLE_MODEL) -> Version:
-    """Find a version by what a user calls it.
+    """Find a version by what a user calls it; an InputError where there is none.
 
     Parameters
     ----------
@@ -215,21 +179,13 @@ def find_version(text: str, model: str = settings.BUNDLE_MODEL) -> Version:
         without stages has the aliases of the same names.
     model : str
         Registered model, where ``text`` names none.
-
-    Raises
-    ------
-    InputError
-        There is no such version.
-    CalmlflowError
-        The registry cannot be asked.
     """
     name, which = model, text
     if uri := re.fullmatch(r"models:/+([^/@]+)(?:/([^/@]+)|(@[^/@]+))", text):
         name, which = uri[1], uri[2] or uri[3]
     is_number = which.isascii() and which.isdecimal()
-    is_alias = which.startswith("@") and len(which) > 1
     is_stage = which.lower() in {stage.lower() for stage in settings.STAGES[1:]}
-    if not (is_number or is_alias or is_stage):
+    if not (is_number or is_stage or re.fullmatch("@.+", which)):
         raise InputError(f"version {text!r} does not exist; expected {FORMS}")
     state = read_state(name)
     number: int | None
@@ -245,13 +201,6 @@ def find_version(text: str, model: str = settings.BUNDLE_MODEL) -> Version:
     return state.versions[number]
 
 
-def writing_client() -> "MlflowClient":
-    """MLflow's client of the registry that `read_state` reads."""
-    from mlflow import MlflowClient
-
-    return MlflowClient(registry_uri=settings.registry_uri())
-
-
 def who() -> str:
     """Name that moves are recorded under: the user of the tracking server, or else of this machine."""
     try:
@@ -259,11 +208,6 @@ def who() -> str:
     except (KeyError, OSError):
         # A container may run under a number that has no name.
         return "unknown"
-
-
-def now_iso() -> str:
-    """The present as events are dated: ISO 8601, UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def explained(error: "MlflowException", what: str, act: str = "read", permission: str = "READ") -> CalmlflowError:
