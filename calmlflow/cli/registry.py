@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -36,6 +36,9 @@ COLUMNS = {
     "in time": ("wallclock", "kill_time_coverage"),
 }
 """Heading -> target and score."""
+
+Placed = tuple[str, str, Entry]
+"""Model, stage and version."""
 
 
 def promote(
@@ -109,7 +112,17 @@ def stages(
     version was moved without the gate, or a move was cut short.
     """
     if repair:
-        _repair(model)
+        from calmlflow.registry.promote import repair as mend
+        from calmlflow.registry.tracking import connect
+
+        connect(settings.registry_uri())
+        mended = []
+        for name in dict.fromkeys((settings.BUNDLE_MODEL, *settings.NETWORK_MODELS.values(), model)):
+            # Perhaps nothing of that name has been registered yet.
+            with suppress(InputError):
+                mended += mend(name)
+        for sentence in mended or ["nothing to repair"]:
+            say(sentence)
     if history:
         _show_history(read_state(model), as_json)
         return
@@ -145,21 +158,7 @@ def diff(
 
     connect()
     difference = compare_versions(a, b, model)
-    print(json.dumps(difference.as_dict()) if as_json else as_text(difference))
-
-
-def _repair(model: str) -> None:
-    from calmlflow.registry.promote import repair
-    from calmlflow.registry.tracking import connect
-
-    connect(settings.registry_uri())
-    mended = []
-    for name in dict.fromkeys((settings.BUNDLE_MODEL, *settings.NETWORK_MODELS.values(), model)):
-        # Perhaps nothing of that name has been registered yet.
-        with suppress(InputError):
-            mended += repair(name)
-    for sentence in mended or ["nothing to repair"]:
-        say(sentence)
+    print(json.dumps(difference) if as_json else as_text(difference))
 
 
 def _show_history(state: State, as_json: bool) -> None:
@@ -181,96 +180,71 @@ def _show_history(state: State, as_json: bool) -> None:
         say(f"no version of {state.model} was moved yet")
 
 
-# -- Versions as a table --------------------------------------------------------------------------------------------
-
-
 def show_versions(found: Mapping[str, Mapping[str, Sequence[Entry]]], most: int | None, console: Console) -> None:
     """Print versions by model and stage, at most so many of each stage; as paragraphs where a table has no room."""
-    entries = [
-        (model, stage, entry)
-        for model, stages_of in found.items()
-        for stage, versions in stages_of.items()
-        for entry in versions[:most]
-    ]
-    if console.width >= WIDE and entries:
-        console.print(_table(entries))
-    elif entries:
-        for line in _paragraphs(entries):
-            console.print(line)
+    entries: list[Placed] = []
+    notes = []
     for model, stages_of in found.items():
         if not stages_of:
-            console.print(f"{model}: no versions yet")
-    more = [
-        f"{len(versions) - most} more of {model} in {stage}"
-        for model, stages_of in found.items()
-        for stage, versions in stages_of.items()
-        if most is not None and len(versions) > most
-    ]
-    if more:
-        console.print(_text(f"and {', '.join(more)}: --all shows them"))
+            notes.append(f"{model}: no versions yet")
+        for stage, versions in stages_of.items():
+            entries += [(model, stage, entry) for entry in versions[:most]]
+            if most is not None and len(versions) > most:
+                notes.append(f"and {len(versions) - most} more of {model} in {stage}: --all shows them")
+    if entries:
+        console.print(_table(entries) if console.width >= WIDE else Group(*_paragraphs(entries)))
+    for note in notes:
+        console.print(_text(note))
 
 
-def _table(entries: Sequence[tuple[str, str, Entry]]) -> Table:
+def _table(entries: Sequence[Placed]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for heading in ("model", "stage"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("version", overflow="fold")
-    for heading in COLUMNS:
-        # A unit may stand alone in the heading, never in a cell.
-        table.add_column(heading, justify="right", min_width=9)
-    table.add_column("trained on", overflow="fold")
-    for heading in ("age", "gate"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("served by", overflow="fold")
+    for heading in ("model", "stage", "version", *COLUMNS, "trained on", "age", "gate", "served by"):
+        if heading in COLUMNS:
+            # A unit may stand alone in the heading, never in a cell.
+            table.add_column(heading, justify="right", min_width=9)
+        else:
+            table.add_column(heading, no_wrap=heading in ("model", "stage", "age", "gate"), overflow="fold")
     for number, (model, stage, entry) in enumerate(entries):
-        scores = _scores(entry)
-        cells = [model, stage, _name(entry), *(scores.get(heading, "") for heading in COLUMNS), _jobs(entry)]
-        cells += [f"{entry['age_days']:.0f} d", entry["gate"] or "", _served(entry)]
+        name, scores, jobs, served = _texts(entry)
+        cells = [model, stage, name, *(scores.get(heading, "") for heading in COLUMNS), jobs]
+        cells += [f"{entry['age_days']:.0f} d", entry["gate"] or "", served]
         is_last = [name for name, _, _ in entries[number + 1 : number + 2]] != [model]
         table.add_row(*map(_text, cells), end_section=is_last)
     return table
 
 
-def _paragraphs(entries: Sequence[tuple[str, str, Entry]]) -> Iterator[Text | Padding]:
+def _paragraphs(entries: Sequence[Placed]) -> Iterator[Text | Padding]:
     shown = None
     for model, stage, entry in entries:
         if model != shown:
             yield Text(model, style="bold")
             shown = model
-        gate = f"gate {entry['gate']}" if entry["gate"] else ""
-        lines = (
-            ", ".join(filter(None, [f"{stage} {_name(entry)}", f"{entry['age_days']:.0f} d old", gate])),
-            ", ".join(f"{heading} {text}" for heading, text in _scores(entry).items()),
-            _jobs(entry),
-            _served(entry),
-        )
-        for indent, line in zip((2, 6, 6, 6), lines, strict=True):
+        name, scores, jobs, served = _texts(entry)
+        gate = f", gate {entry['gate']}" if entry["gate"] else ""
+        yield Padding(_text(f"{stage} {name}, {entry['age_days']:.0f} d old{gate}"), (0, 0, 0, 2))
+        for line in (", ".join(f"{heading} {text}" for heading, text in scores.items()), jobs, served):
             if line:
-                yield Padding(_text(line), (0, 0, 0, indent))
+                yield Padding(_text(line), (0, 0, 0, 6))
 
 
-def _name(entry: Entry) -> str:
-    state = "" if entry["status"] == "READY" else f" ({entry['status']})"
-    return f"{entry['version']}{state}" + "".join(f" @{alias}" for alias in entry["aliases"])
-
-
-def _scores(entry: Entry) -> dict[str, str]:
-    return {
+def _texts(entry: Entry) -> tuple[str, dict[str, str], str, str]:
+    """Name, scores by heading, jobs, and URI that it is served by."""
+    status = "" if entry["status"] == "READY" else f" ({entry['status']})"
+    scores = {
         heading: SCORES[target][name].text(entry["scores"][target][name])
         for heading, (target, name) in COLUMNS.items()
         if name in entry["scores"].get(target, {})
     }
-
-
-def _jobs(entry: Entry) -> str:
     count = f"{entry['jobs']:,} jobs to {entry['newest_job'] or '?'}" if entry["jobs"] else ""
-    return f"{entry['data'] or ''} {count}".strip()
-
-
-def _served(entry: Entry) -> str:
     # By its number alone every version is served.
     by_name = "" if entry["uri"].endswith(f"/{entry['version']}") else entry["uri"]
-    return ", ".join(filter(None, [by_name, "cached here" if entry["cached_here"] else ""]))
+    return (
+        f"{entry['version']}{status}" + "".join(f" @{alias}" for alias in entry["aliases"]),
+        scores,
+        f"{entry['data'] or ''} {count}".strip(),
+        ", ".join(filter(None, [by_name, "cached here" if entry["cached_here"] else ""])),
+    )
 
 
 def _text(text: str) -> Text:

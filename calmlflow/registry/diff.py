@@ -28,8 +28,8 @@ def compare_versions(a: str, b: str, model: str) -> Difference:
     -------
     dict
         Ready for JSON. ``a`` and ``b``: ``model``, ``version`` and ``problems`` (what could not be read, a sentence
-        each). ``params`` and ``gate`` that differ, all ``scores`` and ``data``: name -> the value of each, None where it
-        has none; parameters of a network's own run begin with its name. ``files`` of the bundle: path -> same, changed,
+        each). ``params`` and ``gate`` that differ, all ``scores`` and ``data``: name -> the value of each, or None;
+        parameters of a network's own run begin with its name. ``files`` of the bundle: path -> same, changed,
         ``only in A`` or ``only in B``, by SHA-256.
     """
     client = MlflowClient()

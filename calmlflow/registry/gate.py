@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.pool import Pool
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -44,15 +43,11 @@ STEPS = 5
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate found.
+    """Checks of the gate, and the figures behind them.
 
-    Attributes
-    ----------
-    checks : tuple of Check
-    metrics : dict of str to float
-        ``challenger_{target}_{score}`` of all jobs. With a champion also ``jobs_compared`` and, of these,
-        ``champion_...``, ``difference_...`` (challenger - champion) and ``difference_low_...``,
-        ``difference_high_...``, the bounds of its 95 % bootstrap interval.
+    Metrics: ``challenger_{target}_{score}`` of all jobs. With a champion also ``jobs_compared`` and, of these,
+    ``champion_...``, ``difference_...`` (challenger - champion) and its bootstrap interval: ``difference_low_...``,
+    ``difference_high_...`` (95 %).
     """
 
     checks: tuple[Check, ...] = ()
@@ -80,41 +75,42 @@ def judge(
         Without a champion nothing is compared.
     limits : Limits
     data : str, optional
-        Jobs to judge by that are newer than those of both trainings. Default: the challenger's held-out jobs.
+        Jobs to judge by that are newer than those of both trainings; an InputError where they are too few. Default: the
+        challenger's held-out jobs.
     on_step : callable
         Told the number of steps done, of `STEPS`, and what comes next.
     beside : Pool, optional
         Processes to compare ONNX with Keras in. Default: this one, which imports TensorFlow where it has not.
-
-    Raises
-    ------
-    InputError
-        ``data`` cannot be read, or holds too few newer jobs.
     """
     on_step(0, "reading jobs")
     jobs = judged_jobs(challenger, champion, data)
     checks = list(_data_checks(jobs, limits))
     with tempfile.TemporaryDirectory(prefix="calmlflow-gate-") as temporary:
         on_step(1, "fetching the version")
-        whole, files = _fetched(challenger, Path(temporary) / "challenger")
-        checks.append(whole)
-        if files is None or jobs.scored is None:
+        expected = "complete, as registered"
+        try:
+            model, bundle = _fetched(challenger, Path(temporary) / "challenger")
+            figure = check_whole(bundle, challenger.tags.get("bundle_sha256"), NETWORKS_OF_MODEL.get(challenger.model))
+        except CalmlflowError as error:
+            # The folder is gone when the user reads this.
+            figure = str(error).replace(f"{temporary}/challenger/", "")
+            return Verdict((*checks, Check("artifacts", False, figure, expected)))
+        checks.append(Check("artifacts", True, figure, expected))
+        if jobs.scored is None:
             return Verdict(tuple(checks))
         features = _features_of(jobs.scored)
-        networks = read_manifest(files.bundle)["networks"]
+        networks = read_manifest(bundle)["networks"]
         on_step(2, "scoring, serving, comparing ONNX with Keras")
         with ThreadPoolExecutor(1) as served:
-            of_onnx = (files.bundle, networks, features)
+            of_onnx = (bundle, networks, features)
             onnx = beside.apply_async(check_onnx, of_onnx) if beside else None
-            serving = served.submit(
-                guarded, "serving", "works", lambda: check_serving(files.model, files.bundle, networks)
-            )
-            scored, metrics = _scored(files.bundle, jobs.scored, limits)
+            serving = served.submit(guarded, "serving", "works", lambda: check_serving(model, bundle, networks))
+            scored, metrics = _scored(bundle, jobs.scored, limits)
             compared: list[Check] = []
             if champion and all(check.passed for check in scored if check.name == "answers"):
                 on_step(3, "comparing with the champion")
                 among = jobs.scored if data else new_to(champion, jobs.scored)
-                this = Bundle.load(files.bundle).predict(_features_of(among))
+                this = Bundle.load(bundle).predict(_features_of(among))
                 compared, found = _against(champion, Path(temporary) / "champion", among, this, limits)
                 metrics |= found
             on_step(4, "waiting for the answers of MLflow and Keras")
@@ -126,26 +122,12 @@ def _features_of(jobs: pd.DataFrame) -> np.ndarray:
     return jobs[list(FEATURES)].to_numpy(dtype=float)
 
 
-class _Files(NamedTuple):
-    """Where a version's files were fetched to: the folder of the MLflow model, and of the bundle in there."""
-
-    model: Path
-    bundle: Path
-
-
-def _fetched(version: Version, folder: Path) -> tuple[Check, _Files | None]:
-    """The check of a version's files, and the files if it passed. Nothing of the version has run until then."""
-    expected = "complete, as registered"
-    try:
-        folder.mkdir()
-        model = download_version(version, folder)
-        check_digest(version, model)
-        bundle = bundle_folder(model, str(version))
-        figure = check_whole(bundle, version.tags.get("bundle_sha256"), NETWORKS_OF_MODEL.get(version.model))
-    except CalmlflowError as error:
-        # The folder is gone when the user reads this.
-        return Check("artifacts", False, str(error).replace(f"{folder}/", ""), expected), None
-    return Check("artifacts", True, figure, expected), _Files(model, bundle)
+def _fetched(version: Version, folder: Path) -> tuple[Path, Path]:
+    """Folders of a version's model and of its bundle. Their digest is checked; nothing has run."""
+    folder.mkdir()
+    model = download_version(version, folder)
+    check_digest(version, model)
+    return model, bundle_folder(model, str(version))
 
 
 def _data_checks(jobs: Jobs, limits: Limits) -> Iterator[Check]:
@@ -187,10 +169,7 @@ def _against(
 ) -> tuple[list[Check], dict[str, float]]:
     name = f"version {champion.number}"
     try:
-        folder.mkdir()
-        model = download_version(champion, folder)
-        check_digest(champion, model)
-        bundle = bundle_folder(model, name)
+        _, bundle = _fetched(champion, folder)
         others = Bundle.load(bundle).predict(_features_of(jobs))
     except CalmlflowError as error:
         return [Check("champion", False, str(error).replace(str(folder), name), "a champion to compare with")], {}

@@ -86,7 +86,7 @@ class Limits(_Section):
 
 
 def read_limits(source: str) -> Limits:
-    """Read the limits of a file (``default``: the package's); an InputError names the key or value that does not fit."""
+    """Read limits from a file, or the ``default`` ones; an InputError names the key or value that does not fit."""
     path = DEFAULT if source == "default" else Path(source)
     try:
         return Limits.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})

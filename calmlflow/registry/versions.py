@@ -161,12 +161,13 @@ def _by_client(uri: str, model: str) -> tuple[dict[str, Any], list[dict[str, Any
 
 
 def _version(found: Mapping[str, Any]) -> Version:
-    texts = (str(found.get(name, "")) for name in ("status", "source", "run_id", "description"))
-    tags = {str(tag["key"]): str(tag.get("value", "")) for tag in found.get("tags", ())}
-    stage = str(found.get("current_stage") or "None")
-    return Version(
-        str(found["name"]), int(found["version"]), stage, *texts, int(found.get("creation_timestamp", 0)), tags
+    status, source, run_id, description = (
+        str(found.get(name, "")) for name in ("status", "source", "run_id", "description")
     )
+    tags = {str(tag["key"]): str(tag.get("value", "")) for tag in found.get("tags", ())}
+    stage, created_ms = str(found.get("current_stage") or "None"), int(found.get("creation_timestamp", 0))
+    number = int(found["version"])
+    return Version(str(found["name"]), number, stage, status, source, run_id, description, created_ms, tags)
 
 
 def find_version(text: str, model: str = settings.BUNDLE_MODEL) -> Version:

@@ -18,31 +18,14 @@ from calmlflow.registry.versions import State, Version, read_state
 
 @dataclass(frozen=True)
 class PromotionRequest:
-    """What the user of a promotion says.
+    """Options of a promotion."""
 
-    Attributes
-    ----------
-    stage : str
-        Staging, Production or Archived.
-    version : int or None
-        Default: the one whose turn it is; see `calmlflow.registry.promote.choose`.
-    model : str
-        Registered model.
-    data : str or None
-        Jobs to judge by; default: those that the training held out.
-    gate : str
-        Limits: ``default``, or a YAML file.
-    force : bool
-        Promote although a check fails; needs a reason.
-    reason : str
-    """
-
-    stage: str = "Staging"
-    version: int | None = None
+    stage: str = "Staging"  # or Production, or Archived
+    version: int | None = None  # default: the one whose turn it is; see `calmlflow.registry.promote.choose`
     model: str = settings.BUNDLE_MODEL
-    data: str | None = None
-    gate: str = "default"
-    force: bool = False
+    data: str | None = None  # jobs to judge by; default: those that the training held out
+    gate: str = "default"  # limits, or a YAML file
+    force: bool = False  # promote although a check fails; needs a reason
     reason: str = ""
 
 
@@ -56,33 +39,14 @@ def parse_version(text: str) -> int | None:
 def promote_in_run(request: PromotionRequest, nested: bool = False, beside: Pool | None = None) -> str:
     """Judge a version and move it to a stage; the run keeps every figure of the gate.
 
-    Parameters
-    ----------
-    request : PromotionRequest
-    nested : bool, default False
-        In a child of the active run.
-    beside : Pool, optional
-        See `calmlflow.registry.gate.judge`.
-
-    Returns
-    -------
-    str
-        One sentence for a person.
-
-    Raises
-    ------
-    InputError
-        Something of the request does not fit.
-    CalmlflowError
-        The gate refuses, somebody else was quicker, or the registry refuses. The run is marked FAILED, and the stages
-        are as they were.
+    A CalmlflowError where the gate or the registry refuses, or somebody else was quicker: the run is marked FAILED, and
+    the stages are as they were. For ``beside`` see `calmlflow.registry.gate.judge`. Returns one sentence for a person.
     """
     with tracked_run("promote", nested) as run:
         log_new_params(asdict(request))
-        stage = settings.parse_stage(request.stage)
+        stage, model, run_id = settings.parse_stage(request.stage), request.model, run.info.run_id
         reason = check_reason(request.reason, "force" if request.force else None)
         limits = read_limits(request.gate)
-        model = request.model
         state = read_state(model)
         challenger = choose(state, request.version, stage)
         mlflow.set_tags({"promoted_model": model, "promoted_version": challenger.number})
@@ -92,20 +56,21 @@ def promote_in_run(request: PromotionRequest, nested: bool = False, beside: Pool
         verdict = Verdict()
         if stage != "Archived":
             verdict = _judged(state, challenger, stage, limits, request.data, beside)
-            if verdict.failed and not request.force:
-                write_refusal(challenger, stage, verdict.checks, run.info.run_id)
-                raise CalmlflowError(_refusal(challenger, stage, verdict, run.info.run_id))
-        forced = bool(verdict.failed)
-        mlflow.set_tag("gate", "forced" if forced else "passed")
-        promote(state, challenger.number, stage, reason, forced, run.info.run_id, verdict.checks)
-        passed = f"; {len(verdict.checks) - len(verdict.failed)} of {len(verdict.checks)} checks passed"
+        failed = verdict.failed
+        if failed and not request.force:
+            mlflow.set_tag("gate", "refused")
+            write_refusal(challenger, stage, verdict.checks, run_id)
+            shown = [f"{check.name}: {check.figure}, expected {check.expected}" for check in failed[:3]]
+            raise CalmlflowError(
+                f"{challenger} may not go to {stage}: {'; '.join(shown)}"
+                + (f" and {len(failed) - 3} more" if len(failed) > 3 else "")
+                + f" (run {run_id}); expected every check of the gate to pass: train anew, or promote with --force "
+                "--reason TEXT"
+            )
+        mlflow.set_tag("gate", "forced" if failed else "passed")
+        promote(state, challenger.number, stage, reason, run_id, verdict.checks)
+        passed = f"; {len(verdict.checks) - len(failed)} of {len(verdict.checks)} checks passed"
         return f"{model} version {challenger.number} is in {stage}{passed if verdict.checks else ''}"
-
-
-def roll_back_to(to: int | None, reason: str, model: str = settings.BUNDLE_MODEL) -> str:
-    """Put an earlier version back into Production, in seconds and without a gate; one sentence for a person."""
-    event = roll_back(model, to, check_reason(reason, "a rollback"))
-    return f"{model} version {event.version} is back in Production, version {event.before} is archived"
 
 
 def _judged(
@@ -116,24 +81,16 @@ def _judged(
     champion = state.versions[holder] if holder is not None else None
     with progress(f"judging version {challenger.number}", "steps", STEPS) as update:
         verdict = judge(challenger, champion, limits, data, lambda done, note: update(done, note=note), beside)
-    mlflow.log_metrics({name.replace("/", "_"): value for name, value in verdict.metrics.items()})
-    mlflow.log_metrics({"checks": len(verdict.checks), "checks_failed": len(verdict.failed)})
+    table = checks_table(verdict.checks)
+    mlflow.log_metrics({**verdict.metrics, "checks": len(verdict.checks), "checks_failed": len(verdict.failed)})
     mlflow.log_text(json.dumps([check._asdict() for check in verdict.checks], indent=2), "gate.json")
-    mlflow.log_text(checks_table(verdict.checks), "gate.md")
-    mlflow.set_tags(
-        {
-            "champion_version": holder if holder is not None else "none",
-            "gate": "refused",
-            "mlflow.note.content": f"Version {challenger.number} for {stage}\n\n{checks_table(verdict.checks)}",
-        }
-    )
+    mlflow.log_text(table, "gate.md")
+    note = f"Version {challenger.number} for {stage}\n\n{table}"
+    mlflow.set_tags({"champion_version": "none" if holder is None else holder, "mlflow.note.content": note})
     return verdict
 
 
-def _refusal(version: Version, stage: str, verdict: Verdict, run_id: str) -> str:
-    shown = [f"{check.name}: {check.figure}, expected {check.expected}" for check in verdict.failed[:3]]
-    more = f" and {len(verdict.failed) - 3} more" if len(verdict.failed) > 3 else ""
-    return (
-        f"{version} may not go to {stage}: {'; '.join(shown)}{more} (run {run_id}); expected every check of the gate "
-        "to pass: train anew, or promote with --force --reason TEXT"
-    )
+def roll_back_to(to: int | None, reason: str, model: str = settings.BUNDLE_MODEL) -> str:
+    """Put an earlier version back into Production, in seconds and without a gate; one sentence for a person."""
+    event = roll_back(model, to, check_reason(reason, "a rollback"))
+    return f"{model} version {event.version} is back in Production, version {event.before} is archived"

@@ -2,8 +2,8 @@
 
 import itertools
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import mlflow
 import pytest
@@ -18,8 +18,7 @@ SOURCE = "s3://calcloud-artifacts/of-a-test"
 """Where no files are."""
 
 
-@dataclass(frozen=True)
-class Files:
+class Files(NamedTuple):
     """Where the files of a version are, the run that logged them, and their digest."""
 
     source: str
@@ -67,10 +66,15 @@ def files(client, tracking, tmp_path) -> Files:
 def four(client, model, files) -> str:
     """A registered model with four versions that a rollback may go back to."""
     for _ in range(4):
-        client.create_model_version(
-            model, files.source, files.run_id, {"model_sha256": files.digest}, await_creation_for=0
-        )
+        tags = {"model_sha256": files.digest}
+        client.create_model_version(model, files.source, files.run_id, tags, await_creation_for=0)
     return model
+
+
+def add(client, model, count=1, **more) -> None:
+    """Versions without files."""
+    for _ in range(count):
+        client.create_model_version(model, SOURCE, await_creation_for=0, **more)
 
 
 def stages(model: str) -> dict[int, str]:

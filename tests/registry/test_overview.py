@@ -15,6 +15,7 @@ from calmlflow import settings
 from calmlflow.cli.registry import WIDE, show_versions
 from calmlflow.predictor.cache import Cache
 from calmlflow.predictor.registry_client import StagedVersion
+from calmlflow.registry.checks import Check
 from calmlflow.registry.lineage import Lineage
 from calmlflow.registry.overview import by_stage, problems, read_models
 from calmlflow.registry.promote import promote
@@ -237,7 +238,7 @@ def test_the_command_prints_the_overview(command, client, bundle):
 
 def test_the_command_says_what_was_moved_without_the_gate(command, client, bundle):
     add(client, bundle, 2)
-    promote(read_state(bundle), 1, "Production", reason="a test", forced=True, run_id="abc")
+    promote(read_state(bundle), 1, "Production", "a test", "abc", [Check("data.age", False, "9 days", "8 days")])
     assert command("stages")[::2] == (0, "")
     client.transition_model_version_stage(bundle, 2, "Production", archive_existing_versions=True)
     status, out, err = command("stages", "--json")
@@ -259,8 +260,8 @@ def test_the_command_says_what_was_moved_without_the_gate(command, client, bundl
     ]  # fmt: skip
     lines = command("stages", "--history", "--model", bundle)[1].splitlines()
     assert "version 1 to Production: forced promotion by" in lines[0]
-    assert lines[1:3] == ["    a test", "    gate: run abc"]
-    assert "version 2 to Production, in place of 1: moved without the gate, recorded by" in lines[3]
+    assert lines[1:4] == ["    a test", "    gate: run abc", "    failed: data.age: 9 days (expected 8 days)"]
+    assert "version 2 to Production, in place of 1: moved without the gate, recorded by" in lines[4]
 
 
 def test_a_move_that_was_cut_short_is_told_apart(client, bundle, monkeypatch):
