@@ -58,9 +58,7 @@ class AdoptionRequest:
 
 
 class SourceFile(NamedTuple):
-    """A file of a source: its name in errors, and its bytes."""
-
-    shown: Path
+    shown: Path  # its name in errors
     content: bytes
 
 
@@ -83,10 +81,8 @@ def adopt(request: AdoptionRequest) -> Outcome:
             jobs, checked.quarantine, features, everyone[:0], everyone, scaling, distinct_rows(features)
         )
         log_new_params({name: data.sizes()[name] for name in ("n_jobs", "n_quarantined")})
-        for network in NETWORKS:
-            content = files[network].content
-            digest = hashlib.sha256(content).hexdigest()
-            log_new_params({f"bytes_{network}": len(content), f"sha256_{network}": digest})
+        digests = {f"sha256_{network}": hashlib.sha256(files[network].content).hexdigest() for network in NETWORKS}
+        log_new_params(digests)
         mlflow.log_input(lineage(jobs, request.data, "testing"), context="testing")
         with new_tree(Path(request.output)) as tree:
             models = tree.partial / "models"
@@ -105,14 +101,10 @@ def adopt(request: AdoptionRequest) -> Outcome:
             named = {NETWORK_MODELS[network]: (network,) for network in NETWORKS} | {BUNDLE_MODEL: NETWORKS}
             metadata = {"source": request.source, "data": request.data, "seed": request.seed}
             logged = {name: log_model(models, networks, name, metadata) for name, networks in named.items()}
-        origin = Lineage(
-            data=f"adopted from {request.source}",
-            jobs=0,
-            newest_job=0,
-            seed=None,
-            scores={target: kinds["test"] for target, kinds in scores.items()},
-            runs=dict.fromkeys(NETWORKS, run.info.run_id),
-        )
+        own_scores = {target: kinds["test"] for target, kinds in scores.items()}
+        runs = dict.fromkeys(NETWORKS, run.info.run_id)
+        # Jobs, newest job and seed of the training are unknown.
+        origin = Lineage(f"adopted from {request.source}", 0, 0, None, own_scores, runs)
         versions = register(logged, origin)
         promoted = ""
         if stage:

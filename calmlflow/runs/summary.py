@@ -15,8 +15,8 @@ from calmlflow.settings import hide_password, tracking_uri
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Target -> kind -> score -> value; the kinds are those of `KINDS`, as far as they are known."""
 
+# Scored on the same test jobs, with the heading of each.
 KINDS = {"test": "network", "floor": "floor", "forest": "random forest", "champion": "champion"}
-"""Scored on the same test jobs, with the heading of each."""
 
 Intervals = Mapping[str, Mapping[str, tuple[float, float]]]
 """Target -> headline score -> 95 % interval of the network's score."""

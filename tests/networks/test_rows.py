@@ -27,22 +27,13 @@ def test_distinct_rows_are_those_of_numpy(features):
 
 @settings(deadline=None)
 @given(ROWS, st.integers(0, 2**32 - 1))
-def test_weighted_cross_entropy_is_that_of_the_jobs(features, seed):
+def test_weighted_losses_of_rows_are_those_of_the_jobs(features, seed):
     generator = np.random.default_rng(seed)
     rows = distinct_rows(features)
     bins = generator.integers(0, 4, len(features))
     log_predicted = np.log(generator.dirichlet(np.ones(4), len(rows.counts)))
     per_job = -log_predicted[rows.row_of_job, bins].mean()
-    shares = rows.bin_shares(bins)
-    assert shares.shape == (len(rows.counts), 4)
-    assert -(rows.weights[:, None] * shares * log_predicted).sum() == pytest.approx(per_job, rel=1e-4)
-
-
-@settings(deadline=None)
-@given(ROWS, st.integers(0, 2**32 - 1))
-def test_weighted_squared_error_and_spread_are_the_error_of_the_jobs(features, seed):
-    generator = np.random.default_rng(seed)
-    rows = distinct_rows(features)
+    assert -(rows.weights[:, None] * rows.bin_shares(bins) * log_predicted).sum() == pytest.approx(per_job, rel=1e-4)
     values, predicted = generator.lognormal(3, 1, len(features)), generator.lognormal(3, 1, len(rows.counts))
     per_job = np.mean((predicted[rows.row_of_job] - values) ** 2)
     by_row = np.sum(rows.weights * (predicted - rows.means(values)) ** 2) + rows.spread(values)

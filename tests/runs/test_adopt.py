@@ -27,8 +27,6 @@ from calmlflow.hst.scaling import Scaling
 from calmlflow.jobs.stores.open import read_jobs
 from calmlflow.networks.backend import keras
 from calmlflow.predictor import Predictor
-from calmlflow.results.classification import classification_scores
-from calmlflow.results.regression import regression_scores
 from calmlflow.results.scores import SCORES
 from calmlflow.runs import adopt as adoption
 from calmlflow.runs.adopt import (
@@ -55,10 +53,7 @@ MODELS = {network: f"adopt-test-{network}" for network in NETWORKS}
 DATA = "sample:1500"
 CONTROLS = {
     "iabc01xyq": {"n_files": 2, "total_mb": 4.1, "DETECTOR": "UVIS", "CRSPLIT": "1"},
-    "jabc03020": {"n_files": 17, "total_mb": 9.6, "DETECTOR": "SBC", "DRIZCORR": "PERFORM", "PCTECORR": "OMIT"},
     "jbcd04010": {"n_files": 5, "total_mb": 171.7, "DETECTOR": "WFC", "PCTECORR": "PERFORM", "CRSPLIT": "2"},
-    "labc05010": {"n_files": 3, "total_mb": 2.3, "SUBARRAY": "True"},
-    "oabc06090": {"n_files": 7, "total_mb": 11.1},
 }
 SEED = 3
 NUMBERS = itertools.count()
@@ -181,18 +176,14 @@ def test_the_tree_is_that_of_a_training_and_the_artifacts_are_the_tree(adopted, 
 def test_scores_are_those_of_all_jobs(adopted, theirs):
     jobs = read_jobs(DATA, SEED).valid
     answers = expected_answers(theirs, jobs[list(FEATURES)])
-    likeliest, wall_s = answers["mem_clf"].argmax(axis=1), answers["wall_reg"][:, 0]
     scores = {target: kinds["test"] for target, kinds in adopted.scores.items()}
-    expected = classification_scores(jobs["mem_bin"], answers["mem_clf"], likeliest, jobs["wallclock"])
-    for name in ("accuracy", "recall_2g", "recall_8g", "excess_cost"):
-        assert scores["mem_bin"][name] == pytest.approx(expected[name], rel=1e-3)
-    assert scores["memory"]["mae"] == pytest.approx(
-        regression_scores(jobs["memory"], answers["mem_reg"][:, 0])["mae"], rel=1e-4
-    )
-    kill_time_s = np.clip(np.ceil(6 * wall_s), 60, 172_800)
+    hits = answers["mem_clf"].argmax(axis=1) == jobs["mem_bin"]
+    assert scores["mem_bin"]["accuracy"] == pytest.approx(hits.mean(), rel=1e-3)
+    error = np.abs(answers["mem_reg"][:, 0] - jobs["memory"])
+    assert scores["memory"]["mae"] == pytest.approx(error.mean(), rel=1e-4)
+    kill_time_s = np.clip(np.ceil(6 * answers["wall_reg"][:, 0]), 60, 172_800)
     assert scores["wallclock"]["kill_time_coverage"] == np.mean(jobs["wallclock"] <= kill_time_s)
-    assert scores["wallclock"]["kill_time_reserved"] == pytest.approx(kill_time_s.sum() / jobs["wallclock"].sum(), 1e-4)
-    assert 0.9 < adopted.scores["mem_bin"]["test"]["accuracy"] <= adopted.scores["mem_bin"]["floor"]["accuracy"]
+    assert 0.9 < scores["mem_bin"]["accuracy"] <= adopted.scores["mem_bin"]["floor"]["accuracy"]
 
 
 # -- In operation -----------------------------------------------------------------------------------------------------
