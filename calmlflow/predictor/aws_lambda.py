@@ -20,17 +20,10 @@ log = logging.getLogger(__name__)
 def handler(event: Any, context: object = None) -> dict[str, Any]:
     """Answer the job of an event ``{"Bucket", "Key", "Ipppssoot"}``, or those of a notification of S3 or EventBridge.
 
-    Returns
-    -------
-    dict
-        For one job the answer of `Predictor.predict`, or ``errorType`` and ``errorMessage`` if the event breaks a
-        rule. For a notification ``{"answers": [...]}``, for each record in order ``dataset`` with either of these.
-
-    Raises
-    ------
-    CalmlflowError
-        S3 or the registry is out of reach: Lambda tries again. For a notification only if no record was answered, so
-        that a second try loses nothing; otherwise the error stands in the record's place, and in the log.
+    Gives for one job the answer of `Predictor.predict`, or ``errorType`` and ``errorMessage`` if the event breaks a
+    rule; for a notification ``{"answers": [...]}``, for each record in order ``dataset`` with either of these.
+    Raises a CalmlflowError, so that Lambda tries again, if S3 or the registry is out of reach. For a notification this
+    holds only if no record was answered; otherwise the error stands in the record's place, and in the log.
     """
     del context
     if "AWS_LAMBDA_RUNTIME_API" in os.environ:

@@ -157,13 +157,7 @@ class Bundle:
         return tuple(key for network in NETWORKS if network in held for key in ANSWER_KEYS[network])
 
     def predict(self, features: ArrayLike) -> Predictions:
-        """Run every network of the bundle.
-
-        Parameters
-        ----------
-        features : array_like, shape (n, 9)
-            Raw features in the order of `calmlflow.hst.features.FEATURES`.
-        """
+        """Run every network on raw features of shape (n, 9), in the order of `calmlflow.hst.features.FEATURES`."""
         outputs, nearest = {}, {}
         for group in self._groups:
             scaled = group.scaling.apply(features)

@@ -21,29 +21,19 @@ PRIOR_JOBS = 10
 
 @dataclass(frozen=True)
 class Decision:
-    """The table that chooses a rung.
+    """The table that chooses a rung."""
 
-    Attributes
-    ----------
-    wallclock_ratio : ndarray of float64, shape (m + 1, 4)
-        Wallclock of the jobs that need each rung, over the mean wallclock of their feature row: one line for each of
-        the m rows of ``seen_rows.json``, and a last one, the mean of all, for other jobs. Among jobs of equal features
-        those that need more memory run longer, in some rows by half.
-    risk : float
-        Dollars added for each dollar spent on a run that is killed, 0 or more.
-    """
-
+    # Shape (m + 1, 4): wallclock of the jobs that need each rung, over the mean of their feature row. One line for each
+    # row of seen_rows.json, and a last one, the mean of all, for other jobs. Among jobs of equal features those that
+    # need more memory run longer, in some rows by half.
     wallclock_ratio: NDArray[np.float64]
+    # Dollars added for each dollar spent on a run that is killed.
     risk: float = 0.0
 
     def __post_init__(self) -> None:
         ratio = self.wallclock_ratio
-        if (
-            ratio.ndim != 2
-            or ratio.shape[1] != len(LADDER)
-            or not len(ratio)
-            or not np.all((ratio > 0) & (ratio < 1e6))
-        ):
+        has_shape = ratio.ndim == 2 and ratio.shape[1] == len(LADDER) and len(ratio)
+        if not has_shape or not np.all((ratio > 0) & (ratio < 1e6)):
             raise InputError("decision.json: wallclock_ratio must be lines of four numbers above 0")
         if not 0 <= self.risk <= MAX_RISK:
             raise InputError(f"decision.json: risk is {self.risk:g}; expected 0 to {MAX_RISK:g}")
@@ -69,13 +59,7 @@ class Decision:
 
 
 def fit_decision(bins: ArrayLike, wallclock_s: ArrayLike, row_of_job: ArrayLike, risk: float = 0.0) -> Decision:
-    """Measure on n training jobs how wallclock varies with the needed rung.
-
-    Parameters
-    ----------
-    bins, wallclock_s, row_of_job : array_like, shape (n,)
-        Needed rung, wallclock in seconds, and number of the feature row, 0 to m - 1.
-    """
+    """Measure on training jobs how wallclock (s) varies with the needed rung (0 to 3) in each feature row."""
     bins, row_of_job = np.asarray(bins, dtype=np.int64), np.asarray(row_of_job, dtype=np.int64)
     wallclock_s = np.asarray(wallclock_s, dtype=float)
     shape = int(row_of_job.max()) + 1, len(LADDER)

@@ -25,12 +25,7 @@ _ANSWER_COLUMNS = {"memBin": "bin_pred", "memVal": "mem_pred", "clockTime": "wal
 def prediction_record(
     dataset: str, features: Sequence[float] | None, answer: Mapping[str, Any], timestamp: float
 ) -> dict[str, Any]:
-    """One answer of `Predictor.predict` in the columns of a job record; None for a missing value.
-
-    Columns: ``ipst``, ``timestamp`` (epoch seconds), the nine raw features (none for a mosaic), ``bin_pred``,
-    ``mem_pred`` (GB), ``wall_pred`` (s), ``kill_time`` (s), ``prob_2g`` to ``prob_64g``, ``unseen``, ``version`` and
-    ``source``.
-    """
+    """One answer of `Predictor.predict` in the columns of a job record, at epoch seconds; None for a missing value."""
     nine = [None] * len(FEATURES) if features is None else features
     probabilities = answer.get("probabilities") or [None] * len(LADDER)
     return {

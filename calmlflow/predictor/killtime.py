@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from calmlflow.errors import InputError
 from calmlflow.settings import KILL_TIME_MAX_S, KILL_TIME_MIN_S
 
+# Default share of jobs that must end before their kill time.
 COVERAGE = 0.999
-"""Default share of jobs that must end before their kill time."""
 
 # Calibration jobs of a group that run longer than promised, on average; sets the size of the groups.
 RANK_FROM_TOP = 5
@@ -24,20 +24,6 @@ PRIOR_JOBS = 50
 class KillTime:
     """Factors from predicted wallclock to kill time, by group of predicted wallclock, to the power of a row's spread.
 
-    Attributes
-    ----------
-    edges_s : tuple of floats
-        Upper edges of all groups but the last, seconds of predicted wallclock, ascending.
-    factors : tuple of floats
-        One per group, for a job of mean spread.
-    coverage : float
-        Share of jobs promised to end in time.
-    jobs : tuple of ints
-        Calibration jobs in each group. A group of fewer than coverage / (1 - coverage) cannot hold the promise.
-    spread : tuple of floats
-        Root mean square of ln(wallclock / prediction) over that of all jobs: one for each of the m rows of
-        ``seen_rows.json``, and a last one, 1, for other jobs. Empty: 1 for all.
-
     References
     ----------
     Cross-conformal prediction (Vovk, Cross-conformal predictors, 2015) with a scaled score (Lei et al.,
@@ -46,17 +32,22 @@ class KillTime:
     promise rests on held-out jobs, not on a theorem.
     """
 
+    # Upper edges of all groups but the last, seconds of predicted wallclock, ascending.
     edges_s: tuple[float, ...]
+    # One per group, for a job of mean spread.
     factors: tuple[float, ...]
+    # Share of jobs promised to end in time.
     coverage: float
+    # Calibration jobs in each group. A group of fewer than coverage / (1 - coverage) cannot hold the promise.
     jobs: tuple[int, ...]
+    # Root mean square of ln(wallclock / prediction) over that of all jobs: one for each row of seen_rows.json, and a
+    # last one, 1, for other jobs. Empty: 1 for all.
     spread: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         rules = {
-            "as many counts as factors, and one edge fewer": len(self.edges_s) + 1
-            == len(self.factors)
-            == len(self.jobs),
+            "as many counts as factors": len(self.jobs) == len(self.factors),
+            "one edge fewer than factors": len(self.edges_s) + 1 == len(self.factors),
             "factors above 0": all(0 < factor < math.inf for factor in self.factors),
             "coverage between 0 and 1": 0 < self.coverage < 1,
             "ascending edges": all(map(math.isfinite, self.edges_s)) and list(self.edges_s) == sorted(self.edges_s),
@@ -117,13 +108,6 @@ def fit_kill_time(
 
     The score of a job is the logarithm of actual / predicted over the spread of its feature row. The jobs are cut into
     groups of equal size by predicted wallclock, and in each the factor is the conformal quantile of the scores.
-
-    Parameters
-    ----------
-    predicted_s, actual_s, row_of_job : array_like, shape (n,)
-        Seconds, and number of the job's feature row, 0 to m - 1.
-    coverage : float
-        Share of jobs that must end before their kill time.
     """
     predicted_s, actual_s = np.asarray(predicted_s, dtype=float), np.asarray(actual_s, dtype=float)
     row_of_job = np.asarray(row_of_job, dtype=np.int64)

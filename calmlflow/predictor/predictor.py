@@ -89,11 +89,6 @@ class Predictor:
     emit : callable, optional
         Called with the record of every prediction, see `calmlflow.predictor.emit`; its failures are logged.
 
-    Attributes
-    ----------
-    serving : Serving
-        The bundle that answers now, with its version and source.
-
     Raises
     ------
     CalmlflowError
@@ -131,14 +126,9 @@ class Predictor:
         self._plan_check()
 
     def predict(self, dataset: str, keys: Mapping[str, object]) -> dict[str, Any]:
-        """Answer one job; an InputError names dataset, key and value that break a rule.
+        """Answer one job, an ipppssoot or a mosaic, by the keys of its control file, which a mosaic does not need.
 
-        Parameters
-        ----------
-        dataset : str
-            ipppssoot, or the name of a mosaic.
-        keys : mapping
-            Keys of the control file, see `calmlflow.hst.features.job_features`; ignored for a mosaic.
+        An InputError names dataset, key and value that break a rule.
 
         Returns
         -------

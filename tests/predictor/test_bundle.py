@@ -48,12 +48,10 @@ def scaled(features):
 
 def test_predictions_are_those_of_the_three_files(folder):
     found = Bundle.load(folder).predict(FEATURES)
-    direct = {
-        network: onnxruntime.InferenceSession(folder / network / f"{network}.onnx").run(
-            None, {"features": scaled(FEATURES)}
-        )[0]
-        for network in NETWORKS
-    }
+    direct = {}
+    for network in NETWORKS:
+        session = onnxruntime.InferenceSession(folder / network / f"{network}.onnx")
+        direct[network] = session.run(None, {"features": scaled(FEATURES)})[0]
     np.testing.assert_allclose(found["probabilities"], direct["mem_clf"], rtol=1e-4)
     np.testing.assert_array_equal(found["bin_pred"], direct["mem_clf"].argmax(axis=1))
     assert len(set(found["bin_pred"])) == 4
@@ -79,13 +77,7 @@ def add_rows(folder, rows, spread=None, ratio_lines=None):
 
 @pytest.mark.parametrize(
     ("rows", "spread", "ratio_lines", "file"),
-    [
-        (2, [1.0, 1.0], None, "killtime.json"),
-        (2, [1.0, 1.0, 1.0, 1.0], None, "killtime.json"),
-        (None, [1.0, 1.0], None, "killtime.json"),
-        (2, None, 2, "decision.json"),
-        (None, None, 2, "decision.json"),
-    ],
+    [(2, [1.0] * 2, None, "killtime.json"), (2, [1.0] * 4, None, "killtime.json"), (None, None, 2, "decision.json")],
 )
 def test_tables_of_another_training_are_refused(folder, rows, spread, ratio_lines, file):
     add_rows(folder, None if rows is None else FEATURES[:rows], spread, ratio_lines)
@@ -108,7 +100,7 @@ def test_tables_that_belong_together_are_read(folder, rows, spread, ratio_lines)
 PROBABILITIES = np.array([[0.6, 0.3, 0.1, 0.0], [0.0, 0.0, 0.1, 0.9], [0.55, 0.44, 0.01, 0.0]])
 
 
-def test_predictions_are_made_of_what_networks_say():
+def test_predictions_are_combined_of_the_networks_outputs():
     # One line per row, and one for jobs unlike any seen. In row 1 the jobs that need more than rung 0 run for ages.
     decision = Decision(np.array([[1.0, 1, 1, 1], [1, 1e3, 1e3, 1e3], [1, 1, 1, 1]]))
     kill_time = KillTime((), (4.0,), 0.9, (1,), (0.5, 1.0, 1.0))
@@ -134,8 +126,8 @@ def test_predictions_are_made_of_what_networks_say():
     assert found["kill_time"].tolist() == [400, 400, 400]
 
 
-@pytest.mark.parametrize("knowing", [{}, {"mem_clf"}, {"mem_reg"}, {"wall_reg"}, {"mem_reg", "wall_reg"}, {*NETWORKS}])
-@pytest.mark.parametrize("rows_of", [("mem_clf",), ("mem_reg",), ("wall_reg",), ("mem_clf", "wall_reg"), NETWORKS])
+@pytest.mark.parametrize("knowing", [{}, {"mem_clf"}, {"mem_reg", "wall_reg"}, {*NETWORKS}])
+@pytest.mark.parametrize("rows_of", [("mem_clf",), ("mem_reg",), ("wall_reg",), NETWORKS])
 def test_what_is_unseen_to_one_network_changes_what_that_network_says(rows_of, knowing):
     outputs = {"mem_clf": PROBABILITIES[:1], "mem_reg": np.full((1, 1), 2.0), "wall_reg": np.full((1, 1), 100.0)}
     nearest = {network: np.array([0 if network in knowing else -1]) for network in rows_of}
@@ -169,12 +161,6 @@ def change_manifest(folder, change):
     (folder / "bundle.json").write_text(json.dumps(manifest))
 
 
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def link_outside(folder):
     (folder / "tx_data.json").rename(folder.parent / "tx_data.json")
     (folder / "tx_data.json").symlink_to(folder.parent / "tx_data.json")
@@ -200,7 +186,8 @@ ONNX = [f"{network}/{network}.onnx" for network in NETWORKS]
     [
         *((lambda folder, name=name: (folder / name).unlink(), f"{name} cannot be read") for name in
           ("mem_reg/mem_reg.onnx", "tx_data.json", "killtime.json", "bundle.json")),
-        *((lambda folder, name=name: flip(folder / name), f"{name} does not match its SHA-256") for name in ONNX),
+        *((lambda folder, name=name: (folder / name).write_bytes(b"x"), f"{name} does not match its SHA-256")
+          for name in ONNX),
         *((lambda folder, name=name: change_manifest(folder, lambda manifest: manifest["sha256"].pop(name)),
            f"{name} is not listed") for name in ("wall_reg/wall_reg.onnx", "killtime.json", "tx_data.json")),
         (link_outside, "lies outside the bundle"),
@@ -223,19 +210,16 @@ def test_a_bundle_that_is_not_what_it_should_be_is_refused(folder, damage, words
         *({"format": value} for value in (3, [1], "1", None)),
         *({"networks": value} for value in (["mem_clf", "other"], 3, [[]], None)),
         *({"sha256": value} for value in (["tx_data.json"], {"tx_data.json": 5}, None)),
+        *(b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000),
     ],
-    ids=str,
+    ids=lambda change: str(change)[:40],
 )
-def test_a_manifest_of_another_shape_is_refused(folder, change):
-    change_manifest(folder, lambda manifest: manifest.update(change))
+def test_a_damaged_manifest_is_refused(folder, change):
+    if isinstance(change, dict):
+        change_manifest(folder, lambda manifest: manifest.update(change))
+    else:
+        (folder / "bundle.json").write_bytes(change)
     with pytest.raises(InputError, match=r"bundle\.json is damaged; expected format 1 or 2, "):
-        Bundle.load(folder)
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
-def test_a_manifest_that_is_none_is_refused(folder, content):
-    (folder / "bundle.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"bundle\.json is damaged"):
         Bundle.load(folder)
 
 
@@ -313,20 +297,12 @@ def test_a_job_is_known_or_not_alone_as_among_others(trainings, tmp_path):
         np.testing.assert_array_equal(alone, together[column])
 
 
-def test_tables_of_its_own_change_the_format_and_nothing_else_does(trainings, tmp_path):
-    def format_of(folder):
-        return json.loads((folder / "bundle.json").read_text())["format"]
-
+def test_a_table_of_its_own_changes_the_format(trainings):
     whole, other = trainings
-    before = (whole / "bundle.json").read_bytes()
+    assert json.loads((whole / "bundle.json").read_text())["format"] == 1
+    shutil.copy(other / "seen_rows.json", whole / "mem_reg")
     write_manifest(whole)
-    assert (whole / "bundle.json").read_bytes() == before
-    assert format_of(whole) == 1
-    for table in ("tx_data.json", "seen_rows.json"):
-        folder = shutil.copytree(whole, tmp_path / table)
-        shutil.copy(other / table, folder / "mem_reg")
-        write_manifest(folder)
-        assert format_of(folder) == 2
+    assert json.loads((whole / "bundle.json").read_text())["format"] == 2
 
 
 @pytest.mark.parametrize(("network", "table"), [("mem_clf", "decision.json"), ("wall_reg", "killtime.json")])
@@ -340,9 +316,6 @@ def test_lines_are_held_against_the_rows_of_their_own_network(trainings, tmp_pat
     words = f"bundle {folder}: {table} and {network}/seen_rows.json do not belong together"
     with pytest.raises(InputError, match=f"^{re.escape(words)}"):
         Bundle.load(folder)
-    # Whoever loads the other networks needs neither.
-    rest = [name for name in NETWORKS if name != network]
-    assert Bundle.load(folder, rest).predict(FEATURES[:1])
 
 
 @pytest.mark.parametrize("table", ["tx_data.json", "seen_rows.json"])

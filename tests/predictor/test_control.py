@@ -30,15 +30,8 @@ def _no_client_of_another_test():
 def test_a_file_is_read(tmp_path):
     (tmp_path / "control.txt").write_text(TEXT)
     assert read_control_file(tmp_path / "control.txt") == KEYS
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    for path in (tmp_path / "none.txt", tmp_path):
-        with pytest.raises(InputError, match=f"control file {path} cannot be read"):
-            read_control_file(path)
-
-
-def test_a_file_without_end_is_not_read_to_it():
+    with pytest.raises(InputError, match=f"control file {tmp_path} cannot be read"):
+        read_control_file(tmp_path)
     with pytest.raises(InputError, match="expected at most 65536"):
         read_control_file(Path("/dev/zero"))
 
@@ -89,22 +82,6 @@ def test_an_object_is_read_by_its_key_or_that_of_its_dataset(s3):
     assert read_control_object(JOB, BUCKET, f"{FOLDER}elsewhere") == {"n_files": "1", "total_mb": "2"}
 
 
-def test_an_object_that_is_not_there_is_the_fault_of_who_asked(s3):
-    with pytest.raises(InputError, match=rf"s3://{BUCKET}/{FOLDER}none cannot be read \(NoSuchKey\)"):
-        read_control_object(JOB, BUCKET, f"{FOLDER}none")
-    with pytest.raises(InputError, match=r"s3://no-such-bucket/control/.* cannot be read \(NoSuchBucket\)"):
-        read_control_object(JOB, "no-such-bucket")
-
-
-def test_an_object_that_is_no_control_file_is_told(s3):
-    s3.put_object(Bucket=BUCKET, Key=f"{FOLDER}picture", Body=b"\x89PNG\x0d\x0a\xff")
-    s3.put_object(Bucket=BUCKET, Key=f"{FOLDER}large", Body=b"#" * 70_000)
-    with pytest.raises(InputError, match="is not UTF-8 text"):
-        read_control_object(JOB, BUCKET, f"{FOLDER}picture")
-    with pytest.raises(InputError, match=r"large has 70000 bytes; expected a control file, at most 65536"):
-        read_control_object(JOB, BUCKET, f"{FOLDER}large")
-
-
 def point_s3_at(monkeypatch, address):
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL"):
         monkeypatch.setenv(name, address)
@@ -117,20 +94,6 @@ def point_s3_at(monkeypatch, address):
 def test_a_mosaic_needs_no_object(monkeypatch, ports):
     point_s3_at(monkeypatch, f"http://127.0.0.1:{ports[0]}")
     assert read_control_object("acs_8ph_01", BUCKET) == {}
-
-
-def test_a_store_out_of_reach_is_nobodys_input(monkeypatch, ports):
-    point_s3_at(monkeypatch, f"http://127.0.0.1:{ports[0]}")
-    with pytest.raises(CalmlflowError, match=rf"s3://{BUCKET}/.* cannot be read \(EndpointConnectionError\)") as caught:
-        read_control_object(JOB, BUCKET)
-    assert not isinstance(caught.value, InputError)
-
-
-def test_an_address_that_is_none_is_told_without_its_password(monkeypatch):
-    point_s3_at(monkeypatch, "nobody:secret@nowhere")
-    with pytest.raises(CalmlflowError, match="boto3 cannot make a client") as caught:
-        read_control_object(JOB, BUCKET)
-    assert "secret" not in str(caught.value)
 
 
 @contextmanager
@@ -168,9 +131,6 @@ OK = b"HTTP/1.1 200 OK\r\n"
     [
         ([OK + b"Content-Length: 40\r\n\r\nn_files=17\n"], CalmlflowError, "cannot be read"),
         ([b"HTTP/1.1 503 Slow Down\r\nContent-Length: 4\r\n\r\noops"], CalmlflowError, r"cannot be read \(503\)"),
-        ([b"rubbish\r\n\r\n"], CalmlflowError, "cannot be read"),
-        # Nothing for long, and a byte now and then.
-        ([b""] * 200, CalmlflowError, r"cannot be read \(ReadTimeoutError\)"),
         ([OK + b"Content-Length: 600\r\n\r\n", *[b"#"] * 600], CalmlflowError, r"\(no answer in time\)"),
         # Of a terabyte only the header ever comes.
         ([OK + b"Content-Length: 1000000000000\r\n\r\n#"], InputError, "has 1000000000000 bytes; expected a control"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,32 +19,20 @@ from calmlflow.hst.dataset import parse_dataset
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, OPTIONAL_KEYS, parse_control
 from calmlflow.predictor.batch.answers import SCHEMA, answer_table, column_answers
 from calmlflow.predictor.batch.features import NAMES, cells_at, form_of, read_jobs
-from calmlflow.predictor.bundle import Bundle
-from calmlflow.storage.s3 import S3Object, asking, new_client, parse_s3, read_object
+from calmlflow.storage.s3 import S3Object, asking, list_pages, new_client, parse_s3, read_object
 from calmlflow.storage.tables import SUFFIXES, Piece, RefusedRow, TableWriter, new_table, open_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from calmlflow.predictor.predictor import Serving
+
 log = logging.getLogger(__name__)
-
-CHUNK_ROWS = 65_536
-
-OnProgress = Callable[[int, int | None], None]
-"""Called with rows done, and rows in all if their number is known."""
 
 _ADDED = ("row", "reason")
 _THREADS = 16
 _CONTROL_COLUMNS = ("ipst", "n_files", "total_mb", *OPTIONAL_KEYS)
 _CONTROL_KEY = re.compile(r"control/([^/\s]+)/\1_MemModelFeatures\.txt")
-
-
-class _Serving(Protocol):
-    @property
-    def bundle(self) -> Bundle | None: ...
-
-    @property
-    def version(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -71,12 +59,12 @@ class _Source:
 
 
 def predict_many(
-    serving: _Serving,
+    serving: "Serving",
     data: "str | Path | pd.DataFrame | pa.Table | Iterable[pa.RecordBatch]",
     output: str | Path,
     *,
-    chunk_rows: int = CHUNK_ROWS,
-    on_progress: OnProgress | None = None,
+    chunk_rows: int = 65_536,
+    on_progress: Callable[[int, int | None], None] | None = None,
 ) -> BatchOutcome:
     """Answer many jobs, all by the same version.
 
@@ -86,8 +74,6 @@ def predict_many(
 
     Parameters
     ----------
-    serving : Serving
-        Bundle and version, see `calmlflow.predictor.predictor.Serving`.
     data : str, Path, DataFrame, Table or iterable of RecordBatch
         A CSV file, a Parquet file, a folder of Parquet files; ``s3://bucket/key.csv`` or ``.parquet``, or
         ``s3://bucket/prefix`` with control files below it; or batches of one schema.
@@ -97,13 +83,12 @@ def predict_many(
     chunk_rows : int
         Rows in memory at a time, 1 or more.
     on_progress : callable, optional
+        Called with the rows done, and all rows if their number is known.
 
     Raises
     ------
     InputError
         Input or output is none of those, the output would replace the input, or no row can be answered.
-    CalmlflowError
-        The output cannot be written, or S3 does not answer.
     """
     place = str(output)
     suffix = Path(place).suffix.lower()
@@ -221,17 +206,8 @@ def _open_batches(data: Any, chunk_rows: int) -> _Source:
 def _open_control_files(target: S3Object, chunk_rows: int) -> _Source:
     """Read the control files under a prefix, many at a time."""
     client = new_client(connections=_THREADS)
-    expected = "a bucket with control files"
-
-    def keys() -> Iterator[str]:
-        with asking(target, "listed", expected):
-            pages = client.get_paginator("list_objects_v2").paginate(
-                Bucket=target.bucket, Prefix=target.key or "control/"
-            )
-            for page in pages:
-                yield from (item["Key"] for item in page.get("Contents", ()) if _CONTROL_KEY.fullmatch(item["Key"]))
-
-    found = keys()
+    pages = list_pages(client, target._replace(key=target.key or "control/"), "a bucket with control files")
+    found = (item["Key"] for page in pages for item in page.get("Contents", ()) if _CONTROL_KEY.fullmatch(item["Key"]))
     first = next(found, None)
     if first is None:
         raise InputError(
