@@ -26,12 +26,8 @@ def test_the_table():
     assert [rung.instance for rung in LADDER] == ["c5a.2xlarge", "m5a.2xlarge", "r5a.xlarge", "r5a.2xlarge"]
     assert [(rung.usd_per_hour, rung.jobs_at_once) for rung in LADDER] == list(TABLE)
     assert [rung.usd_per_job_second for rung in LADDER] == pytest.approx(PER_JOB_SECOND)
-
-
-def test_limits_leave_an_eighth_of_the_nominal_size():
-    for rung in LADDER:
-        nominal_mb = int(rung.name.removesuffix("g")) * 1024
-        assert rung.limit_gb == pytest.approx((nominal_mb - nominal_mb / 1024 * 128) / 1000)
+    # An eighth of the nominal size is left to the machine.
+    assert [rung.limit_gb for rung in LADDER] == pytest.approx([0.896 * size for size in (2, 8, 16, 64)])
 
 
 @pytest.mark.parametrize(
@@ -71,12 +67,6 @@ def test_cost_of_one_hour_by_hand():
     assert allocation_cost([0, 0, 1, 3], [0, 1, 3, 0], 3600) == pytest.approx([0.0385, 0.1245, 0.651, 0.452])
 
 
-@given(BINS, BINS, WALLCLOCKS)
-def test_too_low_is_never_cheaper_than_the_needed_rung(chosen, needed, wallclock_s):
-    low, high = sorted((chosen, needed))
-    assert allocation_cost(high, high, wallclock_s) <= allocation_cost(low, high, wallclock_s)
-
-
 def test_each_rung_is_dearer_than_the_one_below():
     # The $/hour of r5a.xlarge is the lowest of all, but only two jobs share it.
     assert sorted(PER_JOB_SECOND) == PER_JOB_SECOND
@@ -88,23 +78,6 @@ def test_no_policy_is_cheaper_than_the_needed_rungs(jobs):
     _, needed, wallclock_s = jobs
     assert excess_cost(*jobs) >= -1e-12
     assert excess_cost(needed, needed, wallclock_s) == 0
-
-
-@given(JOBS)
-def test_excess_of_a_policy_is_bounded_by_the_table(jobs):
-    chosen, needed, wallclock_s = jobs
-    ratios = [
-        sum(PER_JOB_SECOND[c : max(c, n) + 1]) / PER_JOB_SECOND[n]
-        for c, n in zip(chosen.tolist(), needed.tolist(), strict=True)
-    ]
-    excess = excess_cost(chosen, needed, wallclock_s)
-    assert min(ratios) - 1 - 1e-9 <= excess <= max(ratios) - 1 + 1e-9
-
-
-@given(JOBS, st.floats(0.001, 1000))
-def test_excess_knows_no_unit_of_time(jobs, factor):
-    chosen, needed, wallclock_s = jobs
-    assert excess_cost(chosen, needed, wallclock_s * factor) == pytest.approx(excess_cost(chosen, needed, wallclock_s))
 
 
 def test_excess_by_hand():
@@ -123,7 +96,3 @@ def test_a_bin_off_the_ladder_is_named(off):
         allocation_cost([0, off], [0, 0], [1, 1])
     with pytest.raises(InputError, match=f"memory bin is {off}; expected"):
         excess_cost([0, 0], [0, off], [1, 1])
-
-
-def test_jobs_may_come_as_a_table_has_them():
-    assert allocation_cost(np.array([0.0, 1.0]), np.array([1, 1], dtype="int8"), [1, 1]).shape == (2,)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.preprocessing import PowerTransformer
@@ -15,8 +15,6 @@ from calmlflow.errors import InputError
 from calmlflow.hst.scaling import Scaling, yeo_johnson
 
 IDENTITY = {"lambdas": (1.0, 1.0), "mu": (0.0, 0.0), "sigma": (1.0, 1.0)}
-
-
 FITTED = PowerTransformer(method="yeo-johnson", standardize=False).fit(np.random.default_rng(0).random((8, 2)))
 
 
@@ -40,22 +38,6 @@ def test_yeo_johnson_equals_scikit_learn(values, lam_one, lam_other):
     np.testing.assert_allclose(yeo_johnson(values[:, 1], lam_other), expected[:, 1], rtol=1e-7, atol=1e-9)
 
 
-@settings(max_examples=20)
-@given(st.integers(0, 2**32 - 1))
-def test_apply_equals_a_fitted_transformer_of_scikit_learn(seed):
-    rng = np.random.default_rng(seed)
-    features = np.hstack([np.round(rng.lognormal([1.5, 3], [1, 1.5], (60, 2))), rng.integers(0, 4, (60, 7))])
-    fitted = PowerTransformer(method="yeo-johnson", standardize=False).fit(features[:, :2])
-    transformed = fitted.transform(features[:, :2])
-    mu, sigma = transformed.mean(axis=0), transformed.std(axis=0)
-    scaling = Scaling(tuple(fitted.lambdas_), tuple(mu), tuple(sigma))
-    expected = PowerTransformer(method="yeo-johnson").fit_transform(features[:, :2])
-    scaled = scaling.apply(features)
-    assert scaled.dtype == np.float32
-    np.testing.assert_allclose(scaled[:, :2], expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(scaled[:, 2:], features[:, 2:])
-
-
 @pytest.mark.parametrize("special", [0.0, 2.0])
 def test_yeo_johnson_is_continuous_where_it_turns_into_a_logarithm(special):
     values = np.array([-1000.0, -1.0, 0.0, 1e-3, 1.0, 1000.0])
@@ -63,19 +45,12 @@ def test_yeo_johnson_is_continuous_where_it_turns_into_a_logarithm(special):
         np.testing.assert_allclose(yeo_johnson(values, special + step), yeo_johnson(values, special), rtol=1e-6)
 
 
-@given(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4), LAMBDAS)
-def test_yeo_johnson_keeps_order_and_sign(one, other, lam):
-    low, high = yeo_johnson(np.array(sorted((one, other))), lam)
-    assert low <= high
-    assert np.sign(low) in (0, np.sign(min(one, other)))
-
-
 def test_apply_by_hand():
     # lambda 1 leaves a value as it is; lambda 0 is log(1 + x).
     features = np.array([[10, math.e - 1, 1, 0, 2, 1, 0, 1, 3]])
     scaled = Scaling((1.0, 0.0), (2.0, 1.0), (4.0, 0.5)).apply(features)
     np.testing.assert_allclose(scaled, [[2, 0, 1, 0, 2, 1, 0, 1, 3]], atol=1e-6)
-    assert features[0, 0] == 10
+    assert (scaled.dtype, features[0, 0]) == (np.float32, 10)
     assert Scaling(**IDENTITY).apply(features[:0]).shape == (0, 9)
 
 
@@ -90,28 +65,22 @@ SIGMAS = st.tuples(*[st.floats(min_value=0, exclude_min=True, allow_infinity=Fal
 
 
 @given(PAIRS, PAIRS, SIGMAS)
-def test_json_round_trip_is_exact(lambdas, mu, sigma):
+def test_json_round_trip_is_exact_and_its_keys_are_those_of_the_earlier_library(lambdas, mu, sigma):
     scaling = Scaling(lambdas, mu, sigma)
-    assert Scaling.from_json(scaling.to_json()) == scaling
-    assert Scaling.from_json(scaling.to_json().encode()) == scaling
+    assert Scaling.from_json(scaling.to_json()) == Scaling.from_json(scaling.to_json().encode()) == scaling
+    assert json.loads(scaling.to_json()) == {"lambdas": list(lambdas), "mu": list(mu), "sigma": list(sigma)}
 
 
-def test_json_is_what_the_earlier_library_reads():
-    text = Scaling((-0.75, 0.25), (1.5, 4.0), (0.5, 2.0)).to_json()
-    assert json.loads(text) == {"lambdas": [-0.75, 0.25], "mu": [1.5, 4.0], "sigma": [0.5, 2.0]}
-
-
-@pytest.mark.parametrize("name", ["lambdas", "mu", "sigma"])
-@pytest.mark.parametrize("values", [(1.0,), (1.0, 1.0, 1.0), (), (1.0, math.nan), (math.inf, 1.0)])
-def test_numbers_that_are_none_are_named(name, values):
-    with pytest.raises(InputError, match=f"scaling: {name} is .*; expected two finite numbers"):
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        *(("lambdas", values) for values in ((1.0,), (1.0, 1.0, 1.0), (1.0, math.nan), (math.inf, 1.0))),
+        *(("mu", ()), ("sigma", ()), ("sigma", (0.0, 1.0)), ("sigma", (1.0, -1.0))),
+    ],
+)
+def test_numbers_that_cannot_be_are_named(name, values):
+    with pytest.raises(InputError, match=rf"{name} .*(; expected two finite numbers| above 0)"):
         Scaling(**IDENTITY | {name: values})
-
-
-@pytest.mark.parametrize("sigma", [(0.0, 1.0), (1.0, -1.0)])
-def test_sigma_must_be_above_zero(sigma):
-    with pytest.raises(InputError, match=r"sigma .* above 0"):
-        Scaling(**IDENTITY | {"sigma": sigma})
 
 
 @pytest.mark.parametrize(

@@ -109,33 +109,18 @@ def test_archives_say_nothing_of_the_machine_or_the_moment(tmp_path):
     # RFC 1952: no name nor anything else optional, no time, and no operating system.
     assert (header[3], header[4:8], header[9]) == (0, bytes(4), 255)
     with tarfile.open(whole) as tar:
-        members = tar.getmembers()
-    assert [member.name for member in members] == sorted(member.name for member in members)
-    assert {(member.uid, member.gid, member.uname, member.gname, member.mtime) for member in members} == {
-        (0, 0, "", "", 0)
-    }
-    assert {(member.isdir(), member.mode) for member in members} == {(True, 0o755), (False, 0o644)}
+        found = {(one.uid, one.gid, one.uname, one.gname, one.mtime, one.isdir(), one.mode) for one in tar}
+    assert found == {(0, 0, "", "", 0, True, 0o755), (0, 0, "", "", 0, False, 0o644)}
     with zipfile.ZipFile(models) as zipped:
         infos = zipped.infolist()
-    assert [info.filename for info in infos] == [
-        *("models/", "models/mem_clf/", "models/mem_clf/mem_clf.onnx", "models/tx_data.json")
-    ]
     assert {(info.date_time, info.create_system, info.extra) for info in infos} == {((1980, 1, 1, 0, 0, 0), 3, b"")}
-    assert {(info.is_dir(), info.external_attr >> 16) for info in infos} == {
-        (True, stat.S_IFDIR | 0o755),
-        (False, stat.S_IFREG | 0o644),
-    }
+    assert {info.external_attr >> 16 for info in infos} == {stat.S_IFDIR | 0o755, stat.S_IFREG | 0o644}
 
 
 @pytest.mark.parametrize("where", [".", "models"])
 @pytest.mark.parametrize(
     ("kind", "spoil"),
-    [
-        ("a symbolic link", lambda path: path.symlink_to("/etc/hostname")),
-        ("a symbolic link", lambda path: path.symlink_to(path.parent, target_is_directory=True)),
-        ("a symbolic link", lambda path: path.symlink_to("nowhere")),
-        ("a special file", os.mkfifo),
-    ],
+    [("a symbolic link", lambda path: path.symlink_to("/etc/hostname")), ("a special file", os.mkfifo)],
 )
 def test_links_and_special_files_are_refused_by_name(tmp_path, where, kind, spoil):
     tree = make(tmp_path / NAME, TREE)
@@ -153,14 +138,11 @@ def test_names_that_cannot_be_unpacked_everywhere_are_not_packed(tmp_path, name)
         pack(tree, tmp_path / "out")
 
 
-def test_a_tree_that_is_none_is_refused(tmp_path):
+def test_a_tree_that_is_none_and_an_output_in_the_tree_are_refused(tmp_path):
     with pytest.raises(InputError, match="nothing is no folder"):
         pack(tmp_path / "nothing", tmp_path / "out")
     with pytest.raises(InputError, match="models is no folder"):
-        pack(make(tmp_path / NAME, {"data": {}}), tmp_path / "out")
-
-
-def test_archives_do_not_land_in_what_they_pack(tmp_path):
+        pack(make(tmp_path / "other", {"data": {}}), tmp_path / "out")
     tree = make(tmp_path / NAME, TREE)
     with pytest.raises(InputError, match="expected a folder outside"):
         pack(tree, tree / "results")
@@ -255,15 +237,17 @@ def test_names_that_leave_the_folder_are_refused(tmp_path, kind, name):
     refuse(path, tmp_path / "in" / "out", repr(name), "is no plain path")
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
-def test_links_and_devices_of_a_tar_archive_are_refused(tmp_path, kind):
-    info = tar_info("t/bad", kind, linkname="/etc/hostname" if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else "")
-    refuse(write_tar(tmp_path / "bad.tar.gz", (info, b"")), tmp_path / "out", "'t/bad'")
-
-
-def test_a_sparse_member_is_refused(tmp_path):
-    info = tar_info("t/holes", pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": str(1 << 30)})
-    refuse(write_tar(tmp_path / "bad.tgz", (info, b"1")), tmp_path / "out", "'t/holes'", "special file")
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        *((kind, {"linkname": "/etc/hostname"}) for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE)),
+        *((kind, {}) for kind in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)),
+        # A sparse file.
+        (tarfile.REGTYPE, {"pax_headers": {"GNU.sparse.map": "0,1", "GNU.sparse.size": str(1 << 30)}}),
+    ],
+)
+def test_links_and_devices_of_a_tar_archive_are_refused(tmp_path, kind, values):
+    refuse(write_tar(tmp_path / "bad.tgz", (tar_info("t/bad", kind, **values), b"")), tmp_path / "out", "'t/bad'")
 
 
 @pytest.mark.parametrize("mode", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK])
@@ -277,9 +261,7 @@ def test_links_and_devices_of_a_zip_archive_are_refused(tmp_path, mode):
 @both
 @pytest.mark.parametrize(
     "members",
-    [
-        *(["t/x", "t/x"], ["t/", "t/x/", "t/x/"], ["t/x", "t/x/"], ["t/x", "t/x/y"], ["t/x/y", "t/x"]),
-    ],
+    [["t/x", "t/x"], ["t/", "t/x/", "t/x/"], ["t/x", "t/x/"], ["t/x", "t/x/y"], ["t/x/y", "t/x"]],
 )
 def test_archives_that_contradict_themselves_are_refused(tmp_path, kind, members):
     path = write_named(tmp_path / f"bad.{kind}", *((name, b"") for name in members))
@@ -293,20 +275,34 @@ def test_an_archive_without_one_folder_on_top_is_refused(tmp_path, kind, names):
     refuse(write_named(tmp_path / f"bad.{kind}", *members), tmp_path / "out", "does not hold one folder")
 
 
-def test_a_zip_name_with_a_zero_byte_is_refused(tmp_path):
-    path = write_zip(tmp_path / "bad.zip", ("t/good_", b"1"))
-    path.write_bytes(path.read_bytes().replace(b"t/good_", b"t/goo\0_"))
-    refuse(path, tmp_path / "out", r"t/goo\x00_")
-
-
-def test_an_encrypted_member_is_refused(tmp_path):
-    path = write_zip(tmp_path / "bad.zip", ("t/secret", b"1"))
-    data = bytearray(path.read_bytes())
+def flag_encrypted(data: bytearray) -> None:
     # Bit 0 of the flags, in the header of the member and in the directory.
-    data[6] |= 1
-    data[data.index(b"PK\x01\x02") + 8] |= 1
+    for at in (6, data.index(b"PK\x01\x02") + 8):
+        data[at] |= 1
+
+
+def claim_ten_bytes(data: bytearray) -> None:
+    data[:] = data.replace(struct.pack("<I", 10_000), struct.pack("<I", 10))
+
+
+def put_zero_byte(data: bytearray) -> None:
+    data[:] = data.replace(b"t/x_", b"t/x\0")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (flag_encrypted, ("'t/x_'", "encrypted")),
+        (claim_ten_bytes, ("'t/x_'", "expected a whole archive")),
+        (put_zero_byte, (r"t/x\x00",)),
+    ],
+)
+def test_a_zip_member_of_a_false_header_is_refused(tmp_path, damage, words):
+    path = write_zip(tmp_path / "bad.zip", ("t/x_", bytes(10_000)))
+    data = bytearray(path.read_bytes())
+    damage(data)
     path.write_bytes(data)
-    refuse(path, tmp_path / "out", "'t/secret'", "encrypted")
+    refuse(path, tmp_path / "out", *words)
 
 
 @both
@@ -326,26 +322,19 @@ def test_too_many_bytes_are_refused_before_they_are_written(tmp_path, monkeypatc
     refuse(path, tmp_path / "out", f"holds {(1 << 20) + 1} bytes or more", f"at most {1 << 20}")
 
 
-def test_the_size_that_a_tar_archive_claims_is_limited(tmp_path):
-    info = tar_info("t/huge", size=archive.MAX_UNPACKED_BYTES + 1)
-    path = tmp_path / "bomb.tar.gz"
-    path.write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT)))
-    refuse(path, tmp_path / "out", str(archive.MAX_UNPACKED_BYTES + 1))
-
-
-def test_a_bomb_in_a_header_is_refused(tmp_path):
+def test_a_tar_archive_of_a_false_header_is_refused(tmp_path):
+    huge = tar_info("t/huge", size=archive.MAX_UNPACKED_BYTES + 1).tobuf(tarfile.GNU_FORMAT)
     # The name of the next member, as long as the bomb.
     size = 8 << 20
-    header = tar_info("././@LongLink", tarfile.GNUTYPE_LONGNAME, size=size).tobuf(tarfile.GNU_FORMAT)
-    path = tmp_path / "bomb.tar.gz"
-    path.write_bytes(gzip.compress(header + b"t/" + b"x" * (size - 2) + tar_bytes((tar_info("t/x"), b"1"))))
-    refuse(path, tmp_path / "out", f"a header of {size} bytes")
-
-
-def test_a_zip_member_of_another_size_than_it_claims_is_refused(tmp_path):
-    path = write_zip(tmp_path / "bad.zip", ("t/x", bytes(10_000)))
-    path.write_bytes(path.read_bytes().replace(struct.pack("<I", 10_000), struct.pack("<I", 10)))
-    refuse(path, tmp_path / "out", "'t/x'", "expected a whole archive")
+    long = tar_info("././@LongLink", tarfile.GNUTYPE_LONGNAME, size=size).tobuf(tarfile.GNU_FORMAT)
+    one = tar_bytes((tar_info("t/x"), b"1"))
+    for content, words in (
+        (huge, str(archive.MAX_UNPACKED_BYTES + 1)),
+        (long + b"t/" + b"x" * (size - 2) + one, f"a header of {size} bytes"),
+        (one + one, "data after the end"),
+    ):
+        (tmp_path / "bad.tgz").write_bytes(gzip.compress(content))
+        refuse(tmp_path / "bad.tgz", tmp_path / "out", words)
 
 
 @settings(max_examples=60)
@@ -375,21 +364,12 @@ def test_damage_is_told_in_one_sentence_or_changes_nothing_else(data):
         assert {path.name for path in folder.iterdir()} == {NAME, f"{NAME}.tar.gz", "models.zip", "out"}
 
 
-def test_data_after_the_end_of_a_tar_archive_are_refused(tmp_path):
-    path = tmp_path / "bad.tgz"
-    path.write_bytes(gzip.compress(tar_bytes((tar_info("t/x"), b"1")) + tar_bytes((tar_info("t/y"), b"1"))))
-    refuse(path, tmp_path / "out", "data after the end")
-
-
 @both
 def test_what_is_no_archive_is_refused(tmp_path, kind):
     path = tmp_path / f"text.{kind}"
     path.write_text("not an archive")
     refuse(path, tmp_path / "out", "expected a whole archive")
     refuse(tmp_path / f"missing.{kind}", tmp_path / "out", "No such file")
-
-
-def test_an_unknown_ending_is_refused(tmp_path):
     refuse(tmp_path / "models.rar", tmp_path / "out", "expected a name in .zip, .tgz, .tar.gz")
 
 
@@ -398,10 +378,11 @@ def test_an_unknown_ending_is_refused(tmp_path):
 
 def test_unpacking_again_keeps_what_is_there(tmp_path):
     whole, _ = pack(make(tmp_path / NAME, TREE), tmp_path)
-    target = unpack(whole, tmp_path / "out")
-    before = {path: path.stat().st_ino for path in (target, *target.rglob("*"))}
-    assert unpack(whole, tmp_path / "out") == target
-    assert {path: path.stat().st_ino for path in (target, *target.rglob("*"))} == before
+    inodes = []
+    for _ in range(2):
+        target = unpack(whole, tmp_path / "out")
+        inodes.append({path: path.stat().st_ino for path in (target, *target.rglob("*"))})
+    assert inodes[0] == inodes[1]
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     for path in (tmp_path / "file" / "out.csv", tmp_path / "folder"):
         with pytest.raises(CalmlflowError, match=f"{path} cannot be written"), replacing(path) as file:
             file.write("x")
+    with pytest.raises(CalmlflowError, match="cannot be locked"), locked(tmp_path / "file" / "lock"):
+        pytest.fail("held")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
@@ -83,12 +85,6 @@ def test_a_lock_is_for_one_process_and_ends_with_it(tmp_path):
             pass
     with locked(path):
         pass
-
-
-def test_a_lock_that_cannot_be_made_is_named(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(CalmlflowError, match="cannot be locked"), locked(tmp_path / "file" / "lock"):
-        pytest.fail("held")
 
 
 # -- The folder of a training ---------------------------------------------------------------------------------------
@@ -125,21 +121,16 @@ def test_a_training_that_fails_leaves_nothing(tmp_path, error):
 
 
 def test_two_in_the_same_second_have_a_name_each(tmp_path, second):
+    # A dangling link takes a name too.
+    (tmp_path / ".2021-11-04-1636048291").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "2021-11-04-1636048292").symlink_to(tmp_path / "nowhere")
     with new_tree(tmp_path) as one, new_tree(tmp_path) as other:
-        (one.partial / "one").touch()
-        (other.partial / "other").touch()
-    with new_tree(tmp_path) as third:
-        pass
-    assert names(tmp_path) == [f"2021-11-04-163604829{digit}" for digit in (1, 2, 3)]
-    assert (names(one.final), names(other.final), names(third.final)) == (["one"], ["other"], [])
-
-
-def test_the_failure_of_one_leaves_the_other(tmp_path, second):
-    with new_tree(tmp_path) as one:
         with pytest.raises(ValueError), new_tree(tmp_path):
             raise ValueError
-        (one.partial / "file").touch()
-    assert names(one.final) == ["file"]
+        (one.partial / "one").touch()
+        (other.partial / "other").touch()
+    assert sorted(tree.final.name for tree in (one, other)) == ["2021-11-04-1636048293", "2021-11-04-1636048294"]
+    assert (names(one.final), names(other.final)) == (["one"], ["other"])
 
 
 def test_an_output_that_cannot_be_written_is_named(tmp_path):
@@ -151,12 +142,3 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path):
             new_tree(output),
         ):
             pytest.fail("began to train")
-
-
-def test_a_name_that_a_dangling_link_holds_is_taken(tmp_path, second):
-    (tmp_path / ".2021-11-04-1636048291").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "2021-11-04-1636048292").symlink_to(tmp_path / "nowhere")
-    with new_tree(tmp_path) as tree:
-        (tree.partial / "file").touch()
-    assert tree.final.name == "2021-11-04-1636048293"
-    assert names(tree.final) == ["file"]

@@ -6,8 +6,6 @@ import uuid
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.storage.s3 import (
@@ -59,27 +57,17 @@ def test_addresses_of_objects():
 def test_what_is_no_address_is_refused(uri):
     with pytest.raises(InputError, match=r"expected (s3://bucket/key|3 to 63 lower-case letters)"):
         parse_s3(uri)
-
-
-@pytest.mark.parametrize("bucket", ["abc", "a.b", "calcloud-processing-ops", "0ab-c9", "1.2.3.4.5", "x" * 63])
-def test_names_that_s3_allows_are_buckets(bucket):
-    check_bucket(bucket)
-
-
-@pytest.mark.parametrize(
-    "bucket", [None, "ab", "x" * 64, "Calcloud", "a_b", "-ab", "ab.", "a..b", "192.168.5.4", "ab\n"]
-)
-def test_names_that_s3_forbids_are_none(bucket):
-    with pytest.raises(InputError, match="expected 3 to 63"):
-        check_bucket(bucket)
-
-
-@given(st.text("abc/+", min_size=8, max_size=30))
-def test_a_secret_in_an_address_is_not_shown(secret):
     with pytest.raises(InputError) as caught:
-        parse_s3(f"s3://KEYID:{secret}@bucket/prefix")
-    assert secret not in str(caught.value)
-    assert "KEYID" not in str(caught.value)
+        parse_s3("s3://KEYID:se+cr/et@bucket/prefix")
+    assert not any(word in str(caught.value) for word in ("KEYID", "se+cr", "et@"))
+
+
+def test_names_of_buckets_are_those_that_s3_allows():
+    for bucket in ("abc", "a.b", "calcloud-processing-ops", "0ab-c9", "1.2.3.4.5", "x" * 63):
+        check_bucket(bucket)
+    for bad in (None, "ab", "x" * 64, "Calcloud", "a_b", "-ab", "ab.", "a..b", "192.168.5.4", "ab\n"):
+        with pytest.raises(InputError, match="expected 3 to 63"):
+            check_bucket(bad)
 
 
 # -- Transfers ------------------------------------------------------------------------------------------------------
@@ -131,10 +119,9 @@ def test_an_object_of_somebody_else_has_no_sha256(s3, target, tmp_path):
 
 
 def test_what_is_not_there_is_named(s3, target, tmp_path):
-    with pytest.raises(NoSuchObjectError, match=f"s3://{target.bucket}/x cannot be read .*; expected a file"):
-        download(target._replace(key="x"), tmp_path / "f", "a file")
-    with pytest.raises(NoSuchObjectError, match=f"s3://{target.bucket}/x cannot be read .*; expected a file"):
-        read_object(s3, target._replace(key="x"), 10, "a file")
+    for act in (lambda one: download(one, tmp_path / "f", "a file"), lambda one: read_object(s3, one, 10, "a file")):
+        with pytest.raises(NoSuchObjectError, match=f"s3://{target.bucket}/x cannot be read .*; expected a file"):
+            act(target._replace(key="x"))
     with pytest.raises(NoSuchBucketError, match=r"s3://no-such-bucket/f cannot be read \(NoSuchBucket\)"):
         read_object(s3, S3Object("no-such-bucket", "f"), 10, "a file")
     with pytest.raises(CalmlflowError, match="nothing cannot be read"):
