@@ -5,36 +5,24 @@ from typing import Annotated
 
 import typer
 
-from calmlflow.cli.options import (
-    Config,
-    Data,
-    Destination,
-    Networks,
-    Output,
-    Register,
-    Risk,
-    Seed,
-    Stage,
-    TestSize,
-    Writeback,
-)
+from calmlflow.cli import options
 from calmlflow.settings import parse_networks
 
 # Imports of `calmlflow.runs` stay inside the commands: TensorFlow and MLflow take seconds, --help must not.
 
 
 def main(
-    data: Data = "sample",
-    output: Output = "data",
-    seed: Seed = 0,
-    test_size: TestSize = 0.2,
-    register: Register = True,
-    stage: Stage = "None",
-    config: Config = "default",
-    risk: Risk = 0.0,
-    only: Networks = "all",
-    writeback: Writeback = False,
-    destination: Destination = "none",
+    data: options.Data = "sample",
+    output: options.Output = "data",
+    seed: options.Seed = 0,
+    test_size: options.TestSize = 0.2,
+    register: options.Register = True,
+    stage: options.Stage = "None",
+    config: options.Config = "default",
+    risk: options.Risk = 0.0,
+    only: options.Networks = "all",
+    writeback: options.Writeback = False,
+    destination: options.Destination = "none",
 ) -> None:
     """Train the networks, score and register them, and promote the new version if a stage is given.
 
@@ -50,16 +38,16 @@ def main(
 
 def _train_alone(network: str, summary: str) -> Callable[..., None]:
     def command(
-        data: Data = "sample",
-        output: Output = "data",
-        seed: Seed = 0,
-        test_size: TestSize = 0.2,
-        register: Register = True,
-        stage: Stage = "None",
-        config: Config = "default",
-        risk: Risk = 0.0,
-        writeback: Writeback = False,
-        destination: Destination = "none",
+        data: options.Data = "sample",
+        output: options.Output = "data",
+        seed: options.Seed = 0,
+        test_size: options.TestSize = 0.2,
+        register: options.Register = True,
+        stage: options.Stage = "None",
+        config: options.Config = "default",
+        risk: options.Risk = 0.0,
+        writeback: options.Writeback = False,
+        destination: options.Destination = "none",
     ) -> None:
         from calmlflow.runs.summary import print_training
         from calmlflow.runs.train import TrainingRequest, train
@@ -77,12 +65,12 @@ wallclock = _train_alone("wall_reg", "Train the wallclock regressor alone.")
 
 
 def crossval(
-    data: Data = "sample",
-    output: Output = "data",
-    seed: Seed = 0,
+    data: options.Data = "sample",
+    output: options.Output = "data",
+    seed: options.Seed = 0,
     folds: Annotated[int, typer.Option(help="Parts of which each is held out once; 2 or more.")] = 10,
-    networks: Networks = "all",
-    config: Config = "default",
+    networks: options.Networks = "all",
+    config: options.Config = "default",
     workers: Annotated[int, typer.Option(help="Processes; 0: one per core. Changes no number.")] = 0,
 ) -> None:
     """Cross-validate the networks, folds in parallel, with mean, spread and interval of every score."""
@@ -93,12 +81,12 @@ def crossval(
 
 
 def tune(
-    data: Data = "sample",
-    network: Networks = "all",
+    data: options.Data = "sample",
+    network: options.Networks = "all",
     trials: Annotated[int, typer.Option(help="Trials of each network, with those of an interrupted search.")] = 30,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     output: Annotated[str, typer.Option(help="Folder that keeps the search, and gets config.json.")] = "out/tune",
-    config: Config = "default",
+    config: options.Config = "default",
 ) -> None:
     """Search around a config for better hyper-parameters; after an interruption, the same command goes on."""
     from calmlflow.runs.summary import print_search
@@ -110,10 +98,10 @@ def tune(
 
 def adopt(
     source: Annotated[str, typer.Option(help="Folder or .zip with three .keras files and tx_data.json; or spacekit.")],
-    data: Data = "sample",
-    seed: Seed = 0,
-    output: Output = "data",
-    stage: Stage = "None",
+    data: options.Data = "sample",
+    seed: options.Seed = 0,
+    output: options.Output = "data",
+    stage: options.Stage = "None",
 ) -> None:
     """Register networks that were trained elsewhere, scored on jobs, so that a challenger has a champion to beat."""
     from calmlflow.runs.adopt import AdoptionRequest
@@ -124,7 +112,7 @@ def adopt(
 
 
 def retrain(
-    data: Data,
+    data: options.Data,
     predictions: Annotated[
         str, typer.Option(help="Recorded predictions: s3://bucket/prefix or a store; none: those of the store in data.")
     ] = "none",
@@ -146,13 +134,13 @@ def retrain(
         str, typer.Option(help="Stage for the new version, through the gate: None, Staging or Production.")
     ] = "Staging",
     dry_run: Annotated[bool, typer.Option(help="Only say what would be done.")] = False,
-    output: Output = "data",
-    seed: Seed = 0,
-    test_size: TestSize = 0.2,
-    config: Config = "default",
-    risk: Risk = 0.0,
-    writeback: Writeback = False,
-    destination: Destination = "none",
+    output: options.Output = "data",
+    seed: options.Seed = 0,
+    test_size: options.TestSize = 0.2,
+    config: options.Config = "default",
+    risk: options.Risk = 0.0,
+    writeback: options.Writeback = False,
+    destination: options.Destination = "none",
 ) -> None:
     """Train anew if enough has changed since the version in Production was trained, and ask the gate.
 

@@ -65,7 +65,7 @@ def test_json_round_trip():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"risk": 0, "wallclock_ratio": []}', '{"risk": -1, "wallclock_ratio": [[1, 1, 1, 1]]}']
+    ["", "[]", '{"risk": 0, "wallclock_ratio": []}', '{"risk": -1, "wallclock_ratio": [[1, 1, 1, 1]]}']
     + [json.dumps({"risk": 0, "wallclock_ratio": [line]}) for line in ([1, 1, 1], [1, 1, 1, 0], [1, 1, 1, "x"])],
 )
 def test_a_damaged_table_is_named(text):

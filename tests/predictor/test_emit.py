@@ -10,16 +10,8 @@ from calmlflow.hst.features import FEATURES, Features
 from calmlflow.predictor.emit import open_emitter, prediction_record
 
 FEATURES_OF_JOB = Features(17, 10, 1, 0, 2, 0, 0, 1, 0)
-ANSWER = {
-    "memBin": 2,
-    "memVal": 8.89,
-    "clockTime": 149,
-    "killTime": 465,
-    "probabilities": [0.1, 0.2, 0.3, 0.4],
-    "unseen": True,
-    "version": "7",
-    "source": "cache",
-}
+TIMES = {"clockTime": 149, "killTime": 465, "version": "7", "source": "cache"}
+ANSWER = {"memBin": 2, "memVal": 8.89, "probabilities": [0.1, 0.2, 0.3, 0.4], "unseen": True, **TIMES}
 RECORD = prediction_record("J8C601020", FEATURES_OF_JOB, ANSWER, 1_700_000_000.5)
 BUCKET = "calcloud-processing"
 
@@ -73,14 +65,10 @@ def test_a_store_that_refuses_is_told(tracking, monkeypatch):
     assert "hidden" not in str(caught.value)
 
 
-@pytest.mark.parametrize("uri", ["", "predictions.jsonl", "ftp://host/a", "postgresql://me:hidden@host/db", "S3://b/a"])
-def test_any_other_uri_is_told_what_is_accepted(uri):
-    with pytest.raises(InputError, match="expected s3://bucket/prefix") as caught:
+@pytest.mark.parametrize(
+    "uri", ["", "postgresql://me:hidden@host/db", "s3://B/a", "s3://bucket/../b", "s3://bucket/a\nb"]
+)
+def test_an_address_that_is_no_prefix_in_s3_is_refused(uri):
+    with pytest.raises(InputError, match="expected") as caught:
         open_emitter(uri)
     assert "hidden" not in str(caught.value)
-
-
-@pytest.mark.parametrize("uri", ["s3://", "s3://B/a", "s3://bucket/../other", "s3://bucket/a\nb"])
-def test_a_bucket_or_prefix_that_breaks_a_rule_is_refused(uri):
-    with pytest.raises(InputError, match="expected"):
-        open_emitter(uri)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from calmlflow.hst.features import job_features
 from calmlflow.predictor import Bundle, Predictor
 from calmlflow.predictor.answers import as_answers
 from tests.conftest import free_ports, turned_to
-from tests.samples.commands import ROOT, environment
+from tests.samples.commands import ROOT, environment, processes_of
 from tests.samples.predictor_samples import NETWORKS, write_bundle
 
 pytestmark = pytest.mark.slow
@@ -85,20 +86,10 @@ def told(done: subprocess.CompletedProcess[str], words: str) -> None:
     assert all("expected" in warning for warning in warnings)
 
 
-def processes(home: Path, word: str) -> list[int]:
-    """Processes of a server's home whose command line holds a word."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (folder / "cwd").resolve() == home and word in (folder / "cmdline").read_text():
-                found.append(int(folder.name))
-    return found
-
-
 @contextlib.contextmanager
 def stopped(home: Path, word: str) -> Iterator[None]:
     """Processes that hang for a while: connections are taken, and nothing is said."""
-    hanging = processes(home, word)
+    hanging = processes_of(home, word)
     assert hanging
     try:
         for pid in hanging:
@@ -193,16 +184,14 @@ def test_sixty_four_threads_while_the_version_changes_fifty_times(own, tmp_path,
             except Exception as error:
                 wrong.append(error)
 
-    threads = [threading.Thread(target=ask) for _ in range(64)]
-    for thread in threads:
-        thread.start()
-    try:
-        for change in range(50):
-            stage(server, "123"[(change + 1) % 3])
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
+    with ThreadPoolExecutor(64) as threads:
+        for _ in range(64):
+            threads.submit(ask)
+        try:
+            for change in range(50):
+                stage(server, "123"[(change + 1) % 3])
+        finally:
+            over.set()
     assert wrong == []
     assert len(seen) > 1
 
@@ -217,12 +206,12 @@ def test_a_dead_server_leaves_the_last_good_version(own, tmp_path):
     # Held still, so that it does not end MLflow when it sees the store gone.
     os.kill(supervisor, signal.SIGSTOP)
     try:
-        for pid in processes(server.home, "weed"):
+        for pid in processes_of(server.home, "weed"):
             os.kill(pid, signal.SIGKILL)
         answered(predict(server, tmp_path), answers, "1", "cache")
         told(predict(server, tmp_path / "empty"), "version 2 of calcloud-predictor cannot be downloaded")
         shutil.rmtree(tmp_path / "empty", ignore_errors=True)
-        for pid in processes(server.home, "mlflow"):
+        for pid in processes_of(server.home, "mlflow"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         answered(predict(server, tmp_path), answers, "1", "cache")

@@ -1,5 +1,6 @@
 """Commands as a user runs them: in a shell that has turned to a server, in processes of their own."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -58,3 +59,13 @@ def runs_named(server, name: str) -> list:
     api = client(server)
     experiment = api.get_experiment_by_name("calcloud")
     return api.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+
+
+def processes_of(home: Path, word: str = "") -> dict[int, str]:
+    """Process -> command line of everything that works in a server's home and whose command line holds a word."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "cwd").resolve() == home:
+                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return {pid: command for pid, command in found.items() if word in command}

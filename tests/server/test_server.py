@@ -17,26 +17,13 @@ from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.server import processes
 from calmlflow.server import supervisor as embedded
-
-PROJECT = Path(__file__).parents[2]
+from tests.samples.commands import ROOT, processes_of
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks at processes through /proc")
 
 
-def processes_of(home):
-    """Process -> command line of everything that works in the home folder."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if (folder / "cwd").resolve() == home:
-                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            pass
-    return found
-
-
 def process_of(home, word):
-    return next((pid for pid, command in processes_of(home).items() if word in command), None)
+    return next(iter(processes_of(home, word)), None)
 
 
 def sockets_of(home):
@@ -82,7 +69,7 @@ def foreground(tmp_path):
         code = f"{heard}; {imports}; console.run_guarded(lambda: {call})"
         process = subprocess.Popen(
             [sys.executable, "-c", code],
-            cwd=PROJECT,
+            cwd=ROOT,
             env=os.environ | environment,
             stderr=subprocess.PIPE,
             text=True,
@@ -125,12 +112,9 @@ def test_second_start_changes_nothing(server):
     assert processes_of(server.home) == before
 
 
-def test_start_on_other_ports_than_the_running_ones_is_refused(server, ports):
+def test_another_server_in_the_same_home_is_refused(server, ports):
     with pytest.raises(CalmlflowError, match=f"already runs on {server.tracking_uri}.*{ports[0]}"):
         embedded.start(*ports, server.home)
-
-
-def test_serve_beside_a_running_server_is_refused(server, ports):
     with pytest.raises(CalmlflowError, match="runs already"):
         embedded.serve(*ports, server.home)
     assert embedded.running(server.home) == server
@@ -258,7 +242,7 @@ def test_port_in_use_is_named_with_the_option_that_chooses_another(tmp_path, por
 
 
 def test_start_tells_why_the_supervisor_gave_up(tmp_path, ports, monkeypatch):
-    monkeypatch.chdir(PROJECT)
+    monkeypatch.chdir(ROOT)
     told = pytest.raises(CalmlflowError, match=f"did not start: port {ports[0]} .*in use")
     with socket.create_server(("127.0.0.1", ports[0])), told as error:
         embedded.start(*ports, tmp_path)
@@ -282,23 +266,16 @@ def test_damaged_credentials_are_replaced(tmp_path, text):
     assert secrets_of(tmp_path) == [made.access_key, made.secret_key]
 
 
-def test_one_port_for_both(tmp_path):
-    with pytest.raises(InputError, match="both 5000"):
-        embedded.start(5000, 5000, tmp_path / "home")
-    assert not (tmp_path / "home").exists()
-
-
-def test_home_that_is_a_file(tmp_path, ports):
-    (tmp_path / "home").write_text("")
-    with pytest.raises(CalmlflowError, match=r"home folder .*home: File exists"):
-        embedded.start(*ports, tmp_path / "home")
-
-
-def test_nothing_runs_and_nothing_is_made_where_there_is_no_server(tmp_path):
+def test_a_wrong_port_or_home_is_told_and_nothing_is_made(tmp_path, ports):
     home = tmp_path / "home"
     assert embedded.running(home) is None
     assert embedded.stop(home) is False
+    with pytest.raises(InputError, match="both 5000"):
+        embedded.start(5000, 5000, home)
     assert not home.exists()
+    home.write_text("")
+    with pytest.raises(CalmlflowError, match=r"home folder .*home: File exists"):
+        embedded.start(*ports, home)
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"ready": true}', '{"pid": PID, "ready": true}'])
@@ -308,11 +285,3 @@ def test_state_of_an_ended_server_is_not_trusted(tmp_path, text):
     (tmp_path / "server.lock").touch()
     assert embedded.running(tmp_path) is None
     assert embedded.stop(tmp_path) is False
-
-
-def test_ports_of_the_store_are_free_with_their_twins(ports):
-    found = processes.store_ports(ports)
-    assert len(set(found)) == 5
-    assert not set(ports) & {*found, *(port + processes.GRPC_OFFSET for port in found)}
-    with socket.create_server(("127.0.0.1", found[0] + processes.GRPC_OFFSET)):
-        pass
