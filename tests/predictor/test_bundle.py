@@ -288,15 +288,6 @@ def test_each_network_answers_as_in_the_bundle_it_comes_from(trainings, tmp_path
     np.testing.assert_array_equal(mixed["unseen"], unseen)
 
 
-def test_a_job_is_known_or_not_alone_as_among_others(trainings, tmp_path):
-    bundle = Bundle.load(mix(tmp_path / "mixed", dict(zip(NETWORKS, [*trainings, trainings[0]], strict=True))))
-    together = bundle.predict(FEATURES)
-    assert 0 < together["unseen"].sum() < len(FEATURES)
-    for column in ("unseen", "bin_pred", "kill_time"):
-        alone = np.concatenate([bundle.predict([row])[column] for row in FEATURES])
-        np.testing.assert_array_equal(alone, together[column])
-
-
 def test_a_table_of_its_own_changes_the_format(trainings):
     whole, other = trainings
     assert json.loads((whole / "bundle.json").read_text())["format"] == 1

@@ -53,7 +53,10 @@ def test_a_job_is_unlike_any_seen_by_its_flags_or_by_its_size():
     row = [2, 4, 0, 1, 2, 0, 1, 0, 3]
     seen = SeenRows(SCALING.apply([row, [5, 60, 0, 1, 2, 0, 1, 0, 3]]))
     jobs = np.array([row, [5, 60.2, *row[2:]], [2, 4 + 2 * MAX_DISTANCE, *row[2:]], [*row[:8], 0]], dtype=float)
-    assert seen.nearest(SCALING.apply(jobs)).tolist() == [0, 1, -1, -1]
+    scaled = SCALING.apply(jobs)
+    assert seen.nearest(scaled).tolist() == [0, 1, -1, -1]
+    # Alone as among others.
+    assert [seen.nearest(job[None]).item() for job in scaled] == [0, 1, -1, -1]
 
 
 def test_json_round_trip():

@@ -7,16 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from calmlflow import settings
 from calmlflow.hst.features import job_features
-from calmlflow.predictor import Bundle, Predictor
+from calmlflow.predictor import Bundle
 from calmlflow.predictor.answers import as_answers
 from tests.conftest import free_ports, turned_to
 from tests.samples.commands import ROOT, environment, processes_of
@@ -159,41 +157,6 @@ def test_two_hundred_processes_on_an_empty_cache(own, tmp_path):
     assert not any(name.startswith((".fetch-", ".old-", ".note-")) for name in names)
     with stopped(server.home, "mlflow"):
         answered(predict(server, tmp_path / "cache", CALMLFLOW_TIMEOUT="0.2"), answers, "2", "cache")
-
-
-def test_sixty_four_threads_while_the_version_changes_fifty_times(own, tmp_path, monkeypatch):
-    server, answers = own
-    stage(server, "1")
-    monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path))
-    predictor = Predictor(registry_uri=server.tracking_uri, refresh=0)
-    keys = dict(line.split("=") for line in CONTROL_FILE.read_text().split())
-    over = threading.Event()
-    seen: set[str] = set()
-    wrong: list[object] = []
-
-    def ask() -> None:
-        # A breath between two answers, as callers have: Python runs one thread at a time, and this one changes stages.
-        while not over.wait(0.002):
-            try:
-                answer = predictor.predict(JOB, keys)
-                seen.add(answer["version"])
-                if {**answers[answer["version"]], "version": answer["version"]} != {
-                    key: value for key, value in answer.items() if key != "source"
-                }:
-                    wrong.append(answer)
-            except Exception as error:
-                wrong.append(error)
-
-    with ThreadPoolExecutor(64) as threads:
-        for _ in range(64):
-            threads.submit(ask)
-        try:
-            for change in range(50):
-                stage(server, "123"[(change + 1) % 3])
-        finally:
-            over.set()
-    assert wrong == []
-    assert len(seen) > 1
 
 
 def test_a_dead_server_leaves_the_last_good_version(own, tmp_path):

@@ -2,7 +2,9 @@
 
 import shutil
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -154,17 +156,28 @@ def publish(server, tmp_path, version, seed):
     return int(Bundle.load(bundle).predict([job_features(JOB, CONTROL)])["wall_pred"][0])
 
 
-def test_a_new_version_takes_over_in_the_background(server, tmp_path):
+def test_new_versions_take_over_in_the_background_and_each_thread_gets_whole_answers(server, tmp_path):
     predictor = Predictor(refresh=0)
-    first = predictor.predict(JOB, CONTROL)["clockTime"]
-    second = publish(server, tmp_path, "4", seed=4)
-    answers = []
-    wait_until(lambda: answers.append(predictor.predict(JOB, CONTROL)) or answers[-1]["version"] == "4")
-    assert {(answer["version"], answer["clockTime"], answer["source"]) for answer in answers} <= {
-        ("3", first, "registry"),
-        ("4", second, "registry"),
-    }
-    assert first != second
+    clocks = {"3": predictor.predict(JOB, CONTROL)["clockTime"]}
+    over = threading.Event()
+
+    def ask():
+        found = set()
+        while not over.wait(0.002):
+            answer = predictor.predict(JOB, CONTROL)
+            found.add((answer["version"], answer["clockTime"]))
+        return found
+
+    with ThreadPoolExecutor(16) as threads:
+        asked = [threads.submit(ask) for _ in range(16)]
+        try:
+            for version in "45":
+                clocks[version] = publish(server, tmp_path, version, seed=int(version))
+                wait_until(lambda expected=version: predictor.serving.version == expected)
+        finally:
+            over.set()
+    assert set().union(*(each.result() for each in asked)) <= set(clocks.items())
+    assert len(set(clocks.values())) == 3
 
 
 def test_the_registry_is_asked_at_the_interval_and_the_same_version_not_read_again(server):

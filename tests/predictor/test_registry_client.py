@@ -69,9 +69,8 @@ def test_what_has_no_such_endpoint_is_told_from_what_holds_nothing(server, statu
 @pytest.mark.parametrize(
     ("status", "body"),
     [
-        (200, b"<html>"), (200, b""), (200, b"[]"), (200, b'{"b": 1}'),
-        (200, b"\xff"), (200, b"[" * 100_000), (500, b"oops"), (500, b"{}"),
-        (400, b'{"error_code": "BAD_REQUEST"}'), (302, b"{}"), (429, b'{"error_code": "REQUEST_LIMIT_EXCEEDED"}'),
+        (200, b"<html>"), (200, b"[]"), (200, b'{"b": 1}'), (200, b"\xff"), (200, b"[" * 100_000),
+        (500, b"{}"), (302, b"{}"), (429, b'{"error_code": "REQUEST_LIMIT_EXCEEDED"}'),
     ],
 )  # fmt: skip
 def test_an_answer_that_cannot_be_used_is_told_with_the_server(server, status, body):
@@ -109,7 +108,7 @@ def test_a_path_before_the_api_is_kept(server):
 SECRET = "http://us%40er:p%2Fss%3Aw0rd@"
 
 
-@pytest.mark.parametrize("answer", [(500, b"oops"), (401, b""), (200, b"<html>"), (400, b'{"error_code": "X"}'), None])
+@pytest.mark.parametrize("answer", [(500, b"oops"), (401, b""), None])
 def test_no_error_tells_the_password(server, monkeypatch, answer):
     monkeypatch.setenv("CALMLFLOW_TIMEOUT", "0.1")
     server.answers["/path"] = answer
@@ -160,10 +159,7 @@ def test_the_stage_says_which_version(server):
     assert server.queries == [(STAGES, {"name": ["calcloud-predictor"], "stages": ["Production"]})]
 
 
-@pytest.mark.parametrize(
-    "stages",
-    [NOTHING, (200, b'{"model_versions": []}'), NO_PAGE, (405, b""), (501, b"")],
-)
+@pytest.mark.parametrize("stages", [NOTHING, (200, b'{"model_versions": []}'), NO_PAGE])
 def test_the_alias_says_where_the_stage_does_not(server, stages):
     assert resolve(server, stages, aliased("8"), "Staging") == StagedVersion("8", source("8"))
     assert server.queries[-1] == (ALIASES, {"name": ["calcloud-predictor"], "alias": ["staging"]})
@@ -173,11 +169,7 @@ UNKNOWN = (404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}')
 
 
 @pytest.mark.parametrize(
-    ("stages", "alias"),
-    [
-        *((stages, alias) for stages in (NOTHING, UNKNOWN) for alias in (NO_ALIAS, UNKNOWN, NO_PAGE)),
-        (NO_PAGE, NO_ALIAS),
-    ],
+    ("stages", "alias"), [(NOTHING, NO_ALIAS), (UNKNOWN, UNKNOWN), (NOTHING, NO_PAGE), (NO_PAGE, NO_ALIAS)]
 )
 def test_neither_says(server, stages, alias):
     with pytest.raises(NoSuchVersionError, match=r"no version of calcloud-predictor is in stage Production") as caught:
@@ -199,12 +191,11 @@ def test_an_answer_that_cannot_be_used_is_no_empty_stage(server, stages, alias):
         resolve(server, stages, alias)
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_refusal_ends_the_search(server, status):
-    with pytest.raises(AccessDeniedError, match=f"status {status}.*MLFLOW_TRACKING_USERNAME"):
-        resolve(server, (status, b""), aliased("8"))
-    with pytest.raises(AccessDeniedError):
-        resolve(server, NOTHING, (status, b""))
+def test_a_refusal_ends_the_search(server):
+    with pytest.raises(AccessDeniedError, match=r"status 401.*MLFLOW_TRACKING_USERNAME"):
+        resolve(server, (401, b""), aliased("8"))
+    with pytest.raises(AccessDeniedError, match="status 403"):
+        resolve(server, NOTHING, (403, b""))
 
 
 @pytest.mark.parametrize(
