@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from calmlflow import settings
+from calmlflow.cli.options import Model
 from calmlflow.console import say
 from calmlflow.errors import InputError
 from calmlflow.registry.overview import Entry, by_stage, problems, read_models
@@ -46,7 +47,7 @@ def promote(
     version: Annotated[
         str, typer.Option(help="A number; auto: the newest for Staging, Staging's for Production.")
     ] = "auto",
-    model: Annotated[str, typer.Option(help="Registered model.")] = settings.BUNDLE_MODEL,
+    model: Model = settings.BUNDLE_MODEL,
     data: Annotated[
         str, typer.Option(help="Jobs to judge by, newer than those of both trainings; held-out: the challenger's.")
     ] = "held-out",
@@ -79,7 +80,7 @@ def rollback(
     to: Annotated[
         int | None, typer.Option(metavar="VERSION", help="A version that was in Production; default: the one before.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Registered model.")] = settings.BUNDLE_MODEL,
+    model: Model = settings.BUNDLE_MODEL,
 ) -> None:
     """Put an earlier version back into Production.
 
@@ -131,7 +132,7 @@ def stages(
     if as_json:
         print(json.dumps(found))
     else:
-        # Lines that go elsewhere than to a terminal are long, so that a version stays on one.
+        # A line that does not go to a terminal is long, so that a version stays on one.
         width = None if sys.stdout.isatty() else 200
         show_versions(found, None if every else SHOWN, Console(highlight=False, width=width))
     wrong = [sentence for state in models.values() for sentence in problems(state)]
@@ -146,13 +147,10 @@ def diff(
         str, typer.Argument(metavar="A", help="A number, a stage, @alias, or models:/NAME/ and one of these.")
     ],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
-    model: Annotated[str, typer.Option(help="Registered model, where no name is given.")] = settings.BUNDLE_MODEL,
+    model: Model = settings.BUNDLE_MODEL,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare two versions.
-
-    Parameters, scores, data, gate and files.
-    """
+    """Compare two versions: parameters, scores, data, gate and files."""
     from calmlflow.registry.diff import as_text, compare_versions
     from calmlflow.registry.tracking import connect
 

@@ -2,13 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from calmlflow.results.scores import headlines
 from calmlflow.settings import TARGETS
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -22,19 +18,6 @@ class Lineage:
     scores: Mapping[str, Mapping[str, float]]  # target -> score -> value, of its own held-out jobs
     runs: Mapping[str, str]  # network -> id of the run that trained it
     taken_from: Mapping[str, str] = field(default_factory=dict)  # network -> version of the bundle that it comes from
-
-    @classmethod
-    def of_training(
-        cls,
-        data: str,
-        trained_on: "pd.DataFrame",
-        seed: int,
-        scores: Mapping[str, Mapping[str, float]],
-        runs: Mapping[str, str],
-        taken_from: Mapping[str, str] | None = None,
-    ) -> "Lineage":
-        """Lineage of networks that were trained on these job records."""
-        return cls(data, len(trained_on), int(trained_on["timestamp"].max()), seed, scores, runs, taken_from or {})
 
     def origins(self, networks: Sequence[str]) -> dict[str, str]:
         """Where these networks come from: ``run.{network}``, and ``part.{network}`` for those that were taken over."""

@@ -60,16 +60,16 @@ def choose(state: State, version: int | None, stage: str) -> Version:
 def _whose_turn(state: State, stage: str) -> int:
     if stage == "Archived":
         raise InputError("no version was named to archive; expected one: say which with its number")
-    # A version only moves up: one that has been in Production never leaves it by a repeated command.
-    turns = (("Staging",), ("Production",)) if stage == "Production" else (("None", "Staging"),)
-    for stages in turns:
-        if found := [number for number, now in state.stages.items() if now in stages]:
-            return max(found)
-    holder = state.held_by("Production")
-    raise InputError(
-        f"no version of {state.model} is in stage {' or '.join(sum(turns, ()))}; expected one: "
-        + (f"version {holder} is in Production; train a new one, or name a version" if holder else "train one first")
-    )
+    if stage == "Production":
+        number = state.held_by("Staging") or state.held_by("Production")
+    else:
+        # Never the one in Production: a repeated command must not take it from there.
+        number = max((number for number, now in state.stages.items() if now in ("None", "Staging")), default=None)
+    if number is None:
+        raise InputError(
+            f"no version of {state.model} waits for {stage}; expected one: train one first, or name a version"
+        )
+    return number
 
 
 def promote(

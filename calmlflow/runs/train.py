@@ -178,7 +178,8 @@ def train(
             own_scores = {target: kinds.get("test") or kinds["champion"] for target, kinds in scores.items()}
             parts_from = dict.fromkeys(taken, found.version if found else "")
             trained_on = data.jobs.iloc[data.train]
-            origin = Lineage.of_training(request.data, trained_on, request.seed, own_scores, runs, parts_from)
+            newest = int(trained_on["timestamp"].max())
+            origin = Lineage(request.data, len(trained_on), newest, request.seed, own_scores, runs, parts_from)
             table = write_tables(data, predictions, tree.partial / "data")
             figures["jobs"] = data_plots(data.jobs)
             content = ReportContent(

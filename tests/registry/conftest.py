@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from calmlflow.registry.package import model_digest
 from calmlflow.registry.versions import read_state
-from tests.samples.commands import run
+from tests.conftest import turned_to
 
 NUMBERS = itertools.count()
 SOURCE = "s3://calcloud-artifacts/of-a-test"
@@ -24,9 +24,6 @@ class Files(NamedTuple):
     source: str
     run_id: str
     digest: str
-
-
-LOGGED: dict[str, Files] = {}
 
 
 def log_files(folder: Path, jobs: Path | None = None) -> Files:
@@ -52,14 +49,14 @@ def model(client) -> str:
     return name
 
 
-@pytest.fixture
-def files(client, tracking, tmp_path) -> Files:
-    """Small files of a version, logged once for each server."""
-    if tracking.tracking_uri not in LOGGED:
-        (tmp_path / "files").mkdir()
-        (tmp_path / "files" / "MLmodel").write_text("of a test")
-        LOGGED[tracking.tracking_uri] = log_files(tmp_path / "files")
-    return LOGGED[tracking.tracking_uri]
+@pytest.fixture(scope="session")
+def files(server, tmp_path_factory) -> Files:
+    """Small files of a version."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "MLmodel").write_text("of a test")
+    with turned_to(server):
+        mlflow.set_experiment("registry-test")
+        return log_files(folder)
 
 
 @pytest.fixture
@@ -84,15 +81,10 @@ def stages(model: str) -> dict[int, str]:
 
 @pytest.fixture(scope="session")
 def downloaded(trained, server, tmp_path_factory) -> Path:
-    """The folder of the session's version, without the server's environment of a test."""
+    """The folder of the session's version."""
     folder = tmp_path_factory.mktemp("version")
-    code = (
-        "import mlflow; "
-        f"mlflow.artifacts.download_artifacts('models:/calcloud-predictor/1', dst_path={str(folder / 'model')!r})"
-    )
-    done = run(server, "python", "-c", code)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return folder / "model"
+    with turned_to(server):
+        return Path(mlflow.artifacts.download_artifacts("models:/calcloud-predictor/1", dst_path=str(folder)))
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def test_a_bundle_must_hold_the_networks_of_its_model(downloaded):
         check_whole(bundle, None, NETWORKS)
 
 
-@pytest.mark.parametrize("name", ["MLmodel", "served.py", "requirements.txt", "code/calmlflow/errors.py"])
+@pytest.mark.parametrize("name", ["served.py", "code/calmlflow/errors.py"])
 def test_the_digest_of_a_version_covers_what_runs_and_is_read(copy, name):
     version = Version("m", 3, "None", "READY", "", "", "", 0, {"model_sha256": model_digest(copy)})
     check_digest(version, copy)

@@ -4,11 +4,12 @@ import io
 import json
 import re
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from rich.console import Console
 
 from calmlflow import settings
@@ -21,10 +22,10 @@ from calmlflow.registry.overview import by_stage, problems, read_models
 from calmlflow.registry.promote import promote
 from calmlflow.registry.versions import read_state
 from tests.registry.conftest import NUMBERS, SOURCE
+from tests.registry.conftest import add as add_versions
 from tests.samples.console_command import run_here
 from tests.samples.predictor_samples import write_bundle
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 NETWORKS = ("mem_clf", "mem_reg", "wall_reg")
 DAY_S = 86_400
 SCORES = {
@@ -49,10 +50,9 @@ def lineage(newest_job: int) -> Lineage:
 
 
 def add(client, model, count=1, **tags) -> None:
-    if model not in {found.name for found in client.search_registered_models(f"name = '{model}'")}:
+    with suppress(MlflowException):
         client.create_registered_model(model)
-    for _ in range(count):
-        client.create_model_version(model, SOURCE, tags=tags, await_creation_for=0)
+    add_versions(client, model, count, tags=tags)
 
 
 def overview() -> dict:
@@ -66,10 +66,6 @@ def shown(client, width: int, most: int | None = 5) -> str:
 
 
 # -- What is known ----------------------------------------------------------------------------------------------------
-
-
-def test_models_that_do_not_exist_have_no_versions(client, bundle):
-    assert overview() == {bundle: {}, f"{bundle}-bin": {}, f"{bundle}-memory": {}}
 
 
 def test_a_version_says_what_its_tags_say(client, bundle):
@@ -118,13 +114,13 @@ def test_versions_stand_in_their_stages_the_newest_first(client, bundle):
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
-DAMAGED = ("x", "nan", "inf", "-inf", "1e400", "9" * 400, "", "-1", "0", "1e30", "0x10")
+DAMAGED = ("x", "nan", "-inf", "9" * 400, "", "-1", "0", "1e30")
 
 
 @pytest.mark.parametrize("value", [None, *DAMAGED])
 def test_what_is_not_known_or_damaged_is_left_out(client, bundle, value):
     tags = {} if value is None else dict.fromkeys(("newest_job", "score.memory.rmse"), value)
-    add(client, bundle, **tags | ({} if value in (None, *DAMAGED[-4:]) else {"jobs": value}))
+    add(client, bundle, **tags | ({} if value in (None, *DAMAGED[-3:]) else {"jobs": value}))
     (entry,) = overview()[bundle]["None"]
     unknown = ("data", "jobs", "newest_job", "data_age_days", "gate")
     assert {name: entry[name] for name in unknown} == dict.fromkeys(unknown)
@@ -165,7 +161,7 @@ def test_the_table_has_a_line_for_each_version(client, bundle):
     assert f"\n{bundle}-memory: no versions yet\n" in text
 
 
-@pytest.mark.parametrize("width", [40, 80, WIDE - 1, WIDE, 400])
+@pytest.mark.parametrize("width", [40, WIDE - 1, WIDE, 400])
 def test_nothing_is_cut_off_whatever_the_width(client, bundle, width):
     add(client, bundle, gate="passed", **lineage(1_700_000_000).tags(NETWORKS))
     client.transition_model_version_stage(bundle, 1, "Staging")
@@ -204,44 +200,40 @@ def test_text_of_the_registry_is_shown_and_not_obeyed(client, bundle, width):
     assert "b c" in text
 
 
-@pytest.mark.parametrize("width", [80, 200])
-def test_a_version_that_is_not_ready_is_marked(client, bundle, width):
+def test_a_version_that_is_not_ready_is_marked(client, bundle):
     add(client, bundle)
     found = overview()
     found[bundle]["None"][0]["status"] = "PENDING_REGISTRATION"
     out = io.StringIO()
-    show_versions(found, None, Console(file=out, width=width))
+    show_versions(found, None, Console(file=out, width=80))
     assert "1 (PENDING_REGISTRATION)" in out.getvalue()
 
 
 # -- The command ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def command(tracking, capsys):
-    """See `console_command.run_here`."""
-    return partial(run_here, capsys)
-
-
-def test_the_command_prints_the_overview(command, client, bundle):
-    assert command("stages")[:2] == (0, "".join(f"{bundle}{of}: no versions yet\n" for of in ("", "-bin", "-memory")))
+def test_the_command_prints_the_overview(capsys, client, bundle):
+    assert run_here(capsys, "stages")[:2] == (
+        0,
+        "".join(f"{bundle}{of}: no versions yet\n" for of in ("", "-bin", "-memory")),
+    )
     add(client, bundle, 7, data="of-each")
-    status, out, err = command("stages", "--json")
+    status, out, err = run_here(capsys, "stages", "--json")
     assert (status, err) == (0, "")
     assert json.loads(out) == overview()
     # Not to a terminal: a line for each version.
-    status, out, err = command("stages")
+    status, out, err = run_here(capsys, "stages")
     assert (status, err) == (0, "")
     assert len([line for line in out.splitlines() if bundle in line and "of-each" in line]) == 5
-    assert command("stages", "--all")[1].count("of-each") == 7
+    assert run_here(capsys, "stages", "--all")[1].count("of-each") == 7
 
 
-def test_the_command_says_what_was_moved_without_the_gate(command, client, bundle):
+def test_the_command_says_what_was_moved_without_the_gate(capsys, client, bundle):
     add(client, bundle, 2)
     promote(read_state(bundle), 1, "Production", "a test", "abc", [Check("data.age", False, "9 days", "8 days")])
-    assert command("stages")[::2] == (0, "")
+    assert run_here(capsys, "stages")[::2] == (0, "")
     client.transition_model_version_stage(bundle, 2, "Production", archive_existing_versions=True)
-    status, out, err = command("stages", "--json")
+    status, out, err = run_here(capsys, "stages", "--json")
     assert status == 1
     assert [entry["version"] for entry in json.loads(out)[bundle]["Production"]] == [2]
     assert err.splitlines() == [
@@ -250,15 +242,15 @@ def test_the_command_says_what_was_moved_without_the_gate(command, client, bundl
         f"warning: aliases of {bundle} do not name the versions of their stages: production, archived; `calmlflow "
         "stages --repair` records it",
     ]
-    status, out, err = command("stages", "--repair", "--json")
+    status, out, err = run_here(capsys, "stages", "--repair", "--json")
     assert (status, err) == (0, f"recorded that version 2 of {bundle} was moved to Production without the gate\n")
     assert [entry["aliases"] for entry in json.loads(out)[bundle]["Production"]] == [["production"]]
-    assert command("stages", "--repair")[::2] == (0, "nothing to repair\n")
-    events = json.loads(command("stages", "--history", "--model", bundle, "--json")[1])
+    assert run_here(capsys, "stages", "--repair")[::2] == (0, "nothing to repair\n")
+    events = json.loads(run_here(capsys, "stages", "--history", "--model", bundle, "--json")[1])
     assert [(event["action"], event["version"], event["before"]) for event in events] == [
         ("promotion", 1, None), ("outside", 2, 1),
     ]  # fmt: skip
-    lines = command("stages", "--history", "--model", bundle)[1].splitlines()
+    lines = run_here(capsys, "stages", "--history", "--model", bundle)[1].splitlines()
     assert "version 1 to Production: forced promotion by" in lines[0]
     assert lines[1:4] == ["    a test", "    gate: run abc", "    failed: data.age: 9 days (expected 8 days)"]
     assert "version 2 to Production, in place of 1: moved without the gate, recorded by" in lines[4]
@@ -278,18 +270,18 @@ def test_a_move_that_was_cut_short_is_told_apart(client, bundle, monkeypatch):
     assert "its promotion was cut short" in problems(read_state(bundle))[0]
 
 
-def test_the_command_names_a_model_that_has_no_history(command, client, bundle):
-    status, out, err = command("stages", "--history", "--model", bundle)
+def test_the_command_names_a_model_that_has_no_history(capsys, client, bundle):
+    status, out, err = run_here(capsys, "stages", "--history", "--model", bundle)
     assert (status, out) == (1, "")
     assert err == f"error: registered model {bundle} does not exist in the registry; expected a registered version\n"
     add(client, bundle)
-    status, out, err = command("stages", "--history", "--model", bundle)
+    status, out, err = run_here(capsys, "stages", "--history", "--model", bundle)
     assert (status, out, err) == (0, "", f"no version of {bundle} was moved yet\n")
 
 
-def test_no_server_is_one_sentence(command, monkeypatch, ports):
+def test_no_server_is_one_sentence(capsys, monkeypatch, ports):
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"http://user:word@127.0.0.1:{ports[0]}")
-    status, out, err = command("stages")
+    status, out, err = run_here(capsys, "stages")
     assert (status, out) == (1, "")
     assert err.startswith(f"error: no MLflow server answers at http://***@127.0.0.1:{ports[0]} ")
     assert len(err.splitlines()) == 1
