@@ -50,7 +50,7 @@ def moves(model: str) -> list[tuple]:
 # -- Killed at every step, and two at once ----------------------------------------------------------------------------
 
 
-def faults(server, files, what: str, *words: str) -> list[dict]:
+def faults(files, what: str, *words: str) -> list[dict]:
     arguments = (what, f"faults-{next(NUMBERS)}", files.source, files.run_id, files.digest, *words)
     done = subprocess.run(
         [sys.executable, move_faults.__file__, *arguments],
@@ -66,8 +66,8 @@ def faults(server, files, what: str, *words: str) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize("mend", ["again", "repair"])
 @pytest.mark.parametrize(("action", "holder", "other"), [("promotion", 2, 1), ("rollback", 1, 2)])
-def test_a_move_that_is_killed_at_any_step_is_ended(server, files, action, mend, holder, other):
-    *killed, last = faults(server, files, "kill", action, mend)
+def test_a_move_that_is_killed_at_any_step_is_ended(tracking, files, action, mend, holder, other):
+    *killed, last = faults(files, "kill", action, mend)
     assert last["words"].startswith("done")
     # Plan or mark, a stale alias, stage, aliases, description, history.
     assert len(killed) >= 6
@@ -94,9 +94,9 @@ def test_a_move_that_is_killed_at_any_step_is_ended(server, files, action, mend,
 
 
 @pytest.mark.slow
-def test_of_two_promotions_at_once_one_is_in_production(server, files):
+def test_of_two_promotions_at_once_one_is_in_production(tracking, files):
     refused = 0
-    for line in faults(server, files, "race", "20"):
+    for line in faults(files, "race", "20"):
         after = line["after"]
         (holder,) = [version for version, stage in after["stages"].items() if stage == "Production"]
         assert f"done {holder}" in line["words"], line
