@@ -51,11 +51,10 @@ class Decision:
         """Read the text of ``decision.json``; an InputError names what does not fit."""
         try:
             data = json.loads(text)
-            return cls(np.asarray(data["wallclock_ratio"], dtype=float), float(data["risk"]))
+            ratio, risk = np.asarray(data["wallclock_ratio"], dtype=float), float(data["risk"])
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-            if isinstance(error, InputError):
-                raise
             raise InputError("decision.json does not parse; expected wallclock_ratio and risk") from error
+        return cls(ratio, risk)
 
 
 def fit_decision(bins: ArrayLike, wallclock_s: ArrayLike, row_of_job: ArrayLike, risk: float = 0.0) -> Decision:

@@ -13,7 +13,6 @@ from calmlflow.hst.ladder import LADDER
 from calmlflow.predictor.control import PATIENCE
 from calmlflow.predictor.logs import to_json
 from calmlflow.predictor.registry_client import within
-from calmlflow.settings import hide_password
 from calmlflow.storage.s3 import S3Object, asking, parse_s3, s3_client
 
 # Called with one record after each answer. It may raise: the caller logs a warning and gives the answer all the same.
@@ -40,8 +39,6 @@ def prediction_record(
 
 def open_emitter(uri: str) -> Emitter:
     """Make an emitter for ``s3://bucket/prefix``: an object ``{prefix}/{ipst}/{nanoseconds}-{random}.json`` each."""
-    if not uri.startswith("s3://"):
-        raise InputError(f"predictions cannot be kept in {hide_password(uri)[:120]!r}; expected s3://bucket/prefix")
     bucket, prefix = parse_s3(uri)
     prefix = prefix.strip("/")
     if not prefix.isprintable() or ".." in prefix.split("/") or len(prefix.encode()) > 900:

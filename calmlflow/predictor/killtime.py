@@ -87,18 +87,12 @@ class KillTime:
     def from_json(cls, text: str | bytes) -> "KillTime":
         """Read the text of ``killtime.json``; an InputError names what does not fit."""
         try:
-            data = json.loads(text)
-            return cls(
-                _numbers(data["edges_s"]),
-                _numbers(data["factors"]),
-                float(data["coverage"]),
-                tuple(int(count) for count in _numbers(data["jobs"])),
-                _numbers(data.get("spread", [])),
-            )
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
+            data = {"spread": []} | json.loads(text)
+            edges_s, factors, jobs, spread = (_numbers(data[name]) for name in ("edges_s", "factors", "jobs", "spread"))
+            coverage, counts = float(data["coverage"]), tuple(map(int, jobs))
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise InputError("killtime.json does not parse; expected edges_s, factors, coverage and jobs") from error
+        return cls(edges_s, factors, coverage, counts, spread)
 
 
 def fit_kill_time(

@@ -229,12 +229,11 @@ class Predictor:
             if bundle := self._cache.load_kept(staged):
                 log.warning("%s; answering with version %s from the cache", error, staged.version)
                 return _serve(bundle, staged.version, "cache", staged)
-        folder = settings.baked_bundle()
-        if not folder:
-            raise error
-        baked = _load_baked(folder)
-        log.warning("%s; answering with version %s of the image", error, baked.version)
-        return baked
+        if folder := settings.baked_bundle():
+            baked = _load_baked(folder)
+            log.warning("%s; answering with version %s of the image", error, baked.version)
+            return baked
+        raise error
 
 
 def _load_baked(folder: Path) -> Serving:

@@ -1,6 +1,7 @@
 """Ask the model registry by plain HTTP which version a stage holds, and fetch its files, without importing MLflow."""
 
 import base64
+import contextlib
 import hashlib
 import http.client
 import json
@@ -76,11 +77,7 @@ def check_reachable(uri: str) -> None:
 
 
 def resolve_stage(stage: str, registry_uri: str) -> StagedVersion:
-    """Ask the registry which version of the bundle a stage, or else the alias of the same name, holds.
-
-    A RegistryUnavailableError means no usable answer within `calmlflow.settings.timeout_s` (plus `IMPORT_S` if MLflow
-    is needed), an AccessDeniedError refused credentials, and a NoSuchVersionError that neither holds a version.
-    """
+    """Ask the registry which version of the bundle a stage, or else the alias of the same name, holds."""
     found = _ask_http(stage, registry_uri) if is_http(registry_uri) else _ask_mlflow(stage, registry_uri)
     shown = hide_password(registry_uri)
     if found is None:
@@ -180,8 +177,8 @@ def fetch(staged: StagedVersion, registry_uri: str, patience_s: float) -> dict[s
         return content
 
     if is_http(registry_uri):
-        # Another status: the server does not have it, or cannot read the artifact store.
         status, content = ask(MANIFEST)
+        # Another status: the server does not have it, or cannot read the artifact store.
         if status == 200:
             return {MANIFEST: content, **read_listed(parse_manifest(content, name), name, read)}
     try:
@@ -215,10 +212,7 @@ def _download(staged: StagedVersion, registry_uri: str, name: str) -> dict[str, 
 def get_json(
     registry_uri: str, path: str, keys: Container[str], timeout_s: float | None = None
 ) -> dict[str, Any] | None:
-    """Send one GET request; None if MLflow knows no such model, stage or alias.
-
-    The answer may hold ``keys`` only: other JSON does not come from a registry.
-    """
+    """Send one GET request; None if MLflow knows no such model, stage or alias. The answer may hold ``keys`` only."""
     shown = hide_password(registry_uri)
     status, body = _request(registry_uri, path, timeout_s or settings.timeout_s())
     try:
@@ -275,11 +269,11 @@ def _request(uri: str, path: str, patience_s: float, limit: int = MAX_RESPONSE_B
 
 def _get(uri: str, path: str, timeout_s: float, limit: int) -> tuple[int, bytes]:
     address = urlsplit(uri)
-    place = address.hostname or "", address.port
-    connection = http.client.HTTPConnection(*place, timeout=timeout_s)
+    host, port = address.hostname or "", address.port
+    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
     if address.scheme == "https":
-        connection = http.client.HTTPSConnection(*place, timeout=timeout_s, context=_tls())
-    try:
+        connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=_tls())
+    with contextlib.closing(connection):
         headers = _authorization(address.username, address.password)
         connection.request("GET", address.path.rstrip("/") + path, headers=headers)
         response = connection.getresponse()
@@ -288,8 +282,6 @@ def _get(uri: str, path: str, timeout_s: float, limit: int) -> tuple[int, bytes]
             # http.client reports a cut body only if it reads without a limit.
             raise http.client.IncompleteRead(body, response.length)
         return response.status, body
-    finally:
-        connection.close()
 
 
 def _tls() -> ssl.SSLContext:

@@ -28,9 +28,8 @@ from calmlflow.storage.files import replacing
 
 REGION = "us-east-1"
 
+# Every part of the store listens on a second port, this much above its first. Parts assume it of one another.
 GRPC_OFFSET = 10_000
-"""Every part of the store listens on a second port, this much above its first. Parts assume it of one another."""
-
 # Options of ``weed mini`` that name the ports its parts use among themselves.
 _STORE_PORTS = ("master.port", "volume.port", "filer.port", "admin.port", "s3.port.grpc")
 # Variables of the user's that would change the embedded server, or give it the user's own credentials.
@@ -91,12 +90,11 @@ def mlflow_command(port: int) -> list[str]:
 
 def environment(home: Path, s3_endpoint: str) -> dict[str, str]:
     """Environment of both processes: the caller's, without what would change them, and with where the store is."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.upper().startswith(_FOREIGN_PREFIXES) and name.upper() not in _FOREIGN
-    }
-    return kept | {
+
+    def is_foreign(name: str) -> bool:
+        return name.startswith(_FOREIGN_PREFIXES) or name in _FOREIGN
+
+    return {name: value for name, value in os.environ.items() if not is_foreign(name.upper())} | {
         # The store also reads settings from the user's home folder.
         "HOME": str(home),
         "_MLFLOW_SERVER_FILE_STORE": "sqlite:///mlflow.db",
@@ -222,11 +220,9 @@ def mlflow_is_ready(port: int) -> bool:
 
 def _status(port: int, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> int:
     """HTTP status of a request to this machine, whatever proxies are set; 0 where nobody answers."""
-    connection = http.client.HTTPConnection(settings.HOST, port, timeout=30)
     try:
-        connection.request(method, path, body, headers or {})
-        return connection.getresponse().status
+        with contextlib.closing(http.client.HTTPConnection(settings.HOST, port, timeout=30)) as connection:
+            connection.request(method, path, body, headers or {})
+            return connection.getresponse().status
     except (OSError, http.client.HTTPException):
         return 0
-    finally:
-        connection.close()

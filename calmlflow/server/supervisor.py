@@ -57,10 +57,7 @@ def running(home: str | Path | None = None) -> Server | None:
 
 
 def start(port: int = settings.MLFLOW_PORT, s3_port: int = settings.S3_PORT, home: str | Path | None = None) -> Server:
-    """Start the server in the background and return when it is ready; one that already runs is returned as it is.
-
-    A CalmlflowError gives the reason why it did not start, or says that it already runs on other ports.
-    """
+    """Start the server in the background, unless it runs already, and return when it is ready."""
     home = _prepare(port, s3_port, home)
     log = home / "logs" / "server.log"
     daemon = None
@@ -102,11 +99,9 @@ def stop(home: str | Path | None = None) -> bool:
 
 
 def serve(port: int = settings.MLFLOW_PORT, s3_port: int = settings.S3_PORT, home: str | Path | None = None) -> None:
-    """Run the server in the foreground until Ctrl-C or TERM, then stop it, leaving no process behind.
+    """Run the server in the foreground until Ctrl-C or TERM, or until one of its processes ends, and stop all then.
 
-    This process is the supervisor: it holds a lock on the home folder while it lives, and the lock, not a process
-    number, tells whether a server runs. A CalmlflowError says that one runs already, that a port is in use, that
-    SeaweedFS is not installed, or that one of the two processes ended by itself (the other is stopped then).
+    This process is the supervisor: while it lives it holds a lock on the home folder, which tells that a server runs.
     """
     home = _prepare(port, s3_port, home)
     server = Server(port, s3_port, os.getpid(), home)
@@ -178,7 +173,6 @@ def _end_of(log: Path, count: int) -> str:
 
 
 def _prepare(port: int, s3_port: int, home: str | Path | None) -> Path:
-    """Make the folders and return the absolute home folder."""
     if port == s3_port:
         raise InputError(f"port and s3_port are both {port}; expected two different ports")
     home = Path(home or settings.home()).resolve()

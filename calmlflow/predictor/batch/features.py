@@ -61,12 +61,9 @@ def form_of(columns: Iterable[str], table: str) -> Form:
         raise InputError(f"{table} has no column ipst or ipppssoot; expected one that names the dataset")
     lacking = [feature for feature in FEATURES if feature not in columns]
     keys = FEATURES if not lacking else tuple(key for key in _KEYS if key in columns)
-    if not {*_SIZES} <= {*keys}:
-        raise InputError(
-            f"{table} lacks column n_files or total_mb; expected the nine features, or a control file's keys"
-        )
-    # Otherwise jobs with all features but one would be answered as if they had no flags.
-    if lacking and len(keys) == len(_SIZES) and len(lacking) < len(FEATURES) - len(_SIZES):
+    # Jobs with all features but one must not be answered as if they had no flags.
+    has_some = len(keys) <= len(_SIZES) and len(lacking) < len(FEATURES) - len(_SIZES)
+    if lacking and (has_some or not {*_SIZES} <= {*keys}):
         raise InputError(f"{table} lacks column {lacking[0]}; expected the nine features, or a control file's keys")
     twice = [column for column in (name, *keys) if columns.count(column) > 1]
     if twice:
