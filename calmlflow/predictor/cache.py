@@ -77,7 +77,11 @@ class Cache:
         """Load a version from disk; None if it is absent or damaged."""
         folder = self.path(staged)
         try:
-            return Bundle.load(folder, settings.NETWORKS) if folder.is_dir() else None
+            if not folder.is_dir():
+                return None
+            bundle = Bundle.load(folder, settings.NETWORKS)
+            staged.check_manifest((folder / MANIFEST).read_bytes())
+            return bundle
         except InputError as error:
             log.warning("%s", error)
         except OSError as error:
@@ -88,8 +92,8 @@ class Cache:
         """The version that a stage held when the registry was last asked, and the one before; may be empty."""
         try:
             noted = json.loads((self.folder / f"{stage}.json").read_text())["versions"]
-            return [StagedVersion(str(one["version"]), str(one["source"])) for one in noted]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return [StagedVersion(str(one["version"]), str(one["source"]), one.get("sha256", "")) for one in noted]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return []
 
     def remember(self, stage: str, staged: StagedVersion) -> None:

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Container
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlencode, urlsplit
@@ -31,6 +31,8 @@ MAX_RESPONSE_BYTES = 4_194_304
 PATIENCE_S, IMPORT_S = 15.0, 20.0
 # Among the files of a logged model.
 BUNDLE_FOLDER = "artifacts/bundle/"
+# Tag of a version: the SHA-256 of its ``bundle.json``.
+DIGEST_TAG = "bundle_sha256"
 
 
 class RegistryUnavailableError(CalmlflowError):
@@ -51,15 +53,25 @@ class NoSuchVersionError(CalmlflowError):
 
 @dataclass(frozen=True)
 class StagedVersion:
-    """The version of the bundle that a stage holds."""
+    """The version of the bundle that a stage holds; ``sha256`` is that of its ``bundle.json``, empty if unknown."""
 
     version: str
     source: str
+    sha256: str = field(default="", compare=False)
 
     @property
     def folder(self) -> str:
         """Folder name in the cache; includes the source, because a new registry counts from 1 again."""
         return f"{self.version}-{hashlib.sha256(self.source.encode()).hexdigest()[:12]}"
+
+    def check_manifest(self, content: bytes) -> None:
+        """Compare ``bundle.json``, which lists the SHA-256 of every other file, with the registry's digest of it."""
+        found = hashlib.sha256(content).hexdigest()
+        if self.sha256 and found != self.sha256:
+            raise InputError(
+                f"{MANIFEST} of version {self.version} has the SHA-256 {found[:12]}...; expected "
+                f"{self.sha256[:12]}..., as the registry has it"
+            )
 
 
 def is_http(uri: str) -> bool:
@@ -113,7 +125,9 @@ def _ask_http(stage: str, registry_uri: str) -> StagedVersion | None:
         return None
     try:
         version = versions[0] if isinstance(versions, list) else versions
-        return StagedVersion(str(version["version"]), str(version["source"]))
+        number, source = str(version["version"]), str(version["source"])
+        digests = [str(tag.get("value", "")) for tag in version.get("tags", ()) if tag["key"] == DIGEST_TAG]
+        return StagedVersion(number, source, *digests[:1])
     except (TypeError, KeyError):
         return StagedVersion("", "")
 
@@ -133,7 +147,7 @@ def _ask_mlflow(stage: str, registry_uri: str) -> StagedVersion | None:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             versions = client.get_latest_versions(settings.BUNDLE_MODEL, [stage])
         found = versions[0] if versions else client.get_model_version_by_alias(settings.BUNDLE_MODEL, stage.lower())
-        return StagedVersion(str(found.version), str(found.source))
+        return StagedVersion(str(found.version), str(found.source), str(found.tags.get(DIGEST_TAG, "")))
 
     try:
         # MLflow retries a database that does not answer for minutes.
@@ -153,7 +167,10 @@ def _ask_mlflow(stage: str, registry_uri: str) -> StagedVersion | None:
 
 
 def fetch(staged: StagedVersion, registry_uri: str, patience_s: float) -> dict[str, bytes]:
-    """Fetch the files of a version's bundle, ``bundle.json`` included, within ``patience_s``; check their SHA-256."""
+    """Fetch the files of a version's bundle, ``bundle.json`` included, within ``patience_s``.
+
+    Each is compared with its SHA-256 in ``bundle.json``, and that file with its digest in the registry.
+    """
     name = f"version {staged.version} of {settings.BUNDLE_MODEL}"
     deadline = time.monotonic() + patience_s
 
@@ -180,14 +197,17 @@ def fetch(staged: StagedVersion, registry_uri: str, patience_s: float) -> dict[s
         status, content = ask(MANIFEST)
         # Another status: the server does not have it, or cannot read the artifact store.
         if status == 200:
+            staged.check_manifest(content)
             return {MANIFEST: content, **read_listed(parse_manifest(content, name), name, read)}
     try:
-        return within(max(deadline - time.monotonic(), 0.0), lambda: _download(staged, registry_uri, name))
+        files = within(max(deadline - time.monotonic(), 0.0), lambda: _download(staged, registry_uri, name))
     except CalmlflowError:
         raise
     except Exception as error:
         # MLflow, requests and boto3 raise exceptions of their own.
         raise unavailable("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__) from error
+    staged.check_manifest(files[MANIFEST])
+    return files
 
 
 def _download(staged: StagedVersion, registry_uri: str, name: str) -> dict[str, bytes]:

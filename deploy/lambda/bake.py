@@ -58,7 +58,7 @@ def bake(stage: str, output: Path) -> None:
     pins = requirements()
     with tempfile.TemporaryDirectory(dir=output, prefix=".new-") as temporary:
         new, old = Path(temporary) / "image", Path(temporary) / "old"
-        # Not from a cache; checked against the SHA-256 in the bundle.
+        # Not from a cache; checked against the SHA-256 in the bundle, and this against the registry's digest.
         for name, content in fetch(staged, registry_uri, PATIENCE_S).items():
             put(new / "bundle" / name, content)
         Bundle.load(new / "bundle", settings.NETWORKS)

@@ -1,5 +1,6 @@
 """A version is fetched once, checked, and kept whole, whatever the server, the disk or another process does."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -66,6 +67,25 @@ def test_a_damaged_copy_is_fetched_again(server, file, is_gone):
     assert wallclock(cache.load(VERSION)) == expected
     assert path.read_bytes() == content
     assert kept(cache) == [VERSION.folder]
+
+
+def test_a_bundle_that_is_not_the_registered_one_is_never_run(server, published):
+    digest = hashlib.sha256((published / "bundle.json").read_bytes()).hexdigest()
+    registered = StagedVersion("3", source("3"), digest)
+    cache = Cache(server.uri)
+    expected = wallclock(cache.load(registered))
+    cache.remember("Production", registered)
+    assert cache.recall("Production")[0].sha256 == digest
+    # Whole in itself, but another one: first in the cache, then in the artifact store too.
+    shutil.rmtree(cache.path(registered))
+    write_bundle(cache.path(registered), seed=1)
+    assert cache.load_kept(registered) is None
+    assert wallclock(cache.load(registered)) == expected
+    shutil.rmtree(cache.path(registered))
+    write_bundle(published, seed=1)
+    with pytest.raises(InputError, match=f"of version 3 has the SHA-256 .*; expected {digest[:12]}"):
+        cache.load(registered)
+    assert not cache.path(registered).exists()
 
 
 DAMAGED = {

@@ -159,6 +159,13 @@ def test_the_stage_says_which_version(server):
     assert server.queries == [(STAGES, {"name": ["calcloud-predictor"], "stages": ["Production"]})]
 
 
+def test_the_registry_says_the_digest_of_the_bundle(server):
+    tags = [{"key": "jobs", "value": "1"}, {"key": "empty"}, {"key": "bundle_sha256", "value": "ab" * 32}]
+    found = {"version": "7", "source": source("7"), "tags": tags}
+    assert resolve(server, (200, json.dumps({"model_versions": [found]}).encode())).sha256 == "ab" * 32
+    assert resolve(server, NOTHING, (200, json.dumps({"model_version": found}).encode())).sha256 == "ab" * 32
+
+
 @pytest.mark.parametrize("stages", [NOTHING, (200, b'{"model_versions": []}'), NO_PAGE])
 def test_the_alias_says_where_the_stage_does_not(server, stages):
     assert resolve(server, stages, aliased("8"), "Staging") == StagedVersion("8", source("8"))
