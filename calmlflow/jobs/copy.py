@@ -10,7 +10,7 @@ from calmlflow.errors import CalmlflowError
 from calmlflow.jobs.quarantine import merge_entries
 from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, PREDICTIONS, QUARANTINE, Source, Store, Table, conform
 from calmlflow.jobs.stores.files import write_file
-from calmlflow.jobs.stores.open import is_database, open_source, open_store
+from calmlflow.jobs.stores.open import is_database, open_source, open_store, parse_target
 from calmlflow.jobs.upsert import Batch, Counts, merge_history, upsert
 
 _OTHERS = (HISTORY, MOSAICS, QUARANTINE, PREDICTIONS)
@@ -63,9 +63,10 @@ def copy(source: str, target: str, on_progress: Callable[[int, int | None], None
     CalmlflowError
         A place cannot be read or written, or the target holds fewer records afterwards than were stored.
     """
+    file = "" if is_database(target) else parse_target(target)
     with closing(open_source(source)) as one:
-        if not is_database(target):
-            count = write_file(target, one, on_progress)
+        if file:
+            count = write_file(file, one, on_progress)
             left = {table.name: one.count(table) for table in _OTHERS}
             return Copied(count, Counts(stored=count), count, left=left)
         with closing(open_store(target, create=True)) as other:

@@ -407,6 +407,8 @@ def new_table(uri: str | Path, schema: pa.Schema) -> Iterator[TableWriter]:
     """
     name = str(uri)
     suffix = Path(name).suffix.lower()
+    if isinstance(uri, str) and re.match("(?!s3:)[A-Za-z][A-Za-z0-9+.-]+://", name):
+        raise InputError(f"table {name!r} is of an unknown scheme; expected a path or s3://bucket/key")
     if suffix not in SUFFIXES:
         raise InputError(f"table {name!r} ends in {suffix!r}; expected {' or '.join(SUFFIXES)}")
     if name.startswith("s3://"):

@@ -5,6 +5,7 @@ from contextlib import closing
 import pandas as pd
 import pytest
 
+from calmlflow.errors import InputError
 from calmlflow.jobs.copy import copy
 from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, PREDICTIONS, QUARANTINE, TABLES, conform
 from calmlflow.jobs.stores.open import open_store, read_table
@@ -79,6 +80,26 @@ def by_name(store, table, *columns: str) -> dict:
     found = conform(contents(store, table), table).astype(object)
     found = found.where(found.notna(), None)
     return {row["ipst"]: tuple(row[name] for name in columns) for row in found.to_dict("records")}
+
+
+def test_a_file_is_written_where_its_uri_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert copy("sample:20", f"file://{tmp_path}/jobs.csv").there == 20
+    assert len(read_table("jobs.csv")) == 20
+    for target in ("https://user:word@host/jobs.csv", "gs://bucket/jobs.csv", "file://host/jobs.csv"):
+        with pytest.raises(InputError, match=r"unknown scheme|no local file") as caught:
+            copy("sample:20", target)
+        assert "word" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["jobs.csv"]
+
+
+def test_no_column_of_a_folder_is_lost(tmp_path):
+    table = read_table("sample:20")
+    (tmp_path / "in").mkdir()
+    table.to_parquet(tmp_path / "in" / "1.parquet")
+    table.assign(ipst=table["ipst"].str[:-1] + "x", wall_pred=7.0).to_parquet(tmp_path / "in" / "2.parquet")
+    copy(str(tmp_path / "in"), str(tmp_path / "out.csv"))
+    assert read_table(str(tmp_path / "out.csv"))["wall_pred"].value_counts(dropna=False).tolist() == [20, 20]
 
 
 @pytest.mark.parametrize("there", KINDS)

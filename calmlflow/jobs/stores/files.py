@@ -104,7 +104,8 @@ def _open_table(name: str, uri: str | Path, shown: str = "", close: Callable[[],
                 cells = {
                     name: batch[name] if name in _TEXTS else as_numbers(batch[name]) for name in batch.schema.names
                 }
-                yield pa.table(cells).to_pandas(ignore_metadata=True)
+                # The files of a folder may differ in their columns.
+                yield pa.table(cells).to_pandas(ignore_metadata=True).reindex(columns=list(opened.columns))
 
     return FileSource(name, read, close)
 

@@ -99,6 +99,18 @@ def is_database(uri: str) -> bool:
     return _scheme(uri) in DATABASE_SCHEMES
 
 
+def parse_target(uri: str) -> str:
+    """The path or ``s3://`` URI of a file to write; a ``file://`` URI becomes its path."""
+    scheme = _scheme(uri)
+    if scheme == "file":
+        return str(_file_path(uri))
+    if scheme == "s3":
+        return "s3://" + uri.partition("://")[2]
+    if scheme not in (None, "sample"):
+        raise _unknown(scheme)
+    return uri
+
+
 def _scheme(uri: str) -> str | None:
     # At least two letters: one is a drive.
     found = re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]+):", uri)
