@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing.pool import Pool
+from multiprocessing import TimeoutError as NoAnswerError
+from multiprocessing.pool import AsyncResult, Pool
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,9 @@ NETWORKS_OF_MODEL = {BUNDLE_MODEL: NETWORKS} | {model: (network,) for network, m
 """What a version of each registered model must hold; of others, what their champion holds."""
 
 STEPS = 5
+
+KERAS_TIMEOUT_S = 600.0
+"""A pool waits for ever for a process of its own that was killed."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,17 @@ def judge(
                 compared, found = _against(champion, Path(temporary) / "champion", among, this, limits)
                 metrics |= found
             on_step(4, "waiting for the answers of MLflow and Keras")
-            checks += [*(onnx.get() if onnx else check_onnx(*of_onnx)), serving.result(), *scored, *compared]
+            agreed = _answered(onnx) if onnx else check_onnx(*of_onnx)
+            checks += [*agreed, serving.result(), *scored, *compared]
     return Verdict(tuple(checks), metrics)
+
+
+def _answered(onnx: "AsyncResult[list[Check]]") -> list[Check]:
+    try:
+        return onnx.get(KERAS_TIMEOUT_S)
+    except NoAnswerError:
+        figure = f"no answer in {KERAS_TIMEOUT_S:.0f} s: the process that compares was killed, or is too slow"
+        return [Check("onnx", False, figure, "as Keras answers")]
 
 
 def _features_of(jobs: pd.DataFrame) -> np.ndarray:

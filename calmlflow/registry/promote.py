@@ -136,11 +136,16 @@ def roll_back(model: str, to: int | None, reason: str) -> Event:
     event = _event(seen, "rollback", target, "Production", present, reason=reason)
     order = [number for number in production_order(seen.events) if number != present]
     left = [present, *(order[order.index(target) + 1 :] if target in order else ())]
+    marked = {number: seen.versions[number].tags.get(ROLLED_BACK, "") for number in left if number in seen.versions}
     with _moving(model) as client:
-        for number in left:
-            if number in seen.versions:
-                client.set_model_version_tag(model, str(number), ROLLED_BACK, event.to_json())
-        _move(client, seen, event)
+        for number in marked:
+            client.set_model_version_tag(model, str(number), ROLLED_BACK, event.to_json())
+        try:
+            _move(client, seen, event)
+        except ConflictError:
+            for number, mark in marked.items():
+                client.set_model_version_tag(model, str(number), ROLLED_BACK, mark)
+            raise
         return _record(client, model, event)
 
 

@@ -291,6 +291,19 @@ def test_a_rollback_passes_over_what_is_not_there_any_more(client, four, capsys)
     assert f"version 2 is passed over: the files of version 2 of {four} have the SHA-256" in capsys.readouterr().err
 
 
+def test_a_rollback_that_came_too_late_leaves_no_mark(four, monkeypatch):
+    for version in (1, 2):
+        to(four, version)
+    seen = read_state(four)
+    to(four, 3)
+    with monkeypatch.context() as patched:
+        late = iter([seen])
+        patched.setattr("calmlflow.registry.promote.read_state", lambda model: next(late, None) or read_state(model))
+        with pytest.raises(ConflictError, match="version 3 is in Production"):
+            roll_back(four, None, "x")
+    assert roll_back(four, None, "x").version == 2
+
+
 def test_a_rollback_says_why_it_does_not_go_there(client, four):
     client.create_model_version(four, SOURCE, tags={"model_sha256": "0" * 64}, await_creation_for=0)
     client.delete_model_version_tag(four, "2", "model_sha256")
