@@ -48,7 +48,7 @@ run: $(VENV)/installed server
 	calmlflow promote --stage Production
 	calmlflow predict j8c601020 --control examples/j8c601020_MemModelFeatures.txt --stage Production
 	@calmlflow stages
-	@. $(CALMLFLOW_HOME)/env && echo "Open $$MLFLOW_TRACKING_URI for runs, artifacts and registered models; 'make stop' ends the server."
+	@. $(CALMLFLOW_HOME)/env && echo "Open $$MLFLOW_TRACKING_URI and choose 'Model training' for runs, artifacts and models; 'make stop' ends the server."
 
 server: $(VENV)/installed
 	calmlflow server --detach $(PORTS)
