@@ -75,13 +75,8 @@ def predict(words: Sequence[str]) -> None:
     if job.is_hap:
         _print(answer_mosaic(job, emitter))
         return
-    if (given.control is None) == (given.bucket is None):
-        count = "neither" if given.control is None else "both"
-        parser.error(
-            f"{count} of --control FILE and --bucket BUCKET are given; expected one: where the control file is"
-        )
-    if given.key and not given.bucket:
-        parser.error("--key is given without --bucket; expected both, or --control FILE alone")
+    if (given.control is None) == (given.bucket is None) or (given.key and not given.bucket):
+        parser.error("the control file's place is not clear; expected --control FILE, or --bucket BUCKET [--key KEY]")
     keys = read_control_file(given.control) if given.control else read_control_object(job.name, given.bucket, given.key)
     predictor = Predictor(given.stage, policy_fallback=given.policy_fallback, emit=emitter)
     _print(predictor.predict(job.name, keys))

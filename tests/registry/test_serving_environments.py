@@ -87,13 +87,8 @@ def test_what_the_container_runs_answers(server, published, built, tmp_path):
     own = f"C.MODEL_PATH = {str(context / copied)!r}; C.DEFAULT_INFERENCE_SERVER_PORT = {port}; "
     before, serve = entry[2].split("C._serve")
     command = [str(built.python), "-c", f"{before}{own}C._serve{serve}"]
-    variables = {
-        **built.variables,
-        "DISABLE_NGINX": "true",
-        "MLFLOW_DISABLE_ENV_CREATION": "true",
-        "MLFLOW_MODELS_WORKERS": "2",
-    }
-    with running(command, port, variables, tmp_path):
+    own = {"DISABLE_NGINX": "true", "MLFLOW_DISABLE_ENV_CREATION": "true", "MLFLOW_MODELS_WORKERS": "2"}
+    with running(command, port, {**built.variables, **own}, tmp_path):
         close(Scorer(port).answers({"dataframe_records": JOBS}), built.published.expected(*JOBS))
 
 
