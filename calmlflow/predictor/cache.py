@@ -82,11 +82,11 @@ class Cache:
             bundle = Bundle.load(folder, settings.NETWORKS)
             staged.check_manifest((folder / MANIFEST).read_bytes())
             return bundle
-        except InputError as error:
-            log.warning("%s", error)
-        except OSError as error:
-            log.warning("cache folder %s cannot be read (%s); expected one of yours", folder, error.strerror)
-        return None
+        except (InputError, OSError) as error:
+            log.warning(
+                "the cached version %s cannot be used (%s); expected it whole and readable", staged.version, error
+            )
+            return None
 
     def recall(self, stage: str) -> list[StagedVersion]:
         """The version that a stage held when the registry was last asked, and the one before; may be empty."""
@@ -132,8 +132,8 @@ class Cache:
                 self._remove(folder)
                 new.rename(folder)
         except OSError as error:
-            place = f"cache folder {self.folder} ({error.strerror}); expected room in a folder of yours"
-            log.warning("version %s cannot be kept in %s: name one with CALMLFLOW_CACHE", staged.version, place)
+            words = "version %s cannot be kept (%s); expected room in a folder of yours: name one with CALMLFLOW_CACHE"
+            log.warning(words, staged.version, error)
 
     def _remove(self, folder: Path) -> None:
         """Move a folder away in one step, so that no reader sees half of it, then delete it."""

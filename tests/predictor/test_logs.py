@@ -58,10 +58,6 @@ def test_an_exception_is_shown_by_type_and_place_without_its_text():
     assert place_of(KeyError("never raised")) == "KeyError"
 
 
-def test_arguments_that_do_not_fit_cost_no_line():
-    assert line_of("%d jobs", "many")["message"] == "%d jobs (TypeError in its arguments)"
-
-
 def test_a_message_hides_passwords_and_is_cut():
     # Every spelling: tests/test_passwords.py.
     assert line_of("no %s answers", "https://me:hidden@host/x")["message"] == "no https://***@host/x answers"
@@ -83,7 +79,8 @@ def test_whatever_a_record_holds_it_becomes_one_line(value, message):
     line_of(message, value)
 
 
-def test_a_value_that_is_no_json_costs_no_line():
+def test_what_is_no_json_or_does_not_fit_costs_no_line():
+    assert line_of("%d jobs", "many")["message"] == "%d jobs (TypeError in its arguments)"
     circle: list = []
     circle.append(circle)
     assert json.loads(to_json(circle)) == "list that is no JSON (ValueError)"

@@ -67,7 +67,6 @@ def test_the_answer_is_that_of_the_bundle_in_the_stage(server):
 
 
 def test_the_stage_is_asked_by_its_name(server):
-    server.answers[STAGES] = staged("3")
     Predictor("staging")
     assert server.queries[-1][1]["stages"] == ["Staging"]
     with pytest.raises(InputError, match="stage 'Prod' does not exist"):
@@ -129,8 +128,7 @@ def test_a_mosaic_needs_no_control_file(server, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "keys", "words"),
-    [("xabc03020", CONTROL, "'x'"), (JOB, [("n_files", 1)], "keys are a list")],
+    ("name", "keys", "words"), [("xabc03020", CONTROL, "'x'"), (JOB, [("n_files", 1)], "keys are a list")]
 )
 def test_a_job_that_breaks_a_rule_is_named(server, name, keys, words):
     with pytest.raises(InputError, match=words):
