@@ -14,10 +14,11 @@ MAX_KNOWN = 50_000
 
 
 class KnownAnswers(Generic[T]):
-    """Answer feature rows with ``answer``, each different row once. Safe to share between threads."""
+    """Answer feature rows with ``answer``, each of the first ``most`` once. Safe to share between threads."""
 
-    def __init__(self, answer: Callable[[list[Features]], Iterable[T]]):
+    def __init__(self, answer: Callable[[list[Features]], Iterable[T]], most: int = MAX_KNOWN):
         self._answer = answer
+        self._most = most
         self._known: dict[Features, T] = {}
 
     def one(self, row: Features) -> T:
@@ -31,7 +32,7 @@ class KnownAnswers(Generic[T]):
         new = [row for row in dict.fromkeys(rows) if row not in known]
         if new:
             found = dict(zip(new, self._answer(new), strict=True))
-            if len(known) + len(found) <= MAX_KNOWN:
+            if len(known) + len(found) <= self._most:
                 known.update(found)
             else:
                 known = {row: found[row] if row in found else known[row] for row in rows}

@@ -17,6 +17,9 @@ from calmlflow.hst.features import Features, job_features
 from calmlflow.predictor.answers import KnownAnswers, as_answers, mosaic_policy
 from calmlflow.predictor.bundle import Bundle
 
+MAX_TABLES = 4096
+"""Answers that are kept as tables, 4 kB each."""
+
 
 class ServedBundle(PythonModel):
     """Takes raw job metadata (``ipppssoot`` and the control file's keys), and gives one answer per row."""
@@ -25,8 +28,9 @@ class ServedBundle(PythonModel):
         """Load the networks that were logged with the model."""
         self.bundle = Bundle.load(Path(context.artifacts["bundle"]))
         self.mosaic = pd.DataFrame([mosaic_policy()], columns=list(self.bundle.answer_keys))
-        # Tables of one row: for a single job pandas takes ten times as long to make one as to take a view of it.
-        self.known: KnownAnswers[pd.DataFrame] = KnownAnswers(self._answers)
+        self.known = KnownAnswers(lambda rows: as_answers(self.bundle.predict(rows)))
+        # Of single jobs, for which somebody waits: to make a table takes ten times as long as to copy it.
+        self.tables = KnownAnswers(lambda rows: [pd.DataFrame([answer]) for answer in self.known(rows)], MAX_TABLES)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Answer n jobs, in order; a row that breaks a rule fails the request with the reason."""
@@ -36,16 +40,14 @@ class ServedBundle(PythonModel):
         except InputError as error:
             # MLflow's server answers status 400 with the reason; to other exceptions it adds the stack trace.
             raise MlflowException.invalid_parameter_value(str(error)) from error
+        if len(features) < 2:
+            table = self.tables.one(features[0]) if features and features[0] else self.mosaic[: len(features)]
+            return table.reset_index(drop=True)
         places = {row: place for place, row in enumerate(dict.fromkeys(features))}
         answers = iter(self.known([row for row in places if row is not None]))
-        tables = [self.mosaic if row is None else next(answers) for row in places]
-        if len(features) == 1:
-            return tables[0].reset_index(drop=True)
-        return pd.concat([self.mosaic[:0], *tables]).take([places[row] for row in features]).reset_index(drop=True)
-
-    def _answers(self, rows: list[Features]) -> list[pd.DataFrame]:
-        table = pd.DataFrame(as_answers(self.bundle.predict(rows)))
-        return [table[place : place + 1] for place in range(len(table))]
+        rows = [mosaic_policy() if row is None else next(answers) for row in places]
+        table = pd.DataFrame(rows, columns=list(self.bundle.answer_keys))
+        return table.take([places[row] for row in features]).reset_index(drop=True)
 
 
 def _rows(jobs: pd.DataFrame) -> list[dict[Any, Any]]:
