@@ -4,8 +4,8 @@ import json
 import os
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -32,15 +32,14 @@ def uri(tmp_path, monkeypatch) -> Iterator[str]:
 
 
 @pytest.fixture
-def buckets(s3) -> list[str]:
+def buckets(s3, bucket) -> list[str]:
     """Two buckets: one with three jobs, of which one failed, and one with a single job."""
-    names = [f"jobs-{uuid.uuid4().hex[:12]}" for _ in range(2)]
-    for name in names:
-        s3.create_bucket(Bucket=name)
+    names = [bucket, f"{bucket}-ops"]
+    s3.create_bucket(Bucket=names[1])
     put_job(s3, names[0], JOB)
     put_job(s3, names[0], FAILED, process=metrics(status=1))
     put_job(s3, names[1], OTHER)
-    return sorted(names, key=names.index)
+    return names
 
 
 def trigger(name: str) -> str:
@@ -48,10 +47,8 @@ def trigger(name: str) -> str:
 
 
 def stored(uri: str, table=JOBS) -> list[str]:
-    store = open_store(uri)
-    found = contents(store, table)["ipst"].tolist()
-    store.close()
-    return found
+    with closing(open_store(uri)) as store:
+        return contents(store, table)["ipst"].tolist()
 
 
 NOTHING = {"datasets": 0, "stored": 0, "updated": 0, "unchanged": 0, "older": 0, "quarantined": 0, "reasons": {}}
@@ -113,13 +110,6 @@ def test_a_bucket_that_is_gone_costs_no_job_of_another(uri, buckets):
     with pytest.raises(CalmlflowError, match=r"s3://aaa-gone/.* cannot be read"):
         handler({"Records": records})
     assert stored(uri) == [OTHER]
-
-
-def test_a_store_that_is_away_is_told_without_its_password(uri, buckets, monkeypatch):
-    monkeypatch.setenv("CALMLFLOW_JOBS", "postgresql://me:hunter2@127.0.0.1:1/jobs")
-    with pytest.raises(CalmlflowError, match="cannot be opened") as error:
-        handler({"Bucket": buckets[0], "Ipppssoot": JOB})
-    assert "hunter2" not in str(error.value)
 
 
 def test_a_fresh_process_answers_and_loads_no_mlflow(server, uri, buckets):

@@ -11,12 +11,10 @@ from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, PREDICTIONS, QUAR
 from calmlflow.jobs.stores.open import open_store, read_table
 from calmlflow.jobs.upsert import Counts
 from tests.samples.store_samples import ANSWER as SMALLEST
-from tests.samples.store_samples import ROWS, contents, frame, record
+from tests.samples.store_samples import ROWS, contents, frame, plain, record
 
 # DynamoDB keeps nothing as small as 1e-300.
 ANSWER = {**SMALLEST, "wc_err": 1e-100}
-
-KINDS = ("sqlite", "postgres", "dynamodb")
 
 
 def name_of(number: int) -> str:
@@ -27,59 +25,47 @@ def of(number: int, **cells: object) -> dict:
     return record(name_of(number), dtype=0, **{"timestamp": 1000, **cells})
 
 
-@pytest.fixture
-def place(request, tmp_path):
-    """Gives the address of a database of a kind."""
-    return lambda kind: (
-        f"sqlite:///{tmp_path}/{kind}.db" if kind == "sqlite" else request.getfixturevalue(f"{kind}_uri")
-    )
-
-
 def entry(name: str, **cells: object) -> dict:
     return {"ipst": name, "digest": "", "kind": "k", "reason": "r", "source": "s3://b", "tries": 1, **cells}
 
 
-def fill_source(store) -> None:
-    store.put(JOBS, frame(JOBS, [of(number, **(ANSWER if number % 2 else {})) for number in range(40)]))
-    store.put(JOBS, frame(JOBS, [of(99, memory=0.1)]))
-    store.put(HISTORY, frame(HISTORY, [{**of(0, timestamp=1), "digest": "a", "replaced_at": 5}]))
-    store.put(
-        MOSAICS,
-        frame(MOSAICS, [{**ROWS[MOSAICS][0], "ipst": name, "timestamp": 7} for name in ("acs_8ph_01", "acs_8ph_02")]),
-    )
-    store.put(
-        QUARANTINE,
-        frame(
-            QUARANTINE,
-            [
-                entry("resolved", last_seen=10),
-                entry("known", last_seen=30, tries=3),
-                entry("settled", last_seen=30, resolved_at=40),
-                entry(name_of(1), last_seen=30, timestamp=2000),
-                entry(name_of(2), last_seen=30, timestamp=900),
-            ],
-        ),
-    )
-    store.put(PREDICTIONS, frame(PREDICTIONS, ROWS[PREDICTIONS]))
+def mosaic(name: str, timestamp: int) -> dict:
+    return {**ROWS[MOSAICS][0], "ipst": name, "timestamp": timestamp}
 
 
-def fill_target(store) -> None:
-    store.put(JOBS, frame(JOBS, [of(0, timestamp=3000, memory=1.2), of(1, timestamp=500), of(77, **ANSWER)]))
-    store.put(HISTORY, frame(HISTORY, [{**of(0, timestamp=1), **ANSWER, "digest": "a", "replaced_at": 3}]))
-    store.put(MOSAICS, frame(MOSAICS, [{**ROWS[MOSAICS][0], "ipst": "acs_8ph_01", "timestamp": 9}]))
-    entries = [
+HERE = {
+    JOBS: [*(of(number, **(ANSWER if number % 2 else {})) for number in range(40)), of(99, memory=0.1)],
+    HISTORY: [{**of(0, timestamp=1), "digest": "a", "replaced_at": 5}],
+    MOSAICS: [mosaic("acs_8ph_01", 7), mosaic("acs_8ph_02", 7)],
+    QUARANTINE: [
+        entry("resolved", last_seen=10),
+        entry("known", last_seen=30, tries=3),
+        entry("settled", last_seen=30, resolved_at=40),
+        entry(name_of(1), last_seen=30, timestamp=2000),
+        entry(name_of(2), last_seen=30, timestamp=900),
+    ],
+    PREDICTIONS: ROWS[PREDICTIONS],
+}
+THERE = {
+    JOBS: [of(0, timestamp=3000, memory=1.2), of(1, timestamp=500), of(77, **ANSWER)],
+    HISTORY: [{**of(0, timestamp=1), **ANSWER, "digest": "a", "replaced_at": 3}],
+    MOSAICS: [mosaic("acs_8ph_01", 9)],
+    QUARANTINE: [
         entry("resolved", last_seen=10, resolved_at=20),
         entry("known", last_seen=20),
         entry("settled", last_seen=5),
-    ]
-    store.put(QUARANTINE, frame(QUARANTINE, entries))
+    ],
+}
+
+
+def fill(store, tables: dict) -> None:
+    for table, rows in tables.items():
+        store.put(table, frame(table, rows))
 
 
 def by_name(store, table, *columns: str) -> dict:
     """Name -> cells, a missing one as None."""
-    found = conform(contents(store, table), table).astype(object)
-    found = found.where(found.notna(), None)
-    return {row["ipst"]: tuple(row[name] for name in columns) for row in found.to_dict("records")}
+    return {row["ipst"]: tuple(row[name] for name in columns) for row in plain(contents(store, table))}
 
 
 def test_a_file_is_written_where_its_uri_says(tmp_path, monkeypatch):
@@ -102,12 +88,12 @@ def test_no_column_of_a_folder_is_lost(tmp_path):
     assert read_table(str(tmp_path / "out.csv"))["wall_pred"].value_counts(dropna=False).tolist() == [20, 20]
 
 
-@pytest.mark.parametrize("there", KINDS)
+@pytest.mark.parametrize("there", ["sqlite", "postgres", "dynamodb"])
 def test_every_table_is_copied_from_one_database_into_another(place, tmp_path, there):
     here = f"sqlite:///{tmp_path}/source.db"
     source, target = open_store(here, create=True), open_store(place(there), create=True)
-    fill_source(source)
-    fill_target(target)
+    fill(source, HERE)
+    fill(target, THERE)
     before = {table: contents(source, table) for table in TABLES}
     seen: list[tuple] = []
     copied = copy(here, place(there), lambda done, total: seen.append((done, total)))
@@ -160,7 +146,7 @@ def test_every_table_is_copied_from_one_database_into_another(place, tmp_path, t
 def test_a_file_gets_the_records_and_says_what_it_does_not_get(tmp_path, suffix):
     uri, file = f"sqlite:///{tmp_path}/jobs.db", f"{tmp_path}/jobs.{suffix}"
     with closing(open_store(uri, create=True)) as store:
-        fill_source(store)
+        fill(store, HERE)
         before = contents(store, JOBS)
     for _ in range(2):
         copied = copy(uri, file)

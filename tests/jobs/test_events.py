@@ -44,9 +44,7 @@ def test_each_job_of_a_notification_is_told_once_in_order(jobs):
         (s3_record(f"messages/processed-{JOB}.trigger2"), "is no trigger's; expected"),
         (s3_record(f"old/messages/processed-{JOB}.trigger"), "is no trigger's; expected"),
         (s3_record(trigger(f"{JOB}%0A")), "is no trigger's; expected"),
-        (s3_record(trigger("zabc07020")), "'z'"),
         (s3_record(trigger("..%2F..%2Fsecret")), "is no dataset name"),
-        (s3_record(trigger(JOB), "No Bucket"), "No Bucket"),
     ],
 )
 def test_a_bad_record_is_told_and_costs_no_job(record, words):
@@ -63,8 +61,6 @@ def test_a_bad_record_is_told_and_costs_no_job(record, words):
         ([], "the event is a list; expected"),
         ({}, "the event has no Ipppssoot; expected"),
         ({"Ipppssoot": JOB}, "Bucket is missing; expected"),
-        ({"Ipppssoot": JOB, "Bucket": 5}, "Bucket is no text"),
-        ({"Bucket": BUCKET, "Ipppssoot": "zabc07020"}, "'z'"),
         ({"Bucket": BUCKET, "Ipppssoot": 5}, "5 is no dataset name"),
         ({"Bucket": BUCKET, "Ipppssoot": JOB, "Dataset": "lbny02010"}, f"'{JOB}' and Dataset 'lbny02010'; expected"),
         ({"Records": []}, "Records are no list"),

@@ -1,8 +1,7 @@
 """Predictions that are kept in a store, and recorded predictions that are read."""
 
 import json
-import threading
-import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pandas as pd
@@ -13,7 +12,7 @@ from calmlflow.jobs.predictions import open_store_emitter, read_recorded, store_
 from calmlflow.jobs.stores.base import PREDICTIONS
 from calmlflow.jobs.stores.open import open_store
 from calmlflow.predictor.emit import prediction_record
-from tests.samples.commands import ROOT, run
+from tests.samples.commands import run
 
 FEATURES = (17, 10, 1, 0, 0, 0, 0, 1, 0)
 ANSWER = {
@@ -25,11 +24,6 @@ ANSWER = {
 def kept(uri: str) -> list[dict]:
     with closing(open_store(uri)) as store:
         return pd.concat(store.read(PREDICTIONS)).sort_values(["ipst", "timestamp"]).to_dict("records")
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def uri(request, tmp_path) -> str:
-    return f"sqlite:///{tmp_path}/jobs.db" if request.param == "sqlite" else request.getfixturevalue("postgres_uri")
 
 
 def test_each_prediction_is_a_row(uri):
@@ -49,12 +43,8 @@ def test_each_prediction_is_a_row(uri):
 
 def test_threads_share_an_emitter(uri):
     emit = open_store_emitter(uri)
-    records = [prediction_record("j8c601020", FEATURES, ANSWER, float(number)) for number in range(40)]
-    threads = [threading.Thread(target=lambda part=part: [*map(emit, records[part::4])]) for part in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda moment: emit(prediction_record("j8c601020", FEATURES, ANSWER, float(moment))), range(40)))
     assert [row["timestamp"] for row in kept(uri)] == [float(number) for number in range(40)]
 
 
@@ -77,14 +67,11 @@ def test_predictions_of_some_datasets_are_read_from_a_store(uri):
 
 
 @pytest.mark.parametrize("prefix", ["some/where/", "some/where", ""])
-def test_predictions_of_some_datasets_are_read_from_s3(s3, prefix):
-    bucket = f"recorded-{uuid.uuid4().hex[:12]}"
-    s3.create_bucket(Bucket=bucket)
+def test_predictions_of_some_datasets_are_read_from_s3(s3, bucket, prefix):
     good = json.dumps({**prediction_record("j8c601020", FEATURES, ANSWER, 5.0), "mem_pred": "much", "own": 1})
     files = [("j8c601020/1", good), ("j8c601020/2", '{"half'), ("j8c601020/3", "[1]"), ("jother010/1", good)]
     for name, text in files:
-        key = f"{name}.json"
-        s3.put_object(Bucket=bucket, Key=f"{prefix.rstrip('/')}/{key}".lstrip("/"), Body=text.encode())
+        s3.put_object(Bucket=bucket, Key=f"{prefix.rstrip('/')}/{name}.json".lstrip("/"), Body=text.encode())
     found = read_recorded(f"s3://{bucket}/{prefix}", ["j8c601020"])
     (row,) = found.predictions.to_dict("records")
     assert (row["ipst"], row["timestamp"], row["version"], row["unseen"]) == ("j8c601020", 5.0, "7", 1.0)
@@ -99,21 +86,3 @@ def test_a_store_that_is_away_costs_no_answer(server, tmp_path):
     done = run(server, "calmlflow", "predict", "acs_8ph_01", "--emit", uri)
     assert (done.returncode, json.loads(done.stdout)["source"]) == (0, "policy")
     assert "was not kept" in done.stderr
-
-
-def test_many_jobs_from_a_store_into_a_store(server, trained, tmp_path):
-    uri = f"sqlite:///{tmp_path}/jobs.db"
-    assert run(server, "calmlflow", "jobs", "copy", "sample:300", uri).returncode == 0
-    done = run(server, "python", "-m", "entrypoints.predict", "--data", uri, "--output", uri)
-    assert done.returncode == 0, done.stderr
-    assert "300 jobs answered" in done.stdout
-    rows = pd.DataFrame(kept(uri))
-    assert len(rows) == 300
-    assert rows["version"].unique().tolist() == [str(rows["version"].iloc[0])]
-    assert rows[["prob_2g", "prob_8g", "prob_16g", "prob_64g"]].sum(axis=1).between(0.999, 1.001).all()
-    control = str(ROOT / "examples" / "j8c601020_MemModelFeatures.txt")
-    done = run(server, "calmlflow", "predict", "j8c601020", "--control", control, "--emit", uri)
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
-    (row,) = [row for row in kept(uri) if row["ipst"] == "j8c601020"]
-    assert [row["bin_pred"], row["wall_pred"]] == [answer["memBin"], answer["clockTime"]]

@@ -59,19 +59,18 @@ def test_dtypes_columns_and_index():
     RECORDS.validate(valid)
 
 
-def test_valid_rows_pass_unchanged_and_pass_again():
+def test_valid_rows_pass_unchanged():
     frame = draw_sample(300)
-    once = check_records(frame, "test")
-    assert once.quarantine.empty
-    assert once.reasons() == {}
-    pd.testing.assert_frame_equal(once.valid, frame)
-    pd.testing.assert_frame_equal(check_records(once.valid, "test").valid, once.valid)
+    checked = check_records(frame, "test")
+    assert checked.reasons() == {}
+    pd.testing.assert_frame_equal(checked.valid, frame)
 
 
 def test_every_row_comes_out_once_and_reasons_name_the_broken_columns():
     draw = random.Random(0)
-    rows = draw_sample(200).to_dict("records")
-    broken = [dict(draw.sample(BROKEN_CELLS, draw.randrange(4))) for _ in rows]
+    broken = [*({column: cell} for column, cell in BROKEN_CELLS)]
+    broken += [dict(draw.sample(BROKEN_CELLS, draw.randrange(4))) for _ in range(100)]
+    rows = draw_sample(len(broken)).to_dict("records")
     frame = table(*({**row, **cells} for row, cells in zip(rows, broken, strict=True))).assign(row=range(len(rows)))
     checked = check_records(frame, "test")
     assert len(checked.valid) + len(checked.quarantine) == len(frame)
@@ -81,11 +80,6 @@ def test_every_row_comes_out_once_and_reasons_name_the_broken_columns():
     }
     # The quarantine keeps what came.
     pd.testing.assert_frame_equal(checked.quarantine.drop(columns="reason"), frame.loc[checked.quarantine.index])
-
-
-@pytest.mark.parametrize(("column", "cell"), BROKEN_CELLS, ids=lambda value: str(value)[:20])
-def test_a_broken_cell_gives_reasons_of_its_column_only(column, cell):
-    assert {part.split()[0] for part in reason_of(cell, column).split("; ")} == {column}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +92,6 @@ def test_a_broken_cell_gives_reasons_of_its_column_only(column, cell):
         ("dtype", 0, "dtype is not that of the last character of ipst"),
         ("instr", 3, "instr is not that of the first letter of ipst"),
         ("mem_bin", 1, "mem_bin is not the bin that memory needs"),
-        ("memory", 1.792, "mem_bin is not the bin that memory needs"),
         ("ipst", "l8c601020", "instr is not that of the first letter of ipst"),
         ("ipst", "j8c60102q", "dtype is not that of the last character of ipst"),
         ("ipst", "n8c601020", "ipst is no nine-character dataset name of ACS, COS, STIS, WFC3"),
@@ -144,8 +137,7 @@ def test_memory_tells_a_missing_mem_bin():
 
 def test_a_missing_timestamp_is_0_and_the_last_of_a_name_counts():
     frame = pd.DataFrame([{**ROW, "n_files": 1}, {**ROW, "n_files": 2}]).drop(columns="timestamp")
-    valid = check_records(frame, "test").valid
-    assert valid[["timestamp", "n_files"]].to_numpy().tolist() == [[0, 2]]
+    assert check_records(frame, "test").valid[["timestamp", "n_files"]].to_numpy().tolist() == [[0, 2]]
 
 
 @settings(deadline=None, max_examples=50)

@@ -1,15 +1,16 @@
 """A real DynamoDB server (moto's), and a proxy before it that counts requests and answers some of them itself."""
 
 import json
-import threading
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.error import HTTPError
 
 import boto3
+
+from tests.samples.http_server import serving
 
 Answer = tuple[int, dict]
 Forward = Callable[[dict], Answer]
@@ -64,15 +65,8 @@ def proxy_of(target: str) -> Iterator[Proxy]:
         def log_message(self, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        proxy.address = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield proxy
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Handler) as proxy.address:
+        yield proxy
 
 
 def client():

@@ -1,11 +1,14 @@
-"""Finished jobs in a bucket as the pipeline leaves them, and an S3 server that is slow or fails now and then."""
+"""Finished jobs in a bucket as the pipeline leaves them, and an S3 server that fails now and then."""
 
-import asyncio
-import contextlib
+import http.client
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
+
+from tests.samples.http_server import serving
 
 CONTROL = {"n_files": "17", "total_mb": "9.6", "DETECTOR": "SBC", "DRIZCORR": "PERFORM", "SUBARRAY": "False"}
 
@@ -50,105 +53,50 @@ def name_of(number: int) -> str:
 # -- An S3 server behind a bad line ---------------------------------------------------------------------------------
 
 Fault = Callable[[int, bytes], str]
-"""Given the number of a request, from 0, and its first line: "" (none), a status to answer with, or "cut"."""
+"""Given the number of a request, from 0, and its first line: "" (none), "503" or "cut"."""
 
 
 @dataclass
 class Line:
-    """What goes through a line: the number of requests, and how many of them were spoiled."""
+    """An address, the number of requests that it got, and what is told of each one."""
 
     uri: str
     requests: int = 0
-    spoiled: int = 0
     on_request: list[Callable[[int], None]] = field(default_factory=list)
 
 
-@contextlib.contextmanager
-def bad_line(endpoint: str, fault: Fault = lambda number, request: "", delay_s: float = 0.0) -> Iterator[Line]:
-    """An address that forwards to an S3 server, late and with faults; what is signed goes through as it is."""
-    address = urlsplit(endpoint)
-    started: threading.Event = threading.Event()
-    loop = asyncio.new_event_loop()
-    line = Line("")
+@contextmanager
+def bad_line(endpoint: str, fault: Fault = lambda number, request: "") -> Iterator[Line]:
+    """An address that forwards to an S3 server, with faults; what is signed goes through as it is."""
+    line, counting, host = Line(""), threading.Lock(), urlsplit(endpoint).netloc
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream = None
-        try:
-            while head := await _head(reader):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with counting:
                 number, line.requests = line.requests, line.requests + 1
-                for told in line.on_request:
-                    told(number)
-                body = await reader.readexactly(_length(head))
-                await asyncio.sleep(delay_s)
-                spoil = fault(number, head.partition(b"\r\n")[0])
-                line.spoiled += bool(spoil)
-                if spoil and spoil != "cut":
-                    text = f"<Error><Code>{'InternalError' if spoil == '500' else 'SlowDown'}</Code></Error>".encode()
-                    writer.write(f"HTTP/1.1 {spoil} Busy\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text)
-                    continue
-                if upstream is None:
-                    upstream = await asyncio.open_connection(address.hostname, address.port)
-                upstream[1].write(head + body)
-                answer = await _head(upstream[0])
-                empty = head.startswith(b"HEAD") or b" 204 " in answer.partition(b"\r\n")[0]
-                content = b"" if empty else await _body(upstream[0], answer)
-                if spoil:
-                    writer.write(answer + content[: len(content) // 2])
-                    await writer.drain()
-                    return
-                writer.write(answer + content)
-                await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
+            for told in line.on_request:
+                told(number)
+            spoil = fault(number, self.raw_requestline)
+            if spoil == "503":
+                self.send_error(503)
+                return
+            upstream = http.client.HTTPConnection(host)
+            upstream.request(self.command, self.path, headers=dict(self.headers.items()))
+            with closing(upstream), upstream.getresponse() as answer:
+                content = answer.read()
+                length = answer.headers["Content-Length"] or len(content)
+                self.send_response_only(answer.status)
+                for name, value in answer.headers.items():
+                    if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                        self.send_header(name, value)
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2] if spoil else content)
+
+        do_HEAD = do_GET  # noqa: N815 - a name of the library
+
+        def log_message(self, *words: object) -> None:
             pass
-        finally:
-            for end in filter(None, (writer, upstream and upstream[1])):
-                end.close()
 
-    async def run() -> None:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        line.uri = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        started.set()
-        await over.wait()
-        server.close()
-
-    over = asyncio.Event()
-    thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
-    thread.start()
-    started.wait()
-    try:
+    with serving(Handler) as line.uri:
         yield line
-    finally:
-        loop.call_soon_threadsafe(over.set)
-        thread.join()
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
-        loop.close()
-
-
-async def _head(reader: asyncio.StreamReader) -> bytes:
-    """A request's or an answer's first lines, or nothing at the end."""
-    try:
-        return await reader.readuntil(b"\r\n\r\n")
-    except asyncio.IncompleteReadError:
-        return b""
-
-
-def _length(head: bytes) -> int:
-    for row in head.split(b"\r\n"):
-        name, _, value = row.partition(b":")
-        if name.strip().lower() == b"content-length":
-            return int(value)
-    return 0
-
-
-async def _body(reader: asyncio.StreamReader, head: bytes) -> bytes:
-    if b"transfer-encoding: chunked" not in head.lower():
-        return await reader.readexactly(_length(head))
-    whole = b""
-    while True:
-        size = await reader.readuntil(b"\r\n")
-        chunk = await reader.readexactly(int(size, 16) + 2)
-        whole += size + chunk
-        if not int(size, 16):
-            return whole

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -20,6 +20,7 @@ from calmlflow.predictor.cache import Cache
 from calmlflow.predictor.killtime import KillTime
 from calmlflow.predictor.manifest import write_manifest
 from calmlflow.predictor.registry_client import StagedVersion
+from tests.samples.http_server import serving
 
 NETWORKS = ("mem_clf", "mem_reg", "wall_reg")
 SCALING = Scaling((-0.4, 0.1), (1.2, 3.0), (0.3, 1.7))
@@ -154,14 +155,9 @@ def http_registry(answers: Mapping[str, Answer | Callable[[Query], Answer]] | No
         def log_message(self, *words: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        registry = HttpRegistry(f"http://127.0.0.1:{server.server_port}", dict(answers or {}))
-        # The poll is how long the test waits for the end.
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
+    with serving(Handler) as uri:
+        registry = HttpRegistry(uri, dict(answers or {}))
         try:
             yield registry
         finally:
             over.set()
-            server.shutdown()
-            thread.join()

@@ -35,8 +35,14 @@ ROWS: dict[Table, list[dict]] = {
 
 def contents(store: Store, table: Table) -> pd.DataFrame:
     """All rows of a table, in the order of their keys."""
-    parts = [conform(pd.DataFrame(columns=list(table.columns)), table), *store.read(table)]
+    parts = [conform(pd.DataFrame(), table), *store.read(table)]
     return pd.concat(parts, ignore_index=True).sort_values(list(table.key)).reset_index(drop=True)
+
+
+def plain(rows: pd.DataFrame) -> list[dict]:
+    """Rows, with None for a missing cell."""
+    found = rows.astype(object)
+    return found.where(found.notna(), None).to_dict("records")
 
 
 def frame(table: Table, rows: list[dict]) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from decimal import Decimal
 
 import numpy as np
@@ -20,17 +21,11 @@ from calmlflow.jobs.upsert import Batch, Counts, upsert, write_back
 from tests.samples.dynamodb_samples import client, error, items_of, older_item, proxy_of, table_of
 from tests.samples.store_samples import ROWS, contents, frame, record
 
-# DynamoDB keeps no number as small as the sample's 1e-300.
-SAMPLES = {
-    table: [{**row, "wc_err": 1e-100} if "wc_err" in row else row for row in rows] for table, rows in ROWS.items()
-}
-
 
 @pytest.fixture
 def store(dynamodb_uri):
-    opened = open_dynamodb(dynamodb_uri, create=True)
-    yield opened
-    opened.close()
+    with closing(open_dynamodb(dynamodb_uri, create=True)) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -43,10 +38,9 @@ def proxy(dynamodb, store, monkeypatch):
 
 @pytest.fixture
 def proxied(proxy, dynamodb_uri):
-    opened = open_dynamodb(dynamodb_uri)
-    proxy.counts.clear()
-    yield opened
-    opened.close()
+    with closing(open_dynamodb(dynamodb_uri)) as opened:
+        proxy.counts.clear()
+        yield opened
 
 
 def put_items(uri: str, items: list[dict]) -> None:
@@ -61,28 +55,25 @@ def many(count: int) -> pd.DataFrame:
 # -- Rows -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
-def test_an_item_is_laid_out_as_the_pipeline_has_it(store, dynamodb_uri, table):
+def test_tables_and_items_are_laid_out_as_the_pipeline_has_them(store, dynamodb_uri):
     """Names of tables and keys, numbers as N, nothing where nothing is: written down by hand."""
-    store.put(table, frame(table, SAMPLES[table]))
-    suffix = {"jobs": ""}.get(table.name, f"-{table.name}")
-    described = client().describe_table(TableName=table_of(dynamodb_uri) + suffix)["Table"]
     keys = {
-        "jobs": [("ipst", "S")],
-        "mosaics": [("ipst", "S")],
-        "history": [("ipst", "S"), ("digest", "S")],
-        "quarantine": [("ipst", "S"), ("digest", "S")],
-        "predictions": [("ipst", "S"), ("timestamp", "N")],
+        "": [("ipst", "S")],
+        "-mosaics": [("ipst", "S")],
+        "-history": [("ipst", "S"), ("digest", "S")],
+        "-quarantine": [("ipst", "S"), ("digest", "S")],
+        "-predictions": [("ipst", "S"), ("timestamp", "N")],
     }
-    types = {one["AttributeName"]: one["AttributeType"] for one in described["AttributeDefinitions"]}
-    assert [(key["AttributeName"], types[key["AttributeName"]]) for key in described["KeySchema"]] == keys[table.name]
-    assert described["BillingModeSummary"]["BillingMode"] == "PAY_PER_REQUEST"
-    if table is JOBS:
-        item = next(item for item in items_of(table_of(dynamodb_uri)) if item["ipst"]["S"] == "j8c601020")
-        numbers = {name: value for name, value in SAMPLES[JOBS][0].items() if name != "ipst"}
-        assert {name: Decimal(value["N"]) for name, value in item.items() if name != "ipst"} == {
-            name: Decimal(repr(value)) for name, value in numbers.items()
-        }
+    for suffix, expected in keys.items():
+        described = client().describe_table(TableName=table_of(dynamodb_uri) + suffix)["Table"]
+        types = {one["AttributeName"]: one["AttributeType"] for one in described["AttributeDefinitions"]}
+        assert [(key["AttributeName"], types[key["AttributeName"]]) for key in described["KeySchema"]] == expected
+        assert described["BillingModeSummary"]["BillingMode"] == "PAY_PER_REQUEST"
+    store.put(JOBS, frame(JOBS, [record()]))
+    (item,) = items_of(table_of(dynamodb_uri))
+    numbers = {name: Decimal(repr(value)) for name, value in record().items() if name != "ipst"}
+    assert item.pop("ipst") == {"S": "j8c601020"}
+    assert {name: Decimal(value["N"]) for name, value in item.items()} == numbers
 
 
 KEPT = st.floats(-9e125, 9e125).filter(lambda x: abs(x) >= 1e-130) | st.just(0.0)
@@ -302,7 +293,7 @@ def test_tables_are_not_made_by_looking(dynamodb_uri):
         assert store.count(table) == 0
         assert store.get(table, ["j8c601020"]).empty
     assert upsert(store, Batch(jobs=many(3)), "test").stored == 3
-    store.put(PREDICTIONS, frame(PREDICTIONS, SAMPLES[PREDICTIONS]))
+    store.put(PREDICTIONS, frame(PREDICTIONS, ROWS[PREDICTIONS]))
     assert store.count(PREDICTIONS) == 2
     store.close()
 
@@ -331,12 +322,9 @@ def test_many_who_make_the_tables_at_once(dynamodb_uri):
     [
         ("dynamodb://", "the address names no table"),
         ("dynamodb://me:told-to-nobody@table?region=us-east-1", "the address names no table"),
-        ("dynamodb://table/told-to-nobody", "the address names no table"),
-        ("dynamodb://table?region=us-east-1&colour=blue", "'colour' is no column of job records"),
         ("dynamodb://table?secret=told-to-nobody", "'secret' is no column of job records"),
         ("dynamodb://table?region=evil.com/", "region 'evil.com/' is not one"),
         ("dynamodb://table?instr=acs", "instr='acs' is no whole number"),
-        ("dynamodb://table?instr=0.5", "instr='0.5' is no whole number"),
         ("dynamodb://table?memory=nan", "memory='nan' is no number"),
     ],
 )
@@ -369,34 +357,28 @@ def test_no_region_no_credentials_nobody_there(dynamodb_uri, monkeypatch, ports)
 
 HINTS = {
     "AccessDeniedException": "the permission dynamodb:{operation}",
-    "ProvisionedThroughputExceededException": "a table with capacity to spare",
     "ThrottlingException": "a table with capacity to spare",
-    "ExpiredTokenException": "AWS credentials that are valid",
-    "ValidationException": "values that DynamoDB keeps, with keys of 2,048 bytes at most",
     "InternalServerError": "a table of DynamoDB that answers",
-    "ResourceNotFoundException": "a table of that name in that region",
 }
 
 
-def test_refusals_are_a_sentence(proxy, dynamodb_uri, monkeypatch):
+@pytest.mark.parametrize("code", HINTS)
+@pytest.mark.parametrize(
+    ("operation", "verb", "act"),
+    [
+        ("Scan", "read", lambda store: store.count(JOBS)),
+        ("Query", "read", lambda store: store.get(JOBS, ["j8c601020"])),
+        ("BatchWriteItem", "written", lambda store: store.put(JOBS, many(60))),
+    ],
+)
+def test_refusals_are_a_sentence(proxy, dynamodb_uri, monkeypatch, code, operation, verb, act):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    store = open_dynamodb(dynamodb_uri)
-    acts = {
-        "Scan": ("read", lambda: store.count(JOBS)),
-        "Query": ("read", lambda: store.get(JOBS, ["j8c601020"])),
-        "BatchWriteItem": ("written", lambda: store.put(JOBS, many(60))),
-    }
-    for operation, (verb, act) in acts.items():
-        for code, hint in HINTS.items():
-            proxy.answer = lambda name, request, forward, wrong=operation, code=code: (
-                error(code) if name == wrong else forward(request)
-            )
-            with pytest.raises(CalmlflowError) as caught:
-                act()
-            expected = f"cannot be {verb} ({code}); expected {hint.format(operation=operation)}"
-            assert str(caught.value).startswith(f"{dynamodb_uri} {expected}")
-            assert "told-to-nobody" not in str(caught.value)
-    store.close()
+    proxy.answer = lambda name, request, forward: error(code) if name == operation else forward(request)
+    with closing(open_dynamodb(dynamodb_uri)) as store, pytest.raises(CalmlflowError) as caught:
+        act(store)
+    expected = f"cannot be {verb} ({code}); expected {HINTS[code].format(operation=operation)}"
+    assert str(caught.value).startswith(f"{dynamodb_uri} {expected}")
+    assert "told-to-nobody" not in str(caught.value)
 
 
 def test_who_may_not_make_tables_is_told_and_may_use_those_that_are_there(proxy, dynamodb_uri, monkeypatch):
