@@ -33,19 +33,8 @@ def run(server, *command: str, cwd: Path = ROOT, **more: str) -> subprocess.Comp
 
 def mlflow_run(server, entry: str, **parameters: object) -> subprocess.CompletedProcess[str]:
     given = [word for name, value in parameters.items() for word in ("-P", f"{name}={value}")]
-    return run(
-        server,
-        "mlflow",
-        "run",
-        str(ROOT),
-        "-e",
-        entry,
-        "--env-manager",
-        "local",
-        "--experiment-name",
-        "calcloud",
-        *given,
-    )
+    options = f"-e {entry} --env-manager local --experiment-name calcloud".split()
+    return run(server, "mlflow", "run", str(ROOT), *options, *given)
 
 
 def client(server):
