@@ -191,8 +191,9 @@ def _hidden_parameter(found: re.Match[str]) -> str:
 
 def refuse_password(uri: str) -> None:
     """Raise an InputError where a URI holds a password: MLflow shows the parameters of a run to everybody."""
-    if (shown := hide_password(uri)) != uri:
+    # Of addresses alone: a reason may speak of a token.
+    if _AWS_KEY.sub("", _hide_in_uris(uri)) != uri:
         raise InputError(
-            f"the address {shown} holds a password, which MLflow has written down by now; expected none: "
+            f"the address {hide_password(uri)} holds a password, which MLflow has written down by now; expected none: "
             "set PGPASSWORD or write ~/.pgpass, and change that password"
         )

@@ -99,3 +99,9 @@ def test_a_secret_in_a_text_is_hidden(text, shown):
 def test_what_holds_no_password_stays(text):
     assert hide_password(text) == text
     refuse_password(text)
+
+
+def test_a_reason_may_speak_of_a_token():
+    refuse_password("rotated token: now fixed")
+    with pytest.raises(InputError, match="holds a password"):
+        refuse_password(f"from {URI}")
