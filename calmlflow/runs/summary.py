@@ -1,5 +1,6 @@
 """Outcomes of trainings, cross-validations and searches: their values, the closing tables, a run's description."""
 
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -136,10 +137,13 @@ def print_crossval(outcome: CrossvalOutcome) -> None:
         for name in headlines(target):
             if name in scores:
                 mean, sd, low, high = scores[name]
-                text = SCORES[target][name].text
-                interval = "" if low is None or high is None else f"{text(low)} to {text(high)}"
+                score = SCORES[target][name]
+                text = score.text
+                # The t interval of few folds reaches beyond what a score can be.
+                most = 1.0 if score.unit == "%" and score.higher_is_better else math.inf
+                interval = "" if low is None or high is None else f"{text(max(low, 0.0))} to {text(min(high, most))}"
                 cells = [text(mean), "" if sd is None else text(sd), interval, str(succeeded)]
-                rows.append([target, SCORES[target][name].title, *cells])
+                rows.append([target, score.title, *cells])
     headings = ["target", "score", "mean", "sd of folds", "95 % interval of the mean", "folds"]
     _print_table(f"Scores over {outcome.folds} folds", headings, rows)
     failed = [
