@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +19,12 @@ from calmlflow.hst.dataset import parse_dataset
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, OPTIONAL_KEYS, parse_control
 from calmlflow.predictor.batch.answers import SCHEMA, answer_table, column_answers
 from calmlflow.predictor.batch.features import NAMES, cells_at, form_of, read_jobs
+from calmlflow.predictor.bundle import Bundle
 from calmlflow.storage.s3 import S3Object, asking, list_pages, new_client, parse_s3, read_object
 from calmlflow.storage.tables import SUFFIXES, Piece, RefusedRow, TableWriter, new_table, open_table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from calmlflow.predictor.predictor import Serving
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +32,16 @@ _ADDED = ("row", "reason")
 _THREADS = 16
 _CONTROL_COLUMNS = ("ipst", "n_files", "total_mb", *OPTIONAL_KEYS)
 _CONTROL_KEY = re.compile(r"control/([^/\s]+)/\1_MemModelFeatures\.txt")
+
+
+class _Serving(Protocol):
+    """`calmlflow.predictor.predictor.Serving`, which imports this module."""
+
+    @property
+    def bundle(self) -> Bundle | None: ...
+
+    @property
+    def version(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class _Source:
 
 
 def predict_many(
-    serving: "Serving",
+    serving: _Serving,
     data: "str | Path | pd.DataFrame | pa.Table | Iterable[pa.RecordBatch]",
     output: str | Path,
     *,
