@@ -39,6 +39,8 @@ from calmlflow.storage.files import new_tree
 Task = tuple[str, int]
 """A network and the fold (from 0) on which it is scored."""
 
+_KILLED = "its worker process was killed"
+
 
 @dataclass(frozen=True)
 class CrossvalRequest:
@@ -140,8 +142,8 @@ def run_task(plan: Plan, task: Task) -> Fit:
 def _run_tasks(plan: Plan, tasks: Sequence[Task], workers: int | None) -> Generator[tuple[Task, Fit | str], None, None]:
     """Run tasks in separate processes (default: one per core); yields each with its fit or the reason of its failure.
 
-    If a process is killed, the pool loses all open tasks. Each of them runs again in a pool of its own, so that a task
-    that ends its process fails alone.
+    If a process is killed, the pool loses all open tasks. They run again one by one, so that a task that ends its
+    process fails alone.
     """
     lost = []
     with _pool(workers) as pool:
@@ -151,15 +153,19 @@ def _run_tasks(plan: Plan, tasks: Sequence[Task], workers: int | None) -> Genera
                 lost.append(futures[future])
             else:
                 yield futures[future], _outcome(future)
-    for task in lost:
+    while lost:
         with _pool(1) as pool:
-            yield task, _outcome(pool.submit(run_task, plan, task))
+            outcome: Fit | str = ""
+            while lost and outcome != _KILLED:
+                task = lost.pop(0)
+                outcome = _outcome(pool.submit(run_task, plan, task))
+                yield task, outcome
 
 
 def _outcome(future: Future[Fit]) -> Fit | str:
     error = future.exception()
     if isinstance(error, BrokenProcessPool):
-        return "its worker process was killed"
+        return _KILLED
     return future.result() if error is None else " ".join(str(error).split()) or type(error).__name__
 
 
