@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 # Benchmarks are no part of the installed package.
 from benchmarks.serving import serving
 from calmlflow.hst.features import OPTIONAL_KEYS, job_features
-from calmlflow.predictor import Bundle, answers
+from calmlflow.predictor import Bundle
 from calmlflow.predictor.answers import as_answers
 from calmlflow.registry import served
 from calmlflow.registry.package import write_bundle
@@ -173,8 +173,8 @@ def alone(folder, jobs) -> list[dict]:
     return [as_answers(bundle.predict([job_features(job["ipppssoot"], job)]))[0] for job in jobs]
 
 
-def test_threads_that_share_a_model_get_their_own_answers(folder, model, monkeypatch):
-    monkeypatch.setattr(answers, "MAX_KNOWN", 20)
+def test_threads_that_share_a_model_get_their_own_answers(folder, model):
+    model.known._most = model.tables._most = 20
     different = [{**SPARSE, "n_files": number} for number in range(1, 31)]
     expected = alone(folder, different)
     asked = random.Random(1).choices(range(30), k=1500)

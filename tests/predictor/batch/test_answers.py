@@ -6,7 +6,6 @@ import pytest
 
 from calmlflow.hst.features import FEATURES
 from calmlflow.jobs.sample import draw_sample
-from calmlflow.predictor import answers as known_answers
 from calmlflow.predictor.batch.answers import SCHEMA, answer_table, column_answers
 from calmlflow.predictor.batch.features import Jobs
 from calmlflow.predictor.bundle import Bundle
@@ -32,8 +31,8 @@ def test_a_different_row_is_evaluated_once_while_there_is_room(bundle, monkeypat
     asked = []
     whole = Bundle.predict
     monkeypatch.setattr(Bundle, "predict", lambda self, rows: asked.extend(rows) or whole(self, rows))
-    monkeypatch.setattr(known_answers, "MAX_KNOWN", room)
     answers = column_answers(bundle)
+    answers._most = room
     tables = [answer_table(jobs_of(SAMPLE[start : start + 100]), answers) for start in range(0, 3000, 100)]
     found = pa.Table.from_batches(tables)
     expected = whole(bundle, SAMPLE)
