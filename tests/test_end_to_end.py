@@ -180,7 +180,7 @@ def test_lambda_reads_the_control_file_from_s3(server, trained, tracking, s3, mo
     from calmlflow.predictor import aws_lambda
 
     monkeypatch.setenv("CALMLFLOW_CACHE", str(tmp_path))
-    aws_lambda._kept_predictor.cache_clear()
+    aws_lambda._predictor.cache_clear()
     dataset, text = list(CONTROLS.items())[3]
     key = f"control/{dataset}/{dataset}_MemModelFeatures.txt"
     s3.put_object(Bucket="calcloud-processing", Key=key, Body=text.encode())
@@ -191,7 +191,7 @@ def test_lambda_reads_the_control_file_from_s3(server, trained, tracking, s3, mo
     assert (mosaic["memBin"], mosaic["clockTime"], mosaic["killTime"], mosaic["source"]) == (1, 43200, 259200, "policy")
     gone = aws_lambda.handler({"Bucket": "calcloud-processing", "Ipppssoot": "jzzz99010"})
     assert "control/jzzz99010/jzzz99010_MemModelFeatures.txt" in gone["errorMessage"]
-    aws_lambda._kept_predictor.cache_clear()
+    aws_lambda._predictor.cache_clear()
 
 
 def test_one_network_alone(server, trained, tracking, tmp_path, capsys):

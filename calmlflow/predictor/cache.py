@@ -79,9 +79,8 @@ class Cache:
         try:
             if not folder.is_dir():
                 return None
-            bundle = Bundle.load(folder, settings.NETWORKS)
             staged.check_manifest((folder / MANIFEST).read_bytes())
-            return bundle
+            return Bundle.load(folder, settings.NETWORKS)
         except (InputError, OSError) as error:
             log.warning(
                 "the cached version %s cannot be used (%s); expected it whole and readable", staged.version, error

@@ -40,6 +40,7 @@ class Event:
     forced: bool = False
     run_id: str = ""  # of the gate
     failed: tuple[str, ...] = ()  # checks, a sentence each
+    from_stage: str = ""  # of the version, until then
 
     @property
     def tag(self) -> str:

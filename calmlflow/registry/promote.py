@@ -210,7 +210,8 @@ def repair(model: str) -> list[str]:
 
 def _event(state: State, action: str, version: int, stage: str, before: int | None, **more: Any) -> Event:
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Event(state.next_number, action, version, stage, before, who(), now, **more)
+    from_stage = state.stages.get(version, "")
+    return Event(state.next_number, action, version, stage, before, who(), now, from_stage=from_stage, **more)
 
 
 @contextmanager

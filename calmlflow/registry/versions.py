@@ -109,6 +109,9 @@ class State:
 
     def wrong_aliases(self) -> dict[str, int | None]:
         """Aliases that do not name the newest version of their stage -> that version, None where there is none."""
+        if not set(self.stages.values()) - {"None"}:
+            # A server without stages: its aliases are all there is.
+            return {}
         right = {stage.lower(): self.held_by(stage) for stage in settings.STAGES[1:]}
         return {alias: number for alias, number in right.items() if self.aliases.get(alias) != number}
 
