@@ -7,7 +7,6 @@ import io
 import logging
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -101,9 +100,9 @@ def log_model(models: Path, networks: Sequence[str], name: str, metadata: Mappin
     run = mlflow.active_run()
     assert run is not None  # noqa: S101 - a caller without a run is a bug
     run_id, client = run.info.run_id, MlflowClient()
-    data = client.get_run(run_id).data
+    run_data = client.get_run(run_id).data
     # What `mlflow.pyfunc.log_model` does, with the digest of the files, and without a request for each metric.
-    logged = mlflow.initialize_logged_model(name, source_run_id=run_id, params=data.params)
+    logged = mlflow.initialize_logged_model(name, source_run_id=run_id, params=run_data.params)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         bundle = write_bundle(models, networks, Path(temporary) / "bundle")
@@ -126,8 +125,11 @@ def log_model(models: Path, networks: Sequence[str], name: str, metadata: Mappin
         for compiled in folder.rglob("__pycache__"):
             shutil.rmtree(compiled)
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-        now = int(time.time() * 1000)
-        metrics = [Metric(key, value, now, 0, logged.model_id, run_id=run_id) for key, value in data.metrics.items()]
+        # With their own times and steps: otherwise each would be one more point of the run's curve.
+        metrics = [
+            Metric(one.key, one.value, one.timestamp, one.step, logged.model_id, run_id=run_id)
+            for one in run_data._metric_objs
+        ]
         client.log_batch(run_id, metrics=metrics)
         client.log_model_artifacts(logged.model_id, str(folder))
         client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
