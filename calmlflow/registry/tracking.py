@@ -57,7 +57,7 @@ def tracked_run(name: str, nested: bool = False) -> Iterator[mlflow.ActiveRun]:
             mlflow.set_experiment(settings.EXPERIMENT)
     with mlflow.start_run(run_name=name, nested=nested) as run:
         if not nested:
-            # MLflow's page opens such an experiment in its view of training runs.
+            # MLflow's kind of experiment for model training; in 3.17 the view chosen on its page comes before it.
             MlflowClient().set_experiment_tag(
                 run.info.experiment_id, "mlflow.experimentKind", "custom_model_development"
             )
