@@ -69,8 +69,11 @@ def promote_in_run(request: PromotionRequest, nested: bool = False, beside: Pool
             )
         mlflow.set_tag("gate", "forced" if failed else "passed")
         promote(state, challenger.number, stage, reason, run_id, verdict.checks)
-        passed = f"; {len(verdict.checks) - len(failed)} of {len(verdict.checks)} checks passed"
-        return f"{model} version {challenger.number} is in {stage}{passed if verdict.checks else ''}"
+        moved = f"{model} version {challenger.number} is in {stage}"
+        if not verdict.checks:
+            return moved
+        forced = f", forced past {', '.join(check.name for check in failed)}" if failed else ""
+        return f"{moved}; {len(verdict.checks) - len(failed)} of {len(verdict.checks)} checks passed{forced}"
 
 
 def _judged(
