@@ -140,7 +140,9 @@ os.execvp(sys.argv[1], sys.argv[1:])
 def test_ctrl_c_is_no_success(tmp_path, command):
     # A server that takes the question and never answers.
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        shell = {**os.environ, "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{listener.getsockname()[1]}"}
+        # MLflow keeps the registry of another test in the environment.
+        shell = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        shell["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{listener.getsockname()[1]}"
         shell["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{shell['PATH']}"
         # What runs in the background of a shell has Ctrl-C switched off, and hands that on.
         wrapped = ["python", "-c", WITH_CTRL_C, *command]

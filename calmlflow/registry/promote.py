@@ -240,6 +240,12 @@ def _move(client: MlflowClient, seen: State, event: Event) -> None:
     client.transition_model_version_stage(
         seen.model, str(event.version), event.stage, archive_existing_versions=event.stage in EXCLUSIVE
     )
+    holders = [number for number, stage in read_state(seen.model).stages.items() if stage == event.stage]
+    if event.stage in EXCLUSIVE and len(holders) > 1:
+        # Of two moves at the same moment each saw the version before alone, and archived only that: the newest stays.
+        client.transition_model_version_stage(
+            seen.model, str(max(holders)), event.stage, archive_existing_versions=True
+        )
 
 
 def _held(state: State) -> set[tuple[int, str]]:
