@@ -147,7 +147,7 @@ def _run_tasks(plan: Plan, tasks: Sequence[Task], workers: int | None) -> Genera
     """
     lost = []
     with _pool(workers) as pool:
-        futures = {pool.submit(run_task, plan, task): task for task in tasks}
+        futures = {_submit(pool, plan, task): task for task in tasks}
         for future in as_completed(futures):
             if isinstance(future.exception(), BrokenProcessPool):
                 lost.append(futures[future])
@@ -158,8 +158,17 @@ def _run_tasks(plan: Plan, tasks: Sequence[Task], workers: int | None) -> Genera
             outcome: Fit | str = ""
             while lost and outcome != _KILLED:
                 task = lost.pop(0)
-                outcome = _outcome(pool.submit(run_task, plan, task))
+                outcome = _outcome(_submit(pool, plan, task))
                 yield task, outcome
+
+
+def _submit(pool: ProcessPoolExecutor, plan: Plan, task: Task) -> Future[Fit]:
+    try:
+        return pool.submit(run_task, plan, task)
+    except BrokenProcessPool as error:  # a process was killed before the pool took this task
+        future: Future[Fit] = Future()
+        future.set_exception(error)
+        return future
 
 
 def _outcome(future: Future[Fit]) -> Fit | str:

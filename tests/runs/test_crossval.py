@@ -2,10 +2,13 @@
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import mlflow
@@ -144,6 +147,12 @@ def test_a_killed_worker_loses_nothing_and_workers_change_no_number(server, done
     (tree,) = tmp_path.iterdir()
     for target in ("mem_bin", "memory"):
         assert scores_in(tree, target) == scores_in(done, target)
+
+
+def test_a_task_that_comes_after_the_death_of_a_process_is_lost_as_those_before_it():
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert isinstance(pool.submit(os._exit, 7).exception(), BrokenProcessPool)
+        assert isinstance(module._submit(pool, None, None).exception(), BrokenProcessPool)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
