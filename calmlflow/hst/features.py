@@ -4,6 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from calmlflow.errors import InputError
 from calmlflow.hst.dataset import Dataset, parse_dataset
 
@@ -34,6 +37,10 @@ class Features(NamedTuple):
 
 FEATURES = Features._fields
 """Names of the nine features, in order."""
+
+# Number of values of each feature: their product lies below 2**63.
+_COUNTS = (MAX_FILES + 1, MAX_TOTAL_MB + 1, 2, 2, 3, 2, 2, 2, 4)
+_STRIDES = np.array([math.prod(_COUNTS[place + 1 :]) for place in range(len(_COUNTS))], dtype=np.int64)
 
 
 def parse_control(text: str | bytes) -> dict[str, str]:
@@ -109,6 +116,16 @@ def job_features(name: str, keys: Mapping[str, object]) -> Features:
         dtype=int(dataset.is_association),
         instr=instr,
     )
+
+
+def row_codes(features: ArrayLike) -> NDArray[np.int64]:
+    """One number for each different row of features, shape (n, 9); sizes are rounded."""
+    return np.rint(np.asarray(features, dtype=float)).astype(np.int64) @ _STRIDES
+
+
+def rows_of_codes(codes: ArrayLike) -> NDArray[np.int64]:
+    """The rows of features, shape (n, 9), of n codes of `row_codes`."""
+    return np.asarray(codes, dtype=np.int64)[:, None] // _STRIDES % _COUNTS
 
 
 def check_features(dataset: Dataset, features: Sequence[float]) -> None:

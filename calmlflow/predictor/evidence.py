@@ -1,0 +1,417 @@
+"""Correct the networks' answers by what finished jobs of the same row, programme, visit and dataset took."""
+
+# An answer starts as the networks' and passes levels, each of which draws it towards what the jobs of the level took.
+# With n jobs and a strength of kappa, their mean counts n / (n + kappa), and the answer so far the rest. In a row, each
+# programme counts by its own n / (n + kappa): forty jobs of one programme tell little about the next programme.
+#
+# References: Buehlmann and Straub, Glaubwuerdigkeit fuer Schadensaetze, Mitteilungen der Vereinigung schweizerischer
+# Versicherungsmathematiker 70 (1970); Jewell, The use of collateral data in credibility theory, Giornale dell'Istituto
+# Italiano degli Attuari 38 (1975).
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from calmlflow.errors import InputError
+from calmlflow.hst.dataset import INSTRUMENTS
+from calmlflow.hst.features import row_codes
+from calmlflow.hst.ladder import LADDER, needed_bin
+
+LEVELS = ("row", "campaign", "programme", "visit", "run")
+"""In the order in which they correct the networks' answer."""
+
+KINDS = ("mem_bin", "memory", "wallclock")
+"""What is corrected, by the name of its target."""
+
+N_BINS = len(LADDER)
+# An answer has six columns: probabilities of the four bins, ln GB and ln s.
+_KIND_OF_COLUMN = np.array([0] * N_BINS + [1, 2])
+_LOGS = slice(N_BINS, None)
+_N_COLUMNS = len(_KIND_OF_COLUMN)
+_LOG_LIMITS = np.log([rung.limit_gb for rung in LADDER[:-1]])
+
+# Largest factor by which a level of full weight corrects memory or wallclock: it bounds the weight of an absurd record.
+_MAX_STEP = np.log(4.0)
+
+_ROW, _CAMPAIGN, _PROGRAMME, _VISIT, _RUN = range(len(LEVELS))
+# Jobs that the answer so far counts as, by level and kind, where there is nothing to fit it on. That of ``run`` was
+# measured on 1,317 datasets of the archive that ran twice.
+DEFAULT_STRENGTH = np.array([[1.0] * 3, [100.0] * 3, [1.0] * 3, [1.0] * 3, [0.5, 0.5, 1.0]])
+_STRENGTHS = np.array([64.0, 25.0, 12.0, 6.0, 3.0, 1.4, 0.7, 0.35, 0.2, 0.1, 0.05])
+# Half the weight of a job in the campaign shift is gone after so many days.
+HALF_LIFE_DAYS = 30.0
+
+FOLDER = "evidence"
+_TABLES = {"rows": 10, "groups": _N_COLUMNS, "runs": 2}
+_SETTINGS = f"{FOLDER}/evidence.json"
+
+# A key is made of the codes of a name and of a row, times odd numbers of 64 random bits.
+_NAME_FACTORS = np.array([0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F], dtype=np.uint64)
+_ROW_FACTOR = np.uint64(0xE7037ED1A0B428DB)
+_DIGITS = np.zeros(256, dtype=np.int64)
+_DIGITS[np.frombuffer(b"0123456789abcdefghijklmnopqrstuvwxyz", dtype=np.uint8)] = np.arange(1, 37)
+# From the nine characters of a name to the codes of its programme, its visit and itself.
+_PLACES = np.array([[37 ** (end - 1 - place) if place < end else 0 for end in (4, 6, 9)] for place in range(9)])
+
+
+@dataclass(frozen=True)
+class Finished:
+    """n finished jobs."""
+
+    features: NDArray[np.float64]  # (n, 9), raw
+    names: Sequence[str]  # ipppssoots in lower case
+    memory_gb: NDArray[np.float64]
+    wallclock_s: NDArray[np.float64]
+    timestamp: NDArray[np.int64]  # epoch seconds
+
+    @property
+    def observed(self) -> NDArray[np.float64]:
+        """What the jobs took, in the columns of an answer, shape (n, 6): the needed bin as 0 and 1, ln GB, ln s."""
+        bins = np.eye(N_BINS)[needed_bin(self.memory_gb)]
+        return np.column_stack([bins, np.log(self.memory_gb), np.log(self.wallclock_s)])
+
+
+class Corrected(NamedTuple):
+    """Answers to n jobs, shape (n, 6): probabilities of the four bins, ln GB and ln s; NaN without a network."""
+
+    answers: NDArray[np.float64]
+    jobs: NDArray[np.int64]  # (n, 4): jobs behind row, programme, visit and run
+    steps: tuple[NDArray[np.float64], ...]  # the answers after each level
+
+
+@dataclass(frozen=True)
+class _Table:
+    keys: NDArray[np.uint64]  # (m,), ascending
+    values: NDArray[np.float32]  # (m, c)
+
+    def find(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Values of each key, zeros where it is absent, and whether it is there."""
+        if not len(self.keys):
+            return np.zeros((*keys.shape, self.values.shape[1])), np.zeros(keys.shape, dtype=bool)
+        at = np.minimum(self.keys.searchsorted(keys), len(self.keys) - 1)
+        found = self.keys[at] == keys
+        return self.values[at] * found[..., None].astype(float), found
+
+
+class _Found(NamedTuple):
+    """What the tables hold for n jobs."""
+
+    row: NDArray[np.float64]  # (n, 10): weight of each kind, weighted sums of the columns, number of jobs
+    programme: NDArray[np.float64]  # (n, 6): sums of the columns over the jobs of programme and row
+    visit: NDArray[np.float64]
+    run: NDArray[np.float64]  # (n, 2): ln GB and ln s
+    has_run: NDArray[np.bool_]
+    shift: NDArray[np.float64]  # (n, 2)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Tables of finished jobs, and how much each level counts.
+
+    ``rows`` by row, ``groups`` by programme and row and by visit and row, ``runs`` by dataset and row.
+    """
+
+    rows: _Table
+    groups: _Table
+    runs: _Table
+    strength: NDArray[np.float64]  # (5, 3): by level and kind, the jobs that the answer so far counts as
+    shift: NDArray[np.float64]  # (4, 2): of ln GB and ln s, by instrument
+    newest: int = 0  # timestamp of the newest job, epoch seconds
+
+    def correct(
+        self,
+        answers: NDArray[np.float64],
+        features: ArrayLike,
+        names: Sequence[str] | None = None,
+        observed: NDArray[np.float64] | None = None,
+    ) -> Corrected:
+        """Correct the networks' answers, shape (n, 6), to n jobs of raw features, shape (n, 9).
+
+        Without names only the row and the campaign count. With what the jobs took, `Finished.observed`, each job that
+        the tables hold is left out of its own answer.
+        """
+        found = self._find(np.asarray(features, dtype=float), names)
+        left_out = None
+        if observed is not None:
+            is_own = found.has_run & (found.run == observed[:, _LOGS].astype(np.float32)).all(axis=1)
+            left_out = observed * is_own[:, None]
+            found = found._replace(has_run=found.has_run & ~is_own)
+        return _shrink(answers, found, self.strength, left_out)
+
+    def _find(self, features: NDArray[np.float64], names: Sequence[str] | None) -> _Found:
+        codes = row_codes(features)
+        row, _ = self.rows.find(codes.view(np.uint64))
+        shift = self.shift[features[:, -1].astype(np.int64)]
+        if names is None:
+            nothing = np.zeros((len(codes), _N_COLUMNS))
+            return _Found(row, nothing, nothing, nothing[:, :2], np.zeros(len(codes), dtype=bool), shift)
+        keys = _keys(codes, names)
+        groups, _ = self.groups.find(keys[:, :2])
+        run, has_run = self.runs.find(keys[:, 2])
+        return _Found(row, groups[:, 0], groups[:, 1], run, has_run, shift)
+
+    def files(self) -> dict[str, bytes]:
+        """The files of the folder `FOLDER` in a bundle."""
+        tables = {name: getattr(self, name) for name in _TABLES}
+        data = {
+            "strength": {
+                level: dict(zip(KINDS, values, strict=True))
+                for level, values in zip(LEVELS, self.strength.tolist(), strict=True)
+            },
+            "campaign": dict(zip(INSTRUMENTS.values(), np.round(self.shift, 6).tolist(), strict=True)),
+            "newest_job": self.newest,
+            "lines": {name: len(table.keys) for name, table in tables.items()},
+        }
+        return {
+            _SETTINGS: json.dumps(data, indent=1).encode(),
+            **{f"{FOLDER}/{name}.npy": _table_bytes(table) for name, table in tables.items()},
+        }
+
+    @classmethod
+    def read(cls, files: Mapping[str, Any]) -> "Evidence | None":
+        """Read the files of a bundle, bytes or memory maps; None where it has no evidence.
+
+        An InputError names a file that is damaged.
+        """
+        if _SETTINGS not in files:
+            return None
+        try:
+            data = json.loads(bytes(files[_SETTINGS]))
+            strength = np.array([[data["strength"][level][kind] for kind in KINDS] for level in LEVELS], dtype=float)
+            shift = np.array([data["campaign"][instrument] for instrument in INSTRUMENTS.values()], dtype=float)
+            lines, newest = {name: int(data["lines"][name]) for name in _TABLES}, int(data["newest_job"])
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            raise InputError(
+                f"{_SETTINGS} does not parse; expected strength, campaign, newest_job and lines"
+            ) from error
+        if not np.all((strength > 0) & (strength < 1e9)) or shift.shape != (len(INSTRUMENTS), 2):
+            raise InputError(f"{_SETTINGS}: strength must be above 0, and campaign two numbers for each instrument")
+        if not np.all(np.abs(shift) <= _MAX_STEP):
+            raise InputError(f"{_SETTINGS}: a shift of campaign is not between {-_MAX_STEP:.2f} and {_MAX_STEP:.2f}")
+        tables = {}
+        for name, columns in _TABLES.items():
+            file = f"{FOLDER}/{name}.npy"
+            if file not in files:
+                raise InputError(f"{file} is missing; expected it beside {_SETTINGS}")
+            tables[name] = _read_table(files[file], file, lines[name], columns)
+        return cls(**tables, strength=strength, shift=shift, newest=newest)
+
+
+def _shrink(
+    answers: NDArray[np.float64],
+    found: _Found,
+    strength: NDArray[np.float64],
+    left_out: NDArray[np.float64] | None = None,
+) -> Corrected:
+    """Correct answers by what was found, without the jobs whose sums are ``left_out``, shape (n, 6)."""
+    kappa = strength[:, _KIND_OF_COLUMN]
+    weight, sums = found.row[:, :3][:, _KIND_OF_COLUMN], found.row[:, 3:9]
+    programme, visit, in_row = found.programme, found.visit, found.row[:, 9]
+    if left_out is not None:
+        rest = _without(programme, left_out)
+        before, after = _credible(programme, kappa[_PROGRAMME]), _credible(rest, kappa[_PROGRAMME])
+        weight = np.maximum(weight - before[0] + after[0], 0)
+        sums = sums - before[1] + after[1]
+        in_row = in_row - left_out[:, :N_BINS].sum(axis=1)
+        programme, visit = rest, _without(visit, left_out)
+    in_programme, in_visit = programme[:, :N_BINS].sum(axis=1), visit[:, :N_BINS].sum(axis=1)
+    of_row = _draw(answers, weight, sums, kappa[_ROW])
+    of_campaign = of_row.copy()
+    of_campaign[:, _LOGS] += found.shift
+    of_programme = _draw(of_campaign, in_programme[:, None], programme, kappa[_PROGRAMME])
+    of_visit = of_run = _draw(of_programme, in_visit[:, None], visit, kappa[_VISIT])
+    if found.has_run.any():
+        bins = np.eye(N_BINS)[_LOG_LIMITS.searchsorted(found.run[:, 0], side="right")]
+        last = np.hstack([bins, found.run]) * found.has_run[:, None]
+        of_run = _draw(of_visit, found.has_run[:, None].astype(float), last, kappa[_RUN])
+    jobs = np.stack([in_row, in_programme, in_visit, found.has_run], axis=1)
+    return Corrected(of_run, np.rint(jobs).astype(np.int64), (of_row, of_campaign, of_programme, of_visit, of_run))
+
+
+def _draw(
+    answers: NDArray[np.float64], weight: NDArray[np.float64], sums: NDArray[np.float64], kappa: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Draw answers towards the mean sums / weight, which counts weight / (weight + kappa)."""
+    total = weight + kappa
+    limit = _MAX_STEP * weight / total
+    return answers + np.minimum(np.maximum((sums - weight * answers) / total, -limit), limit)
+
+
+def _credible(sums: NDArray[np.float64], kappa: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
+    """Weight of groups in their row, and the means of their columns times it; sums and result of shape (n, 6)."""
+    jobs = sums[:, :N_BINS].sum(axis=1, keepdims=True)
+    return jobs / (jobs + kappa), sums / (jobs + kappa)
+
+
+def _without(sums: NDArray[np.float64], left_out: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums of the jobs that are left, zeros where that is none."""
+    rest = sums - left_out
+    return rest * (rest[:, :N_BINS].sum(axis=1, keepdims=True) > 0.5)
+
+
+# -- Build and fit ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """Sums over the groups of n jobs."""
+
+    codes: NDArray[np.int64]  # (m,), of the rows, ascending
+    keys: tuple[NDArray[np.uint64], NDArray[np.uint64]]  # of programme and row, of visit and row, ascending
+    row_of_job: NDArray[np.int64]
+    group_of_job: tuple[NDArray[np.int64], NDArray[np.int64]]
+    sums: tuple[NDArray[np.float64], NDArray[np.float64]]  # (g, 6) each
+
+    @classmethod
+    def of(cls, jobs: Finished) -> "_Tally":
+        codes, row_of_job = np.unique(row_codes(jobs.features), return_inverse=True)
+        observed = jobs.observed
+        grouped = [np.unique(keys, return_inverse=True) for keys in _keys(codes[row_of_job], jobs.names)[:, :2].T]
+        return cls(
+            codes, (grouped[0][0], grouped[1][0]), row_of_job, (grouped[0][1], grouped[1][1]),
+            (_sums(observed, grouped[0][1]), _sums(observed, grouped[1][1])),
+        )  # fmt: skip
+
+    def rows(self, kappa: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The lines of the table of rows, shape (m, 10), by the strength of programmes, shape (3,)."""
+        row_of_programme = np.zeros(len(self.keys[0]), dtype=np.int64)
+        row_of_programme[self.group_of_job[0]] = self.row_of_job
+        weight, sums = _credible(self.sums[0], kappa[_KIND_OF_COLUMN])
+        first_of_kind = [0, N_BINS, N_BINS + 1]
+        jobs = np.bincount(self.row_of_job, minlength=len(self.codes))
+        return np.column_stack([_sums(np.hstack([weight[:, first_of_kind], sums]), row_of_programme), jobs])
+
+    def found(self, kappa: NDArray[np.float64]) -> _Found:
+        """What tables of these jobs hold for them, but their own runs."""
+        programme, visit = (sums[group] for sums, group in zip(self.sums, self.group_of_job, strict=True))
+        n = len(self.row_of_job)
+        nothing = np.zeros((n, 2))
+        return _Found(self.rows(kappa)[self.row_of_job], programme, visit, nothing, np.zeros(n, dtype=bool), nothing)
+
+
+def _sums(columns: NDArray[np.float64], group: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Sums of columns, shape (n, c), over groups."""
+    count = int(group.max(initial=-1)) + 1
+    return np.column_stack([np.bincount(group, column, count) for column in columns.T])
+
+
+def build_evidence(
+    jobs: Finished, strength: NDArray[np.float64], shift: NDArray[np.float64], runs: Finished | None = None
+) -> Evidence:
+    """Make the tables of n finished jobs; ``runs`` are the last runs of datasets, by default the jobs."""
+    tally, runs = _Tally.of(jobs), jobs if runs is None else runs
+    keys = np.concatenate(tally.keys)
+    order = np.argsort(keys, kind="stable")
+    groups = _Table(keys[order], np.concatenate(tally.sums)[order].astype(np.float32))
+    of_run = _keys(row_codes(runs.features), runs.names)[:, 2]
+    # Of the runs of one dataset the newest.
+    newest_first = np.lexsort([-runs.timestamp, of_run])
+    run_keys, first = np.unique(of_run[newest_first], return_index=True)
+    return Evidence(
+        _Table(tally.codes.view(np.uint64), tally.rows(strength[_PROGRAMME]).astype(np.float32)),
+        groups,
+        _Table(run_keys, runs.observed[newest_first[first], _LOGS].astype(np.float32)),
+        strength,
+        shift,
+        int(jobs.timestamp.max(initial=0)),
+    )
+
+
+def fit_strength(answers: NDArray[np.float64], jobs: Finished) -> NDArray[np.float64]:
+    """Fit how much each level counts, shape (5, 3), to the out-of-fold answers of n jobs, shape (n, 6).
+
+    The strength of a level is the one that foretells best what is left out with all its kin: for rows the programme,
+    for programmes the visit, for visits the job. Losses: log loss, absolute error of ln GB, squared error of ln s. Of
+    equals the largest counts, so that a level that tells nothing corrects nothing. Kinds without a network, and levels
+    with nothing to fit them on, keep the `DEFAULT_STRENGTH`.
+    """
+    tally, observed = _Tally.of(jobs), jobs.observed
+    strength = DEFAULT_STRENGTH.copy()
+    programme, visit = (sums[group] for sums, group in zip(tally.sums, tally.group_of_job, strict=True))
+    left_out = {_ROW: programme, _PROGRAMME: visit, _VISIT: observed}
+    for _ in range(2):
+        for level in (_VISIT, _PROGRAMME, _ROW):
+            losses = []
+            for kappa in _STRENGTHS:
+                tried = strength.copy()
+                tried[level] = kappa
+                found = _shrink(answers, tally.found(tried[_PROGRAMME]), tried, left_out[level])
+                losses.append(_losses(found.answers, observed))
+            best = np.array(losses).argmin(axis=0)
+            strength[level] = np.where(np.isfinite(losses[0]), _STRENGTHS[best], strength[level])
+    return strength
+
+
+def _losses(answers: NDArray[np.float64], observed: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean loss of each kind, shape (3,)."""
+    hit = (answers[:, :N_BINS] * observed[:, :N_BINS]).sum(axis=1)
+    wrong = answers[:, _LOGS] - observed[:, _LOGS]
+    return np.array([-np.log(np.maximum(hit, 1e-6)).mean(), np.abs(wrong[:, 0]).mean(), np.square(wrong[:, 1]).mean()])
+
+
+def fit_campaign(
+    answers: NDArray[np.float64], jobs: Finished, strength: NDArray[np.float64], now: float
+) -> NDArray[np.float64]:
+    """Recent mean of ln(actual) - ln(answer of the row without the job's programme), by instrument, shape (4, 2).
+
+    A job weighs half after `HALF_LIFE_DAYS` before the newest one; jobs later than ``now`` (epoch seconds) do not
+    count.
+    """
+    tally = _Tally.of(jobs)
+    found = tally.found(strength[_PROGRAMME])
+    of_row = _shrink(answers, found, strength, found.programme).steps[_ROW]
+    rest = np.nan_to_num((jobs.observed - of_row)[:, _LOGS])
+    known = jobs.timestamp <= now
+    shift = np.zeros((len(INSTRUMENTS), 2))
+    for code in range(len(INSTRUMENTS)):
+        chosen = known & (jobs.features[:, -1] == code)
+        if chosen.any():
+            days = (jobs.timestamp[chosen].max() - jobs.timestamp[chosen]) / 86_400
+            weight = 0.5 ** (days / HALF_LIFE_DAYS)
+            limited = np.clip(rest[chosen], -_MAX_STEP, _MAX_STEP)
+            shift[code] = (weight @ limited) / (weight.sum() + strength[_CAMPAIGN, 1:])
+    return shift
+
+
+# -- Keys and files ---------------------------------------------------------------------------------------------------
+
+
+def _keys(codes: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.uint64]:
+    """Keys of programme, visit and dataset, each with the row, shape (n, 3)."""
+    text = np.asarray(names, dtype="S9")
+    digits = _DIGITS[text.view(np.uint8).reshape(len(text), 9)]
+    of_name = (digits @ _PLACES).view(np.uint64) * _NAME_FACTORS
+    return of_name + (codes.view(np.uint64) * _ROW_FACTOR)[:, None]
+
+
+def _table_bytes(table: _Table) -> bytes:
+    """A table as one .npy file of 32-bit words: first the keys, then the lines of values."""
+    words = np.concatenate([table.keys.view(np.uint32), table.values.reshape(-1).view(np.uint32)])
+    file = io.BytesIO()
+    np.save(file, words.astype("<u4", copy=False), allow_pickle=False)
+    return file.getvalue()
+
+
+def _read_table(content: Any, file: str, lines: int, columns: int) -> _Table:
+    expected = f"expected {lines:,} ascending keys with {columns} finite numbers each, as {_SETTINGS} says"
+    try:
+        header = io.BytesIO(bytes(content[:256]))
+        version = np.lib.format.read_magic(header)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(header)
+        if version != (1, 0) or dtype != np.dtype("<u4") or shape != (lines * (2 + columns),):
+            raise ValueError(f"shape {shape}, type {dtype}")
+        words = np.frombuffer(content, dtype="<u4", offset=header.tell())
+        if words.shape != shape:
+            raise ValueError(f"{words.size} words")
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file} is damaged or belongs to other evidence; {expected}") from error
+    keys = words[: 2 * lines].view(np.uint64)
+    values = words[2 * lines :].view(np.float32).reshape(lines, columns)
+    if np.any(keys[1:] <= keys[:-1]) or not np.all(np.isfinite(values)):
+        raise InputError(f"{file} is damaged; {expected}")
+    return _Table(keys, values)
