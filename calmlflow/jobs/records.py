@@ -99,6 +99,14 @@ class Checked:
         counts = self.quarantine["reason"].str.split("; ").explode().value_counts()
         return {str(reason): int(count) for reason, count in counts.items()}
 
+    @property
+    def earlier(self) -> pd.DataFrame:
+        """Valid records of earlier runs of the same datasets, with the columns `COLUMNS`."""
+        if self.quarantine.empty:
+            return self.valid[:0]
+        earlier = self.quarantine[self.quarantine["reason"] == SUPERSEDED]
+        return record_cells(earlier)[list(COLUMNS)]
+
 
 def check_records(frame: pd.DataFrame, source: str) -> Checked:
     """Check job records as `sort_records` does; raise an InputError where none is valid."""

@@ -1,42 +1,14 @@
-"""Word predictions as answers, answer by policy, and remember the answers to feature rows."""
+"""Word predictions as answers, and answer by policy."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from calmlflow.hst.features import Features
-from calmlflow.hst.ladder import LADDER
+import numpy as np
+
+from calmlflow.hst.ladder import LADDER, needed_bin
 from calmlflow.predictor.bundle import Predictions
 
-T = TypeVar("T")
-
-# The 45,000 jobs of the archive have 818 different rows.
-MAX_KNOWN = 50_000
-
-
-class KnownAnswers(Generic[T]):
-    """Answer feature rows with ``answer``, each of the first ``most`` once. Safe to share between threads."""
-
-    def __init__(self, answer: Callable[[list[Features]], Iterable[T]], most: int = MAX_KNOWN):
-        self._answer = answer
-        self._most = most
-        self._known: dict[Features, T] = {}
-
-    def one(self, row: Features) -> T:
-        """The answer to one row; a known one without the work of many."""
-        found = self._known.get(row)
-        return self([row])[0] if found is None else found
-
-    def __call__(self, rows: Sequence[Features]) -> list[T]:
-        """Answers to n rows, in order. Equal rows share one answer, so a caller must not change it."""
-        known = self._known
-        new = [row for row in dict.fromkeys(rows) if row not in known]
-        if new:
-            found = dict(zip(new, self._answer(new), strict=True))
-            if len(known) + len(found) <= self._most:
-                known.update(found)
-            else:
-                known = {row: found[row] if row in found else known[row] for row in rows}
-        return [known[row] for row in rows]
+# Levels whose finished jobs an answer counts, as the columns of ``evidence`` in predictions.
+COUNTED = ("row", "programme", "visit", "run")
 
 
 def mosaic_policy() -> dict[str, Any]:
@@ -57,6 +29,8 @@ def _policy(clock_time_s: int, kill_time_s: int) -> dict[str, Any]:
         "killTime": kill_time_s,
         "probabilities": [0.0, 1.0, 0.0, 0.0],
         "unseen": False,
+        "evidence": dict.fromkeys(COUNTED, 0),
+        "warnings": [],
         "version": None,
         "source": "policy",
     }
@@ -74,4 +48,35 @@ def as_answers(found: Predictions) -> list[dict[str, Any]]:
     if "wall_pred" in found:
         columns["clockTime"] = [int(value) for value in found["wall_pred"].tolist()]
         columns["killTime"] = found["kill_time"].tolist()
+    n = len(next(iter(columns.values())))
+    counts = found["evidence"].tolist() if "evidence" in found else [[0] * len(COUNTED)] * n
+    columns["evidence"] = [dict(zip(COUNTED, count, strict=True)) for count in counts]
+    columns["warnings"] = _warnings(found, n)
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _warnings(found: Predictions, n: int) -> list[list[str]]:
+    """What somebody who reads an answer should know, as sentences."""
+    warnings: list[list[str]] = [[] for _ in range(n)]
+    for job in np.flatnonzero(found.get("unseen", np.zeros(n))):
+        warnings[job].append(
+            "No training job is like this one: its rung has the lowest cost under widened probabilities, and its kill "
+            "time is the longest."
+        )
+    if "mem_pred" not in found:
+        return warnings
+    memory_gb, largest = found["mem_pred"], LADDER[-1]
+    for job in np.flatnonzero(memory_gb >= largest.limit_gb):
+        warnings[job].append(
+            f"The memory of {memory_gb[job]:.2f} GB is beyond the largest rung, {largest.name} with "
+            f"{largest.limit_gb} GB: the job may fit nowhere."
+        )
+    if "bin_pred" in found:
+        needed = needed_bin(np.nan_to_num(memory_gb))
+        for job in np.flatnonzero(found["bin_pred"] < needed):
+            chosen = LADDER[found["bin_pred"][job]]
+            warnings[job].append(
+                f"The memory of {memory_gb[job]:.2f} GB needs rung {LADDER[needed[job]].name}, but {chosen.name} has "
+                "the lower expected cost."
+            )
+    return warnings

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from calmlflow.errors import InputError
-from calmlflow.hst.features import FEATURES
+from calmlflow.hst.features import FEATURES, Features
 from calmlflow.hst.ladder import LADDER
 from calmlflow.hst.scaling import Scaling
-from calmlflow.predictor.decision import Decision, SeenRows
+from calmlflow.predictor.decision import Decision, SeenRows, widen
+from calmlflow.predictor.evidence import Corrected, Evidence
 from calmlflow.predictor.killtime import KillTime
 from calmlflow.predictor.manifest import MANIFEST, OWN_TABLES, read_files, read_manifest, table_of
 from calmlflow.settings import KILL_TIME_MAX_S, NETWORKS
@@ -25,6 +26,9 @@ import onnxruntime
 
 T = TypeVar("T")
 
+# The 45,000 jobs of the archive have 818 different rows.
+MAX_KNOWN = 50_000
+
 # Tables at the top that belong to one network, and the keys of the answer that each network gives.
 TABLE_OF_NETWORK = {"mem_clf": "decision.json", "wall_reg": "killtime.json"}
 ANSWER_KEYS = {
@@ -32,48 +36,62 @@ ANSWER_KEYS = {
     "mem_reg": ("memVal",),
     "wall_reg": ("clockTime", "killTime"),
 }
+COMMON_KEYS = ("evidence", "warnings")
 
 Predictions = dict[str, NDArray[Any]]
 """Predictions of n jobs, by the names of the job record's columns; a key is absent if the bundle lacks its network.
 
 bin_pred (n,) 0..3 (the rung decided on, or the most probable one without a decision.json), probabilities (n, 4),
-mem_pred (n,) GB, wall_pred (n,) seconds, kill_time (n,) seconds, and unseen (n,) bool: unlike any job that one of the
-networks was trained on. If that network is mem_clf, the job gets a rung more; if wall_reg, the longest kill time.
+mem_pred (n,) GB, wall_pred (n,) seconds, kill_time (n,) seconds, unseen (n,) bool: unlike any job that the networks
+were trained on, and evidence (n, 4): finished jobs behind the levels row, programme, visit and run.
 """
+
+# Columns of the outputs of networks: four probabilities, GB, s, and the row of the training that is `SeenRows.nearest`
+# to the job for each network, or -1; NaN where there is none.
+_BINS, _GB, _S, _NEAREST = slice(0, 4), 4, 5, slice(6, 9)
+N_OUTPUTS = 9
 
 
 def combine(
-    outputs: Mapping[str, NDArray],
-    nearest: Mapping[str, NDArray[np.int64]],
-    decision: Decision | None,
-    kill_time: KillTime | None,
+    outputs: NDArray[np.float64],
+    decision: Decision | None = None,
+    kill_time: KillTime | None = None,
+    corrected: Corrected | None = None,
 ) -> Predictions:
-    """Make predictions of the outputs of networks, (n, 4) or (n, 1), and of the rows `SeenRows.nearest` to the jobs.
-
-    No job is unseen to a network that is absent from ``nearest``.
-    """
+    """Make predictions of the outputs of networks, shape (n, 9), and of what evidence corrects them to."""
+    held = ~np.isnan(outputs[0] if len(outputs) else np.zeros(N_OUTPUTS))
     found: Predictions = {}
-    # For a job unlike any in training the network guesses: a rung more, and the longest kill time.
-    unseen = {network: rows < 0 for network, rows in nearest.items()}
-    if "mem_clf" in outputs:
-        probabilities = outputs["mem_clf"]
+    nearest = dict(zip(NETWORKS, outputs[:, _NEAREST].T, strict=True))
+    nearest = {name: rows.astype(np.int64) for name, rows in nearest.items() if held[6 + NETWORKS.index(name)]}
+    unseen = np.zeros(len(outputs), dtype=bool)
+    for rows in nearest.values():
+        unseen |= rows < 0
+    factors = np.ones((len(outputs), 2))
+    probabilities, in_programme = outputs[:, _BINS], None
+    if corrected:
+        probabilities, found["evidence"] = corrected.answers[:, _BINS], corrected.jobs
+        # A factor of exactly 1 where nothing is corrected.
+        factors = np.exp(corrected.answers[:, 4:] - corrected.steps[0][:, 4:])
+        # Tables may be newer than the networks.
+        unseen &= corrected.jobs[:, 0] == 0
+        in_programme = corrected.jobs[:, 1]
+    if held[0]:
+        if unseen.any():
+            probabilities = np.where(unseen[:, None], widen(probabilities), probabilities)
         found["probabilities"] = probabilities
         found["bin_pred"] = probabilities.argmax(axis=1)
         if decision:
-            of_row = nearest["mem_clf"] if "mem_clf" in nearest else np.full(len(probabilities), -1)
+            of_row = nearest.get("mem_clf", np.full(len(outputs), -1))
             found["bin_pred"] = decision.choose(probabilities, of_row)
-        if "mem_clf" in unseen:
-            found["bin_pred"] = np.minimum(found["bin_pred"] + unseen["mem_clf"], len(LADDER) - 1)
-    if "mem_reg" in outputs:
-        found["mem_pred"] = outputs["mem_reg"][:, 0].astype(float)
-    if "wall_reg" in outputs:
-        found["wall_pred"] = outputs["wall_reg"][:, 0].astype(float)
+    if held[_GB]:
+        found["mem_pred"] = outputs[:, _GB] * factors[:, 0]
+    if held[_S]:
+        found["wall_pred"] = outputs[:, _S] * factors[:, 1]
         if kill_time:
-            found["kill_time"] = kill_time.apply(found["wall_pred"], nearest.get("wall_reg"))
-            if "wall_reg" in unseen:
-                found["kill_time"] = np.where(unseen["wall_reg"], KILL_TIME_MAX_S, found["kill_time"])
-    if unseen:
-        found["unseen"] = reduce(np.logical_or, unseen.values())
+            bound_s = kill_time.apply(found["wall_pred"], nearest.get("wall_reg"), in_programme)
+            found["kill_time"] = np.where(unseen, KILL_TIME_MAX_S, bound_s)
+    if nearest:
+        found["unseen"] = unseen
     return found
 
 
@@ -87,18 +105,26 @@ class _Group:
 
 
 class Bundle:
-    """Networks ready to run. Safe to share between threads.
+    """Networks ready to run, with the evidence that corrects them. Safe to share between threads.
 
     Files: ``{network}/{network}.onnx``, ``tx_data.json``, ``killtime.json`` (with wall_reg), ``decision.json`` (with
-    mem_clf, optional), ``seen_rows.json`` (optional) and ``bundle.json``, which lists the networks and the SHA-256 of
-    every file. A network of another training has its own ``{network}/tx_data.json`` and ``{network}/seen_rows.json``,
-    which replace those at the top.
+    mem_clf, optional), ``seen_rows.json`` (optional), the folder ``evidence`` (optional) and ``bundle.json``, which
+    lists the networks and the SHA-256 of every file. A network of another training has its own
+    ``{network}/tx_data.json`` and ``{network}/seen_rows.json``, which replace those at the top.
     """
 
-    def __init__(self, groups: Sequence[_Group], kill_time: KillTime | None, decision: Decision | None):
+    def __init__(
+        self,
+        groups: Sequence[_Group],
+        kill_time: KillTime | None,
+        decision: Decision | None,
+        evidence: Evidence | None = None,
+    ):
         self._groups = tuple(groups)
-        self._kill_time = kill_time
-        self._decision = decision
+        self.kill_time = kill_time
+        self.decision = decision
+        self.evidence = evidence
+        self._known: dict[Features, NDArray[np.float64]] = {}
 
     @classmethod
     def load(cls, folder: Path, networks: Sequence[str] | None = None) -> "Bundle":
@@ -110,13 +136,13 @@ class Bundle:
     def read(
         cls,
         manifest: Mapping[str, Any],
-        files: Mapping[str, bytes],
+        files: Mapping[str, Any],
         bundle: str,
         networks: Sequence[str] | None = None,
     ) -> "Bundle":
         """Read a bundle from memory, named ``bundle`` in errors; the files were checked against the manifest."""
 
-        def parsed(name: str, parse: Callable[[bytes], T]) -> T:
+        def parsed(name: str, parse: Callable[[Any], T]) -> T:
             if name not in files:
                 raise InputError(f"bundle {bundle}: {name} is not listed in {MANIFEST}; expected it for its networks")
             try:
@@ -149,24 +175,80 @@ class Bundle:
                     f"bundle {bundle}: {name} and {table_of(network, 'seen_rows.json', files)} do not belong together; "
                     "expected one line more in the first"
                 )
-        return cls(list(groups.values()), kill_time, decision)
+        try:
+            evidence = Evidence.read(files)
+        except InputError as error:
+            raise InputError(f"bundle {bundle}: {error}") from error
+        return cls(list(groups.values()), kill_time, decision, evidence)
 
     @property
     def answer_keys(self) -> tuple[str, ...]:
         held = {network for group in self._groups for network in group.sessions}
-        return tuple(key for network in NETWORKS if network in held for key in ANSWER_KEYS[network])
+        return tuple(key for network in NETWORKS if network in held for key in ANSWER_KEYS[network]) + COMMON_KEYS
 
-    def predict(self, features: ArrayLike) -> Predictions:
-        """Run every network on raw features of shape (n, 9), in the order of `calmlflow.hst.features.FEATURES`."""
-        outputs, nearest = {}, {}
+    def run(self, features: ArrayLike) -> NDArray[np.float64]:
+        """Run every network on raw features of shape (n, 9), in the order of `calmlflow.hst.features.FEATURES`.
+
+        Gives the outputs that `answer` takes, shape (n, 9). They depend on the features alone, so they may be kept.
+        """
+        features = np.asarray(features, dtype=float)
+        outputs = np.full((len(features), N_OUTPUTS), np.nan)
         for group in self._groups:
             scaled = group.scaling.apply(features)
-            rows = group.seen.nearest(scaled) if group.seen else None
+            rows = group.seen.nearest(features, scaled) if group.seen else None
             for network, session in group.sessions.items():
-                outputs[network] = session.run(None, {"features": scaled})[0]
+                place = NETWORKS.index(network)
+                columns = _BINS if place == 0 else slice(3 + place, 4 + place)
+                outputs[:, columns] = session.run(None, {"features": scaled})[0]
                 if rows is not None:
-                    nearest[network] = rows
-        return combine(outputs, nearest, self._decision, self._kill_time)
+                    outputs[:, 6 + place] = rows
+        return outputs
+
+    def run_known(self, rows: Sequence[Features]) -> NDArray[np.float64]:
+        """The outputs of `run` for n rows, of which each of the first `MAX_KNOWN` different ones runs once."""
+        known = self._known
+        if new := [row for row in dict.fromkeys(rows) if row not in known]:
+            found = dict(zip(new, self.run(new), strict=True))
+            if len(known) + len(found) <= MAX_KNOWN:
+                known.update(found)
+            else:
+                known = {**{row: known[row] for row in rows if row in known}, **found}
+        return np.array([known[row] for row in rows])
+
+    def answer(
+        self,
+        outputs: NDArray[np.float64],
+        features: ArrayLike,
+        names: Sequence[str] | NDArray[Any] | None = None,
+        observed: NDArray[np.float64] | None = None,
+    ) -> Predictions:
+        """Answer n jobs by the outputs of `run`; see `predict`."""
+        corrected = None
+        if self.evidence:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                networks = np.hstack([outputs[:, _BINS], np.log(outputs[:, _GB : _S + 1])])
+            corrected = self.evidence.correct(networks, features, names, observed)
+        return combine(outputs, self.decision, self.kill_time, corrected)
+
+    def predict(
+        self,
+        features: ArrayLike,
+        names: Sequence[str] | NDArray[Any] | None = None,
+        observed: NDArray[np.float64] | None = None,
+    ) -> Predictions:
+        """Answer n jobs.
+
+        Parameters
+        ----------
+        features : array_like, shape (n, 9)
+            Raw, in the order of `calmlflow.hst.features.FEATURES`.
+        names : sequence of n str, optional
+            Ipppssoots in lower case. Without them evidence of programme, visit and dataset does not count.
+        observed : ndarray, shape (n, 6), optional
+            What finished jobs took, `calmlflow.predictor.evidence.Finished.observed`: each job that the evidence holds
+            is left out of its own answer.
+        """
+        return self.answer(self.run(features), features, names, observed)
 
 
 def _session(model: bytes, network: str) -> onnxruntime.InferenceSession:

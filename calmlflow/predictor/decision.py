@@ -14,6 +14,10 @@ from calmlflow.hst.scaling import Scaling
 # A job is unlike any seen if no training job of equal flags lies within this distance, in standard deviations of the
 # scaled sizes; about one in a thousand held-out jobs of the archive is.
 MAX_DISTANCE = 0.5
+# And by how much ln(1 + size) of a job may lie outside of the range of the training jobs of equal flags: a factor of 2.
+MAX_LOG_SIZE = float(np.log(2.0))
+# Jobs that the network's probabilities count as for a job unlike any seen.
+UNSEEN_JOBS = 4
 MAX_RISK = 1e6
 # Jobs of the mean ratio that are added to those of a feature row and rung, because few jobs say little.
 PRIOR_JOBS = 10
@@ -72,16 +76,26 @@ def fit_decision(bins: ArrayLike, wallclock_s: ArrayLike, row_of_job: ArrayLike,
     return Decision(np.vstack([by_row, overall]), risk)
 
 
-class SeenRows:
-    """The distinct feature rows of the training jobs: m scaled rows, shape (m, 9)."""
+def widen(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities (n, 4) for jobs unlike any seen: the network's count as `UNSEEN_JOBS` jobs beside one of any rung.
 
-    def __init__(self, scaled: NDArray[np.float32]):
+    The rung is then decided on by expected cost as for every job.
+    """
+    return (UNSEEN_JOBS * probabilities + 1 / len(LADDER)) / (UNSEEN_JOBS + 1)
+
+
+class SeenRows:
+    """The distinct feature rows of the training jobs: m rows, raw and scaled, shape (m, 9)."""
+
+    def __init__(self, features: NDArray[np.float64], scaled: NDArray[np.float32]):
         self.count = len(scaled)
         flags = _flags(scaled)
-        self._groups: dict[bytes, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
+        self._groups: dict[bytes, tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]]] = {}
         for key in np.unique(flags, axis=0):
             members = np.flatnonzero(np.all(flags == key, axis=1))
-            self._groups[key.tobytes()] = members, scaled[members, :2]
+            sizes = np.log1p(features[members, :2])
+            bounds = np.stack([sizes.min(axis=0) - MAX_LOG_SIZE, sizes.max(axis=0) + MAX_LOG_SIZE])
+            self._groups[key.tobytes()] = members, scaled[members, :2], bounds
 
     @classmethod
     def read(cls, content: bytes, scaling: Scaling) -> "SeenRows":
@@ -92,21 +106,23 @@ class SeenRows:
             rows = np.empty(())
         if rows.ndim != 2 or rows.shape[1] != len(FEATURES) or not len(rows) or not np.all(np.isfinite(rows)):
             raise InputError(f"seen_rows.json does not parse; expected rows of {len(FEATURES)} numbers")
-        return cls(scaling.apply(rows))
+        return cls(rows, scaling.apply(rows))
 
-    def nearest(self, scaled: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Number of the nearest training row of equal flags for each job, of shape (n, 9).
+    def nearest(self, features: NDArray[np.float64], scaled: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Number of the nearest training row of equal flags for each job; raw and scaled features of shape (n, 9).
 
-        -1, for a job unlike any seen, if that row is further than `MAX_DISTANCE` or there is none.
+        -1, for a job unlike any seen, if that row is further than `MAX_DISTANCE`, if a raw size is further than
+        `MAX_LOG_SIZE` from the range of the rows of equal flags, or if there is none. The scaling alone cannot tell: a
+        power transform may take 43 and a million files for the same.
         """
         found = np.full(len(scaled), -1, dtype=np.int64)
-        flags = _flags(scaled)
+        flags, log_sizes = _flags(scaled), np.log1p(features[:, :2])
         # Sorting a single job takes longer than all that follows.
         one = len(flags) == 1
         keys, group = (flags, np.zeros(1)) if one else np.unique(flags, axis=0, return_inverse=True)
         for number, key in enumerate(keys):
-            rows, sizes = self._groups.get(key.tobytes(), (None, None))
-            if rows is None or sizes is None:
+            rows, sizes, bounds = self._groups.get(key.tobytes(), (None, None, None))
+            if rows is None or sizes is None or bounds is None:
                 continue
             members = np.flatnonzero(group.ravel() == number)
             # In pieces: a million jobs against a thousand rows would take gigabytes.
@@ -114,6 +130,7 @@ class SeenRows:
                 square = ((scaled[part, None, :2] - sizes[None]) ** 2).sum(axis=2)
                 best = square.argmin(axis=1)
                 near = square[np.arange(len(part)), best] <= MAX_DISTANCE**2
+                near &= np.all((log_sizes[part] >= bounds[0]) & (log_sizes[part] <= bounds[1]), axis=1)
                 found[part[near]] = rows[best[near]]
         return found
 

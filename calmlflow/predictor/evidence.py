@@ -12,15 +12,18 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from calmlflow.errors import InputError
 from calmlflow.hst.dataset import INSTRUMENTS
-from calmlflow.hst.features import row_codes
+from calmlflow.hst.features import FEATURES, row_codes
 from calmlflow.hst.ladder import LADDER, needed_bin
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LEVELS = ("row", "campaign", "programme", "visit", "run")
 """In the order in which they correct the networks' answer."""
@@ -64,10 +67,22 @@ class Finished:
     """n finished jobs."""
 
     features: NDArray[np.float64]  # (n, 9), raw
-    names: Sequence[str]  # ipppssoots in lower case
+    names: Sequence[str] | NDArray[Any]  # ipppssoots in lower case
     memory_gb: NDArray[np.float64]
     wallclock_s: NDArray[np.float64]
     timestamp: NDArray[np.int64]  # epoch seconds
+
+    @classmethod
+    def of(cls, *records: "pd.DataFrame") -> "Finished":
+        """The jobs of tables of job records, one after the other."""
+        columns = {name: np.concatenate([one[name].to_numpy() for one in records]) for name in records[0]}
+        return cls(
+            np.column_stack([columns[name] for name in FEATURES]).astype(float),
+            columns["ipst"],
+            columns["memory"].astype(float),
+            columns["wallclock"].astype(float),
+            columns["timestamp"].astype(np.int64),
+        )
 
     @property
     def observed(self) -> NDArray[np.float64]:
@@ -81,7 +96,7 @@ class Corrected(NamedTuple):
 
     answers: NDArray[np.float64]
     jobs: NDArray[np.int64]  # (n, 4): jobs behind row, programme, visit and run
-    steps: tuple[NDArray[np.float64], ...]  # the answers after each level
+    steps: tuple[NDArray[np.float64], ...]  # the networks' answers, and those after each of `LEVELS`
 
 
 @dataclass(frozen=True)
@@ -127,23 +142,24 @@ class Evidence:
         self,
         answers: NDArray[np.float64],
         features: ArrayLike,
-        names: Sequence[str] | None = None,
+        names: Sequence[str] | NDArray[Any] | None = None,
         observed: NDArray[np.float64] | None = None,
+        whole_programme: bool = False,
     ) -> Corrected:
         """Correct the networks' answers, shape (n, 6), to n jobs of raw features, shape (n, 9).
 
         Without names only the row and the campaign count. With what the jobs took, `Finished.observed`, each job that
-        the tables hold is left out of its own answer.
+        the tables hold is left out of its own answer; with ``whole_programme`` all jobs of its programme and row are.
         """
         found = self._find(np.asarray(features, dtype=float), names)
         left_out = None
         if observed is not None:
             is_own = found.has_run & (found.run == observed[:, _LOGS].astype(np.float32)).all(axis=1)
-            left_out = observed * is_own[:, None]
+            left_out = found.programme if whole_programme else observed * is_own[:, None]
             found = found._replace(has_run=found.has_run & ~is_own)
         return _shrink(answers, found, self.strength, left_out)
 
-    def _find(self, features: NDArray[np.float64], names: Sequence[str] | None) -> _Found:
+    def _find(self, features: NDArray[np.float64], names: Sequence[str] | NDArray[Any] | None) -> _Found:
         codes = row_codes(features)
         row, _ = self.rows.find(codes.view(np.uint64))
         shift = self.shift[features[:, -1].astype(np.int64)]
@@ -230,7 +246,9 @@ def _shrink(
         last = np.hstack([bins, found.run]) * found.has_run[:, None]
         of_run = _draw(of_visit, found.has_run[:, None].astype(float), last, kappa[_RUN])
     jobs = np.stack([in_row, in_programme, in_visit, found.has_run], axis=1)
-    return Corrected(of_run, np.rint(jobs).astype(np.int64), (of_row, of_campaign, of_programme, of_visit, of_run))
+    return Corrected(
+        of_run, np.rint(jobs).astype(np.int64), (answers, of_row, of_campaign, of_programme, of_visit, of_run)
+    )
 
 
 def _draw(
@@ -364,7 +382,7 @@ def fit_campaign(
     """
     tally = _Tally.of(jobs)
     found = tally.found(strength[_PROGRAMME])
-    of_row = _shrink(answers, found, strength, found.programme).steps[_ROW]
+    of_row = _shrink(answers, found, strength, found.programme).steps[_ROW + 1]
     rest = np.nan_to_num((jobs.observed - of_row)[:, _LOGS])
     known = jobs.timestamp <= now
     shift = np.zeros((len(INSTRUMENTS), 2))
@@ -381,7 +399,7 @@ def fit_campaign(
 # -- Keys and files ---------------------------------------------------------------------------------------------------
 
 
-def _keys(codes: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.uint64]:
+def _keys(codes: NDArray[np.int64], names: Sequence[str] | NDArray[Any]) -> NDArray[np.uint64]:
     """Keys of programme, visit and dataset, each with the row, shape (n, 3)."""
     text = np.asarray(names, dtype="S9")
     digits = _DIGITS[text.view(np.uint8).reshape(len(text), 9)]

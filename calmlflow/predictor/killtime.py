@@ -56,7 +56,12 @@ class KillTime:
         if broken := [rule for rule, holds in rules.items() if not holds]:
             raise InputError(f"killtime.json breaks a rule; expected {broken[0]}")
 
-    def apply(self, predicted_s: ArrayLike, nearest: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    def apply(
+        self,
+        predicted_s: ArrayLike,
+        nearest: NDArray[np.int64] | None = None,
+        in_programme: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.int64]:
         """Kill times in whole seconds (60..172800) for n predicted wallclocks; without ``nearest`` of mean spread."""
         predicted_s = np.asarray(predicted_s, dtype=float)
         edges_s, factors_of_group, spread = self._arrays

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,12 +11,13 @@ from calmlflow.errors import InputError
 from calmlflow.settings import NETWORKS
 
 MANIFEST = "bundle.json"
-# 2 if a network has tables of its own: a reader that does not know them must refuse the bundle.
-FORMATS = (1, 2)
+# 2 if a network has tables of its own, 3 if evidence corrects the networks: a reader that does not know them must
+# refuse the bundle.
+FORMATS = (1, 2, 3)
 # Tables that a network may have in its own folder; otherwise the one at the top counts.
 OWN_TABLES = ("tx_data.json", "seen_rows.json")
-# Limits of all files of a bundle together; ours have about a megabyte.
-MAX_FILES, MAX_BYTES = 100, 268_435_456
+# Limits of all files of a bundle together; evidence of a million datasets has 40 megabytes.
+MAX_FILES, MAX_BYTES = 100, 1 << 30
 
 
 def table_of(network: str, table: str, files: Container[str]) -> str:
@@ -25,7 +27,7 @@ def table_of(network: str, table: str, files: Container[str]) -> str:
 
 
 def parse_manifest(content: bytes, bundle: str) -> dict[str, Any]:
-    """Read ``bundle.json``: ``format`` (1 or 2), ``networks`` (list) and ``sha256`` (file -> hex digest)."""
+    """Read ``bundle.json``: ``format`` (1 to 3), ``networks`` (list) and ``sha256`` (file -> hex digest)."""
     try:
         manifest = json.loads(content)
         known = (
@@ -47,15 +49,17 @@ def parse_manifest(content: bytes, bundle: str) -> dict[str, Any]:
     return manifest
 
 
-def read_listed(manifest: Mapping[str, Any], bundle: str, read: Callable[[str], bytes]) -> dict[str, bytes]:
+def read_listed(manifest: Mapping[str, Any], bundle: str, read: Callable[[str], Any]) -> dict[str, Any]:
     """Read every file that a manifest lists with ``read``; an InputError names one whose SHA-256 differs."""
-    files: dict[str, bytes] = {}
+    files: dict[str, Any] = {}
     for name, digest in manifest["sha256"].items():
         files[name] = read(name)
         if hashlib.sha256(files[name]).hexdigest() != digest:
             raise InputError(f"bundle {bundle}: {name} does not match its SHA-256 in {MANIFEST}; expected it unchanged")
         if sum(map(len, files.values())) > MAX_BYTES:
-            raise InputError(f"bundle {bundle} has more than {MAX_BYTES:,} bytes; expected three small networks")
+            raise InputError(
+                f"bundle {bundle} has more than {MAX_BYTES:,} bytes; expected three small networks and their tables"
+            )
     return files
 
 
@@ -64,10 +68,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return parse_manifest(_bytes_of(folder, MANIFEST, "expected a bundle's folder"), str(folder))
 
 
-def read_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, bytes]:
-    """Read every file of a folder that a manifest lists, see `read_listed`."""
+def read_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Read every file of a folder that a manifest lists, see `read_listed`; tables of evidence are memory-mapped."""
 
-    def read(name: str) -> bytes:
+    def read(name: str) -> Any:
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise InputError(f"bundle {folder}: {MANIFEST} lists {name!r}, which lies outside the bundle")
         return _bytes_of(folder, name, f"expected it as listed in {MANIFEST}")
@@ -81,13 +85,18 @@ def write_manifest(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     digests = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     has_own_tables = any(f"{network}/{table}" in digests for network in networks for table in OWN_TABLES)
-    manifest = {"format": 2 if has_own_tables else 1, "networks": networks, "sha256": digests}
+    has_evidence = any(name.startswith("evidence/") for name in digests)
+    manifest = {"format": 3 if has_evidence else 2 if has_own_tables else 1, "networks": networks, "sha256": digests}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
 
 
-def _bytes_of(folder: Path, name: str, expected: str) -> bytes:
+def _bytes_of(folder: Path, name: str, expected: str) -> Any:
     try:
         with (folder / name).open("rb") as file:
+            if name.endswith(".npy"):
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             return file.read(MAX_BYTES + 1)
+    except ValueError as error:
+        raise InputError(f"bundle {folder}: {name} is empty; {expected}") from error
     except OSError as error:
         raise InputError(f"bundle {folder}: {name} cannot be read ({error.strerror}); {expected}") from error

@@ -13,7 +13,7 @@ from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.dataset import Dataset, parse_dataset
 from calmlflow.hst.features import Features, job_features
-from calmlflow.predictor.answers import KnownAnswers, as_answers, fallback_policy, mosaic_policy
+from calmlflow.predictor.answers import as_answers, fallback_policy, mosaic_policy
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.cache import HURRIED, PATIENCE, Cache
 from calmlflow.predictor.emit import Emitter, prediction_record
@@ -39,17 +39,12 @@ class Serving:
     version: str | None
     source: str
     staged: StagedVersion | None = None
-    known: KnownAnswers[dict[str, Any]] | None = None
 
-    def answer(self, features: Features) -> dict[str, Any]:
-        if self.known is None:
+    def answer(self, name: str, features: Features) -> dict[str, Any]:
+        if self.bundle is None:
             return fallback_policy()
-        found = self.known.one(features)
-        return {**found, "probabilities": [*found["probabilities"]], "version": self.version, "source": self.source}
-
-
-def _serve(bundle: Bundle, version: str, source: str, staged: StagedVersion | None = None) -> Serving:
-    return Serving(bundle, version, source, staged, KnownAnswers(lambda rows: as_answers(bundle.predict(rows))))
+        found = self.bundle.answer(self.bundle.run_known([features]), [features], [name])
+        return {**as_answers(found)[0], "version": self.version, "source": self.source}
 
 
 def answer_mosaic(job: Dataset, emit: Emitter | None = None) -> dict[str, Any]:
@@ -134,8 +129,9 @@ class Predictor:
         -------
         dict
             ``memBin``, ``memVal`` (GB), ``clockTime`` (s), ``killTime`` (s), ``probabilities`` of the four bins,
-            ``unseen`` (true for a job unlike any in training), ``version`` of the bundle, and ``source``: registry,
-            cache (registry or version out of reach) or policy (with ``fallback`` true if it replaces a bundle).
+            ``unseen`` (true for a job unlike any in training), ``evidence`` (finished jobs behind the answer: row,
+            programme, visit, run), ``warnings`` (sentences), ``version`` of the bundle, and ``source``: registry, cache
+            (registry or version out of reach) or policy (with ``fallback`` true if it replaces a bundle).
         """
         job = parse_dataset(dataset)
         if job.is_hap:
@@ -145,7 +141,7 @@ class Predictor:
         began = time.perf_counter()
         self._refresh_if_due()
         features = job_features(job.name, keys)
-        answer = self.serving.answer(features)
+        answer = self.serving.answer(job.name, features)
         _record(job.name, features, answer, began, self._emit)
         return answer
 
@@ -210,7 +206,7 @@ class Predictor:
             # Recorded by another process while this one waited.
             for staged in self._cache.recall(self._stage)[:1]:
                 if bundle := self._cache.load_kept(staged):
-                    return _serve(bundle, staged.version, "registry", staged)
+                    return Serving(bundle, staged.version, "registry", staged)
             return self._pull()
 
     def _pull(self) -> Serving:
@@ -221,14 +217,14 @@ class Predictor:
         hurried = bool(self.serving.bundle or self._cache.recall(self._stage) or settings.baked_bundle())
         bundle = self._cache.load(staged, hurried)
         self._cache.remember(self._stage, staged)
-        return _serve(bundle, staged.version, "registry", staged)
+        return Serving(bundle, staged.version, "registry", staged)
 
     def _last_good(self, error: Exception) -> Serving:
         """The version that the stage held last, or before that, or that an image carries; else raise the error."""
         for staged in self._cache.recall(self._stage):
             if bundle := self._cache.load_kept(staged):
                 log.warning("%s; answering with version %s from the cache", error, staged.version)
-                return _serve(bundle, staged.version, "cache", staged)
+                return Serving(bundle, staged.version, "cache", staged)
         if folder := settings.baked_bundle():
             baked = _load_baked(folder)
             log.warning("%s; answering with version %s of the image", error, baked.version)
@@ -244,4 +240,4 @@ def _load_baked(folder: Path) -> Serving:
         raise InputError(
             f"{folder}/version.json cannot be read; expected the version of the bundle there: bake the image again"
         ) from error
-    return _serve(Bundle.load(folder, settings.NETWORKS), version, "cache")
+    return Serving(Bundle.load(folder, settings.NETWORKS), version, "cache")

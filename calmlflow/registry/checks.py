@@ -168,14 +168,21 @@ def check_serving(model_folder: Path, bundle: Path, networks: Sequence[str]) -> 
             )
     answers = _served_answers(model_folder)
     row = EXAMPLE.to_dict("records")[0]
-    features = job_features(str(row["ipppssoot"]), {str(key): value for key, value in row.items()})
-    direct = as_answers(Bundle.load(bundle).predict([features]))[0]
+    name = str(row["ipppssoot"])
+    features = job_features(name, {str(key): value for key, value in row.items()})
+    direct = as_answers(Bundle.load(bundle).predict([features], [name]))[0]
     if not isinstance(answers, dict) or list(answers) != list(direct):
         raise InputError(f"the served answer is {answers!r:.100}; expected {', '.join(direct)}")
     for key, value in direct.items():
-        if len(answers[key]) != 1 or not np.allclose(np.asarray(answers[key][0], float), np.asarray(value, float)):
+        if len(answers[key]) != 1 or not _is_same(answers[key][0], value):
             raise InputError(f"the served {key} of the example is {answers[key]!r:.60}; expected [{value!r}]")
     return "signature and input example work"
+
+
+def _is_same(served: object, direct: object) -> bool:
+    if isinstance(direct, int | float | list) and direct and not isinstance(np.asarray(direct).flat[0], str):
+        return np.allclose(np.asarray(served, float), np.asarray(direct, float))
+    return served == direct
 
 
 def _served_answers(model_folder: Path) -> object:

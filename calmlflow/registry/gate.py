@@ -18,6 +18,7 @@ import pandas as pd
 from calmlflow.errors import CalmlflowError
 from calmlflow.hst.features import FEATURES
 from calmlflow.predictor.bundle import Bundle, Predictions
+from calmlflow.predictor.evidence import Finished
 from calmlflow.predictor.manifest import read_manifest
 from calmlflow.registry.checks import (
     Check,
@@ -114,7 +115,7 @@ def judge(
             if champion and all(check.passed for check in scored if check.name == "answers"):
                 on_step(3, "comparing with the champion")
                 among = jobs.scored if data else new_to(champion, jobs.scored)
-                this = Bundle.load(bundle).predict(_features_of(among))
+                this = _answers(bundle, among)
                 compared, found = _against(champion, Path(temporary) / "champion", among, this, limits)
                 metrics |= found
             on_step(4, "waiting for the answers of MLflow and Keras")
@@ -129,6 +130,12 @@ def _answered(onnx: "AsyncResult[list[Check]]") -> list[Check]:
     except NoAnswerError:
         figure = f"no answer in {KERAS_TIMEOUT_S:.0f} s: the process that compares was killed, or is too slow"
         return [Check("onnx", False, figure, "as Keras answers")]
+
+
+def _answers(bundle: Path, jobs: pd.DataFrame) -> Predictions:
+    """Answers of a bundle to finished jobs, each left out of its own answer, so that no job vouches for itself."""
+    finished = Finished.of(jobs)
+    return Bundle.load(bundle).predict(finished.features, finished.names, finished.observed)
 
 
 def _features_of(jobs: pd.DataFrame) -> np.ndarray:
@@ -159,7 +166,7 @@ def _data_checks(jobs: Jobs, limits: Limits) -> Iterator[Check]:
 
 def _scored(bundle: Path, jobs: pd.DataFrame, limits: Limits) -> tuple[list[Check], dict[str, float]]:
     """Compare the scores of a bundle with the limits."""
-    answers = Bundle.load(bundle).predict(_features_of(jobs))
+    answers = _answers(bundle, jobs)
     if not all(np.isfinite(column).all() for column in answers.values()):
         return [Check("answers", False, "some are not finite", "numbers")], {}
     checks: list[Check] = []
@@ -183,7 +190,7 @@ def _against(
     name = f"version {champion.number}"
     try:
         _, bundle = _fetched(champion, folder)
-        others = Bundle.load(bundle).predict(_features_of(jobs))
+        others = _answers(bundle, jobs)
     except CalmlflowError as error:
         return [Check("champion", False, str(error).replace(str(folder), name), "a champion to compare with")], {}
     if missing := sorted(set(others) - set(answers)):

@@ -20,12 +20,14 @@ from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
 from mlflow.types import ColSpec, DataType, Schema
-from mlflow.types.schema import Array
+from mlflow.types.schema import Array, Object, Property
 
 import calmlflow
 from calmlflow.errors import InputError
 from calmlflow.hst.features import OPTIONAL_KEYS
-from calmlflow.predictor.bundle import ANSWER_KEYS, TABLE_OF_NETWORK
+from calmlflow.predictor.answers import COUNTED
+from calmlflow.predictor.bundle import ANSWER_KEYS, COMMON_KEYS, TABLE_OF_NETWORK
+from calmlflow.predictor.evidence import FOLDER as EVIDENCE
 from calmlflow.predictor.manifest import MANIFEST, OWN_TABLES, write_manifest
 from calmlflow.registry.lineage import Lineage
 
@@ -42,13 +44,15 @@ INPUTS = Schema(
     ]
 )
 
-OUTPUTS: dict[str, DataType | Array] = {
+OUTPUTS: dict[str, DataType | Array | Object] = {
     "memBin": DataType.long,
     "probabilities": Array(DataType.double),
     "unseen": DataType.boolean,
     "memVal": DataType.double,
     "clockTime": DataType.long,
     "killTime": DataType.long,
+    "evidence": Object([Property(level, DataType.long) for level in COUNTED]),
+    "warnings": Array(DataType.string),
 }
 
 NEEDS = ("mlflow-skinny", "numpy", "onnxruntime", "pandas")
@@ -88,6 +92,8 @@ def write_bundle(models: Path, networks: Sequence[str], folder: Path) -> Path:
     for table in wanted:
         if (models / table).exists():
             shutil.copy(models / table, folder)
+    if (models / EVIDENCE).is_dir():
+        shutil.copytree(models / EVIDENCE, folder / EVIDENCE)
     write_manifest(folder)
     return folder
 
@@ -139,7 +145,8 @@ def log_model(models: Path, networks: Sequence[str], name: str, metadata: Mappin
 
 def outputs_of(networks: Sequence[str]) -> Schema:
     """Columns of the answer that these networks give."""
-    return Schema([ColSpec(OUTPUTS[key], key) for network in networks for key in ANSWER_KEYS[network]])
+    keys = [key for network in networks for key in ANSWER_KEYS[network]]
+    return Schema([ColSpec(OUTPUTS[key], key) for key in (*keys, *COMMON_KEYS)])
 
 
 def model_digest(folder: Path) -> str:

@@ -92,7 +92,7 @@ def adopt(request: AdoptionRequest) -> Outcome:
                 fit = adopt_network(network, files[network], data, models)
                 write_results(fit.results, tree.partial / "results" / TARGETS[network])
                 scores[TARGETS[network]] = {"test": fit.scores, "floor": fit.floor}
-                intervals[TARGETS[network]] = held_out_intervals(TARGETS[network], data, fit)
+                intervals[TARGETS[network]] = held_out_intervals(TARGETS[network], data, fit.predictions)
                 predictions |= fit.predictions
             write_tables(data, predictions, tree.partial / "data")
             title = f"Networks adopted from {request.source}"

@@ -16,6 +16,7 @@ from calmlflow.hst.ladder import LADDER
 from calmlflow.networks.rows import DistinctRows
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.cache import Cache
+from calmlflow.predictor.evidence import Finished
 from calmlflow.predictor.registry_client import NoSuchVersionError, resolve_stage
 from calmlflow.results.scores import PREDICTED, score_predictions
 from calmlflow.runs.data import TrainingData
@@ -32,9 +33,13 @@ class Champion:
     bundle: Bundle
 
     def scores(self, data: TrainingData) -> dict[str, dict[str, float]]:
-        """Score it on the test jobs, by target; too good where it was trained on some of them."""
-        rows, jobs = data.rows.row_of_job[data.test], data.jobs.iloc[data.test]
-        predictions = {name: column[rows] for name, column in self.bundle.predict(data.rows.features).items()}
+        """Score it on the test jobs, by target, each left out of its own answer.
+
+        Too good where its networks were trained on some of them.
+        """
+        jobs = data.jobs.iloc[data.test]
+        finished = Finished.of(jobs)
+        predictions = self.bundle.predict(finished.features, finished.names, finished.observed)
         return {
             target: score_predictions(target, jobs, predictions)
             for target, prediction in PREDICTED.items()

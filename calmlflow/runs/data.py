@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from calmlflow.errors import InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.scaling import Scaling
+from calmlflow.jobs.records import Checked
 from calmlflow.jobs.stores.open import read_jobs
 from calmlflow.networks.preprocess import deal, fit_scaling, stratified_split
 from calmlflow.networks.rows import DistinctRows, TrainingRows, distinct_rows, training_rows
@@ -29,6 +30,11 @@ class TrainingData:
     test: NDArray[np.int64]
     scaling: Scaling  # fitted on ``train``
     rows: DistinctRows  # of all n jobs
+
+    @property
+    def earlier(self) -> pd.DataFrame:
+        """Records of earlier runs of the same datasets."""
+        return Checked(self.jobs, self.quarantine).earlier
 
     @property
     def split(self) -> NDArray[np.str_]:

@@ -1,6 +1,7 @@
 """Train, score and export one network: the one way for main, cross-validation, search and adoption."""
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,9 @@ from calmlflow.networks.config import TrainingConfig
 from calmlflow.networks.onnx import export_onnx
 from calmlflow.networks.rows import distinct_rows
 from calmlflow.networks.training import train_network
-from calmlflow.predictor.bundle import Bundle, Predictions
+from calmlflow.predictor.bundle import Bundle, Predictions, combine
 from calmlflow.predictor.decision import fit_decision
+from calmlflow.predictor.evidence import Evidence, Finished, build_evidence, fit_campaign, fit_strength
 from calmlflow.predictor.killtime import fit_kill_time
 from calmlflow.predictor.manifest import write_manifest
 from calmlflow.results.classification import ClassificationResults, classification_results, cross_entropy
@@ -25,7 +27,7 @@ from calmlflow.results.floors import classification_floor, regression_floor
 from calmlflow.results.regression import RegressionResults, regression_results
 from calmlflow.results.scores import score_predictions
 from calmlflow.runs.data import TrainingData
-from calmlflow.settings import TARGETS
+from calmlflow.settings import NETWORKS, TARGETS
 
 ANSWERS = {"mem_clf": "probabilities", "mem_reg": "mem_pred", "wall_reg": "wall_pred"}
 """Network -> the prediction that holds its own answers, before any decision."""
@@ -44,6 +46,18 @@ class Fit:
     best_epoch: int = 0
     fit_seconds: float = 0.0
     warning: str = ""  # where jobs are too few to calibrate kill times
+    # (n, 4) or (n, 1), answers to the n training jobs by members that left them out.
+    left_out: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class AnswerFit:
+    """The answers of three networks with evidence, each job left out of its own; results and scores as in `Fit`."""
+
+    predictions: Predictions
+    results: dict[str, ClassificationResults | RegressionResults]  # by target
+    scores: dict[str, dict[str, float]]
+    networks: Predictions  # of the same networks without evidence
 
 
 def fit_network(
@@ -79,7 +93,66 @@ def fit_network(
     (models / network).mkdir(parents=True)
     trained.model.save(models / network / f"{network}.keras")
     fit = export_and_score(network, trained.model, data, tables, models, trained.history)
-    return replace(fit, best_epoch=trained.best_epoch, fit_seconds=trained.fit_seconds, warning=warning)
+    return replace(
+        fit,
+        best_epoch=trained.best_epoch,
+        fit_seconds=trained.fit_seconds,
+        warning=warning,
+        left_out=trained.left_out,
+    )
+
+
+def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champion: Evidence | None) -> AnswerFit:
+    """Fit evidence and kill times to the three networks in ``models``, write them there, and score the test split.
+
+    What is scored rests on the finished jobs of the training split, what is written on all jobs. ``fits`` are those of
+    this training; the strengths and kill times of networks that come from the champion are those of its evidence, if it
+    has any.
+    """
+    alone = Bundle.load(models)
+    outputs = alone.run(data.rows.features)[data.rows.row_of_job]
+    # In place of a network that was not trained here, what it answers; it may know these jobs.
+    columns = np.hstack([outputs[:, :4], np.log(outputs[:, 4:6])])[data.train]
+    for network, kept in {"mem_clf": slice(0, 4), "mem_reg": slice(4, 5), "wall_reg": slice(5, 6)}.items():
+        if network in fits and (left_out := fits[network].left_out) is not None:
+            columns[:, kept] = left_out if network == "mem_clf" else np.log(left_out)
+    finished = Finished.of(data.jobs.iloc[data.train])
+    strength = fit_strength(columns, finished)
+    if champion:
+        taken = [network not in fits for network in NETWORKS]
+        strength[:, taken] = champion.strength[:, taken]
+    shift = fit_campaign(columns, finished, strength, time.time())
+
+    if "wall_reg" in fits:
+        answered = build_evidence(finished, strength, shift).correct(
+            columns, finished.features, finished.names, finished.observed
+        )
+        kill_time = fit_kill_time(
+            np.exp(answered.answers[:, 5]), finished.wallclock_s, distinct_rows(finished.features).row_of_job
+        )
+        (models / "killtime.json").write_text(kill_time.to_json())
+    runs = Finished.of(data.jobs.iloc[data.train], data.earlier)
+    _write_evidence(build_evidence(finished, strength, shift, runs), models)
+    everyone = Finished.of(data.jobs)
+    bundle = Bundle.load(models)
+    predictions = bundle.answer(outputs, data.features, everyone.names, everyone.observed)
+    _write_evidence(build_evidence(everyone, strength, shift), models)
+
+    jobs = data.jobs.iloc[data.test]
+    of_test = {name: column[data.test] for name, column in predictions.items()}
+    return AnswerFit(
+        predictions,
+        {TARGETS[name]: network_results(name, jobs, of_test[ANSWERS[name]], None, ()) for name in NETWORKS},
+        {target: score_predictions(target, jobs, of_test) for target in TARGETS.values()},
+        combine(outputs, alone.decision, alone.kill_time),
+    )
+
+
+def _write_evidence(evidence: Evidence, models: Path) -> None:
+    for name, content in evidence.files().items():
+        (models / name).parent.mkdir(exist_ok=True)
+        (models / name).write_bytes(content)
+    write_manifest(models)
 
 
 def export_and_score(

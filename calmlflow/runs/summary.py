@@ -17,7 +17,7 @@ Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Target -> kind -> score -> value; the kinds are those of `KINDS`, as far as they are known."""
 
 # Scored on the same test jobs, with the heading of each.
-KINDS = {"test": "network", "floor": "floor", "forest": "random forest", "champion": "champion"}
+KINDS = {"answer": "answer", "test": "network", "floor": "floor", "forest": "random forest", "champion": "champion"}
 
 Intervals = Mapping[str, Mapping[str, tuple[float, float]]]
 """Target -> headline score -> 95 % interval of the network's score."""
@@ -96,7 +96,7 @@ def _rows(scores: Scores, intervals: Intervals) -> Iterator[list[str]]:
     yield ["target", "score", *(KINDS[kind] for kind in kinds)]
     for target, found in scores.items():
         for name in headlines(target):
-            if name in found.get("test", {}):
+            if name in found.get("answer", found.get("test", {})):
                 score = SCORES[target][name]
                 cells = [score.text(found[kind][name]) if name in found.get(kind, {}) else "" for kind in kinds]
                 if bounds := intervals.get(target, {}).get(name):

@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from calmlflow import settings
 from calmlflow.console import progress, say
 from calmlflow.errors import InputError
+from calmlflow.hst.ladder import BIN_NAMES
 from calmlflow.jobs.records import Checked
 from calmlflow.jobs.stores.open import open_store
 from calmlflow.jobs.upsert import check_writable, write_back
 from calmlflow.networks.architectures import HIDDEN
 from calmlflow.networks.config import read_config
 from calmlflow.networks.rows import distinct_rows
+from calmlflow.predictor.answers import COUNTED
 from calmlflow.predictor.bundle import Bundle, Predictions
 from calmlflow.predictor.decision import MAX_RISK
 from calmlflow.registry.assemble import assemble, runs_of_version
@@ -42,7 +44,7 @@ from calmlflow.results.report.training import ReportContent, report_html
 from calmlflow.results.table import PREDICTIONS, training_table
 from calmlflow.runs.baselines import champion, random_forest
 from calmlflow.runs.data import TrainingData, load_training_data
-from calmlflow.runs.fit import ANSWERS, Fit, fit_network
+from calmlflow.runs.fit import ANSWERS, Fit, fit_answers, fit_network
 from calmlflow.runs.promote import PromotionRequest, promote_in_run
 from calmlflow.runs.ship import send_training
 from calmlflow.runs.summary import Intervals, Outcome, Scores, describe
@@ -91,10 +93,11 @@ def train(
 ) -> Outcome:
     """Train networks in one run, whose artifacts are the output tree and the logged models.
 
-    With ``bundle``, networks that are not trained are taken from the version in Production, and each training is a
-    child run; otherwise ``networks`` is one, and stays alone. With ``register``, each trained network and the bundle
-    become registered versions; with a ``stage``, the bundle (or the one network) is promoted. A failure before the tree
-    is complete leaves no tree and registers nothing; a promotion that fails leaves both.
+    With ``bundle``, networks that are not trained are taken from the version in Production, evidence corrects all
+    three, and each training is a child run; otherwise ``networks`` is one, and stays alone. With ``register``, each
+    trained network and the bundle become registered versions; with a ``stage``, the bundle (or the one network) is
+    promoted. A failure before the tree is complete leaves no tree and registers nothing; a promotion that fails leaves
+    both.
     """
     name = "main" if bundle else TARGETS[networks[0]]
     taken = tuple(network for network in NETWORKS if bundle and network not in networks)
@@ -108,7 +111,7 @@ def train(
             mlflow.set_tag("champion_version", found.version)
         clock.lap("references")
         data = load_training_data(request.data, request.seed, request.test_size)
-        only = {"only": ",".join(networks) if taken else "all"} if bundle else {}
+        only = {"only": (",".join(networks) or "evidence") if taken else "all"} if bundle else {}
         log_new_params({**asdict(request), **only, **data.sizes(), **environment_params()})
         parts = {"training": data.train, "testing": data.test}
         # Made once for all runs: MLflow looks through the whole table each time.
@@ -130,6 +133,7 @@ def train(
             models = tree.partial / "models"
             runs = runs_of_version(found.version, taken) if found else {}
             predictions: Predictions = {}
+            fits: dict[str, Fit] = {}
             intervals: dict[str, dict[str, tuple[float, float]]] = {}
             figures: dict[str, dict[str, go.Figure]] = {}
             logged: dict[str, LoggedModel] = {}
@@ -152,8 +156,9 @@ def train(
                     clock.lap(f"train_{network}")
                     forest = random_forest(data, target, request.seed)
                     scores[target] = dict(test=fit.scores, floor=fit.floor, forest=forest, **scores.get(target, {}))
-                    intervals[target] = held_out_intervals(target, data, fit)
+                    intervals[target] = held_out_intervals(target, data, fit.predictions)
                     predictions |= fit.predictions
+                    fits[network] = fit
                     clock.lap("references")
 
                     # Write and log.
@@ -171,23 +176,34 @@ def train(
                     model = NETWORK_MODELS[network]
                     logged[model] = log_model(models, [network], model, metadata)
                     clock.lap("log")
-            if found and taken:
-                by_row = assemble(models, found.folder).predict(data.rows.features)
-                predictions = {column: values[data.rows.row_of_job] for column, values in by_row.items()}
-            # A network that was taken over is the champion's, which was scored on these very jobs.
-            own_scores = {target: kinds.get("test") or kinds["champion"] for target, kinds in scores.items()}
+            own_scores = {target: kinds["test"] for target, kinds in scores.items() if "test" in kinds}
+            if bundle:
+                models.mkdir(exist_ok=True)
+                champion_evidence = found.bundle.evidence if found and taken else None
+                if found and taken:
+                    assemble(models, found.folder)
+                answer = fit_answers(fits, data, models, champion_evidence)
+                predictions = answer.networks
+                own_scores = answer.scores
+                for target, results in answer.results.items():
+                    scores[target] = {**scores.get(target, {}), "answer": answer.scores[target]}
+                    intervals[target] = held_out_intervals(target, data, answer.predictions)
+                    write_results(results, tree.partial / "results" / "answer" / target)
+                clock.lap("evidence")
             parts_from = dict.fromkeys(taken, found.version if found else "")
             trained_on = data.jobs.iloc[data.train]
             newest = int(trained_on["timestamp"].max())
             origin = Lineage(request.data, len(trained_on), newest, request.seed, own_scores, runs, parts_from)
             table = write_tables(data, predictions, tree.partial / "data")
+            if bundle:
+                write_answers(data, answer.predictions, tree.partial / "data")
             figures["jobs"] = data_plots(data.jobs)
             content = ReportContent(
                 title=f"calmlflow {name}",
                 run_id=run.info.run_id,
                 created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
                 source=request.data,
-                scores={target: kinds for target, kinds in scores.items() if "test" in kinds},
+                scores={target: kinds for target, kinds in scores.items() if {"test", "answer"} & set(kinds)},
                 champion_name=f"version {found.version}" if found else "champion",
                 figures=figures,
                 jobs=table,
@@ -245,10 +261,10 @@ def _check(request: TrainingRequest) -> str | None:
     return stage
 
 
-def held_out_intervals(target: str, data: TrainingData, fit: Fit) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the headline scores of a network on the test jobs."""
-    predictions = {name: column[data.test] for name, column in fit.predictions.items()}
-    return headline_intervals(target, data.jobs.iloc[data.test], predictions)
+def held_out_intervals(target: str, data: TrainingData, predictions: Predictions) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the headline scores of predictions of all jobs, on the test jobs."""
+    of_test = {name: column[data.test] for name, column in predictions.items()}
+    return headline_intervals(target, data.jobs.iloc[data.test], of_test)
 
 
 def log_scores(scores: Scores, intervals: Intervals, title: str, next_steps: str = NEXT_STEPS) -> None:
@@ -275,6 +291,15 @@ def _plots(network: str, fit: Fit, data: TrainingData, models: Path) -> dict[str
     if isinstance(fit.results, ClassificationResults):
         return classification_plots(fit.results, jobs, predict)
     return regression_plots(fit.results, jobs, predict)
+
+
+def write_answers(data: TrainingData, predictions: Predictions, folder: Path) -> None:
+    """Write the answers with evidence to all jobs, each left out of its own, as ``answers.csv``."""
+    columns = {name: predictions[name] for name in (*PREDICTIONS, "kill_time")}
+    columns |= dict(zip((f"prob_{name}" for name in BIN_NAMES), predictions["probabilities"].T, strict=True))
+    columns |= dict(zip((f"jobs_{level}" for level in COUNTED), predictions["evidence"].T, strict=True))
+    table = pd.DataFrame({"ipst": data.jobs["ipst"], "split": data.split, **columns})
+    table.to_csv(folder / "answers.csv", index=False, float_format="%.6g")
 
 
 def write_tables(data: TrainingData, predictions: Predictions, folder: Path) -> pd.DataFrame:

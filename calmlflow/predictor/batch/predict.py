@@ -17,7 +17,7 @@ import pyarrow as pa
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.dataset import parse_dataset
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, OPTIONAL_KEYS, parse_control
-from calmlflow.predictor.batch.answers import SCHEMA, answer_table, column_answers
+from calmlflow.predictor.batch.answers import SCHEMA, answer_table
 from calmlflow.predictor.batch.features import NAMES, cells_at, form_of, read_jobs
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.storage.s3 import S3Object, asking, list_pages, new_client, parse_s3, read_object
@@ -113,13 +113,12 @@ def predict_many(
         form_of(source.columns, source.name)
         passed_on = [name for name in source.columns if name not in _ADDED]
         error_schema = pa.schema([("row", pa.int64()), ("reason", pa.string()), *((n, pa.string()) for n in passed_on)])
-        answers = column_answers(serving.bundle)
         answer_writer = stack.enter_context(new_table(place, SCHEMA))
         error_writer: TableWriter | None = None
         for piece in source.pieces:
             # The files of a folder may differ in their columns.
             jobs = read_jobs(piece.batch, form_of(piece.batch.schema.names, source.name))
-            answer_writer.write(answer_table(jobs, answers))
+            answer_writer.write(answer_table(jobs, serving.bundle))
             answered += len(jobs.names)
             if wrong := _wrong_rows(piece, jobs.reasons):
                 if error_writer is None:
