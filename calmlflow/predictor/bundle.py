@@ -1,9 +1,9 @@
 """Read a bundle of up to three networks with their tables, and run it with onnxruntime."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,14 +42,15 @@ Predictions = dict[str, NDArray[Any]]
 """Predictions of n jobs, by the names of the job record's columns; a key is absent if the bundle lacks its network.
 
 bin_pred (n,) 0..3 (the rung decided on, or the most probable one without a decision.json), probabilities (n, 4),
-mem_pred (n,) GB, wall_pred (n,) seconds, kill_time (n,) seconds, unseen (n,) bool: unlike any job that the networks
-were trained on, and evidence (n, 4): finished jobs behind the levels row, programme, visit and run.
+mem_pred (n,) GB, wall_pred (n,) seconds, kill_time (n,) seconds, evidence (n, 4): finished jobs behind the levels row,
+programme, visit and run, and unseen (n,) bool: unlike any job that one of the networks was trained on. If that is
+mem_clf, the probabilities are widened before the rung is decided on; if wall_reg, the kill time is the longest.
 """
 
 # Columns of the outputs of networks: four probabilities, GB, s, and the row of the training that is `SeenRows.nearest`
 # to the job for each network, or -1; NaN where there is none.
 _BINS, _GB, _S, _NEAREST = slice(0, 4), 4, 5, slice(6, 9)
-N_OUTPUTS = 9
+_N_OUTPUTS = 9
 
 
 def combine(
@@ -57,41 +58,41 @@ def combine(
     decision: Decision | None = None,
     kill_time: KillTime | None = None,
     corrected: Corrected | None = None,
+    networks: Collection[str] = NETWORKS,
 ) -> Predictions:
     """Make predictions of the outputs of networks, shape (n, 9), and of what evidence corrects them to."""
-    held = ~np.isnan(outputs[0] if len(outputs) else np.zeros(N_OUTPUTS))
     found: Predictions = {}
-    nearest = dict(zip(NETWORKS, outputs[:, _NEAREST].T, strict=True))
-    nearest = {name: rows.astype(np.int64) for name, rows in nearest.items() if held[6 + NETWORKS.index(name)]}
-    unseen = np.zeros(len(outputs), dtype=bool)
-    for rows in nearest.values():
-        unseen |= rows < 0
-    factors = np.ones((len(outputs), 2))
-    probabilities, in_programme = outputs[:, _BINS], None
+    probabilities, in_programme, factors = outputs[:, _BINS], None, np.ones((len(outputs), 2))
+    known = np.zeros(len(outputs), dtype=bool)
     if corrected:
         probabilities, found["evidence"] = corrected.answers[:, _BINS], corrected.jobs
-        # A factor of exactly 1 where nothing is corrected.
+        # Exactly 1 where nothing is corrected.
         factors = np.exp(corrected.answers[:, 4:] - corrected.steps[0][:, 4:])
-        # Tables may be newer than the networks.
-        unseen &= corrected.jobs[:, 0] == 0
-        in_programme = corrected.jobs[:, 1]
-    if held[0]:
-        if unseen.any():
-            probabilities = np.where(unseen[:, None], widen(probabilities), probabilities)
+        known, in_programme = corrected.jobs[:, 0] > 0, corrected.jobs[:, 1]
+    nearest = {
+        name: rows.astype(np.int64)
+        for name, rows in zip(NETWORKS, outputs[:, _NEAREST].T, strict=True)
+        if name in networks and not np.isnan(rows).any()
+    }
+    # Evidence may be newer than the rows of the training.
+    unseen = {network: (rows < 0) & ~known for network, rows in nearest.items()}
+    if "mem_clf" in networks:
+        if "mem_clf" in unseen and unseen["mem_clf"].any():
+            probabilities = np.where(unseen["mem_clf"][:, None], widen(probabilities), probabilities)
         found["probabilities"] = probabilities
         found["bin_pred"] = probabilities.argmax(axis=1)
         if decision:
-            of_row = nearest.get("mem_clf", np.full(len(outputs), -1))
-            found["bin_pred"] = decision.choose(probabilities, of_row)
-    if held[_GB]:
+            found["bin_pred"] = decision.choose(probabilities, nearest.get("mem_clf", np.full(len(outputs), -1)))
+    if "mem_reg" in networks:
         found["mem_pred"] = outputs[:, _GB] * factors[:, 0]
-    if held[_S]:
+    if "wall_reg" in networks:
         found["wall_pred"] = outputs[:, _S] * factors[:, 1]
         if kill_time:
-            bound_s = kill_time.apply(found["wall_pred"], nearest.get("wall_reg"), in_programme)
-            found["kill_time"] = np.where(unseen, KILL_TIME_MAX_S, bound_s)
-    if nearest:
-        found["unseen"] = unseen
+            found["kill_time"] = kill_time.apply(found["wall_pred"], nearest.get("wall_reg"), in_programme)
+            if "wall_reg" in unseen:
+                found["kill_time"] = np.where(unseen["wall_reg"], KILL_TIME_MAX_S, found["kill_time"])
+    if unseen:
+        found["unseen"] = reduce(np.logical_or, unseen.values())
     return found
 
 
@@ -124,6 +125,8 @@ class Bundle:
         self.kill_time = kill_time
         self.decision = decision
         self.evidence = evidence
+        held = {network for group in groups for network in group.sessions}
+        self.networks = tuple(network for network in NETWORKS if network in held)
         self._known: dict[Features, NDArray[np.float64]] = {}
 
     @classmethod
@@ -183,8 +186,7 @@ class Bundle:
 
     @property
     def answer_keys(self) -> tuple[str, ...]:
-        held = {network for group in self._groups for network in group.sessions}
-        return tuple(key for network in NETWORKS if network in held for key in ANSWER_KEYS[network]) + COMMON_KEYS
+        return tuple(key for network in self.networks for key in ANSWER_KEYS[network]) + COMMON_KEYS
 
     def run(self, features: ArrayLike) -> NDArray[np.float64]:
         """Run every network on raw features of shape (n, 9), in the order of `calmlflow.hst.features.FEATURES`.
@@ -192,7 +194,7 @@ class Bundle:
         Gives the outputs that `answer` takes, shape (n, 9). They depend on the features alone, so they may be kept.
         """
         features = np.asarray(features, dtype=float)
-        outputs = np.full((len(features), N_OUTPUTS), np.nan)
+        outputs = np.full((len(features), _N_OUTPUTS), np.nan)
         for group in self._groups:
             scaled = group.scaling.apply(features)
             rows = group.seen.nearest(features, scaled) if group.seen else None
@@ -228,7 +230,7 @@ class Bundle:
             with np.errstate(divide="ignore", invalid="ignore"):
                 networks = np.hstack([outputs[:, _BINS], np.log(outputs[:, _GB : _S + 1])])
             corrected = self.evidence.correct(networks, features, names, observed)
-        return combine(outputs, self.decision, self.kill_time, corrected)
+        return combine(outputs, self.decision, self.kill_time, corrected, self.networks)
 
     def predict(
         self,

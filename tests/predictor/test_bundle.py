@@ -13,13 +13,15 @@ import pytest
 from scipy.stats import yeojohnson
 
 from calmlflow.errors import InputError
+from calmlflow.hst.features import Features
 from calmlflow.hst.scaling import Scaling
 from calmlflow.predictor.answers import as_answers
 from calmlflow.predictor.bundle import Bundle, combine
-from calmlflow.predictor.decision import Decision
+from calmlflow.predictor.decision import Decision, widen
+from calmlflow.predictor.evidence import Finished
 from calmlflow.predictor.killtime import KillTime
 from calmlflow.predictor.manifest import write_manifest
-from tests.samples.predictor_samples import KILL_TIME, NETWORKS, SCALING, write_bundle, write_network
+from tests.samples.predictor_samples import KILL_TIME, NETWORKS, SCALING, add_evidence, write_bundle, write_network
 
 generator = np.random.default_rng(7)
 FEATURES = np.column_stack(
@@ -97,12 +99,20 @@ def test_tables_that_belong_together_are_read(folder, rows, spread, ratio_lines)
 PROBABILITIES = np.array([[0.6, 0.3, 0.1, 0.0], [0.0, 0.0, 0.1, 0.9], [0.55, 0.44, 0.01, 0.0]])
 
 
+def outputs_of(bins=None, gb=None, seconds=None, nearest=()):
+    """Outputs of some networks for n jobs, with their nearest rows by network."""
+    n = len(next(each for each in (bins, gb, seconds) if each is not None))
+    nothing = np.full(n, np.nan)
+    rows = [dict(nearest).get(network, nothing) for network in NETWORKS]
+    bins = np.full((n, 4), np.nan) if bins is None else bins
+    return np.column_stack([bins, nothing if gb is None else gb, nothing if seconds is None else seconds, *rows])
+
+
 def test_predictions_are_combined_of_the_networks_outputs():
     # One line per row, and one for jobs unlike any seen. In row 1 the jobs that need more than rung 0 run for ages.
     decision = Decision(np.array([[1.0, 1, 1, 1], [1, 1e3, 1e3, 1e3], [1, 1, 1, 1]]))
     kill_time = KillTime((), (4.0,), 0.9, (1,), (0.5, 1.0, 1.0))
-    outputs = {"mem_clf": PROBABILITIES, "mem_reg": np.array([[1.5], [30], [2]]), "wall_reg": np.full((3, 1), 100.0)}
-    bare = combine(outputs, {}, None, None)
+    bare = combine(outputs_of(PROBABILITIES, [1.5, 30, 2], [100.0] * 3))
     assert set(bare) == {"bin_pred", "probabilities", "mem_pred", "wall_pred"}
     assert bare["bin_pred"].tolist() == [0, 3, 0]
     assert bare["mem_pred"].tolist() == [1.5, 30, 2]
@@ -110,14 +120,15 @@ def test_predictions_are_combined_of_the_networks_outputs():
     np.testing.assert_array_equal(bare["probabilities"], PROBABILITIES)
 
     nearest = np.array([0, -1, 1])
-    found = combine(outputs, dict.fromkeys(NETWORKS, nearest), decision, kill_time)
+    outputs = outputs_of(PROBABILITIES, [1.5, 30, 2], [100.0] * 3, dict.fromkeys(NETWORKS, nearest))
+    found = combine(outputs, decision, kill_time)
     assert found["unseen"].tolist() == [False, True, False]
     assert found["bin_pred"][1:].tolist() == [3, 1]
     np.testing.assert_array_equal(found["bin_pred"][[0, 2]], decision.choose(PROBABILITIES, nearest)[[0, 2]])
     assert found["kill_time"].tolist() == [200, 172_800, 400]
 
     # Where rows are not known, the lines for jobs unlike any seen serve all, and nobody is told to be one.
-    found = combine(outputs, {}, decision, kill_time)
+    found = combine(outputs_of(PROBABILITIES, [1.5, 30, 2], [100.0] * 3), decision, kill_time)
     assert "unseen" not in found
     np.testing.assert_array_equal(found["bin_pred"], decision.choose(PROBABILITIES, np.full(3, -1)))
     assert found["kill_time"].tolist() == [400, 400, 400]
@@ -126,14 +137,73 @@ def test_predictions_are_combined_of_the_networks_outputs():
 @pytest.mark.parametrize("knowing", [{}, {"mem_clf"}, {"mem_reg", "wall_reg"}, {*NETWORKS}])
 @pytest.mark.parametrize("rows_of", [("mem_clf",), ("mem_reg",), ("wall_reg",), NETWORKS])
 def test_what_is_unseen_to_one_network_changes_what_that_network_says(rows_of, knowing):
-    outputs = {"mem_clf": PROBABILITIES[:1], "mem_reg": np.full((1, 1), 2.0), "wall_reg": np.full((1, 1), 100.0)}
     nearest = {network: np.array([0 if network in knowing else -1]) for network in rows_of}
     unsure = set(rows_of) - set(knowing)
-    found = combine(outputs, nearest, None, KillTime((), (4.0,), 0.9, (1,)))
-    assert found["bin_pred"].tolist() == [1 if "mem_clf" in unsure else 0]
+    found = combine(outputs_of(PROBABILITIES[:1], [2.0], [100.0], nearest), kill_time=KillTime((), (4.0,), 0.9, (1,)))
+    wide = "mem_clf" in unsure
+    np.testing.assert_array_equal(found["probabilities"], widen(PROBABILITIES[:1]) if wide else PROBABILITIES[:1])
     assert found["kill_time"].tolist() == [172_800 if "wall_reg" in unsure else 400]
     assert found["unseen"].tolist() == [bool(unsure)]
     assert (found["mem_pred"].tolist(), found["wall_pred"].tolist()) == ([2], [100])
+
+
+# -- Evidence ---------------------------------------------------------------------------------------------------------
+
+NAMES = np.array([f"j8c6{number // 36 % 36:02d}{number % 36:02d}q" for number in range(len(FEATURES))])
+FINISHED = Finished(
+    FEATURES, NAMES, generator.uniform(0.5, 60, 200), generator.uniform(30, 9000, 200), np.arange(200) + 1_600_000_000
+)
+
+
+def test_evidence_corrects_what_the_networks_say(folder):
+    alone = Bundle.load(folder).predict(FEATURES, NAMES)
+    evidence = add_evidence(folder, FINISHED)
+    assert json.loads((folder / "bundle.json").read_text())["format"] == 3
+    bundle = Bundle.load(folder)
+    networks = np.column_stack([alone["probabilities"], np.log(alone["mem_pred"]), np.log(alone["wall_pred"])])
+    for observed in (None, FINISHED.observed):
+        corrected = evidence.correct(networks, FEATURES, NAMES, observed)
+        found = bundle.predict(FEATURES, NAMES, observed)
+        np.testing.assert_allclose(found["probabilities"], corrected.answers[:, :4])
+        np.testing.assert_allclose(np.log(found["mem_pred"]), corrected.answers[:, 4])
+        np.testing.assert_allclose(np.log(found["wall_pred"]), corrected.answers[:, 5])
+        np.testing.assert_array_equal(found["evidence"], corrected.jobs)
+    assert np.abs(np.log(bundle.predict(FEATURES, NAMES)["mem_pred"]) - networks[:, 4]).max() > 0.5
+
+
+def test_evidence_of_no_jobs_changes_no_digit(folder):
+    alone = Bundle.load(folder).predict(FEATURES)
+    add_evidence(folder, Finished(*(column[:0] for column in vars(FINISHED).values())))
+    found = Bundle.load(folder).predict(FEATURES, NAMES)
+    assert found.pop("evidence").sum() == 0
+    assert set(found) == set(alone)
+    for name, column in alone.items():
+        np.testing.assert_array_equal(found[name], column)
+
+
+def test_a_job_of_a_row_that_evidence_knows_is_not_unseen(folder):
+    add_rows(folder, FEATURES[:1])
+    unseen = Bundle.load(folder).predict(FEATURES, NAMES)["unseen"]
+    assert unseen.any()
+    add_evidence(folder, FINISHED)
+    assert not Bundle.load(folder).predict(FEATURES, NAMES)["unseen"].any()
+
+
+def test_networks_run_once_for_each_row_that_there_is_room_for(folder, monkeypatch):
+    bundle = Bundle.load(folder)
+    asked = []
+    monkeypatch.setattr(
+        Bundle, "run", lambda self, rows: [asked.append(row) or np.full(9, row.n_files) for row in rows]
+    )
+    rows = [Features(number % 7 + 1, 2, 0, 0, 0, 0, 0, 0, 0) for number in range(20)]
+    for _ in range(2):
+        assert bundle.run_known(rows)[:, 0].tolist() == [row.n_files for row in rows]
+    assert len(asked) == 7
+    monkeypatch.setattr("calmlflow.predictor.bundle.MAX_KNOWN", 8)
+    more = [Features(number, 2, 0, 0, 0, 0, 0, 0, 0) for number in (1, 20, 21, 22)]
+    for _ in range(2):
+        assert bundle.run_known(more)[:, 0].tolist() == [1, 20, 21, 22]
+    assert len(asked) == 13
 
 
 COLUMNS = {
@@ -155,6 +225,7 @@ def test_one_network_answers_its_own_keys(folder, network, keys):
     bundle = Bundle.load(folder, [network])
     found = bundle.predict(FEATURES[:2])
     assert set(found) == set(COLUMNS[network])
+    keys = (*keys, "evidence", "warnings")
     assert bundle.answer_keys == keys
     assert [set(answer) for answer in as_answers(found)] == [set(keys)] * 2
 
@@ -211,7 +282,7 @@ def test_a_bundle_that_is_not_what_it_should_be_is_refused(folder, damage, words
 @pytest.mark.parametrize(
     "change",
     [
-        *({"format": value} for value in (3, [1], "1", None)),
+        *({"format": value} for value in (4, [1], "1", None)),
         *({"networks": value} for value in (["mem_clf", "other"], 3, [[]], None)),
         *({"sha256": value} for value in (["tx_data.json"], {"tx_data.json": 5}, None)),
         *(b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000),
@@ -223,7 +294,7 @@ def test_a_damaged_manifest_is_refused(folder, change):
         change_manifest(folder, lambda manifest: manifest.update(change))
     else:
         (folder / "bundle.json").write_bytes(change)
-    with pytest.raises(InputError, match=r"bundle\.json is damaged; expected format 1 or 2, "):
+    with pytest.raises(InputError, match=r"bundle\.json is damaged; expected format 1 or 2 or 3, "):
         Bundle.load(folder)
 
 

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from calmlflow.errors import InputError
 from calmlflow.hst.ladder import allocation_cost
 from calmlflow.hst.scaling import Scaling
-from calmlflow.predictor.decision import MAX_DISTANCE, Decision, SeenRows, fit_decision
+from calmlflow.predictor.decision import (
+    MAX_DISTANCE,
+    MAX_LOG_SIZE,
+    UNSEEN_JOBS,
+    Decision,
+    SeenRows,
+    fit_decision,
+    widen,
+)
 
 SCALING = Scaling((1.0, 1.0), (0.0, 0.0), (1.0, 1.0))
 shares = st.lists(st.floats(0, 1), min_size=4, max_size=4).filter(lambda values: sum(values) > 0.01)
@@ -51,12 +59,34 @@ def test_the_ratio_of_a_row_is_that_of_its_jobs_where_they_are_many():
 
 def test_a_job_is_unlike_any_seen_by_its_flags_or_by_its_size():
     row = [2, 4, 0, 1, 2, 0, 1, 0, 3]
-    seen = SeenRows(SCALING.apply([row, [5, 60, 0, 1, 2, 0, 1, 0, 3]]))
+    rows = np.array([row, [5, 60, 0, 1, 2, 0, 1, 0, 3]], dtype=float)
+    seen = SeenRows(rows, SCALING.apply(rows))
     jobs = np.array([row, [5, 60.2, *row[2:]], [2, 4 + 2 * MAX_DISTANCE, *row[2:]], [*row[:8], 0]], dtype=float)
-    scaled = SCALING.apply(jobs)
-    assert seen.nearest(scaled).tolist() == [0, 1, -1, -1]
+    assert seen.nearest(jobs, SCALING.apply(jobs)).tolist() == [0, 1, -1, -1]
     # Alone as among others.
-    assert [seen.nearest(job[None]).item() for job in scaled] == [0, 1, -1, -1]
+    assert [seen.nearest(job[None], SCALING.apply(job[None])).item() for job in jobs] == [0, 1, -1, -1]
+
+
+@given(st.integers(2, 1000), st.integers(1, 5), st.floats(0.01, 100), st.integers(0, 1))
+def test_a_transform_that_saturates_hides_no_size(largest, rows, factor, column):
+    # With a power of -9 all sizes above a few are the same point.
+    saturating = Scaling((-9.0, -9.0), (0.0, 0.0), (1.0, 1.0))
+    known = np.tile([3.0, 3, 0, 0, 0, 0, 0, 0, 0], (rows, 1))
+    known[:, column] = np.linspace(3, largest, rows)
+    job = known[-1:].copy()
+    job[0, column] = (1 + known[:, column].max()) * factor - 1
+    seen = SeenRows(known, saturating.apply(known))
+    beyond = factor > np.exp(MAX_LOG_SIZE) * (1 + 1e-9)
+    assert seen.nearest(job, saturating.apply(job))[0] == -1 or not beyond
+
+
+@given(shares)
+def test_wider_probabilities_stay_probabilities_in_the_same_order(values):
+    probabilities = np.array([values]) / sum(values)
+    wide = widen(probabilities)
+    assert wide.sum() == pytest.approx(1)
+    assert wide.min() >= 0.25 / (UNSEEN_JOBS + 1)
+    assert np.all(np.sign(np.diff(wide)) * np.sign(np.diff(probabilities)) >= 0)
 
 
 def test_json_round_trip():

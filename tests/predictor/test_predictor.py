@@ -328,7 +328,7 @@ def test_an_answer_that_was_given_before_is_the_callers_own(server, monkeypatch)
     expected = {**first, "probabilities": [*first["probabilities"]]}
     first["memBin"] = 99
     first["probabilities"].clear()
-    monkeypatch.setattr(Bundle, "predict", lambda *words: 1 / 0)
+    monkeypatch.setattr(Bundle, "run", lambda *words: 1 / 0)
     assert predictor.predict(JOB, CONTROL) == expected
     # Other features, another answer.
     with pytest.raises(ZeroDivisionError):

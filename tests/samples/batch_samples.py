@@ -7,10 +7,14 @@ import pandas as pd
 from calmlflow.hst.dataset import parse_dataset
 from calmlflow.hst.features import job_features
 from calmlflow.predictor.bundle import Bundle
+from calmlflow.predictor.evidence import Finished
 from calmlflow.predictor.predictor import Serving
 from tests.samples.predictor_samples import write_bundle
 
-COLUMNS = ["ipst", "bin_pred", "mem_pred", "wall_pred", "kill_time", "prob_2g", "prob_8g", "prob_16g", "prob_64g"]
+COLUMNS = [
+    *("ipst", "bin_pred", "mem_pred", "wall_pred", "kill_time", "prob_2g", "prob_8g", "prob_16g", "prob_64g"),
+    *("jobs_row", "jobs_programme", "jobs_visit", "jobs_run"),
+]
 # By control keys: jobs of every instrument, one of them twice, mosaics among them.
 CONTROL_ROWS = [
     {"ipst": "jabc03020", "n_files": 17, "total_mb": 9.6, "DETECTOR": "SBC", "DRIZCORR": "PERFORM", "CRSPLIT": "2"},
@@ -23,23 +27,24 @@ CONTROL_ROWS = [
 ]
 
 
-def serving_bundle(folder: Path, version: str = "3") -> Serving:
+def serving_bundle(folder: Path, version: str = "3", evidence: Finished | None = None) -> Serving:
     """A bundle that serves as a version."""
-    return Serving(Bundle.load(write_bundle(folder / "bundle")), version, "registry")
+    return Serving(Bundle.load(write_bundle(folder / "bundle", evidence=evidence)), version, "registry")
 
 
 def answers_one_by_one(serving: Serving, rows: list[dict]) -> pd.DataFrame:
     """The predictions of the bundle for each job alone."""
-    policy = [1, 7.17, 43_200.0, 259_200, 0.0, 1.0, 0.0, 0.0]
+    policy = [1, 7.17, 43_200.0, 259_200, 0.0, 1.0, 0.0, 0.0, 0, 0, 0, 0]
     found = []
     for row in rows:
         dataset = parse_dataset(row["ipst"])
         if dataset.is_hap:
             found.append([dataset.name, *policy])
             continue
-        answer = serving.bundle.predict([job_features(dataset.name, row)])
+        answer = serving.bundle.predict([job_features(dataset.name, row)], [dataset.name])
         cells = [answer[name][0] for name in ("bin_pred", "mem_pred", "wall_pred", "kill_time")]
-        found.append([dataset.name, *cells, *answer["probabilities"][0]])
+        counts = answer["evidence"][0] if "evidence" in answer else [0] * 4
+        found.append([dataset.name, *cells, *answer["probabilities"][0], *counts])
     return pd.DataFrame(found, columns=COLUMNS)
 
 

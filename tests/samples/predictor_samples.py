@@ -17,6 +17,7 @@ import numpy as np
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.scaling import Scaling
 from calmlflow.predictor.cache import Cache
+from calmlflow.predictor.evidence import DEFAULT_STRENGTH, Evidence, Finished, build_evidence
 from calmlflow.predictor.killtime import KillTime
 from calmlflow.predictor.manifest import write_manifest
 from calmlflow.predictor.registry_client import StagedVersion
@@ -57,14 +58,26 @@ def write_network(path: Path, outputs: int, seed: int) -> None:
     save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
-def write_bundle(folder: Path, seed: int = 0) -> Path:
-    """A whole bundle; another seed gives other answers."""
+def write_bundle(folder: Path, seed: int = 0, evidence: Finished | None = None) -> Path:
+    """A whole bundle, with evidence of some jobs or without; another seed gives other answers."""
     for number, network in enumerate(NETWORKS):
         write_network(folder / network / f"{network}.onnx", 4 if network == "mem_clf" else 1, 10 * seed + number)
     (folder / "tx_data.json").write_text(SCALING.to_json())
     (folder / "killtime.json").write_text(KILL_TIME.to_json())
+    if evidence:
+        add_evidence(folder, evidence)
     write_manifest(folder)
     return folder
+
+
+def add_evidence(folder: Path, jobs: Finished) -> Evidence:
+    """Give a bundle evidence of some jobs."""
+    evidence = build_evidence(jobs, DEFAULT_STRENGTH, np.zeros((4, 2)))
+    (folder / "evidence").mkdir(exist_ok=True)
+    for name, content in evidence.files().items():
+        (folder / name).write_bytes(content)
+    write_manifest(folder)
+    return evidence
 
 
 def keep_in_cache(root: Path, uri: str, version: str, seed: int = 0) -> Path:
