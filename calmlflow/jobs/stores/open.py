@@ -12,6 +12,8 @@ from calmlflow.jobs.records import Checked, check_records
 from calmlflow.jobs.stores.base import JOBS, Source, Store
 from calmlflow.settings import DATABASE_SCHEMES, hide_password
 
+# Share of a sample's datasets that have an older record too, as in a real archive.
+_RERUNS = 0.02
 _KNOWN = "a path, file://, sample, sample:N, sqlite://, postgresql://, dynamodb:// or s3://"
 
 
@@ -74,7 +76,7 @@ def open_source(uri: str, seed: int = 0) -> Source:
         size = uri.removeprefix("sample").removeprefix(":") if uri != "sample" else "20000"
         if not re.fullmatch("[0-9]{1,9}", size):
             raise InputError(f"sample size is {size!r}; expected sample:N with a whole number N, 1 or more")
-        return FileSource(uri, lambda table: iter([draw_sample(int(size), seed)] if table is JOBS else []))
+        return FileSource(uri, lambda table: iter([draw_sample(int(size), seed, _RERUNS)] if table is JOBS else []))
     if scheme == "s3":
         return open_object(uri)
     if scheme in (None, "file"):
