@@ -24,6 +24,7 @@ If the registry is out of reach, the last good version answers, "source" is "cac
 
 example:
   calmlflow predict j8c601020 --control examples/j8c601020_MemModelFeatures.txt
+  calmlflow predict j8c601020 --control examples/j8c601020_MemModelFeatures.txt --explain
 """
 
 
@@ -47,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bucket", help="S3 bucket that holds the control file")
     parser.add_argument("--key", help="its key; default control/IPPPSSOOT/IPPPSSOOT_MemModelFeatures.txt")
     parser.add_argument("--stage", type=_stage, default="Production", help="stage that answers; default Production")
+    parser.add_argument("--explain", action="store_true", help="print tables that explain the answer")
+    parser.add_argument("--json", action="store_true", help="print the explanation, as the answer, as one line of JSON")
     parser.add_argument(
         "--policy-fallback",
         action="store_true",
@@ -73,13 +76,18 @@ def predict(words: Sequence[str]) -> None:
     emitter = _open_emitter(given.emit) if given.emit else None
     job = parse_dataset(given.dataset)
     if job.is_hap:
-        _print(answer_mosaic(job, emitter))
+        found = answer_mosaic(job, emitter)
+        if given.explain:
+            from calmlflow.predictor.explain import explain
+
+            found = explain(found, job.name)
+        _print(found, given)
         return
     if (given.control is None) == (given.bucket is None) or (given.key and not given.bucket):
         parser.error("the control file's place is not clear; expected --control FILE, or --bucket BUCKET [--key KEY]")
     keys = read_control_file(given.control) if given.control else read_control_object(job.name, given.bucket, given.key)
     predictor = Predictor(given.stage, policy_fallback=given.policy_fallback, emit=emitter)
-    _print(predictor.predict(job.name, keys))
+    _print((predictor.explain if given.explain else predictor.predict)(job.name, keys), given)
 
 
 def _open_emitter(uri: str) -> Emitter:
@@ -99,9 +107,15 @@ def _stage(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _print(answer: dict[str, Any]) -> None:
+def _print(found: dict[str, Any], given: argparse.Namespace) -> None:
+    text = json.dumps(found)
+    if given.explain and not given.json:
+        # Loading tables takes longer than an answer.
+        from calmlflow.predictor.explain import as_text
+
+        text = as_text(found)
     try:
-        print(json.dumps(answer), flush=True)
+        print(text, flush=True)
     except OSError as error:
         # Python would write again at exit, and fail with a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -225,12 +225,22 @@ class Bundle:
         observed: NDArray[np.float64] | None = None,
     ) -> Predictions:
         """Answer n jobs by the outputs of `run`; see `predict`."""
-        corrected = None
-        if self.evidence:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                networks = np.hstack([outputs[:, _BINS], np.log(outputs[:, _GB : _S + 1])])
-            corrected = self.evidence.correct(networks, features, names, observed)
+        corrected = self.correct(outputs, features, names, observed)
         return combine(outputs, self.decision, self.kill_time, corrected, self.networks)
+
+    def correct(
+        self,
+        outputs: NDArray[np.float64],
+        features: ArrayLike,
+        names: Sequence[str] | NDArray[Any] | None = None,
+        observed: NDArray[np.float64] | None = None,
+    ) -> Corrected | None:
+        """Correct the outputs of `run` by the evidence, if there is any; see `predict`."""
+        if self.evidence is None:
+            return None
+        with np.errstate(divide="ignore", invalid="ignore"):
+            networks = np.hstack([outputs[:, _BINS], np.log(outputs[:, _GB : _S + 1])])
+        return self.evidence.correct(networks, features, names, observed)
 
     def predict(
         self,

@@ -44,8 +44,11 @@ class Decision:
 
     def choose(self, probabilities: ArrayLike, nearest: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rung with the lowest expected cost for each of n jobs; of equals the higher one."""
-        costs = expected_costs(probabilities, self.wallclock_ratio[nearest], self.risk)
-        return len(LADDER) - 1 - costs[:, ::-1].argmin(axis=1)
+        return len(LADDER) - 1 - self.costs(probabilities, nearest)[:, ::-1].argmin(axis=1)
+
+    def costs(self, probabilities: ArrayLike, nearest: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Expected dollars of each rung per second of the expected wallclock, shape (n, 4)."""
+        return expected_costs(probabilities, self.wallclock_ratio[nearest], self.risk)
 
     def to_json(self) -> str:
         return json.dumps({"risk": self.risk, "wallclock_ratio": np.round(self.wallclock_ratio, 6).tolist()})

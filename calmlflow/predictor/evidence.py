@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from calmlflow.errors import InputError
 from calmlflow.hst.dataset import INSTRUMENTS
-from calmlflow.hst.features import FEATURES, row_codes
+from calmlflow.hst.features import FEATURES, row_codes, rows_of_codes
 from calmlflow.hst.ladder import LADDER, needed_bin
 
 if TYPE_CHECKING:
@@ -170,6 +170,21 @@ class Evidence:
         groups, _ = self.groups.find(keys[:, :2])
         run, has_run = self.runs.find(keys[:, 2])
         return _Found(row, groups[:, 0], groups[:, 1], run, has_run, shift)
+
+    def known_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """The m rows of finished jobs: features (m, 9), jobs (m,), and means of the columns of an answer (m, 6)."""
+        values = self.rows.values.astype(float)
+        weight = np.maximum(values[:, :3][:, _KIND_OF_COLUMN], 1e-9)
+        return (
+            rows_of_codes(self.rows.keys.view(np.int64)),
+            np.rint(values[:, 9]).astype(np.int64),
+            values[:, 3:9] / weight,
+        )
+
+    def last_run(self, features: Sequence[float], name: str) -> tuple[float, float] | None:
+        """Memory (GB) and wallclock (s) of the last run of a dataset with these features."""
+        found = self._find(np.asarray([features], dtype=float), [name])
+        return tuple(np.exp(found.run[0]).tolist()) if found.has_run[0] else None
 
     def files(self) -> dict[str, bytes]:
         """The files of the folder `FOLDER` in a bundle."""

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from bisect import bisect_left
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -78,6 +79,11 @@ class KillTime:
     def _arrays(self) -> tuple[NDArray[np.float64], ...]:
         # Making arrays of a thousand numbers takes as long as running a network.
         return np.asarray(self.edges_s, dtype=float), np.asarray(self.factors), np.asarray(self.spread, dtype=float)
+
+    def group_of(self, predicted_s: float, in_programme: int = 0) -> tuple[float, int]:
+        """Factor of the group of one prediction, and the jobs that it was calibrated on."""
+        group = bisect_left(self.edges_s, predicted_s)
+        return self.factors[group], self.jobs[group]
 
     @property
     def held_coverage(self) -> float:

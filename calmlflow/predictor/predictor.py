@@ -133,17 +133,32 @@ class Predictor:
             programme, visit, run), ``warnings`` (sentences), ``version`` of the bundle, and ``source``: registry, cache
             (registry or version out of reach) or policy (with ``fallback`` true if it replaces a bundle).
         """
+        return self._answer(dataset, keys)[0]
+
+    def explain(self, dataset: str, keys: Mapping[str, object]) -> dict[str, Any]:
+        """Answer one job as `predict` does, and explain the answer, see `calmlflow.predictor.explain.explain`."""
+        # The explanation is loaded for those who ask for it.
+        from calmlflow.predictor.explain import explain
+
+        return explain(*self._answer(dataset, keys))
+
+    def _answer(
+        self, dataset: str, keys: Mapping[str, object]
+    ) -> tuple[dict[str, Any], str, Features | None, Bundle | None]:
+        """An answer, kept and logged, with the dataset's name, its features and the bundle that gave it."""
         job = parse_dataset(dataset)
         if job.is_hap:
-            return answer_mosaic(job, self._emit)
+            return answer_mosaic(job, self._emit), job.name, None, None
         if not isinstance(keys, Mapping):
             raise InputError(f"{job.name}: the keys are a {type(keys).__name__}; expected a mapping of key to value")
         began = time.perf_counter()
         self._refresh_if_due()
         features = job_features(job.name, keys)
-        answer = self.serving.answer(job.name, features)
+        # Another version may take over at any moment.
+        serving = self.serving
+        answer = serving.answer(job.name, features)
         _record(job.name, features, answer, began, self._emit)
-        return answer
+        return answer, job.name, features, serving.bundle
 
     def predict_many(self, data: Any, output: str | Path, **options: Any) -> "BatchOutcome":
         """Answer many jobs, see `calmlflow.predictor.batch.predict_many`."""

@@ -70,9 +70,9 @@ def write_bundle(folder: Path, seed: int = 0, evidence: Finished | None = None) 
     return folder
 
 
-def add_evidence(folder: Path, jobs: Finished) -> Evidence:
-    """Give a bundle evidence of some jobs."""
-    evidence = build_evidence(jobs, DEFAULT_STRENGTH, np.zeros((4, 2)))
+def add_evidence(folder: Path, jobs: Finished, campaign: tuple[float, float] = (0.0, 0.0)) -> Evidence:
+    """Give a bundle evidence of some jobs, and a campaign that shifts ln GB and ln s."""
+    evidence = build_evidence(jobs, DEFAULT_STRENGTH, np.tile(campaign, (4, 1)))
     (folder / "evidence").mkdir(exist_ok=True)
     for name, content in evidence.files().items():
         (folder / name).write_bytes(content)
