@@ -185,92 +185,84 @@ def _parts(explanation: Mapping[str, Any]) -> Iterator[Any]:
         f"{answer['clockTime']:,} s, kill time {answer['killTime']:,} s ({version}source {answer['source']})"
     )
     if explanation["levels"]:
-        yield "\nThe networks, and the answer after each level of evidence"
-        yield _table(
-            ["level", "jobs", "strength", *BIN_NAMES, "GB", "change", "s", "change"],
-            [
-                [
-                    level["level"],
-                    "" if level["jobs"] is None else f"{level['jobs']:,}",
-                    " ".join(f"{value:.3g}" for value in (level["strength"] or {}).values()),
-                    *(f"{share:.4f}" for share in level["probabilities"]),
-                    f"{level['memory_gb']:.3f}",
-                    f"x {level['factor']['memory']:.3f}" if level["factor"] else "",
-                    f"{level['wallclock_s']:,.0f}",
-                    f"x {level['factor']['wallclock']:.3f}" if level["factor"] else "",
-                ]
-                for level in explanation["levels"]
-            ],
-        )
-        yield (
-            "strength: how many jobs the answer before the level counts as, for probabilities, memory and wallclock. "
-            "The answer moves little where it is large beside the number of jobs."
-        )
-    if explanation["nearest"]:
-        yield "\nThe nearest rows of features that finished jobs have"
-        yield _table(
-            ["jobs", *BIN_NAMES, "GB", "s", "differs in"],
-            [
-                [
-                    f"{row['jobs']:,}",
-                    *(f"{share:.4f}" for share in row["needed_bins"]),
-                    f"{row['memory_gb']:.3f}",
-                    f"{row['wallclock_s']:,.0f}",
-                    ", ".join(f"{name} {value}" for name, value in row["differs"].items()) or "nothing",
-                ]
-                for row in explanation["nearest"]
-            ],
-        )
-    elif explanation["levels"]:
-        yield "\nNo finished job is known."
-    if run := explanation["last_run"]:
-        yield f"\nLast run of {explanation['dataset']}: {run['memory_gb']:.3f} GB, {run['wallclock_s']:,} s."
-    elif explanation["levels"]:
-        yield f"\nLast run of {explanation['dataset']}: none is known with these features."
-    if explanation["rungs"]:
-        yield "\nWhy this rung"
-        yield _table(
-            ["rung", "limit, GB", "probability", "wallclock ratio", "expected cost, $", ""],
-            [
-                [
-                    rung["rung"],
-                    f"{rung['limit_gb']:.3f}",
-                    f"{rung['probability']:.4f}",
-                    "" if rung["wallclock_ratio"] is None else f"{rung['wallclock_ratio']:.3f}",
-                    "" if rung["expected_usd"] is None else f"{rung['expected_usd']:.6f}",
-                    "chosen" if rung["chosen"] else "",
-                ]
-                for rung in explanation["rungs"]
-            ],
-        )
-        yield (
-            "The lowest expected cost is chosen. wallclock ratio: expected wallclock of jobs that need the rung, over "
-            "that of all with such features."
-        )
-    if kill := explanation["kill_time"]:
-        yield "\nWhy this kill time"
-        if kill["factor"] is None:
-            yield f"{answer['killTime']:,} s is the longest, because no training job is like this one."
-        else:
-            yield (
-                f"{kill['predicted_s']:,.0f} s x {kill['factor']:.3f} ^ {kill['spread']:.3f}, rounded up and kept from "
-                f"{kill['shortest_s']} to {kill['longest_s']:,} s, gives {answer['killTime']:,} s. The factor is that "
-                f"of jobs predicted alike, the power the spread of jobs with such features. It is to cover "
-                f"{100 * kill['coverage']:g} % of jobs, and was calibrated on {kill['jobs']:,}."
-            )
+        yield from _evidence_parts(explanation)
+        yield from _decision_parts(explanation)
     for sentence in explanation["notes"]:
         yield f"\nNote: {sentence}"
     for sentence in answer["warnings"]:
         yield f"\nWarning: {sentence}"
 
 
-def _table(headings: list[str], lines: list[list[str]]) -> Any:
+def _evidence_parts(explanation: Mapping[str, Any]) -> Iterator[Any]:
+    yield "\nThe networks, and the answer after each level of evidence"
+    table = _table("level", "jobs", "strength", *BIN_NAMES, "GB", "change", "s", "change")
+    for level in explanation["levels"]:
+        changes = [f"x {value:.3f}" for value in (level["factor"] or {}).values()] or ["", ""]
+        table.add_row(
+            level["level"],
+            "" if level["jobs"] is None else f"{level['jobs']:,}",
+            " ".join(f"{value:.3g}" for value in (level["strength"] or {}).values()),
+            *(f"{share:.4f}" for share in level["probabilities"]),
+            *(f"{level['memory_gb']:.3f}", changes[0], f"{level['wallclock_s']:,.0f}", changes[1]),
+        )
+    yield table
+    yield (
+        "strength: how many jobs the answer before the level counts as, for probabilities, memory and wallclock. "
+        "The answer moves little where it is large beside the number of jobs."
+    )
+    if explanation["nearest"]:
+        yield "\nThe nearest rows of features that finished jobs have"
+        table = _table("jobs", *BIN_NAMES, "GB", "s", "differs in")
+        for row in explanation["nearest"]:
+            table.add_row(
+                f"{row['jobs']:,}",
+                *(f"{share:.4f}" for share in row["needed_bins"]),
+                *(f"{row['memory_gb']:.3f}", f"{row['wallclock_s']:,.0f}"),
+                ", ".join(f"{name} {value}" for name, value in row["differs"].items()) or "nothing",
+            )
+        yield table
+    else:
+        yield "\nNo finished job is known."
+    if run := explanation["last_run"]:
+        yield f"\nLast run of {explanation['dataset']}: {run['memory_gb']:.3f} GB, {run['wallclock_s']:,} s."
+    else:
+        yield f"\nLast run of {explanation['dataset']}: none is known with these features."
+
+
+def _decision_parts(explanation: Mapping[str, Any]) -> Iterator[Any]:
+    yield "\nWhy this rung"
+    table = _table("rung", "limit, GB", "probability", "wallclock ratio", "expected cost, $", "")
+    for rung in explanation["rungs"]:
+        costs = rung["wallclock_ratio"], rung["expected_usd"]
+        table.add_row(
+            *(rung["rung"], f"{rung['limit_gb']:.3f}", f"{rung['probability']:.4f}"),
+            *(("", "") if None in costs else (f"{costs[0]:.3f}", f"{costs[1]:.6f}")),
+            "chosen" if rung["chosen"] else "",
+        )
+    yield table
+    if explanation["rungs"][0]["expected_usd"] is not None:
+        yield (
+            "The lowest expected cost is chosen. wallclock ratio: expected wallclock of jobs that need the rung, over "
+            "that of all with such features."
+        )
+    yield "\nWhy this kill time"
+    kill, kill_time = explanation["kill_time"], f"{explanation['answer']['killTime']:,} s"
+    if kill["factor"] is None:
+        yield f"{kill_time} is the longest, because no training job is like this one."
+    else:
+        yield (
+            f"{kill['predicted_s']:,.0f} s x {kill['factor']:.3f} ^ {kill['spread']:.3f}, rounded up and kept from "
+            f"{kill['shortest_s']} to {kill['longest_s']:,} s, gives {kill_time}. The factor is that of jobs predicted "
+            f"alike, the power the spread of jobs with such features. It is to cover {100 * kill['coverage']:g} % of "
+            f"jobs, and was calibrated on {kill['jobs']:,}."
+        )
+
+
+def _table(*headings: str) -> Any:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in headings:
         is_text = heading in ("level", "rung", "differs in", "")
         table.add_column(heading, justify="left" if is_text else "right", overflow="fold")
-    for line in lines:
-        table.add_row(*line)
     return table

@@ -209,6 +209,7 @@ def test_a_bundle_without_evidence_or_costs_is_explained(networks):
     bare = explained(with_decision(networks, None))
     assert {rung["expected_usd"] for rung in bare["rungs"]} == {None}
     assert "has no decision.json" in as_text(bare)
+    assert "lowest expected cost" not in as_text(bare)
 
 
 def test_tables_of_zero_jobs_are_explained(tmp_path):
