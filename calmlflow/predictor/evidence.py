@@ -40,14 +40,26 @@ _LOG_LIMITS = np.log([rung.limit_gb for rung in LADDER[:-1]])
 
 # Largest factor by which a level of full weight corrects memory or wallclock: it bounds the weight of an absurd record.
 _MAX_STEP = np.log(4.0)
+# The same for the last run, a single record.
+_MAX_STEP_OF_RUN = np.log(2.0)
 
 _ROW, _CAMPAIGN, _PROGRAMME, _VISIT, _RUN = range(len(LEVELS))
-# Jobs that the answer so far counts as, by level and kind, where there is nothing to fit it on. That of ``run`` was
-# measured on 1,317 datasets of the archive that ran twice.
-DEFAULT_STRENGTH = np.array([[1.0] * 3, [100.0] * 3, [1.0] * 3, [1.0] * 3, [0.5, 0.5, 1.0]])
-_STRENGTHS = np.array([64.0, 25.0, 12.0, 6.0, 3.0, 1.4, 0.7, 0.35, 0.2, 0.1, 0.05])
-# Half the weight of a job in the campaign shift is gone after so many days.
-HALF_LIFE_DAYS = 30.0
+NEVER = 1e6
+"""The strength of a level that corrects nothing."""
+
+# Jobs (programmes, for row and campaign) that the answer so far counts as, by level and kind, where there is nothing to
+# fit it on. That of ``run`` was measured on 1,317 datasets of the archive that ran twice. Memory is not corrected by
+# row: it sits at a few values, one for each version of the software, and a mean over programmes lies between them.
+DEFAULT_STRENGTH = np.array([[1.0, NEVER, 1.0], [20.0] * 3, [1.0] * 3, [3.0] * 3, [0.5, 1.0, 0.5]])
+_STRENGTHS = 2.0 ** np.arange(5, -5, -1)
+# Fewer datasets that ran twice do not tell how much the last run counts.
+MIN_RUNS = 100
+# Half the weight of a job in the campaign shift is gone after so many days. Collections of the archive lie two days
+# apart, and differ.
+HALF_LIFE_DAYS = 1.0
+# A programme or visit with any number of jobs counts at most 1 / (1 + drift) for a job of another day: programmes
+# change from campaign to campaign, and how much cannot be seen within one. By kind.
+DRIFT = np.array([0.25, 1.0, 0.25])
 
 FOLDER = "evidence"
 _TABLES = {"rows": 10, "groups": _N_COLUMNS, "runs": 2}
@@ -145,11 +157,14 @@ class Evidence:
         names: Sequence[str] | NDArray[Any] | None = None,
         observed: NDArray[np.float64] | None = None,
         whole_programme: bool = False,
+        at: ArrayLike | None = None,
     ) -> Corrected:
         """Correct the networks' answers, shape (n, 6), to n jobs of raw features, shape (n, 9).
 
         Without names only the row and the campaign count. With what the jobs took, `Finished.observed`, each job that
         the tables hold is left out of its own answer; with ``whole_programme`` all jobs of its programme and row are.
+        ``at`` is when the jobs run, epoch seconds, one or n (default: when the newest job of the tables did); from a
+        day after it on, programmes and visits count less, by `DRIFT`, and before it the shift of its campaign does.
         """
         found = self._find(np.asarray(features, dtype=float), names)
         left_out = None
@@ -157,7 +172,12 @@ class Evidence:
             is_own = found.has_run & (found.run == observed[:, _LOGS].astype(np.float32)).all(axis=1)
             left_out = found.programme if whole_programme else observed * is_own[:, None]
             found = found._replace(has_run=found.has_run & ~is_own)
-        return _shrink(answers, found, self.strength, left_out)
+        drift: NDArray[np.float64] | float = 0.0
+        if at is not None:
+            days = ((np.asarray(at, dtype=float) - self.newest) / 86_400).reshape(-1, 1)
+            drift = np.clip(days, 0, 1) * DRIFT[_KIND_OF_COLUMN]
+            found = found._replace(shift=found.shift * 0.5 ** (np.maximum(-days, 0) / HALF_LIFE_DAYS))
+        return _shrink(answers, found, self.strength, left_out, drift)
 
     def _find(self, features: NDArray[np.float64], names: Sequence[str] | NDArray[Any] | None) -> _Found:
         codes = row_codes(features)
@@ -238,6 +258,7 @@ def _shrink(
     found: _Found,
     strength: NDArray[np.float64],
     left_out: NDArray[np.float64] | None = None,
+    drift: NDArray[np.float64] | float = 0.0,
 ) -> Corrected:
     """Correct answers by what was found, without the jobs whose sums are ``left_out``, shape (n, 6)."""
     kappa = strength[:, _KIND_OF_COLUMN]
@@ -248,43 +269,52 @@ def _shrink(
         before, after = _credible(programme, kappa[_PROGRAMME]), _credible(rest, kappa[_PROGRAMME])
         weight = np.maximum(weight - before[0] + after[0], 0)
         sums = sums - before[1] + after[1]
-        in_row = in_row - left_out[:, :N_BINS].sum(axis=1)
+        in_row = in_row - _jobs(left_out)[:, 0]
         programme, visit = rest, _without(visit, left_out)
-    in_programme, in_visit = programme[:, :N_BINS].sum(axis=1), visit[:, :N_BINS].sum(axis=1)
+    in_programme, in_visit = _jobs(programme), _jobs(visit)
     of_row = _draw(answers, weight, sums, kappa[_ROW])
     of_campaign = of_row.copy()
     of_campaign[:, _LOGS] += found.shift
-    of_programme = _draw(of_campaign, in_programme[:, None], programme, kappa[_PROGRAMME])
-    of_visit = of_run = _draw(of_programme, in_visit[:, None], visit, kappa[_VISIT])
+    of_programme = _draw(of_campaign, in_programme, programme, kappa[_PROGRAMME] + drift * in_programme)
+    of_visit = of_run = _draw(of_programme, in_visit, visit, kappa[_VISIT] + drift * in_visit)
     if found.has_run.any():
         bins = np.eye(N_BINS)[_LOG_LIMITS.searchsorted(found.run[:, 0], side="right")]
         last = np.hstack([bins, found.run]) * found.has_run[:, None]
-        of_run = _draw(of_visit, found.has_run[:, None].astype(float), last, kappa[_RUN])
-    jobs = np.stack([in_row, in_programme, in_visit, found.has_run], axis=1)
+        of_run = _draw(of_visit, found.has_run[:, None].astype(float), last, kappa[_RUN], _MAX_STEP_OF_RUN)
+    jobs = np.stack([in_row, in_programme[:, 0], in_visit[:, 0], found.has_run], axis=1)
     return Corrected(
         of_run, np.rint(jobs).astype(np.int64), (answers, of_row, of_campaign, of_programme, of_visit, of_run)
     )
 
 
 def _draw(
-    answers: NDArray[np.float64], weight: NDArray[np.float64], sums: NDArray[np.float64], kappa: NDArray[np.float64]
+    answers: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    sums: NDArray[np.float64],
+    kappa: NDArray[np.float64],
+    max_step: float = _MAX_STEP,
 ) -> NDArray[np.float64]:
     """Draw answers towards the mean sums / weight, which counts weight / (weight + kappa)."""
     total = weight + kappa
-    limit = _MAX_STEP * weight / total
+    limit = max_step * weight / total
     return answers + np.minimum(np.maximum((sums - weight * answers) / total, -limit), limit)
+
+
+def _jobs(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Number of jobs in sums of the columns, shape (n, 1)."""
+    return sums[:, :N_BINS] @ np.ones((N_BINS, 1), dtype=sums.dtype)
 
 
 def _credible(sums: NDArray[np.float64], kappa: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
     """Weight of groups in their row, and the means of their columns times it; sums and result of shape (n, 6)."""
-    jobs = sums[:, :N_BINS].sum(axis=1, keepdims=True)
+    jobs = _jobs(sums)
     return jobs / (jobs + kappa), sums / (jobs + kappa)
 
 
 def _without(sums: NDArray[np.float64], left_out: NDArray[np.float64]) -> NDArray[np.float64]:
     """Sums of the jobs that are left, zeros where that is none."""
     rest = sums - left_out
-    return rest * (rest[:, :N_BINS].sum(axis=1, keepdims=True) > 0.5)
+    return rest * (_jobs(rest) > 0.5)
 
 
 # -- Build and fit ----------------------------------------------------------------------------------------------------
@@ -337,77 +367,94 @@ def build_evidence(
     jobs: Finished, strength: NDArray[np.float64], shift: NDArray[np.float64], runs: Finished | None = None
 ) -> Evidence:
     """Make the tables of n finished jobs; ``runs`` are the last runs of datasets, by default the jobs."""
-    tally, runs = _Tally.of(jobs), jobs if runs is None else runs
+    tally = _Tally.of(jobs)
     keys = np.concatenate(tally.keys)
     order = np.argsort(keys, kind="stable")
-    groups = _Table(keys[order], np.concatenate(tally.sums)[order].astype(np.float32))
-    of_run = _keys(row_codes(runs.features), runs.names)[:, 2]
-    # Of the runs of one dataset the newest.
-    newest_first = np.lexsort([-runs.timestamp, of_run])
-    run_keys, first = np.unique(of_run[newest_first], return_index=True)
     return Evidence(
         _Table(tally.codes.view(np.uint64), tally.rows(strength[_PROGRAMME]).astype(np.float32)),
-        groups,
-        _Table(run_keys, runs.observed[newest_first[first], _LOGS].astype(np.float32)),
+        _Table(keys[order], np.concatenate(tally.sums)[order].astype(np.float32)),
+        _last_runs(jobs if runs is None else runs),
         strength,
         shift,
         int(jobs.timestamp.max(initial=0)),
     )
 
 
-def fit_strength(answers: NDArray[np.float64], jobs: Finished) -> NDArray[np.float64]:
+def _last_runs(runs: Finished) -> _Table:
+    """Of the runs of each dataset and row the newest."""
+    keys = _keys(row_codes(runs.features), runs.names)[:, 2]
+    newest_first = np.lexsort([-runs.timestamp, keys])
+    keys, first = np.unique(keys[newest_first], return_index=True)
+    return _Table(keys, runs.observed[newest_first[first], _LOGS].astype(np.float32))
+
+
+def fit_strength(answers: NDArray[np.float64], jobs: Finished, runs: Finished | None = None) -> NDArray[np.float64]:
     """Fit how much each level counts, shape (5, 3), to the out-of-fold answers of n jobs, shape (n, 6).
 
     The strength of a level is the one that foretells best what is left out with all its kin: for rows the programme,
-    for programmes the visit, for visits the job. Losses: log loss, absolute error of ln GB, squared error of ln s. Of
-    equals the largest counts, so that a level that tells nothing corrects nothing. Kinds without a network, and levels
-    with nothing to fit them on, keep the `DEFAULT_STRENGTH`.
+    for programmes the visit, for visits the job. Losses: log loss, absolute error of ln GB, squared error of ln s, each
+    the mean over programmes of the mean over their jobs: jobs of one programme are much alike, and a few programmes
+    hold most jobs. That of the last run is fitted to ``runs``, earlier runs of at least `MIN_RUNS` of the jobs' datasets. Kinds without a network,
+    memory by row, and levels with nothing to fit them on keep the `DEFAULT_STRENGTH`.
     """
     tally, observed = _Tally.of(jobs), jobs.observed
     strength = DEFAULT_STRENGTH.copy()
-    programme, visit = (sums[group] for sums, group in zip(tally.sums, tally.group_of_job, strict=True))
-    left_out = {_ROW: programme, _PROGRAMME: visit, _VISIT: observed}
-    for _ in range(2):
-        for level in (_VISIT, _PROGRAMME, _ROW):
-            losses = []
-            for kappa in _STRENGTHS:
-                tried = strength.copy()
-                tried[level] = kappa
-                found = _shrink(answers, tally.found(tried[_PROGRAMME]), tried, left_out[level])
-                losses.append(_losses(found.answers, observed))
-            best = np.array(losses).argmin(axis=0)
-            strength[level] = np.where(np.isfinite(losses[0]), _STRENGTHS[best], strength[level])
+    programme, jobs_of = np.unique(np.asarray(jobs.names, dtype="S4"), return_inverse=True, return_counts=True)[1:]
+    share = 1 / (len(jobs_of) * jobs_of[programme])
+    found = tally.found(strength[_PROGRAMME])
+    left_out = {_ROW: found.programme, _PROGRAMME: found.visit, _VISIT: observed}
+    levels = [_VISIT, _PROGRAMME, _ROW]
+    if runs is not None:
+        run, has_run = _last_runs(runs).find(_keys(tally.codes[tally.row_of_job], jobs.names)[:, 2])
+        has_run &= (run != observed[:, _LOGS].astype(np.float32)).any(axis=1)
+        if has_run.sum() >= MIN_RUNS:
+            found = found._replace(run=run, has_run=has_run)
+            levels, left_out[_RUN] = [*levels, _RUN], observed
+    for level in levels:
+        losses = []
+        for kappa in _STRENGTHS:
+            tried = strength.copy()
+            tried[level] = np.where(strength[level] < NEVER, kappa, NEVER)
+            if level == _PROGRAMME:
+                found = found._replace(row=tally.rows(tried[_PROGRAMME])[tally.row_of_job])
+            corrected = _shrink(answers, found, tried, left_out[level])
+            losses.append(share @ _losses(corrected.answers if level == _RUN else corrected.steps[_RUN], observed))
+        best = _STRENGTHS[np.argmin(losses, axis=0)]
+        strength[level] = np.where((np.ptp(losses, axis=0) > 0) & (strength[level] < NEVER), best, strength[level])
+        found = found._replace(row=tally.rows(strength[_PROGRAMME])[tally.row_of_job])
     return strength
 
 
-def _losses(answers: NDArray[np.float64], observed: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean loss of each kind, shape (3,)."""
+def _losses(answers: NDArray[np.floating], observed: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The loss of each kind, shape (n, 3)."""
     hit = (answers[:, :N_BINS] * observed[:, :N_BINS]).sum(axis=1)
     wrong = answers[:, _LOGS] - observed[:, _LOGS]
-    return np.array([-np.log(np.maximum(hit, 1e-6)).mean(), np.abs(wrong[:, 0]).mean(), np.square(wrong[:, 1]).mean()])
+    return np.column_stack([-np.log(np.maximum(hit, 1e-6)), np.abs(wrong[:, 0]), np.square(wrong[:, 1])])
 
 
 def fit_campaign(
     answers: NDArray[np.float64], jobs: Finished, strength: NDArray[np.float64], now: float
 ) -> NDArray[np.float64]:
-    """Recent mean of ln(actual) - ln(answer of the row without the job's programme), by instrument, shape (4, 2).
+    """How far ln GB and ln s of the newest jobs lie above those of all jobs, by instrument, shape (4, 2).
 
-    A job weighs half after `HALF_LIFE_DAYS` before the newest one; jobs later than ``now`` (epoch seconds) do not
-    count.
+    The recent mean of ln(actual) - ln(answer of the row without the job's programme), less the mean of all times, so
+    that jobs of one time give 0. A job weighs half after `HALF_LIFE_DAYS` before the newest one, and a programme in its
+    row no more than one job; jobs later than ``now`` (epoch seconds) do not count.
     """
     tally = _Tally.of(jobs)
     found = tally.found(strength[_PROGRAMME])
     of_row = _shrink(answers, found, strength, found.programme).steps[_ROW + 1]
-    rest = np.nan_to_num((jobs.observed - of_row)[:, _LOGS])
-    known = jobs.timestamp <= now
+    rest = np.clip(np.nan_to_num((jobs.observed - of_row)[:, _LOGS]), -_MAX_STEP, _MAX_STEP)
+    weight = (jobs.timestamp <= now) / _jobs(found.programme)[:, 0]
     shift = np.zeros((len(INSTRUMENTS), 2))
     for code in range(len(INSTRUMENTS)):
-        chosen = known & (jobs.features[:, -1] == code)
+        chosen = (weight > 0) & (jobs.features[:, -1] == code)
         if chosen.any():
             days = (jobs.timestamp[chosen].max() - jobs.timestamp[chosen]) / 86_400
-            weight = 0.5 ** (days / HALF_LIFE_DAYS)
-            limited = np.clip(rest[chosen], -_MAX_STEP, _MAX_STEP)
-            shift[code] = (weight @ limited) / (weight.sum() + strength[_CAMPAIGN, 1:])
+            always = weight[chosen]
+            recent = always * 0.5 ** (days / HALF_LIFE_DAYS)
+            difference = recent @ rest[chosen] / recent.sum() - always @ rest[chosen] / always.sum()
+            shift[code] = difference * recent.sum() / (recent.sum() + strength[_CAMPAIGN, 1:])
     return shift
 
 
