@@ -394,8 +394,9 @@ def fit_strength(answers: NDArray[np.float64], jobs: Finished, runs: Finished | 
     The strength of a level is the one that foretells best what is left out with all its kin: for rows the programme,
     for programmes the visit, for visits the job. Losses: log loss, absolute error of ln GB, squared error of ln s, each
     the mean over programmes of the mean over their jobs: jobs of one programme are much alike, and a few programmes
-    hold most jobs. That of the last run is fitted to ``runs``, earlier runs of at least `MIN_RUNS` of the jobs' datasets. Kinds without a network,
-    memory by row, and levels with nothing to fit them on keep the `DEFAULT_STRENGTH`.
+    hold most jobs. That of the last run is fitted to ``runs``, earlier runs of at least `MIN_RUNS` of the jobs'
+    datasets. Kinds without a network, memory by row, and levels with nothing to fit them on keep the
+    `DEFAULT_STRENGTH`.
     """
     tally, observed = _Tally.of(jobs), jobs.observed
     strength = DEFAULT_STRENGTH.copy()
