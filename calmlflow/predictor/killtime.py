@@ -5,6 +5,8 @@ import json
 import math
 from bisect import bisect_left
 from dataclasses import asdict, dataclass
+from itertools import pairwise, zip_longest
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,13 +14,25 @@ from numpy.typing import ArrayLike, NDArray
 from calmlflow.errors import InputError
 from calmlflow.settings import KILL_TIME_MAX_S, KILL_TIME_MIN_S
 
-# Default share of jobs that must end before their kill time.
-COVERAGE = 0.999
-
-# Calibration jobs of a group that run longer than promised, on average; sets the size of the groups.
+COVERAGE = 0.999  # default share of jobs that must end before their kill time
+# Jobs of a group that run longer than promised, on average; where they are several, one odd job matters little.
 RANK_FROM_TOP = 5
 # Jobs of the mean spread that are added to those of a feature row, because few jobs say little.
 PRIOR_JOBS = 50
+# A programme counts as this many jobs at most, because its jobs resemble each other.
+PROGRAMME_JOBS = 150
+# Finished jobs of its row and programme from which on a job has groups of its own: it is predicted better.
+KNOWN_FROM_JOBS = (1, 30)
+
+
+@dataclass(frozen=True)
+class Known:
+    """Groups of the jobs that have at least ``from_jobs`` finished jobs of their row and programme; see `KillTime`."""
+
+    from_jobs: int
+    edges_s: tuple[float, ...]
+    factors: tuple[float, ...]
+    jobs: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -27,68 +41,82 @@ class KillTime:
 
     References
     ----------
-    Cross-conformal prediction (Vovk, Cross-conformal predictors, 2015) with a scaled score (Lei et al.,
-    Distribution-free predictive inference for regression, 2018), conditional on a group (Mondrian: Vovk, Gammerman and
-    Shafer, Algorithmic Learning in a Random World, 2005). The networks that serve are refitted to all jobs, so the
-    promise rests on held-out jobs, not on a theorem.
+    Vovk, Cross-conformal predictors, 2015; scaled scores: Lei et al., Distribution-free predictive inference for
+    regression, 2018; groups: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005; weights by
+    programme, after: Lee, Barber and Willett, Distribution-free inference with hierarchical data, 2023. The networks
+    that serve are refitted to all jobs, so the promise rests on held-out jobs, not on a theorem.
     """
 
     # Upper edges of all groups but the last, seconds of predicted wallclock, ascending.
     edges_s: tuple[float, ...]
-    # One per group, for a job of mean spread.
-    factors: tuple[float, ...]
-    # Share of jobs promised to end in time.
-    coverage: float
-    # Calibration jobs in each group. A group of fewer than coverage / (1 - coverage) cannot hold the promise.
+    factors: tuple[float, ...]  # one per group, for a job of mean spread
+    coverage: float  # share of jobs promised to end in time
+    # Calibration jobs that each group counts as. Fewer than coverage / (1 - coverage) cannot hold the promise.
     jobs: tuple[int, ...]
     # Root mean square of ln(wallclock / prediction) over that of all jobs: one for each row of seen_rows.json, and a
     # last one, 1, for other jobs. Empty: 1 for all.
     spread: tuple[float, ...] = ()
+    # By ascending from_jobs. The groups above are of all other jobs.
+    known: tuple[Known, ...] = ()
 
     def __post_init__(self) -> None:
+        starts = [state.from_jobs for state in self._states]
         rules = {
-            "as many counts as factors": len(self.jobs) == len(self.factors),
-            "one edge fewer than factors": len(self.edges_s) + 1 == len(self.factors),
-            "factors above 0": all(0 < factor < math.inf for factor in self.factors),
             "coverage between 0 and 1": 0 < self.coverage < 1,
-            "ascending edges": all(map(math.isfinite, self.edges_s)) and list(self.edges_s) == sorted(self.edges_s),
             "spread from 0 to 1000": all(0 <= spread < 1e3 for spread in self.spread),
+            "ascending from_jobs from 1 on": starts == sorted({0, *starts}) and starts[-1] < 2**31,
         }
-        if broken := [rule for rule, holds in rules.items() if not holds]:
-            raise InputError(f"killtime.json breaks a rule; expected {broken[0]}")
+        for state in self._states:
+            rules |= {
+                "as many counts as factors": len(state.jobs) == len(state.factors),
+                "one edge fewer than factors": len(state.edges_s) + 1 == len(state.factors),
+                "factors above 0": all(0 < factor < math.inf for factor in state.factors),
+                "ascending edges": all(a < b for a, b in pairwise((-math.inf, *state.edges_s, math.inf))),
+            }
+            if broken := [rule for rule, holds in rules.items() if not holds]:
+                raise InputError(f"killtime.json breaks a rule; expected {broken[0]}")
 
     def apply(
-        self,
-        predicted_s: ArrayLike,
-        nearest: NDArray[np.int64] | None = None,
-        in_programme: NDArray[np.int64] | None = None,
+        self, predicted_s: ArrayLike, nearest: NDArray | None = None, in_programme: NDArray | None = None
     ) -> NDArray[np.int64]:
-        """Kill times in whole seconds (60..172800) for n predicted wallclocks; without ``nearest`` of mean spread."""
+        """Kill times in whole seconds (60..172800) for n predicted wallclocks; without ``nearest`` of mean spread.
+
+        ``in_programme``, shape (n,): the finished jobs of row and programme that a prediction knows; by default none.
+        """
         predicted_s = np.asarray(predicted_s, dtype=float)
-        edges_s, factors_of_group, spread = self._arrays
-        factors = factors_of_group[edges_s.searchsorted(predicted_s, side="left")]
+        from_jobs, edges_s, factors_of_state, spread = self._arrays
+        state = 0 if in_programme is None else from_jobs.searchsorted(in_programme, side="right")
+        factors = factors_of_state[state, (predicted_s[..., None] > edges_s[state]).sum(axis=-1)]
         with np.errstate(over="ignore"):
             if len(spread) and nearest is not None:
                 factors = factors ** spread[nearest]
             bound_s = np.ceil(predicted_s * factors)
-        # NaN says nothing: the longest kill time.
-        bound_s = np.where(np.isnan(bound_s), KILL_TIME_MAX_S, bound_s)
-        return np.clip(bound_s, KILL_TIME_MIN_S, KILL_TIME_MAX_S).astype(np.int64)
+        # NaN says nothing: fmin gives it the longest kill time.
+        return np.maximum(np.fmin(bound_s, KILL_TIME_MAX_S), KILL_TIME_MIN_S).astype(np.int64)
+
+    @property
+    def _states(self) -> tuple[Known, ...]:
+        return Known(0, self.edges_s, self.factors, self.jobs), *self.known
 
     @functools.cached_property
-    def _arrays(self) -> tuple[NDArray[np.float64], ...]:
-        # Making arrays of a thousand numbers takes as long as running a network.
-        return np.asarray(self.edges_s, dtype=float), np.asarray(self.factors), np.asarray(self.spread, dtype=float)
+    def _arrays(self) -> tuple[NDArray[Any], ...]:
+        # Making arrays of a thousand numbers takes as long as running a network. Edges and factors: a line per state.
+        edges_s = list(zip_longest(*(state.edges_s for state in self._states), fillvalue=math.inf))
+        factors = list(zip_longest(*(state.factors for state in self._states), fillvalue=1.0))
+        edges_of_state = np.array(edges_s, dtype=float).reshape(-1, len(self._states)).T
+        from_jobs = np.array([state.from_jobs for state in self.known], dtype=np.int64)
+        return from_jobs, edges_of_state, np.array(factors).T, np.array(self.spread, dtype=float)
 
     def group_of(self, predicted_s: float, in_programme: int = 0) -> tuple[float, int]:
-        """Factor of the group of one prediction, and the jobs that it was calibrated on."""
-        group = bisect_left(self.edges_s, predicted_s)
-        return self.factors[group], self.jobs[group]
+        """Factor of the group of one prediction, and the calibration jobs that the group counts as."""
+        state = [state for state in self._states if state.from_jobs <= in_programme][-1]
+        group = bisect_left(state.edges_s, predicted_s)
+        return state.factors[group], state.jobs[group]
 
     @property
     def held_coverage(self) -> float:
         """Share of jobs that the calibration jobs can promise: ``coverage``, or less if a group has too few."""
-        fewest = min(self.jobs)
+        fewest = min(min(state.jobs) for state in self._states)
         return min(self.coverage, fewest / (fewest + 1))
 
     def to_json(self) -> str:
@@ -96,49 +124,92 @@ class KillTime:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "KillTime":
-        """Read the text of ``killtime.json``; an InputError names what does not fit."""
+        """Read the text of ``killtime.json``, of earlier releases too; an InputError names what does not fit."""
         try:
-            data = {"spread": []} | json.loads(text)
-            edges_s, factors, jobs, spread = (_numbers(data[name]) for name in ("edges_s", "factors", "jobs", "spread"))
-            coverage, counts = float(data["coverage"]), tuple(map(int, jobs))
+            data = {"spread": [], "known": []} | json.loads(text)
+            (edges_s, factors, jobs), spread = _groups(data), _numbers(data["spread"])
+            known = tuple(Known(int(groups["from_jobs"]), *_groups(groups)) for groups in data["known"])
+            coverage = float(data["coverage"])
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise InputError("killtime.json does not parse; expected edges_s, factors, coverage and jobs") from error
-        return cls(edges_s, factors, coverage, counts, spread)
+        return cls(edges_s, factors, coverage, jobs, spread, known)
 
 
 def fit_kill_time(
-    predicted_s: ArrayLike, actual_s: ArrayLike, row_of_job: ArrayLike, coverage: float = COVERAGE
+    predicted_s: ArrayLike,
+    actual_s: ArrayLike,
+    row_of_job: ArrayLike,
+    programme_of_job: ArrayLike | None = None,
+    known: tuple[ArrayLike, ArrayLike] | None = None,
+    coverage: float = COVERAGE,
 ) -> KillTime:
-    """Calibrate kill times on n jobs that the network was not trained on.
+    """Calibrate kill times on n jobs; all arrays have the shape (n,), programmes are numbers or names.
 
-    The score of a job is the logarithm of actual / predicted over the spread of its feature row. The jobs are cut into
-    groups of equal size by predicted wallclock, and in each the factor is the conformal quantile of the scores.
+    ``predicted_s`` was made without the job and, where there is evidence, without its programme. ``known`` are the
+    predictions made without the job alone, and the jobs of its row and programme that each knows. By default every job
+    is a programme of its own, and no programme known. The score of a job is the logarithm of actual / predicted over
+    the spread of its feature row, measured without its programme. The jobs are cut into groups of equal size by
+    predicted wallclock; the factor of a group is the conformal quantile of its scores.
     """
-    predicted_s, actual_s = np.asarray(predicted_s, dtype=float), np.asarray(actual_s, dtype=float)
-    row_of_job = np.asarray(row_of_job, dtype=np.int64)
-    log_ratio = np.log(actual_s / predicted_s)
+    actual_s, row_of_job = np.asarray(actual_s, dtype=float), np.asarray(row_of_job, dtype=np.int64)
+    names = np.arange(len(actual_s)) if programme_of_job is None else programme_of_job
+    predicted_s, programme = np.asarray(predicted_s, dtype=float), np.unique(names, return_inverse=True)[1]
+    known_s, in_programme = (predicted_s, np.zeros(len(actual_s))) if known is None else map(np.asarray, known)
+    distance = np.log(actual_s / known_s)
+    cell = np.unique(row_of_job * (int(programme.max()) + 1) + programme, return_inverse=True)[1]
+    weight = np.minimum(1, PROGRAMME_JOBS / np.bincount(cell)[cell])
     # All predictions exact: no spread to measure in.
-    square = log_ratio**2 / (float(np.mean(log_ratio**2)) or 1.0)
-    jobs_of_row = np.bincount(row_of_job)
-    sum_of_row = np.bincount(row_of_job, weights=square)
-    spread = np.sqrt((sum_of_row + PRIOR_JOBS) / (jobs_of_row + PRIOR_JOBS))
-    # A job's own distance must not count in the spread that its score is measured in.
-    others = sum_of_row[row_of_job] - square
-    score = log_ratio / np.sqrt((others + PRIOR_JOBS) / (jobs_of_row[row_of_job] - 1 + PRIOR_JOBS))
+    square = distance**2 / (float(np.average(distance**2, weights=weight)) or 1.0)
+    jobs, squares = np.bincount(row_of_job, weight), np.bincount(row_of_job, weight * square)
+    spread = np.sqrt((squares + PRIOR_JOBS) / (jobs + PRIOR_JOBS))
+    others = jobs[row_of_job] - np.bincount(cell, weight)[cell]
+    squares_of_others = np.maximum(squares[row_of_job] - np.bincount(cell, weight * square)[cell], 0)
+    spread_of_others = np.sqrt((squares_of_others + PRIOR_JOBS) / (others + PRIOR_JOBS))
 
-    # The conformal rank ceil((n + 1) * coverage) exists from coverage / (1 - coverage) jobs on, where it is the longest
-    # job. In groups several times as large, one odd job matters little.
-    groups = max(1, int(len(score) * (1 - coverage) / RANK_FROM_TOP))
-    edges = np.unique(np.quantile(predicted_s, np.arange(1, groups) / groups)) if groups > 1 else np.array([])
+    new = _calibrate(predicted_s, np.log(actual_s / predicted_s) / spread_of_others, programme, coverage)
+    states = []
+    for low, high in pairwise((*KNOWN_FROM_JOBS, math.inf)):
+        chosen = (low <= in_programme) & (in_programme < high)
+        if chosen.any():
+            found = _calibrate(known_s[chosen], (distance / spread_of_others)[chosen], programme[chosen], coverage)
+            # Where too few jobs are known so well to hold the promise, those known less well stand for them.
+            if min(found[2]) / (min(found[2]) + 1) >= coverage:
+                states.append(Known(int(low), *found))
+    return KillTime(*new[:2], coverage, new[2], (*spread.tolist(), 1.0), tuple(states))
+
+
+def _calibrate(
+    predicted_s: NDArray[np.float64], score: NDArray[np.float64], programme: NDArray[np.int64], coverage: float
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]:
+    """Edges, factors and jobs of the groups of some jobs."""
+    weight = np.minimum(1, PROGRAMME_JOBS / np.bincount(programme)[programme])
+    values, of_value = np.unique(predicted_s, return_inverse=True)
+    reached = np.append(np.cumsum(np.bincount(of_value, weight)), math.inf)
+    size = reached[-2] / max(1, int(reached[-2] * (1 - coverage) / RANK_FROM_TOP))
+    # Equal predictions stay in one group. What is left over, less than half a group, joins the last.
+    edges: list[float] = []
+    last = int(reached.searchsorted(size * (1 - 1e-9)))
+    while reached[-2] - reached[last] >= size / 2:
+        edges.append(float(values[last]))
+        last = int(reached.searchsorted((reached[last] + size) * (1 - 1e-9)))
+
     group = np.searchsorted(edges, predicted_s, side="left")
     factors, jobs = [], []
     for number in range(len(edges) + 1):
-        scores = np.sort(score[group == number] if np.any(group == number) else score)
-        rank = math.ceil((len(scores) + 1) * coverage)
+        members = np.flatnonzero(group == number)
+        members = members[score[members].argsort()]
+        total = weight[members].cumsum()
+        # The conformal rank, with a weight of 1 for the job to come; the last job, where there is none so high.
+        rank = int(total.searchsorted((total[-1] + 1) * coverage * (1 - 1e-12)))
         # Never below the prediction itself, however early the jobs of a small group ended.
-        factors.append(float(np.exp(max(scores[min(rank, len(scores)) - 1], 0.0))))
-        jobs.append(int(np.sum(group == number)))
-    return KillTime(tuple(edges.tolist()), tuple(factors), coverage, tuple(jobs), (*spread.tolist(), 1.0))
+        factors.append(float(np.exp(max(score[members[min(rank, len(members) - 1)]], 0.0))))
+        jobs.append(int(total[-1] + 1e-9))
+    return tuple(edges), tuple(factors), tuple(jobs)
+
+
+def _groups(data: Any) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]:
+    edges_s, factors, jobs = (_numbers(data[name]) for name in ("edges_s", "factors", "jobs"))
+    return edges_s, factors, tuple(map(int, jobs))
 
 
 def _numbers(values: object) -> tuple[float, ...]:
