@@ -1,7 +1,7 @@
 """Compute the best scores that any function of the nine features could reach on given jobs."""
 
-# Jobs with the same nine numbers differ, and no network can tell them apart. A score at its floor is noise, not a
-# fault.
+# Jobs with the same nine numbers differ, and no network can tell them apart: a network at its floor cannot be better.
+# Only evidence can, which knows names; so reports call this the best without evidence.
 
 import numpy as np
 import pandas as pd

@@ -7,11 +7,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from calmlflow.hst.ladder import BIN_NAMES, LADDER, allocation_cost
+from calmlflow.hst.ladder import LADDER, allocation_cost
 from calmlflow.results.comparison import TAILS, resampled_sums
 from calmlflow.results.scores import SCORES, Score, Verdict
-
-_PROBABILITIES = [f"prob_{name}" for name in BIN_NAMES]
+from calmlflow.results.table import PROBABILITIES
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def realised_scores(judged: pd.DataFrame, held_out: pd.DataFrame, held_out_score
     """
     if held_out.empty:
         return []
-    probabilities = judged[_PROBABILITIES].to_numpy(dtype=float)
+    probabilities = judged[PROBABILITIES].to_numpy(dtype=float)
     # Where an answer was recorded without probabilities, its bin stands for the most probable one.
     likeliest = np.where(
         np.isfinite(probabilities).all(axis=1), np.nan_to_num(probabilities).argmax(axis=1), judged["bin_pred"]

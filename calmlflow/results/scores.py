@@ -16,6 +16,23 @@ if TYPE_CHECKING:
 PREDICTED = {"mem_bin": "bin_pred", "memory": "mem_pred", "wallclock": "wall_pred"}
 """Target -> its prediction, as job records and bundles name it."""
 
+KINDS = {
+    "answer": "answer",
+    "test": "network",
+    "forest": "random forest",
+    "champion": "champion",
+    "floor": "best without evidence",
+}
+"""Whose scores, as metrics begin -> heading of their column; all are of the same test jobs."""
+
+NOTES = {
+    "answer": "what is served, the networks corrected by evidence; no job is evidence for its own answer",
+    "test": "the networks alone",
+    "champion": "the version in Production, which may have trained on some of these jobs",
+    "floor": "the best that any function of the nine features could score on these very jobs",
+}
+"""What headings do not say."""
+
 UNITS = {"memory": "GB", "wallclock": "s"}
 """Unit of each target that has one."""
 

@@ -1,4 +1,4 @@
-"""Build and read the training set with the predictions of the networks (``latest.csv``)."""
+"""Build and read the training set with the networks' predictions (``latest.csv``), or with answers to its jobs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +10,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from calmlflow.errors import InputError
 from calmlflow.hst.features import FEATURES
+from calmlflow.hst.ladder import BIN_NAMES
 from calmlflow.results.checks import memory_bins
 from calmlflow.results.files import read_csv
 from calmlflow.results.scores import PREDICTED
 
 PREDICTIONS = tuple(PREDICTED.values())
 PREDICTION_COLUMNS = (*PREDICTIONS, "wc_mean", "wc_std", "wc_err", "split")
+
+PROBABILITIES = [f"prob_{name}" for name in BIN_NAMES]
+COUNTS = [f"jobs_{level}" for level in ("row", "programme", "visit", "run")]
+ANSWER_COLUMNS = (*PREDICTIONS, "kill_time", *PROBABILITIES, *COUNTS)
+"""Columns of ``answers.csv``, beside ipst and split: the answer, and the finished jobs behind it at each level."""
 
 _NEEDED = (*FEATURES, "wallclock", "memory", "mem_bin")
 
@@ -49,9 +55,24 @@ def training_table(jobs: pd.DataFrame, predictions: Mapping[str, ArrayLike], spl
 
 def read_training_table(path: str | Path) -> pd.DataFrame:
     """Read ``latest.csv`` of this or an earlier training; features, targets and predictions are finite numbers."""
-    path = Path(path)
-    table = read_csv(path, ("ipst", *_NEEDED), {"ipst": str, "split": str})
-    for name in (*_NEEDED, *(name for name in PREDICTIONS if name in table)):
+    return _read(Path(path), _NEEDED, PREDICTIONS)
+
+
+def read_answers(path: str | Path) -> pd.DataFrame:
+    """Read ``answers.csv``: ipst, split and `ANSWER_COLUMNS`."""
+    return _read(Path(path), ("split", *ANSWER_COLUMNS))
+
+
+def with_answers(jobs: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
+    """The training set with answers in place of the networks' predictions; jobs without an answer are left out."""
+    return jobs.drop(columns=list(PREDICTION_COLUMNS), errors="ignore").merge(answers, on="ipst")
+
+
+def _read(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> pd.DataFrame:
+    table = read_csv(path, ("ipst", *needed), {"ipst": str, "split": str})
+    for name in (*needed, *(name for name in optional if name in table)):
+        if name == "split":
+            continue
         values = pd.to_numeric(table[name], errors="coerce")
         if not np.all(np.isfinite(values)):
             raise InputError(f"{path}, column {name}, holds a value that is no finite number; expected one per job")

@@ -12,25 +12,25 @@ from calmlflow.errors import InputError
 from calmlflow.results.classification import ClassificationResults, classification_scores
 from calmlflow.results.comparison import BinAnswers, Comparison, ValueAnswers, compare_bins, compare_values
 from calmlflow.results.files import read_results
-from calmlflow.results.regression import RegressionResults, regression_scores
-from calmlflow.results.scores import SCORES
-from calmlflow.results.table import read_training_table
+from calmlflow.results.regression import RegressionResults
+from calmlflow.results.scores import PREDICTED, SCORES, score_predictions
+from calmlflow.results.table import read_answers, read_training_table, with_answers
 from calmlflow.settings import TARGETS
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Loaded:
-    """Results of one network of one training, loaded from its folder."""
+    """Results of one target of one training, loaded from its folder."""
 
     target: str
     test_jobs: int
     source: str
     jobs: pd.DataFrame | None
-    """The training set with predictions (``data/latest.csv``); None where the training left none."""
+    """See `TrainingResults`."""
 
     @property
     def answers(self) -> BinAnswers | ValueAnswers:
-        """Answers of the network for its test jobs."""
+        """Answers for the test jobs."""
         raise NotImplementedError
 
     def scores(self) -> dict[str, float]:
@@ -44,7 +44,7 @@ class Loaded:
         return "\n".join([str(self), *rows])
 
     def compare(self, other: "Loaded") -> Comparison:
-        """Compare with the same network of another training, on the test jobs of both."""
+        """Compare with the same target of another training, on the test jobs of both."""
         if not isinstance(other, Loaded) or other.target != self.target:
             raise InputError(
                 f"results of {self.target} cannot be compared with {other!r}; expected another {self.target}"
@@ -60,23 +60,24 @@ class Loaded:
         return f"<{self}>"
 
 
+def _column(jobs: pd.DataFrame | None, name: str, test_idx: pd.Series | None) -> NDArray[Any] | None:
+    """A column of a table of jobs for each test job; None where it is not known of every one of them."""
+    if jobs is None or test_idx is None or name not in jobs or not jobs["ipst"].is_unique:
+        return None
+    rows = pd.Index(jobs["ipst"]).get_indexer(test_idx.index)
+    return None if np.any(rows < 0) else jobs[name].to_numpy()[rows]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class LoadedClassification(Loaded, ClassificationResults):
-    """Results of the classifier of one training."""
+    """Memory bins of one training."""
 
     @property
     def answers(self) -> BinAnswers:
         """Answers for the test jobs; where ``jobs`` lacks them, the decision is the most probable bin."""
-        chosen, wallclock_s = self._of_test_jobs("bin_pred"), self._of_test_jobs("wallclock")
+        chosen, wallclock_s = (_column(self.jobs, name, self.test_idx) for name in ("bin_pred", "wallclock"))
         likeliest = self.y_scores.argmax(axis=1)
         return BinAnswers(self.test_idx, self.y_scores, likeliest if chosen is None else chosen, wallclock_s)
-
-    def _of_test_jobs(self, column: str) -> NDArray[Any] | None:
-        """A column of the training set for each test job; None where it is not known of every one of them."""
-        if self.jobs is None or column not in self.jobs or not self.jobs["ipst"].is_unique:
-            return None
-        rows = pd.Index(self.jobs["ipst"]).get_indexer(self.test_idx.index)
-        return None if np.any(rows < 0) else self.jobs[column].to_numpy()[rows]
 
     def scores(self) -> dict[str, float]:
         return classification_scores(*self.answers)
@@ -85,22 +86,28 @@ class LoadedClassification(Loaded, ClassificationResults):
         """Plotly figures by name, see `classification_plots`."""
         from calmlflow.results.plots.classification import classification_plots
 
-        return classification_plots(self, self.jobs)
+        return classification_plots(self, self.jobs, decided=_column(self.jobs, "bin_pred", self.test_idx))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LoadedRegression(Loaded, RegressionResults):
-    """Results of a regressor of one training."""
+    """Memory or wallclock of one training."""
 
     @property
     def answers(self) -> ValueAnswers:
         """Answers for the test jobs; an InputError where an old folder does not name them."""
         if self.test_idx is None:
             raise InputError(f"{self.source}: results of {self.target} have no test_idx.csv; expected the jobs' names")
-        return ValueAnswers(self.test_idx, self.predictions[:, 0])
+        return ValueAnswers(self.test_idx, self.predictions[:, 0], self._kill_time_s())
 
     def scores(self) -> dict[str, float]:
-        return regression_scores(self.predictions[:, 1], self.predictions[:, 0])
+        found = {PREDICTED[self.target]: self.predictions[:, 0]}
+        if (kill_time_s := self._kill_time_s()) is not None:
+            found["kill_time"] = kill_time_s
+        return score_predictions(self.target, pd.DataFrame({self.target: self.predictions[:, 1]}), found)
+
+    def _kill_time_s(self) -> NDArray[Any] | None:
+        return _column(self.jobs, "kill_time", self.test_idx) if self.target == "wallclock" else None
 
     def plots(self) -> dict[str, Any]:
         """Plotly figures by name, see `regression_plots`."""
@@ -117,11 +124,13 @@ class TrainingResults:
     memory: LoadedRegression | None
     wallclock: LoadedRegression | None
     jobs: pd.DataFrame | None
-    """The training set with predictions (``data/latest.csv``)."""
+    """The training set with predictions (``data/latest.csv``); of an answer, with answers, see `with_answers`."""
     source: str
+    answer: "TrainingResults | None" = None
+    """The same of the answers, the networks corrected by evidence; None for one network alone, or an older training."""
 
     def by_target(self) -> dict[str, LoadedClassification | LoadedRegression]:
-        """Target -> results, of the networks that the training has."""
+        """Target -> results, of the targets that the training has."""
         found = {target: getattr(self, target) for target in TARGETS.values()}
         return {target: results for target, results in found.items() if results is not None}
 
@@ -133,8 +142,9 @@ class TrainingResults:
         return figures if self.jobs is None else {**figures, "data": data_plots(self.jobs)}
 
     def summary(self) -> str:
-        """Scores of all networks as tables of text."""
-        return "\n\n".join(results.summary() for results in self.by_target().values())
+        """Scores of the answers, where there are any, and of the networks as tables of text."""
+        answers = [self.answer.summary()] if self.answer else []
+        return "\n\n".join([*answers, *(results.summary() for results in self.by_target().values())])
 
     def compare(self, other: "TrainingResults") -> dict[str, Comparison]:
         """Target -> comparison, of the targets that both have; an InputError where they have none in common."""
@@ -148,7 +158,7 @@ class TrainingResults:
         return {target: mine[target].compare(others[target]) for target in shared}
 
     def __repr__(self) -> str:
-        return f"<training {self.source}: {', '.join(self.by_target())}>"
+        return f"<training {self.source}: {', '.join([*self.by_target(), *(['answer'] if self.answer else [])])}>"
 
 
 def read_training(folder: str | Path, source: str) -> TrainingResults:
@@ -158,11 +168,22 @@ def read_training(folder: str | Path, source: str) -> TrainingResults:
     """
     folder = Path(folder)
     places = [folder / "results", folder, folder.parent] if folder.is_dir() else []
-    results = next((place for place in places if any((place / name).is_dir() for name in TARGETS.values())), None)
+    # A training of evidence alone has answers, and no network of its own.
+    parts = (*TARGETS.values(), "answer")
+    results = next((place for place in places if any((place / name).is_dir() for name in parts)), None)
     if results is None:
         raise InputError(f"{folder} holds no results; expected a training's folder, with results/mem_bin in it")
-    table = results.parent / "data" / "latest.csv"
+    table, answers = (results.parent / "data" / name for name in ("latest.csv", "answers.csv"))
     jobs = read_training_table(table) if results.name == "results" and table.exists() else None
+    answer = None
+    if (results / "answer").is_dir():
+        answered = with_answers(jobs, read_answers(answers)) if jobs is not None and answers.exists() else None
+        answer = TrainingResults(**_read_targets(results / "answer", f"answers of {source}", answered))
+    return TrainingResults(**_read_targets(results, source, jobs), answer=answer)
+
+
+def _read_targets(results: Path, source: str, jobs: pd.DataFrame | None) -> dict[str, Any]:
+    """The fields of `TrainingResults` from a folder with a folder for each target."""
     found: dict[str, Any] = dict.fromkeys(TARGETS.values())
     for target in found:
         if (results / target).is_dir():
@@ -171,4 +192,4 @@ def read_training(folder: str | Path, source: str) -> TrainingResults:
                 (LoadedClassification, "y_scores") if target == "mem_bin" else (LoadedRegression, "predictions")
             )
             found[target] = kind(**fields, target=target, test_jobs=len(fields[answers]), source=source, jobs=jobs)
-    return TrainingResults(**found, jobs=jobs, source=source)
+    return {**found, "jobs": jobs, "source": source}

@@ -231,7 +231,9 @@ def contenders(state: State) -> tuple[int | None, int | None]:
 def read_seen(version: int) -> Seen:
     """Read a version and the jobs of its training; a CalmlflowError where they are lost."""
     source = f"models:/{BUNDLE_MODEL}/{version}"
-    table = load_results(source).jobs
+    results = load_results(source)
+    # Recorded predictions are answers, so they are held against answers.
+    table = (results.answer or results).jobs
     if table is not None:
         carried = [name for name in ("bin_pred", "split") if name in table]
         table = sort_records(table, f"data/latest.csv of {source}", carried).valid

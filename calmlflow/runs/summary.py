@@ -10,22 +10,14 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from calmlflow.results.scores import SCORES, headlines
+from calmlflow.results.scores import KINDS, NOTES, SCORES, headlines
 from calmlflow.settings import hide_password, tracking_uri
 
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Target -> kind -> score -> value; the kinds are those of `KINDS`, as far as they are known."""
 
-# Scored on the same test jobs, with the heading of each.
-KINDS = {"answer": "answer", "test": "network", "floor": "floor", "forest": "random forest", "champion": "champion"}
-
 Intervals = Mapping[str, Mapping[str, tuple[float, float]]]
-"""Target -> headline score -> 95 % interval of the network's score."""
-
-NOTES = {
-    "floor": "floor: the best that any function of the nine features could score on these very jobs",
-    "champion": "champion: the version in Production, which may have trained on some of these jobs",
-}
+"""Target -> headline score -> 95 % interval of the answer's score, or else of the network's."""
 
 
 @dataclass(frozen=True)
@@ -104,20 +96,24 @@ def _rows(scores: Scores, intervals: Intervals) -> Iterator[list[str]]:
                 yield [target, score.title, *cells]
 
 
+def _notes(headings: list[str]) -> list[str]:
+    return [f"{KINDS[kind]}: {note}" for kind, note in NOTES.items() if KINDS[kind] in headings]
+
+
 def describe(scores: Scores, intervals: Intervals, title: str, next_steps: str) -> str:
     """Describe a run for its page in MLflow, in Markdown: headline scores with intervals, and what to open next."""
     headings, *rows = _rows(scores, intervals)
     lines = [headings, ["---", "---", *["---:"] * (len(headings) - 2)], *rows]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    notes = "\n".join(f"- {NOTES[kind]}" for kind in NOTES if KINDS[kind] in headings)
+    notes = "\n".join(f"- {note}" for note in _notes(headings))
     return f"**{title}**, scored on the test jobs, with 95 % intervals\n\n{table}\n\n{notes}\n\n{next_steps}"
 
 
 def print_training(outcome: Outcome) -> None:
-    """Print headline scores beside floor, forest and champion, times, and what to open."""
+    """Print headline scores beside those of forest, champion and floor, times, and what to open."""
     headings, *rows = _rows(outcome.scores, {})
     _print_table("Scores on the test jobs", headings, rows)
-    lines = [note for kind, note in NOTES.items() if KINDS[kind] in headings]
+    lines = _notes(headings)
     if outcome.seconds:
         lines.append("seconds:    " + ", ".join(f"{part} {value:.1f}" for part, value in outcome.seconds.items()))
     if outcome.taken_over:
@@ -172,7 +168,7 @@ def _print_table(title: str, headings: list[str], rows: list[list[str]]) -> None
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110).print(table)
+    Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 130).print(table)
 
 
 def _print_end(run_id: str, *lines: str) -> None:

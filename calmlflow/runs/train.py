@@ -19,14 +19,12 @@ from numpy.typing import NDArray
 from calmlflow import settings
 from calmlflow.console import progress, say
 from calmlflow.errors import InputError
-from calmlflow.hst.ladder import BIN_NAMES
 from calmlflow.jobs.records import Checked
 from calmlflow.jobs.stores.open import open_store
 from calmlflow.jobs.upsert import check_writable, write_back
 from calmlflow.networks.architectures import HIDDEN
 from calmlflow.networks.config import read_config
 from calmlflow.networks.rows import distinct_rows
-from calmlflow.predictor.answers import COUNTED
 from calmlflow.predictor.bundle import Bundle, Predictions
 from calmlflow.predictor.decision import MAX_RISK
 from calmlflow.registry.assemble import assemble, runs_of_version
@@ -37,11 +35,12 @@ from calmlflow.results.classification import ClassificationResults
 from calmlflow.results.comparison import headline_intervals
 from calmlflow.results.files import write_results
 from calmlflow.results.plots.classification import classification_plots
-from calmlflow.results.plots.common import headline_figures
+from calmlflow.results.plots.common import Predict, headline_figures
 from calmlflow.results.plots.data import data_plots
 from calmlflow.results.plots.regression import regression_plots
+from calmlflow.results.regression import RegressionResults
 from calmlflow.results.report.training import ReportContent, report_html
-from calmlflow.results.table import PREDICTIONS, training_table
+from calmlflow.results.table import COUNTS, PREDICTIONS, PROBABILITIES, training_table, with_answers
 from calmlflow.runs.baselines import champion, random_forest
 from calmlflow.runs.data import TrainingData, load_training_data
 from calmlflow.runs.fit import ANSWERS, Fit, fit_answers, fit_network
@@ -52,6 +51,11 @@ from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS
 from calmlflow.storage.archive import pack
 from calmlflow.storage.files import new_tree
 from calmlflow.storage.s3 import parse_s3
+
+# Of the answers the report shows these, of the networks all.
+ANSWER_PLOTS = {
+    "confusion_decided", "confusion_counts", "calibration", "predicted_against_actual", "residuals_by_detector",
+}  # fmt: skip
 
 NEXT_STEPS = (
     "Open next: `report.html` among the artifacts, with every plot; `mlflow run . -e compare` for the paired "
@@ -165,12 +169,12 @@ def train(
                     if fit.warning:
                         say(fit.warning)
                     write_results(fit.results, tree.partial / "results" / target)
-                    figures[target] = _plots(network, fit, data, models)
+                    figures[target] = _network_plots(network, fit, data, models)
                     log_history(fit.results.history or {})
                     mlflow.log_metrics({"fit_seconds": fit.fit_seconds, "best_epoch": fit.best_epoch})
                     log_scores({target: scores[target]}, intervals, f"{network} of {request.data}")
-                    for picture, drawn in headline_figures(fit.results).items():
-                        mlflow.log_figure(drawn, f"plots/{target}/{picture}.png")
+                    if not bundle:
+                        _log_pictures(target, fit.results)
                     mlflow.log_artifacts(str(tree.partial / "results" / target), f"results/{target}")
                     metadata = {"data": request.data, "seed": request.seed, f"run.{network}": own.info.run_id}
                     model = NETWORK_MODELS[network]
@@ -195,18 +199,27 @@ def train(
             newest = int(trained_on["timestamp"].max())
             origin = Lineage(request.data, len(trained_on), newest, request.seed, own_scores, runs, parts_from)
             table = write_tables(data, predictions, tree.partial / "data")
+            shown = table
             if bundle:
-                write_answers(data, answer.predictions, tree.partial / "data")
+                shown = with_answers(table, write_answers(data, answer.predictions, tree.partial / "data"))
+                figures["answer"] = {
+                    f"{target}-{name}": figure
+                    for target, results in answer.results.items()
+                    for name, figure in _plots(results, data, decided=answer.predictions["bin_pred"][data.test]).items()
+                    if name in ANSWER_PLOTS
+                }
+                for target, results in answer.results.items():
+                    _log_pictures(target, results)
             figures["jobs"] = data_plots(data.jobs)
             content = ReportContent(
                 title=f"calmlflow {name}",
                 run_id=run.info.run_id,
                 created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
                 source=request.data,
-                scores={target: kinds for target, kinds in scores.items() if {"test", "answer"} & set(kinds)},
+                scores=scores,
                 champion_name=f"version {found.version}" if found else "champion",
                 figures=figures,
-                jobs=table,
+                jobs=shown,
                 quarantine=Checked(data.jobs, data.quarantine).reasons(),
                 sizes=data.sizes(),
             )
@@ -280,26 +293,42 @@ def log_scores(scores: Scores, intervals: Intervals, title: str, next_steps: str
     mlflow.set_tag("mlflow.note.content", describe(scores, intervals, title, next_steps))
 
 
-def _plots(network: str, fit: Fit, data: TrainingData, models: Path) -> dict[str, go.Figure]:
+def _network_plots(network: str, fit: Fit, data: TrainingData, models: Path) -> dict[str, go.Figure]:
     """Plots of one network's test split, with the importance of its features."""
-    bundle, jobs = Bundle.load(models, [network]), data.jobs.iloc[data.test]
+    bundle = Bundle.load(models, [network])
 
     def predict(features: NDArray) -> NDArray:
         rows = distinct_rows(features)
         return bundle.predict(rows.features)[ANSWERS[network]][rows.row_of_job]
 
-    if isinstance(fit.results, ClassificationResults):
-        return classification_plots(fit.results, jobs, predict)
-    return regression_plots(fit.results, jobs, predict)
+    return _plots(fit.results, data, predict)
 
 
-def write_answers(data: TrainingData, predictions: Predictions, folder: Path) -> None:
-    """Write the answers with evidence to all jobs, each left out of its own, as ``answers.csv``."""
+def _plots(
+    results: ClassificationResults | RegressionResults,
+    data: TrainingData,
+    predict: Predict | None = None,
+    decided: NDArray | None = None,
+) -> dict[str, go.Figure]:
+    jobs = data.jobs.iloc[data.test]
+    if isinstance(results, ClassificationResults):
+        return classification_plots(results, jobs, predict, decided)
+    return regression_plots(results, jobs, predict)
+
+
+def _log_pictures(target: str, results: ClassificationResults | RegressionResults) -> None:
+    for name, drawn in headline_figures(results).items():
+        mlflow.log_figure(drawn, f"plots/{target}/{name}.png")
+
+
+def write_answers(data: TrainingData, predictions: Predictions, folder: Path) -> pd.DataFrame:
+    """Write the answers with evidence to all jobs, each left out of its own, as ``answers.csv``; returns the table."""
     columns = {name: predictions[name] for name in (*PREDICTIONS, "kill_time")}
-    columns |= dict(zip((f"prob_{name}" for name in BIN_NAMES), predictions["probabilities"].T, strict=True))
-    columns |= dict(zip((f"jobs_{level}" for level in COUNTED), predictions["evidence"].T, strict=True))
+    columns |= dict(zip(PROBABILITIES, predictions["probabilities"].T, strict=True))
+    columns |= dict(zip(COUNTS, predictions["evidence"].T, strict=True))
     table = pd.DataFrame({"ipst": data.jobs["ipst"], "split": data.split, **columns})
     table.to_csv(folder / "answers.csv", index=False, float_format="%.6g")
+    return table
 
 
 def write_tables(data: TrainingData, predictions: Predictions, folder: Path) -> pd.DataFrame:

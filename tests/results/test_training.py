@@ -143,6 +143,74 @@ def test_plots_are_figures_and_know_the_jobs(tree):
     assert set(load(tree).plots()) == set(TARGETS)
 
 
+# -- Answers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answered(tree):
+    """The tree with answers as a training of a bundle leaves them: the last test job is put on rung 3, and killed."""
+    for target in TARGETS:
+        write_results(small(target), tree / "results" / "answer" / target)
+    table = some_jobs()[["ipst", "split", "bin_pred", "mem_pred", "wall_pred"]].replace({"bin_pred": {2: 3}})
+    table = table.assign(kill_time=[150, 250, 299, 60], prob_2g=[1, 0, 0, 1], prob_8g=[0, 1, 0, 0], prob_16g=0)
+    table = table.assign(prob_64g=[0, 0, 1, 0], jobs_row=[3, 2, 1, 0], jobs_programme=1, jobs_visit=1, jobs_run=0)
+    table.to_csv(tree / "data" / "answers.csv", index=False)
+    return tree
+
+
+def test_an_older_training_has_no_answers(tree):
+    assert load(tree).answer is None
+
+
+def test_answers_are_read_beside_the_networks(answered):
+    opened = load(answered)
+    assert list(opened.answer.by_target()) == list(TARGETS)
+    assert opened.answer.jobs["bin_pred"].tolist() == [0, 1, 3, 0]
+    assert opened.answer.jobs["jobs_row"].tolist() == [3, 2, 1, 0]
+    assert opened.answer.jobs["n_files"].tolist() == opened.jobs["n_files"].tolist()
+    # Kill times of 150, 250 and 299 s for jobs of 100, 200 and 300 s, whose actual values stand in the results.
+    assert opened.answer.mem_bin.scores()["excess_cost"] == 0
+    assert opened.mem_bin.scores()["excess_cost"] > 0
+    actual = opened.answer.wallclock.predictions[:, 1]
+    scores = opened.answer.wallclock.scores()
+    assert scores["kill_time_coverage"] == np.mean(actual <= [150, 250, 299])
+    assert "kill_time_coverage" not in opened.wallclock.scores()
+    assert "kill_time_coverage" not in opened.answer.memory.scores()
+    compared = opened.answer.compare(opened.answer)["wallclock"].scores
+    assert compared.loc["kill_time_coverage", "this"] == scores["kill_time_coverage"]
+    assert "confusion_decided" in opened.answer.plots()["mem_bin"]
+    assert opened.summary().count("answers of ") == 3
+
+
+def test_a_training_of_evidence_alone_has_answers_only(answered):
+    for target in TARGETS:
+        shutil.rmtree(answered / "results" / target)
+    opened = load(answered)
+    assert (opened.by_target(), list(opened.answer.by_target())) == ({}, list(TARGETS))
+    assert repr(opened) == f"<training {answered}: answer>"
+    assert opened.answer.jobs["bin_pred"].tolist() == [0, 1, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("kill_time", "killed", "has no column 'kill_time'"),
+        (",150,", ",,", "column kill_time"),
+        (",18.5,", ",much,", "column mem_pred"),
+    ],
+)
+def test_damaged_answers_are_named(answered, before, after, says):
+    path = answered / "data" / "answers.csv"
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
+    with pytest.raises(InputError, match=f"data/answers.csv.*{says}"):
+        load(answered)
+
+
+# -- Comparisons ----------------------------------------------------------------------------------------------------
+
+
 def test_trainings_are_compared_target_by_target(tree, tmp_path):
     other = classifier(["o4qpkupdq", "ib1f01020", "lbek01xyz"], [1, 2, 0], np.eye(4)[[1, 1, 0]])
     write_results(other, tmp_path / "other" / "results" / "mem_bin")

@@ -294,11 +294,11 @@ def test_a_dry_run_trains_nothing(own_server, champion, folder, jobs):
     assert done.verdict.endswith("beyond chance (coverage_drop 0.01)")
     found = latest_run(own_server).data.metrics
     assert (found["new_jobs"], found["realised_jobs"], found["realised_kill_time_coverage"]) == (300, 60, 0)
-    # The training itself logged the scores of its held-out jobs.
+    # The training itself logged the scores of its answers to held-out jobs.
     trained = runs_named(own_server, "main")[-1].data.metrics
     for ours in ("mem_bin_accuracy", "mem_bin_excess_cost", "wallclock_kill_time_coverage"):
         held_out = found["held_out_" + ours.removeprefix("mem_bin_").removeprefix("wallclock_")]
-        assert held_out == pytest.approx(trained[f"test_{ours}"], rel=1e-5, abs=1e-9)
+        assert held_out == pytest.approx(trained[f"answer_{ours}"], rel=1e-5, abs=1e-9)
     assert 0 <= found["psi_total_mb"] < 0.25
     assert stages() == before
 

@@ -1,4 +1,4 @@
-"""A report from real parts in seconds: jobs of the sample, and forests in place of the networks."""
+"""A report from real parts in seconds: jobs of the sample, and forests in place of networks and answers."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from calmlflow.results.plots.data import data_plots
 from calmlflow.results.plots.regression import regression_plots
 from calmlflow.results.regression import regression_results, regression_scores
 from calmlflow.results.report.training import ReportContent
-from calmlflow.results.table import training_table
+from calmlflow.results.table import COUNTS, PREDICTIONS, PROBABILITIES, training_table, with_answers
 
 
 def history(metric, epochs=40):
@@ -57,6 +57,16 @@ def sampled_content(n=1500):
             "floor": regression_floor(features[test], split),
         }
     figures["jobs"] = data_plots(jobs)
+    figures["answer"] = {
+        f"{target}-{name}": figures[target][name]
+        for target, name in (("mem_bin", "calibration"), ("memory", "predicted_against_actual"))
+    }
+    for found in scores.values():
+        found["answer"] = found["test"]
+    table = training_table(jobs, predictions, np.where(test, "test", "train"))
+    answers = table[["ipst", "split", *PREDICTIONS]].assign(kill_time=6 * table["wall_pred"])
+    answers[PROBABILITIES] = probabilities(features)
+    answers[COUNTS] = np.arange(len(jobs) * 4).reshape(-1, 4) % 9
     return ReportContent(
         title=f"Training on {len(jobs):,} jobs",
         run_id="0" * 32,
@@ -64,7 +74,7 @@ def sampled_content(n=1500):
         source=f"sample:{n}",
         scores=scores,
         figures=figures,
-        jobs=training_table(jobs, predictions, np.where(test, "test", "train")),
+        jobs=with_answers(table, answers),
         quarantine=checked.reasons(),
         sizes={"n_jobs": len(jobs), "n_test": int(test.sum())},
     )

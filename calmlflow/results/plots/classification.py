@@ -5,7 +5,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 from scipy.stats import binomtest
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
+from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_curve, roc_curve
 
 from calmlflow.hst.ladder import BIN_NAMES
 from calmlflow.results.classification import ClassificationResults, calibration_cells, roc_auc_by_bin
@@ -14,17 +14,25 @@ from calmlflow.results.plots.common import Predict, counted, epoch_plots, import
 
 
 def classification_plots(
-    results: ClassificationResults, jobs: pd.DataFrame | None = None, predict: Predict | None = None
+    results: ClassificationResults,
+    jobs: pd.DataFrame | None = None,
+    predict: Predict | None = None,
+    decided: NDArray[np.int64] | None = None,
 ) -> dict[str, go.Figure]:
-    """Draw every plot of the classifier that its results allow; one that would be empty is left out.
+    """Draw every plot of memory bins that their results allow; one that would be empty is left out.
 
-    ``jobs`` are needed with ``predict`` for the importance of features. ``predict`` takes
-    raw features, shape (n, 9), and gives probabilities, shape (n, 4).
+    ``jobs`` are needed with ``predict`` for the importance of features. ``predict`` takes raw features, shape (n, 9),
+    and gives probabilities, shape (n, 4). ``decided``, shape (k,), are the bins decided on for the k test jobs.
     """
     y_true, chosen = results.test_idx.to_numpy(), results.y_pred.argmax(axis=1)
+    of_decision = {}
+    if decided is not None:
+        counts = confusion_matrix(y_true, decided, labels=range(len(BIN_NAMES)))
+        of_decision = {"confusion_decided": _confusion(counts, "bin decided on")["confusion_counts"]}
     return {
         **epoch_plots(results.history, {"loss": "nats", "accuracy": ""}),
-        **_confusion(results.cmx),
+        **of_decision,
+        **_confusion(results.cmx, "most probable bin"),
         **_curves(y_true, results.y_scores),
         "calibration": _calibration(y_true, results.y_scores),
         "errors_by_instrument": _errors_by_instrument(instruments(results.test_idx.index), chosen - y_true),
@@ -32,14 +40,15 @@ def classification_plots(
     }
 
 
-def _confusion(counts: NDArray[np.int64]) -> dict[str, go.Figure]:
+def _confusion(counts: NDArray[np.int64], given: str) -> dict[str, go.Figure]:
+    """Confusion matrix in counts and in shares; ``given`` names its columns."""
     totals = counts.sum(axis=1)
     shares = counts / np.maximum(totals, 1)[:, None]
     share_texts = [[f"{share:.1%}" if n else "no job" for share in row] for row, n in zip(shares, totals, strict=True)]
     recalls = ", ".join(f"{BIN_NAMES[label]} {shares[label, label]:.0%}" for label in np.flatnonzero(totals))
     reading = (
-        "Rows are the bins needed, columns the most probable ones; below the diagonal a job is killed and run again one"
-        " bin up, above it memory is paid for and unused."
+        f"Rows: bin needed, columns: {given}. Below the diagonal a job is killed and run again one bin up, above it"
+        " memory is paid for and unused."
     )
     needed = theme.category_axis(
         [f"{name}\n{n_jobs(n)}" for name, n in zip(BIN_NAMES, totals, strict=True)], "bin needed"
@@ -50,12 +59,12 @@ def _confusion(counts: NDArray[np.int64]) -> dict[str, go.Figure]:
             z=shades, zmin=0, zmax=1, colorscale=list(theme.SHADES), showscale=False, xgap=2, ygap=2, text=texts,
             texttemplate="%{text}", textfont={"size": 16}, hoverinfo="skip",
         )  # fmt: skip
-        predicted = theme.category_axis(BIN_NAMES, "most probable bin") | {"range": (-0.5, len(BIN_NAMES) - 0.5)}
+        predicted = theme.category_axis(BIN_NAMES, given) | {"range": (-0.5, len(BIN_NAMES) - 0.5)}
         return theme.figure(title, reading, [cells], xaxis=predicted, yaxis=needed)
 
     return {
         "confusion_counts": matrix(
-            f"Confusion matrix: {counts.trace():,} of {n_jobs(counts.sum())} get the bin they need",
+            f"Confusion matrix: {given} is right for {counts.trace():,} of {n_jobs(counts.sum())}",
             reading,
             np.log1p(counts) / np.log1p(max(counts.max(), 1)),
             [[f"{n:,}" for n in row] for row in counts],
@@ -121,7 +130,7 @@ def _calibration(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) 
     points.error_y = {**bars, "color": theme.BLUE, "width": 3}
     return theme.figure(
         f"Calibration: stated probability and true share differ by {gap:.1%} on average",
-        "On the dashed line a probability can be taken at its word; below it the network is too sure of itself."
+        "On the dashed line a probability can be taken at its word; below the line it is stated too high."
         " Bars are 95% intervals, larger circles hold more jobs.",
         [theme.line([0, 1], [0, 1], theme.GREY, dashed=True), points],
         xaxis=theme.share_axis("probability of the predicted bin", (0.22, 1.03)),

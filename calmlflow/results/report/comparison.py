@@ -19,6 +19,10 @@ _SAID: dict[Verdict, str] = {
     "no difference": f"no difference that {INTERVAL_PERCENT} % intervals could tell on",
     "too few jobs": "too few jobs to tell on",
 }
+_COMPARED = {
+    "answers": "Compared are the answers, that is the networks corrected by evidence.",
+    "networks": "Compared are the networks alone, for not both trainings have answers with evidence.",
+}
 _LOOKS = {
     "better": (theme.BLUE, "circle"),
     "worse": (theme.VERMILION, "square"),
@@ -38,6 +42,7 @@ class ComparisonContent:
     comparisons: Mapping[str, Comparison]  # by target
     # Target that is not compared -> the one that alone has it, "this" or "the other".
     only_in: Mapping[str, str] = field(default_factory=dict)
+    compared: str = "networks"  # or answers
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ def comparison_html(content: ComparisonContent) -> str:
         has_plots=any(drawn for *_, drawn in sections.values()),
         content=content,
         sections=sections,
+        compared=_COMPARED[content.compared],
         verdict=counted_verdict(chain(*(rows for _, rows, _ in sections.values()))),
         interval=INTERVAL_PERCENT,
         fewest=FEWEST_JOBS,

@@ -6,24 +6,33 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 
 from calmlflow.hst.dataset import INSTRUMENTS
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import BIN_NAMES, allocation_cost
 from calmlflow.results.plots.common import instruments, rounded
 from calmlflow.results.report.page import TITLES, render
-from calmlflow.results.scores import DECISIVE, PREDICTED, SCORES, UNITS, Score
+from calmlflow.results.scores import DECISIVE, KINDS, NOTES, PREDICTED, SCORES, UNITS, Score, score_predictions
+from calmlflow.results.table import COUNTS, PROBABILITIES
 
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""Target -> whose scores (keys of `PREDICTORS`) -> name of a score -> value."""
-
-PREDICTORS = {"test": "this run", "floor": "floor", "forest": "random forest", "champion": "champion ({})"}
-"""Whose scores -> heading of their column; the braces hold the champion's name."""
+"""Target -> whose scores (keys of `KINDS`) -> name of a score -> value."""
 
 SAME = 0.01
 """Relative difference up to which a score is as good as the champion's."""
 
 WORST = 50
+
+BY_EVIDENCE = {
+    "accuracy": ("mem_bin", "accuracy"),
+    "excess cost": ("mem_bin", "excess_cost"),
+    "memory MAE": ("memory", "mae"),
+    "wallclock MAE": ("wallclock", "mae"),
+    "wallclock log MAE": ("wallclock", "log_mae"),
+    "end before kill time": ("wallclock", "kill_time_coverage"),
+}
+"""Heading -> target and score, of the table by what is known of a job."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +45,9 @@ class ReportContent:
     source: str  # where the jobs came from
     scores: Scores
     champion_name: str = "champion"
-    figures: Mapping[str, Mapping[str, go.Figure]] = field(default_factory=dict)  # by section (target, jobs) and name
-    jobs: pd.DataFrame | None = None  # job records with predictions and ``split``
+    # By section (answer, a target for its network, jobs) and name.
+    figures: Mapping[str, Mapping[str, go.Figure]] = field(default_factory=dict)
+    jobs: pd.DataFrame | None = None  # job records with ``split`` and answers, or else predictions of the networks
     quarantine: Mapping[str, int] = field(default_factory=dict)  # reason -> records left out for it
     sizes: Mapping[str, int] = field(default_factory=dict)  # counts such as n_jobs
 
@@ -55,15 +65,19 @@ class Table:
 
 def report_html(content: ReportContent) -> str:
     """The report as one HTML page of about 5.5 MB that loads nothing from anywhere."""
-    # Of a target that was not trained the champion may have scores; they say nothing about this run.
-    scores = {target: content.scores[target] for target in TITLES if "test" in content.scores.get(target, {})}
+    # Of a target that has no answer of this run the champion may have scores; they say nothing about the run.
+    own = {target: found for target, found in content.scores.items() if {"answer", "test"} & set(found)}
+    scores = {target: own[target] for target in TITLES if target in own}
     known = {whose for found in scores.values() for whose in found}
-    columns = {whose: text.format(content.champion_name) for whose, text in PREDICTORS.items() if whose in known}
+    headings = KINDS | {"champion": f"champion ({content.champion_name})"}
+    columns = {whose: text for whose, text in headings.items() if whose in known}
     tables = {
         summary: {target: rows for target in scores if (rows := score_rows(target, scores[target], columns, summary))}
         for summary in (True, False)
     }
-    sections = TITLES | {"jobs": "The jobs"}
+    alone = ": network" if "answer" in known else ""
+    networks = {target: f"{text}{alone}" for target, text in TITLES.items()}
+    sections = {"answer": "The answer", **networks, "jobs": "The jobs"}
     return render(
         "training.html",
         content.title,
@@ -73,7 +87,8 @@ def report_html(content: ReportContent) -> str:
         summary=tables[True],
         others=tables[False],
         columns=list(columns.values()),
-        has_champion="champion" in known,
+        notes=[f"{KINDS[whose].capitalize()}: {note}." for whose, note in NOTES.items() if whose in known],
+        by_evidence=None if content.jobs is None else scores_by_evidence(content.jobs),
         sections=[(name, text, content.figures[name]) for name, text in sections.items() if content.figures.get(name)],
         worst=[] if content.jobs is None else worst_jobs(content.jobs),
         facts=_facts(content),
@@ -85,7 +100,8 @@ def score_rows(
 ) -> list[tuple[Score, list[tuple[str, bool]]]]:
     """Rows of a table of scores: the score, and for each column its text and whether it is the best of the predictors.
 
-    The floor is no predictor, and one predictor alone is not the best. A score that nobody has gives no row.
+    The floor is no predictor, and where all predictors score the same none is the best. A score that nobody has gives
+    no row.
     """
     rows = []
     for name, score in SCORES[target].items():
@@ -93,18 +109,18 @@ def score_rows(
         if score.summary != summary or not found:
             continue
         rivals = [value for whose, value in found.items() if whose != "floor"]
-        best = score.best(rivals) if len(rivals) > 1 else None
+        best = score.best(rivals) if len(set(rivals)) > 1 else None
         texts = {whose: (score.text(value), whose != "floor" and value == best) for whose, value in found.items()}
         rows.append((score, [texts.get(whose, ("", False)) for whose in columns]))
     return rows
 
 
 def verdict(scores: Scores, champion_name: str) -> str:
-    """One sentence on whether the new networks are better than those in Production, target by target."""
+    """One sentence on whether the answer, or else the network, is better than the champion's, target by target."""
     said = []
     for target, name in DECISIVE.items():
         score, held = SCORES[target][name], scores.get(target, {})
-        new, old = (held.get(whose, {}).get(name) for whose in ("test", "champion"))
+        new, old = (held.get(whose, {}).get(name) for whose in ("answer" if "answer" in held else "test", "champion"))
         if new is None or old is None:
             continue
         word = score.verdict(new - old, margin=SAME * max(abs(new), abs(old)))
@@ -113,6 +129,30 @@ def verdict(scores: Scores, champion_name: str) -> str:
     if not said:
         return "No champion in Production was scored on these jobs, so there is nothing to be better than yet."
     return f"Against the champion, {champion_name}: {'; '.join(said)}."
+
+
+def scores_by_evidence(jobs: pd.DataFrame) -> Table | None:
+    """Scores of the answers to the test jobs by what was known of a job; None without answers."""
+    if not set(COUNTS) <= set(jobs):
+        return None
+    test = jobs[jobs["split"] == "test"]
+    in_row, in_programme = test["jobs_row"] > 0, test["jobs_programme"] > 0
+    states = {
+        "programme and row": in_programme,
+        "row only": in_row & ~in_programme,
+        "neither": ~in_row & ~in_programme,
+    }
+    rows = []
+    for state, is_so in states.items():
+        group, cells = test[is_so], [""] * len(BY_EVIDENCE)
+        if len(group):
+            answers: dict[str, NDArray] = {"probabilities": group[PROBABILITIES].to_numpy()}
+            answers |= {name: group[name].to_numpy() for name in (*PREDICTED.values(), "kill_time")}
+            scores = {target: score_predictions(target, group, answers) for target in PREDICTED}
+            cells = [SCORES[target][name].text(scores[target][name]) for target, name in BY_EVIDENCE.values()]
+        rows.append([state, f"{len(group):,}", *cells])
+    note = "Known: finished jobs of the same programme and row, of the same row, or none. A row: equal nine features."
+    return Table("The answer by what is known of a job", note, ["known", "test jobs", *BY_EVIDENCE], rows)
 
 
 def worst_jobs(jobs: pd.DataFrame) -> list[Table]:
@@ -126,7 +166,7 @@ def worst_jobs(jobs: pd.DataFrame) -> list[Table]:
         names = np.array(BIN_NAMES)
         found = {
             "needed": names[table["mem_bin"].astype(int)],
-            "predicted": names[table["bin_pred"].astype(int)],
+            "decided on": names[table["bin_pred"].astype(int)],
             "excess cost": [f"${value:.4f}" for value in table["lost"]],
             "wallclock, s": map(rounded, table["wallclock"]),
         }
@@ -148,8 +188,11 @@ def worst_jobs(jobs: pd.DataFrame) -> list[Table]:
 
 def _worst_table(title: str, note: str, jobs: pd.DataFrame, found: Mapping[str, object]) -> Table:
     names = pd.Index(jobs["ipst"], dtype=str)
-    features = {name: map(rounded, jobs[name]) for name in FEATURES if name != "instr"}
-    table = pd.DataFrame({"dataset": names, "instrument": instruments(names)} | dict(found) | features, dtype=str)
+    if set(COUNTS) <= set(jobs):
+        note += " Row, programme, visit, run: how many finished jobs of the same stood behind the answer."
+    shown = [name for name in (*COUNTS, *FEATURES) if name in jobs and name != "instr"]
+    others = {name.removeprefix("jobs_"): map(rounded, jobs[name]) for name in shown}
+    table = pd.DataFrame({"dataset": names, "instrument": instruments(names)} | dict(found) | others, dtype=str)
     return Table(title, note, list(table.columns), table.to_numpy().tolist(), words=2)
 
 

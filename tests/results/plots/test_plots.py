@@ -176,6 +176,15 @@ def test_the_confusion_matrix_counts_by_needed_and_most_probable_bin():
     assert axis.autorange == "reversed"
 
 
+def test_bins_decided_on_have_a_matrix_of_their_own():
+    results = classifier(names_of(4), [0, 0, 0, 3], np.eye(4)[[0, 0, 1, 0]])
+    plot = classification_plots(results, decided=np.array([0, 1, 1, 3]))["confusion_decided"]
+    counts = only(plot, "heatmap").text
+    assert [list(row) for row in counts] == [["1", "2", "0", "0"], ["0"] * 4, ["0"] * 4, ["0", "0", "0", "1"]]
+    assert plot.layout.xaxis.title.text == "bin decided on"
+    assert "2 of 4 jobs" in plot.layout.meta["title"]
+
+
 def test_errors_are_counted_by_instrument_and_side():
     names = ["j00000010", "j00000020", "j00000030", "j00000040", "l00000010", "i00000010"]
     plot = classification_plots(classifier(names, [1, 1, 1, 0, 0, 2], np.eye(4)[[0, 1, 2, 1, 0, 0]]))

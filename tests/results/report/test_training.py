@@ -13,8 +13,17 @@ from plotly.offline import get_plotlyjs
 
 from calmlflow.hst.features import FEATURES
 from calmlflow.results.plots.data import data_plots
-from calmlflow.results.report.training import WORST, ReportContent, report_html, score_rows, verdict, worst_jobs
+from calmlflow.results.report.training import (
+    WORST,
+    ReportContent,
+    report_html,
+    score_rows,
+    scores_by_evidence,
+    verdict,
+    worst_jobs,
+)
 from calmlflow.results.scores import SCORES
+from calmlflow.results.table import COUNTS, PROBABILITIES
 from tests.samples.report_samples import sampled_content
 
 BARE = ReportContent("Training", "0" * 32, "2026-01-02", "sample", {})
@@ -72,7 +81,7 @@ def test_the_report_is_below_six_megabytes_and_holds_plotly_once(content):
 
 def test_it_loads_nothing_and_its_sections_are_in_order(content, page):
     order = [attrs["id"] for tag, attrs in page.tags if tag == "h2"]
-    assert order == ["scores", "mem_bin", "memory", "wallclock", "jobs", "worst", "facts"]
+    assert order == ["scores", "answer", "mem_bin", "memory", "wallclock", "jobs", "worst", "facts"]
     addresses = [(tag, name, value) for tag, attrs in page.tags for name, value in attrs.items()
                  if name in ("src", "href", "srcset", "action", "data", "poster")]  # fmt: skip
     assert addresses
@@ -134,10 +143,15 @@ def test_the_verdict_judges_every_target_by_its_own_measure():
         "memory": {"test": {"rmse": 0.5}, "champion": {"rmse": 0.4}},
         "wallclock": {"test": {"rmse": 700}, "champion": {"rmse": 701}},
     }
-    assert verdict(scores, "version 7") == (
+    said = (
         "Against the champion, version 7: memory bin is better (excess cost over always right 3.00% against 6.00%); "
         "memory is worse (RMSE 0.5 GB against 0.4 GB); wallclock is as good (RMSE 700 s against 701 s)."
     )
+    assert verdict(scores, "version 7") == said
+    # What is served decides, whatever the networks alone score.
+    served = {target: {"answer": held["test"], "champion": held["champion"]} for target, held in scores.items()}
+    worse = {"test": {"excess_cost": 9.0, "rmse": 9e9}}
+    assert verdict({target: worse | held for target, held in served.items()}, "version 7") == said
 
 
 def test_the_best_predictor_is_marked_and_the_floor_is_none():
@@ -150,14 +164,20 @@ def test_the_best_predictor_is_marked_and_the_floor_is_none():
         "r2": [("0.5000", False), ("", False), ("0.9000", True)],
     }
     assert not any(best for _, best in rows(test={"rmse": 2.0}, floor={"rmse": 1.0})["rmse"])
+    assert not any(best for _, best in rows(test={"rmse": 2.0}, forest={"rmse": 2.0})["rmse"])
 
 
-def test_a_target_that_was_not_trained_has_no_scores_in_the_report():
+def test_a_target_without_an_answer_of_this_run_has_no_scores_in_the_report():
     champion = {"champion": {"rmse": 1.0}}
     scores = {"memory": {"test": {"rmse": 2.0}} | champion, "wallclock": champion}
     page = Page(report_html(replace(BARE, scores=scores)))
     assert "Memory" in page.texts
     assert "Wallclock" not in page.texts
+    # Where only evidence is new, the networks have no scores of their own.
+    page = Page(report_html(replace(BARE, scores={"wallclock": {"answer": {"rmse": 2.0}} | champion})))
+    assert "Wallclock" in page.texts
+    headings = page.texts[page.texts.index("score on the test jobs") :]
+    assert headings[:4] == ["score on the test jobs", "better", "answer", "champion (champion)"]
 
 
 def test_every_score_of_the_run_is_in_the_report(content, page):
@@ -181,7 +201,7 @@ def test_the_dearest_mistakes_come_first_and_right_choices_do_not_come_at_all():
     # $ per job-hour: 2g 0.308/8 = 0.0385, 8g 0.344/4 = 0.086, 16g 0.226/2 = 0.113.
     table = worst_jobs(job_table(mem_bin=[0, 0, 2, 1, 0], bin_pred=[0, 2, 0, 1, 1]))[0]
     shown = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-    assert [(row["dataset"], row["needed"], row["predicted"], row["excess cost"]) for row in shown] == [
+    assert [(row["dataset"], row["needed"], row["decided on"], row["excess cost"]) for row in shown] == [
         ("j00000020", "16g", "2g", "$0.1245"),
         ("j00000010", "2g", "16g", "$0.0745"),
         ("j00000040", "2g", "8g", "$0.0475"),
@@ -199,6 +219,49 @@ def test_fifty_test_jobs_by_the_size_of_their_residual():
     assert [row[0] for row in table.rows] == [f"j{number:07d}0" for number in range(99, 99 - WORST, -1)]
     shown = dict(zip(table.columns, table.rows[1], strict=True))
     assert (shown["actual, s"], shown["predicted, s"], shown["residual, s"]) == ("3,600", "3,502", "-98")
+
+
+def answered(jobs):
+    """The jobs with perfect answers: all have their bin, memory and wallclock."""
+    found = jobs.assign(bin_pred=jobs["mem_bin"], mem_pred=jobs["memory"], wall_pred=jobs["wallclock"], kill_time=9000)
+    found[PROBABILITIES] = np.eye(4)[jobs["mem_bin"]]
+    return found.assign(**dict.fromkeys(COUNTS, 0))
+
+
+def test_answers_are_scored_by_what_was_known_of_the_job():
+    split = ["test"] * 5 + ["train"]
+    jobs = answered(job_table(mem_bin=[0, 1, 0, 1, 1, 1], memory=[1.0, 3.0, 1.0, 3.0, 3.0, 3.0], split=split))
+    jobs["jobs_row"], jobs["jobs_programme"] = [5, 5, 1, 1, 1, 0], [1, 2, 0, 0, 0, 0]
+    # Of the three jobs that only their row is known of: one put too low, one GB too much, one killed.
+    jobs.loc[3, ["bin_pred", *PROBABILITIES]] = [0, 1, 0, 0, 0]
+    jobs.loc[2, "mem_pred"] = 2.0
+    jobs.loc[4, ["wall_pred", "kill_time"]] = [1800.0, 3599]
+    table = scores_by_evidence(jobs)
+    assert table.columns[:4] == ["known", "test jobs", "accuracy", "excess cost"]
+    # $ per job-hour: 2g 0.0385, 8g 0.086. ln 2 / 3 is 0.2310.
+    excess = f"{0.0385 / (0.0385 + 2 * 0.086):.2%}"
+    assert table.rows == [
+        ["programme and row", "2", "100.00%", "0.00%", "0 GB", "0 s", "0.0000", "100.00%"],
+        ["row only", "3", "66.67%", excess, "0.333 GB", "600 s", "0.2310", "66.67%"],
+        ["neither", "0", *[""] * 6],
+    ]
+    assert scores_by_evidence(job_table(mem_bin=[0])) is None
+
+
+def test_the_worst_jobs_tell_how_many_finished_jobs_stood_behind_their_answers():
+    jobs = answered(job_table(mem_bin=[0, 1]))
+    jobs.loc[1, ["bin_pred", *COUNTS]] = [0, 7, 5, 3, 1]
+    table = worst_jobs(jobs)[0]
+    shown = dict(zip(table.columns, table.rows[0], strict=True))
+    assert [shown[name] for name in ("dataset", "row", "programme", "visit", "run")] == [
+        "j00000010",
+        "7",
+        "5",
+        "3",
+        "1",
+    ]
+    assert "stood behind the answer" in table.note
+    assert "row" not in worst_jobs(jobs.drop(columns=COUNTS))[0].columns
 
 
 def test_the_facts_count_jobs_by_instrument_and_bin():
