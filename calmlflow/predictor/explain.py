@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from calmlflow.hst.features import FEATURES, Features
 from calmlflow.hst.ladder import BIN_NAMES, LADDER
 from calmlflow.predictor.bundle import Bundle, Predictions, combine
-from calmlflow.predictor.evidence import KINDS, LEVELS, N_BINS, Evidence
+from calmlflow.predictor.evidence import KINDS, LEVELS, N_BINS, NEVER, Evidence
 from calmlflow.settings import KILL_TIME_MAX_S, KILL_TIME_MIN_S, NETWORKS
 
 NEAREST = 5
@@ -201,14 +201,14 @@ def _evidence_parts(explanation: Mapping[str, Any]) -> Iterator[Any]:
         table.add_row(
             level["level"],
             "" if level["jobs"] is None else f"{level['jobs']:,}",
-            " ".join(f"{value:.3g}" for value in (level["strength"] or {}).values()),
-            *(f"{share:.4f}" for share in level["probabilities"]),
+            " ".join("never" if value >= NEVER else f"{value:.2g}" for value in (level["strength"] or {}).values()),
+            *(f"{share:.3f}" for share in level["probabilities"]),
             *(f"{level['memory_gb']:.3f}", changes[0], f"{level['wallclock_s']:,.0f}", changes[1]),
         )
     yield table
     yield (
-        "strength: how many jobs the answer before the level counts as, for probabilities, memory and wallclock. "
-        "The answer moves little where it is large beside the number of jobs."
+        "strength: how many jobs (programmes, for row and campaign) the answer before the level counts as, for "
+        "probabilities, memory and wallclock; never: the level does not correct it."
     )
     if explanation["nearest"]:
         yield "\nThe nearest rows of features that finished jobs have"
@@ -216,7 +216,7 @@ def _evidence_parts(explanation: Mapping[str, Any]) -> Iterator[Any]:
         for row in explanation["nearest"]:
             table.add_row(
                 f"{row['jobs']:,}",
-                *(f"{share:.4f}" for share in row["needed_bins"]),
+                *(f"{share:.3f}" for share in row["needed_bins"]),
                 *(f"{row['memory_gb']:.3f}", f"{row['wallclock_s']:,.0f}"),
                 ", ".join(f"{name} {value}" for name, value in row["differs"].items()) or "nothing",
             )

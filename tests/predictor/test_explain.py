@@ -248,7 +248,9 @@ def test_the_text_says_the_numbers_in_a_hundred_columns(bundle, job):
     said = text.replace(",", "").split()
     for level in found["levels"]:
         assert {level["level"], f"{level['memory_gb']:.3f}", f"{level['wallclock_s']:.0f}"} <= set(said)
-        assert {f"{share:.4f}" for share in level["probabilities"]} <= set(said)
+        assert {f"{share:.3f}" for share in level["probabilities"]} <= set(said)
+    assert "never" in said  # memory by row
+    assert "1e+06" not in said
     for rung in found["rungs"]:
         assert f"{rung['expected_usd']:.6f}" in said
     (line,) = (line for line in text.splitlines() if line.endswith("chosen"))
@@ -256,6 +258,17 @@ def test_the_text_says_the_numbers_in_a_hundred_columns(bundle, job):
     assert str(found["answer"]["killTime"]) in said
     # A name that looks like markup is shown as it is.
     assert as_text({**found, "dataset": "[red]a[/red]"}).startswith("[red]a[/red]: rung")
+
+
+def test_the_longest_numbers_stay_whole(bundle):
+    found = explained(bundle)
+    for level in found["levels"][1:]:
+        level |= {"jobs": 999_999, "strength": dict.fromkeys(KINDS, 1 / 16), "memory_gb": 57.3, "wallclock_s": 172_800}
+    lines = as_text(found).splitlines()
+    for level in found["levels"][1:]:
+        (line,) = (line for line in lines if line.startswith(level["level"]))
+        assert {"999,999", "0.062", "57.300", "172,800"} <= set(line.split())
+        assert line.endswith(f"x {level['factor']['wallclock']:.3f}")
 
 
 def paths(value, prefix=""):
@@ -293,5 +306,6 @@ def test_the_predictor_explains_the_answer_that_it_gives_and_keeps_it_once(bundl
     assert [record["ipst"] for record in kept] == [JOB]
     assert found["answer"] == predictor.predict(JOB, CONTROL)
     assert found == explain(found["answer"], JOB, ROW, bundle)
+    assert int(found["levels"][-1]["wallclock_s"]) == found["answer"]["clockTime"]
     assert predictor.explain("acs_8ph_01", {})["answer"] == mosaic_policy()
     assert [record["ipst"] for record in kept] == [JOB, JOB, "acs_8ph_01"]
