@@ -78,14 +78,16 @@ def draw_sample(n: int = 20_000, seed: int = 0, reruns: float = 0.0) -> pd.DataF
         spare = _draw_jobs(regimes, rows, _SPARE, rng).query("mem_bin == @rare").head(at_least - counts[rare])
         places = rng.choice(np.flatnonzero(jobs["mem_bin"] == counts.argmax()), len(spare), replace=False)
         jobs.loc[places] = spare.set_axis(places)
-    jobs["ipst"] = _names(jobs)
-    older = jobs.iloc[rng.choice(n, round(reruns * n), replace=False)]
+    names = _names(jobs)
+    again = rng.choice(n, round(reruns * n), replace=False)
+    older = jobs.iloc[again]
     older = older.assign(
         timestamp=rng.integers(_FIRST_TIMESTAMP, older["timestamp"]),
         memory_rest=older["older_memory_rest"],
         wallclock_rest=older["older_wallclock_rest"],
     )
-    return pd.concat([jobs, _run(older, rows)], ignore_index=True)[list(COLUMNS)]
+    table = pd.concat([jobs, _run(older, rows)], ignore_index=True)
+    return table.assign(ipst=np.concatenate([names, names[again]]))[list(COLUMNS)]
 
 
 def _draw_rows(regimes: pd.DataFrame, n: int, rng: np.random.Generator) -> pd.DataFrame:

@@ -77,7 +77,10 @@ def test_the_models_left_behind_are_a_bundle_of_what_was_measured(classifier, da
     np.testing.assert_array_equal(served["bin_pred"], found.predictions["bin_pred"])
     np.testing.assert_allclose(served["probabilities"], found.predictions["probabilities"], rtol=1e-5)
     in_keras = keras.saving.load_model(models / "mem_clf" / "mem_clf.keras")(data.scaling.apply(data.features)).numpy()
-    np.testing.assert_allclose(found.predictions["probabilities"], in_keras, rtol=1e-3, atol=1e-6)
+    # Probabilities of jobs unlike any seen are widened.
+    seen = ~served["unseen"]
+    assert seen.mean() > 0.9
+    np.testing.assert_allclose(found.predictions["probabilities"][seen], in_keras[seen], rtol=1e-3, atol=1e-6)
 
 
 def test_kill_times_are_calibrated_on_every_training_job_as_seen_by_who_left_it_out(wallclock, data):
