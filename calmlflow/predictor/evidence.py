@@ -35,6 +35,7 @@ N_BINS = len(LADDER)
 # An answer has six columns: probabilities of the four bins, ln GB and ln s.
 _KIND_OF_COLUMN = np.array([0] * N_BINS + [1, 2])
 _LOGS = slice(N_BINS, None)
+_ONE_HOT, _ONES = np.eye(N_BINS), np.ones((N_BINS, 1))
 _N_COLUMNS = len(_KIND_OF_COLUMN)
 _LOG_LIMITS = np.log([rung.limit_gb for rung in LADDER[:-1]])
 
@@ -60,6 +61,7 @@ HALF_LIFE_DAYS = 1.0
 # A programme or visit with any number of jobs counts at most 1 / (1 + drift) for a job of another day: programmes
 # change from campaign to campaign, and how much cannot be seen within one. By kind.
 DRIFT = np.array([0.25, 1.0, 0.25])
+_DRIFT_OF_COLUMN = DRIFT[_KIND_OF_COLUMN]
 
 FOLDER = "evidence"
 _TABLES = {"rows": 10, "groups": _N_COLUMNS, "runs": 2}
@@ -99,7 +101,7 @@ class Finished:
     @property
     def observed(self) -> NDArray[np.float64]:
         """What the jobs took, in the columns of an answer, shape (n, 6): the needed bin as 0 and 1, ln GB, ln s."""
-        bins = np.eye(N_BINS)[needed_bin(self.memory_gb)]
+        bins = _ONE_HOT[needed_bin(self.memory_gb)]
         return np.column_stack([bins, np.log(self.memory_gb), np.log(self.wallclock_s)])
 
 
@@ -175,7 +177,7 @@ class Evidence:
         drift: NDArray[np.float64] | float = 0.0
         if at is not None:
             days = ((np.asarray(at, dtype=float) - self.newest) / 86_400).reshape(-1, 1)
-            drift = np.clip(days, 0, 1) * DRIFT[_KIND_OF_COLUMN]
+            drift = np.minimum(np.maximum(days, 0), 1) * _DRIFT_OF_COLUMN
             found = found._replace(shift=found.shift * 0.5 ** (np.maximum(-days, 0) / HALF_LIFE_DAYS))
         return _shrink(answers, found, self.strength, left_out, drift)
 
@@ -263,13 +265,13 @@ def _shrink(
     """Correct answers by what was found, without the jobs whose sums are ``left_out``, shape (n, 6)."""
     kappa = strength[:, _KIND_OF_COLUMN]
     weight, sums = found.row[:, :3][:, _KIND_OF_COLUMN], found.row[:, 3:9]
-    programme, visit, in_row = found.programme, found.visit, found.row[:, 9]
+    programme, visit, in_row = found.programme, found.visit, found.row[:, 9:]
     if left_out is not None:
         rest = _without(programme, left_out)
         before, after = _credible(programme, kappa[_PROGRAMME]), _credible(rest, kappa[_PROGRAMME])
         weight = np.maximum(weight - before[0] + after[0], 0)
         sums = sums - before[1] + after[1]
-        in_row = in_row - _jobs(left_out)[:, 0]
+        in_row = in_row - _jobs(left_out)
         programme, visit = rest, _without(visit, left_out)
     in_programme, in_visit = _jobs(programme), _jobs(visit)
     of_row = _draw(answers, weight, sums, kappa[_ROW])
@@ -277,14 +279,13 @@ def _shrink(
     of_campaign[:, _LOGS] += found.shift
     of_programme = _draw(of_campaign, in_programme, programme, kappa[_PROGRAMME] + drift * in_programme)
     of_visit = of_run = _draw(of_programme, in_visit, visit, kappa[_VISIT] + drift * in_visit)
-    if found.has_run.any():
-        bins = np.eye(N_BINS)[_LOG_LIMITS.searchsorted(found.run[:, 0], side="right")]
-        last = np.hstack([bins, found.run]) * found.has_run[:, None]
-        of_run = _draw(of_visit, found.has_run[:, None].astype(float), last, kappa[_RUN], _MAX_STEP_OF_RUN)
-    jobs = np.stack([in_row, in_programme[:, 0], in_visit[:, 0], found.has_run], axis=1)
-    return Corrected(
-        of_run, np.rint(jobs).astype(np.int64), (answers, of_row, of_campaign, of_programme, of_visit, of_run)
-    )
+    has_run = found.has_run[:, None]
+    if has_run.any():
+        bins = _ONE_HOT[_LOG_LIMITS.searchsorted(found.run[:, 0], side="right")]
+        last = np.concatenate([bins, found.run], axis=1) * has_run
+        of_run = _draw(of_visit, has_run.astype(float), last, kappa[_RUN], _MAX_STEP_OF_RUN)
+    jobs = np.concatenate([in_row, in_programme, in_visit, has_run], axis=1).astype(np.int64)
+    return Corrected(of_run, jobs, (answers, of_row, of_campaign, of_programme, of_visit, of_run))
 
 
 def _draw(
@@ -302,7 +303,7 @@ def _draw(
 
 def _jobs(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """Number of jobs in sums of the columns, shape (n, 1)."""
-    return sums[:, :N_BINS] @ np.ones((N_BINS, 1), dtype=sums.dtype)
+    return sums[:, :N_BINS] @ _ONES
 
 
 def _credible(sums: NDArray[np.float64], kappa: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
