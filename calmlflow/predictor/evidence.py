@@ -42,7 +42,7 @@ _LOG_LIMITS = np.log([rung.limit_gb for rung in LADDER[:-1]])
 # Largest factor by which a level of full weight corrects memory or wallclock: it bounds the weight of an absurd record.
 _MAX_STEP = np.log(4.0)
 # The same for the last run, a single record.
-_MAX_STEP_OF_RUN = np.log(2.0)
+_MAX_STEP_OF_RUN = np.where(_KIND_OF_COLUMN == 0, 1.0, np.log(2.0))  # a probability moves by the weight at most
 
 _ROW, _CAMPAIGN, _PROGRAMME, _VISIT, _RUN = range(len(LEVELS))
 NEVER = 1e6
@@ -293,7 +293,7 @@ def _draw(
     weight: NDArray[np.float64],
     sums: NDArray[np.float64],
     kappa: NDArray[np.float64],
-    max_step: float = _MAX_STEP,
+    max_step: NDArray[np.float64] | float = _MAX_STEP,
 ) -> NDArray[np.float64]:
     """Draw answers towards the mean sums / weight, which counts weight / (weight + kappa)."""
     total = weight + kappa

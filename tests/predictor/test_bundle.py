@@ -14,11 +14,12 @@ from scipy.stats import yeojohnson
 
 from calmlflow.errors import InputError
 from calmlflow.hst.features import Features
+from calmlflow.hst.ladder import LADDER
 from calmlflow.hst.scaling import Scaling
 from calmlflow.predictor.answers import as_answers
 from calmlflow.predictor.bundle import Bundle, combine
 from calmlflow.predictor.decision import Decision, widen
-from calmlflow.predictor.evidence import Finished
+from calmlflow.predictor.evidence import DEFAULT_STRENGTH, Finished, build_evidence
 from calmlflow.predictor.killtime import KillTime
 from calmlflow.predictor.manifest import write_manifest
 from tests.samples.predictor_samples import KILL_TIME, NETWORKS, SCALING, add_evidence, write_bundle, write_network
@@ -169,6 +170,17 @@ def test_evidence_corrects_what_the_networks_say(folder):
         np.testing.assert_allclose(np.log(found["wall_pred"]), corrected.answers[:, 5])
         np.testing.assert_array_equal(found["evidence"], corrected.jobs)
     assert np.abs(np.log(bundle.predict(FEATURES, NAMES)["mem_pred"]) - networks[:, 4]).max() > 0.5
+
+
+def test_a_last_run_that_nobody_expected_leaves_probabilities_that_add_up_to_1():
+    nobody = Finished(*(column[:0] for column in vars(FINISHED).values()))
+    evidence = build_evidence(nobody, DEFAULT_STRENGTH, np.zeros((4, 2)), FINISHED)
+    answers = np.tile([1.0, 0, 0, 0, 0, 5], (len(FEATURES), 1))
+    corrected = evidence.correct(answers, FEATURES, NAMES).answers[:, :4]
+    # Of a bin that was certain a third is left: a run counts as one job, the answer so far as half a job.
+    moved = FINISHED.memory_gb >= LADDER[0].limit_gb
+    np.testing.assert_allclose(corrected[moved, 0], 1 / 3)
+    np.testing.assert_allclose(corrected.sum(axis=1), 1)
 
 
 def test_evidence_of_no_jobs_changes_no_digit(folder):
