@@ -124,7 +124,7 @@ class _Table:
             return np.zeros((*keys.shape, self.values.shape[1])), np.zeros(keys.shape, dtype=bool)
         at = np.minimum(self.keys.searchsorted(keys), len(self.keys) - 1)
         found = self.keys[at] == keys
-        return self.values[at] * found[..., None].astype(float), found
+        return np.multiply(self.values[at], found[..., None], dtype=float), found
 
 
 class _Found(NamedTuple):
@@ -178,7 +178,8 @@ class Evidence:
         if at is not None:
             days = ((np.asarray(at, dtype=float) - self.newest) / 86_400).reshape(-1, 1)
             drift = np.minimum(np.maximum(days, 0), 1) * _DRIFT_OF_COLUMN
-            found = found._replace(shift=found.shift * 0.5 ** (np.maximum(-days, 0) / HALF_LIFE_DAYS))
+            if days.min(initial=0) < 0:
+                found = found._replace(shift=found.shift * 0.5 ** (np.maximum(-days, 0) / HALF_LIFE_DAYS))
         return _shrink(answers, found, self.strength, left_out, drift)
 
     def _find(self, features: NDArray[np.float64], names: Sequence[str] | NDArray[Any] | None) -> _Found:
