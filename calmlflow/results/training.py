@@ -178,7 +178,7 @@ def read_training(folder: str | Path, source: str) -> TrainingResults:
     answer = None
     if (results / "answer").is_dir():
         answered = with_answers(jobs, read_answers(answers)) if jobs is not None and answers.exists() else None
-        answer = TrainingResults(**_read_targets(results / "answer", f"answers of {source}", answered))
+        answer = TrainingResults(**_read_targets(results / "answer", f"{source} (answers)", answered))
     return TrainingResults(**_read_targets(results, source, jobs), answer=answer)
 
 

@@ -179,7 +179,7 @@ def test_answers_are_read_beside_the_networks(answered):
     compared = opened.answer.compare(opened.answer)["wallclock"].scores
     assert compared.loc["kill_time_coverage", "this"] == scores["kill_time_coverage"]
     assert "confusion_decided" in opened.answer.plots()["mem_bin"]
-    assert opened.summary().count("answers of ") == 3
+    assert opened.summary().count("(answers)\n") == 3
 
 
 def test_a_training_of_evidence_alone_has_answers_only(answered):

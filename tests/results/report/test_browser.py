@@ -116,16 +116,18 @@ def test_the_report_opens_from_disk_without_a_network(browser, page, content, tm
 
     (tmp_path / "report.html").write_text(report_html(content), encoding="utf-8")
     page.context.set_offline(True)
-    page.goto((tmp_path / "report.html").as_uri())
-    drawn = plots_drawn(page)
     SCREENSHOTS.mkdir(exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / "report-from-disk.png", full_page=True)
+    for width in (390, 1440):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto((tmp_path / "report.html").as_uri())
+        drawn = plots_drawn(page)
+        page.screenshot(path=SCREENSHOTS / f"report-from-disk-{width}.png", full_page=True)
+        # Nothing is wider than the page, so nothing is cut.
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert set(drawn) == names_of(content)
     assert not [name for name, marks in drawn.items() if marks == 0]
     assert not [getattr(said, "text", said) for said in page.said]
-    assert page.asked == [(tmp_path / "report.html").as_uri()]
-    # Nothing is wider than the page, so nothing is cut.
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert set(page.asked) == {(tmp_path / "report.html").as_uri()}
     # A point tells the job's name.
     worst = page.locator("#wallclock-predicted_against_actual .scatterlayer .points path").first
     worst.scroll_into_view_if_needed()
