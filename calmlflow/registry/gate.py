@@ -193,7 +193,7 @@ def _against(
         others = _answers(bundle, jobs)
     except CalmlflowError as error:
         return [Check("champion", False, str(error).replace(str(folder), name), "a champion to compare with")], {}
-    if missing := sorted(set(others) - set(answers)):
+    if missing := sorted(set(others) - set(answers) - {"evidence"}):
         return [Check("champion", False, f"it gives no {', '.join(missing)}", f"every answer that {name} gives")], {}
     checks, metrics = champion_checks(name, jobs, answers, others, limits)
     return checks, {**metrics, "jobs_compared": len(jobs)}

@@ -170,11 +170,11 @@ def answer(model, jobs) -> list[dict]:
 
 def alone(folder, jobs) -> list[dict]:
     bundle = Bundle.load(folder)
-    return [as_answers(bundle.predict([job_features(job["ipppssoot"], job)]))[0] for job in jobs]
+    return [as_answers(bundle.predict([job_features(job["ipppssoot"], job)], [job["ipppssoot"]]))[0] for job in jobs]
 
 
-def test_threads_that_share_a_model_get_their_own_answers(folder, model):
-    model.known._most = model.tables._most = 20
+def test_threads_that_share_a_model_get_their_own_answers(folder, model, monkeypatch):
+    monkeypatch.setattr("calmlflow.predictor.bundle.MAX_KNOWN", 20)
     different = [{**SPARSE, "n_files": number} for number in range(1, 31)]
     expected = alone(folder, different)
     asked = random.Random(1).choices(range(30), k=1500)
@@ -185,8 +185,8 @@ def test_threads_that_share_a_model_get_their_own_answers(folder, model):
 
 def test_the_networks_see_each_different_job_once(model, monkeypatch):
     seen = []
-    real = model.bundle.predict
-    monkeypatch.setattr(type(model.bundle), "predict", lambda self, rows: seen.extend(rows) or real(rows))
+    real = model.bundle.run
+    monkeypatch.setattr(type(model.bundle), "run", lambda self, rows: seen.extend(rows) or real(rows))
     assert len(model.predict(None, pd.DataFrame([SEEN, SPARSE, MOSAIC, UNLIKE] * 100))) == 400
     assert sorted(seen) == sorted({job_features(job["ipppssoot"], job) for job in (SEEN, SPARSE, UNLIKE)})
 
@@ -197,6 +197,8 @@ def test_what_a_caller_does_to_an_answer_changes_no_other(model):
     kept = before.copy()
     before.loc[0, "memBin"] = 77
     before["killTime"] = 1
+    before.loc[0, "evidence"]["row"] = 99
+    before.loc[0, "warnings"].append("no")
     pd.testing.assert_frame_equal(model.predict(None, jobs), kept)
 
 
@@ -205,6 +207,7 @@ def test_answers_have_the_columns_and_types_that_the_signature_names(model, jobs
     frame = pd.DataFrame(jobs, index=range(7, 7 + len(jobs)))
     found = model.predict(None, frame)
     kinds = {"memBin": "i", "probabilities": "O", "unseen": "b", "memVal": "f", "clockTime": "i", "killTime": "i"}
+    kinds |= {"evidence": "O", "warnings": "O"}
     assert {name: kind.kind for name, kind in found.dtypes.items()} == kinds
     assert found.index.tolist() == list(range(len(jobs)))
     assert [len(row) for row in found["probabilities"]] == [4] * len(jobs)

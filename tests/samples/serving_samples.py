@@ -14,6 +14,7 @@ from calmlflow.hst.dataset import parse_dataset
 from calmlflow.hst.features import job_features
 from calmlflow.predictor import Bundle
 from calmlflow.predictor.answers import as_answers, mosaic_policy
+from calmlflow.predictor.evidence import Finished
 from tests.conftest import free_ports, turned_to
 from tests.samples import commands
 from tests.samples.predictor_samples import NETWORKS, write_bundle
@@ -38,8 +39,11 @@ JOBS = [SEEN, SPARSE, MOSAIC, UNLIKE]
 
 def write_models(folder: Path) -> Path:
     """The ``models`` folder of a training that had jobs like some of those above."""
-    write_bundle(folder)
     rows = [job_features(str(job["ipppssoot"]), job) for job in (SEEN, SPARSE)]
+    # Of the same programme and row as the first job, and its own last run.
+    names = ["j8c601010", "j8c602010", SEEN["ipppssoot"]]
+    sizes = np.array([2.5, 3.0, 2.75]), np.array([900.0, 1000.0, 1100.0])
+    write_bundle(folder, evidence=Finished(np.array([rows[0]] * 3, float), names, *sizes, np.arange(3)))
     (folder / "seen_rows.json").write_text(json.dumps(rows))
     (folder / "decision.json").write_text(json.dumps({"risk": 0.0, "wallclock_ratio": np.ones((3, 4)).tolist()}))
     return folder
@@ -58,7 +62,9 @@ class Published:
         for job in jobs:
             name = parse_dataset(job["ipppssoot"])
             answer = (
-                mosaic_policy() if name.is_hap else as_answers(self.bundle.predict([job_features(name.name, job)]))[0]
+                mosaic_policy()
+                if name.is_hap
+                else as_answers(self.bundle.predict([job_features(name.name, job)], [name.name]))[0]
             )
             found.append({key: answer[key] for key in self.bundle.answer_keys})
         return found
