@@ -124,11 +124,17 @@ def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champ
     shift = fit_campaign(columns, finished, strength, time.time())
 
     if "wall_reg" in fits:
-        answered = build_evidence(finished, strength, shift).correct(
-            columns, finished.features, finished.names, finished.observed
+        tables = build_evidence(finished, strength, shift)
+        known, new = (
+            tables.correct(columns, finished.features, finished.names, finished.observed, whole_programme)
+            for whole_programme in (False, True)
         )
         kill_time = fit_kill_time(
-            np.exp(answered.answers[:, 5]), finished.wallclock_s, distinct_rows(finished.features).row_of_job
+            np.exp(new.answers[:, 5]),
+            finished.wallclock_s,
+            distinct_rows(finished.features).row_of_job,
+            [name[:4] for name in finished.names],
+            (np.exp(known.answers[:, 5]), known.jobs[:, 1]),
         )
         (models / "killtime.json").write_text(kill_time.to_json())
     runs = Finished.of(data.jobs.iloc[data.train], data.earlier)
