@@ -1,6 +1,7 @@
 """Read a bundle of up to three networks with their tables, and run it with onnxruntime."""
 
 import os
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -15,7 +16,7 @@ from calmlflow.hst.features import FEATURES, Features
 from calmlflow.hst.ladder import LADDER
 from calmlflow.hst.scaling import Scaling
 from calmlflow.predictor.decision import Decision, SeenRows, widen
-from calmlflow.predictor.evidence import Corrected, Evidence
+from calmlflow.predictor.evidence import Corrected, Evidence, Finished
 from calmlflow.predictor.killtime import KillTime
 from calmlflow.predictor.manifest import MANIFEST, OWN_TABLES, read_files, read_manifest, table_of
 from calmlflow.settings import KILL_TIME_MAX_S, NETWORKS
@@ -222,10 +223,10 @@ class Bundle:
         outputs: NDArray[np.float64],
         features: ArrayLike,
         names: Sequence[str] | NDArray[Any] | None = None,
-        observed: NDArray[np.float64] | None = None,
+        finished: Finished | None = None,
     ) -> Predictions:
         """Answer n jobs by the outputs of `run`; see `predict`."""
-        corrected = self.correct(outputs, features, names, observed)
+        corrected = self.correct(outputs, features, names, finished)
         return combine(outputs, self.decision, self.kill_time, corrected, self.networks)
 
     def correct(
@@ -233,20 +234,22 @@ class Bundle:
         outputs: NDArray[np.float64],
         features: ArrayLike,
         names: Sequence[str] | NDArray[Any] | None = None,
-        observed: NDArray[np.float64] | None = None,
+        finished: Finished | None = None,
     ) -> Corrected | None:
         """Correct the outputs of `run` by the evidence, if there is any; see `predict`."""
         if self.evidence is None:
             return None
         with np.errstate(divide="ignore", invalid="ignore"):
             networks = np.hstack([outputs[:, _BINS], np.log(outputs[:, _GB : _S + 1])])
-        return self.evidence.correct(networks, features, names, observed)
+        if finished is None:
+            return self.evidence.correct(networks, features, names, at=time.time())
+        return self.evidence.correct(networks, features, names, finished.observed, at=finished.timestamp)
 
     def predict(
         self,
         features: ArrayLike,
         names: Sequence[str] | NDArray[Any] | None = None,
-        observed: NDArray[np.float64] | None = None,
+        finished: Finished | None = None,
     ) -> Predictions:
         """Answer n jobs.
 
@@ -256,11 +259,11 @@ class Bundle:
             Raw, in the order of `calmlflow.hst.features.FEATURES`.
         names : sequence of n str, optional
             Ipppssoots in lower case. Without them evidence of programme, visit and dataset does not count.
-        observed : ndarray, shape (n, 6), optional
-            What finished jobs took, `calmlflow.predictor.evidence.Finished.observed`: each job that the evidence holds
-            is left out of its own answer.
+        finished : Finished, optional
+            The jobs, where they are finished: each is answered as of its own time, and left out of its own answer if
+            the evidence holds it. Default: the jobs are still to run.
         """
-        return self.answer(self.run(features), features, names, observed)
+        return self.answer(self.run(features), features, names, finished)
 
 
 def _session(model: bytes, network: str) -> onnxruntime.InferenceSession:

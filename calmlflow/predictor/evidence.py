@@ -177,7 +177,8 @@ class Evidence:
         drift: NDArray[np.float64] | float = 0.0
         if at is not None:
             days = ((np.asarray(at, dtype=float) - self.newest) / 86_400).reshape(-1, 1)
-            drift = np.minimum(np.maximum(days, 0), 1) * _DRIFT_OF_COLUMN
+            # A step, so that an answer does not change from one second to the next.
+            drift = (days >= 1) * _DRIFT_OF_COLUMN
             if days.min(initial=0) < 0:
                 found = found._replace(shift=found.shift * 0.5 ** (np.maximum(-days, 0) / HALF_LIFE_DAYS))
         return _shrink(answers, found, self.strength, left_out, drift)

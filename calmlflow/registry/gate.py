@@ -135,7 +135,7 @@ def _answered(onnx: "AsyncResult[list[Check]]") -> list[Check]:
 def _answers(bundle: Path, jobs: pd.DataFrame) -> Predictions:
     """Answers of a bundle to finished jobs, each left out of its own answer, so that no job vouches for itself."""
     finished = Finished.of(jobs)
-    return Bundle.load(bundle).predict(finished.features, finished.names, finished.observed)
+    return Bundle.load(bundle).predict(finished.features, finished.names, finished)
 
 
 def _features_of(jobs: pd.DataFrame) -> np.ndarray:

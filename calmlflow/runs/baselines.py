@@ -39,7 +39,7 @@ class Champion:
         """
         jobs = data.jobs.iloc[data.test]
         finished = Finished.of(jobs)
-        predictions = self.bundle.predict(finished.features, finished.names, finished.observed)
+        predictions = self.bundle.predict(finished.features, finished.names, finished)
         return {
             target: score_predictions(target, jobs, predictions)
             for target, prediction in PREDICTED.items()

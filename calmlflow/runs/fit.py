@@ -117,7 +117,7 @@ def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champ
         if network in fits and (left_out := fits[network].left_out) is not None:
             columns[:, kept] = left_out if network == "mem_clf" else np.log(left_out)
     finished = Finished.of(data.jobs.iloc[data.train])
-    strength = fit_strength(columns, finished)
+    strength = fit_strength(columns, finished, Finished.of(data.earlier))
     if champion:
         taken = [network not in fits for network in NETWORKS]
         strength[:, taken] = champion.strength[:, taken]
@@ -126,7 +126,9 @@ def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champ
     if "wall_reg" in fits:
         tables = build_evidence(finished, strength, shift)
         known, new = (
-            tables.correct(columns, finished.features, finished.names, finished.observed, whole_programme)
+            tables.correct(
+                columns, finished.features, finished.names, finished.observed, whole_programme, finished.timestamp
+            )
             for whole_programme in (False, True)
         )
         kill_time = fit_kill_time(
@@ -141,7 +143,7 @@ def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champ
     _write_evidence(build_evidence(finished, strength, shift, runs), models)
     everyone = Finished.of(data.jobs)
     bundle = Bundle.load(models)
-    predictions = bundle.answer(outputs, data.features, everyone.names, everyone.observed)
+    predictions = bundle.answer(outputs, data.features, everyone.names, everyone)
     _write_evidence(build_evidence(everyone, strength, shift), models)
 
     jobs = data.jobs.iloc[data.test]

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shutil
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -162,9 +163,12 @@ def test_evidence_corrects_what_the_networks_say(folder):
     assert json.loads((folder / "bundle.json").read_text())["format"] == 3
     bundle = Bundle.load(folder)
     networks = np.column_stack([alone["probabilities"], np.log(alone["mem_pred"]), np.log(alone["wall_pred"])])
-    for observed in (None, FINISHED.observed):
-        corrected = evidence.correct(networks, FEATURES, NAMES, observed)
-        found = bundle.predict(FEATURES, NAMES, observed)
+    for finished, more in (
+        (None, {"at": time.time()}),
+        (FINISHED, {"observed": FINISHED.observed, "at": FINISHED.timestamp}),
+    ):
+        corrected = evidence.correct(networks, FEATURES, NAMES, **more)
+        found = bundle.predict(FEATURES, NAMES, finished)
         np.testing.assert_allclose(found["probabilities"], corrected.answers[:, :4])
         np.testing.assert_allclose(np.log(found["mem_pred"]), corrected.answers[:, 4])
         np.testing.assert_allclose(np.log(found["wall_pred"]), corrected.answers[:, 5])
