@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import numpy as np
-
 from calmlflow.hst.ladder import LADDER, needed_bin
 from calmlflow.predictor.bundle import Predictions
 
@@ -51,32 +49,30 @@ def as_answers(found: Predictions) -> list[dict[str, Any]]:
     n = len(next(iter(columns.values())))
     counts = found["evidence"].tolist() if "evidence" in found else [[0] * len(COUNTED)] * n
     columns["evidence"] = [dict(zip(COUNTED, count, strict=True)) for count in counts]
-    columns["warnings"] = _warnings(found, n)
+    nothing = [None] * n
+    known = (columns.get("memBin", nothing), found["mem_pred"].tolist() if "mem_pred" in found else nothing)
+    columns["warnings"] = list(map(_warnings, *known, columns.get("unseen", nothing)))
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _warnings(found: Predictions, n: int) -> list[list[str]]:
+def _warnings(chosen: int | None, memory_gb: float | None, unseen: bool | None) -> list[str]:
     """What somebody who reads an answer should know, as sentences."""
-    warnings: list[list[str]] = [[] for _ in range(n)]
-    for job in np.flatnonzero(found.get("unseen", np.zeros(n))):
-        warnings[job].append(
+    warnings = []
+    if unseen:
+        warnings.append(
             "No training job is like this one: its rung has the lowest cost under widened probabilities, and its kill "
             "time is the longest."
         )
-    if "mem_pred" not in found:
-        return warnings
-    memory_gb, largest = found["mem_pred"], LADDER[-1]
-    for job in np.flatnonzero(memory_gb >= largest.limit_gb):
-        warnings[job].append(
-            f"The memory of {memory_gb[job]:.2f} GB is beyond the largest rung, {largest.name} with "
-            f"{largest.limit_gb} GB: the job may fit nowhere."
+    if memory_gb is not None and memory_gb >= LADDER[-1].limit_gb:
+        warnings.append(
+            f"The memory of {memory_gb:.2f} GB is beyond the largest rung, {LADDER[-1].name} with "
+            f"{LADDER[-1].limit_gb} GB: the job may fit nowhere."
         )
-    if "bin_pred" in found:
-        needed = needed_bin(np.nan_to_num(memory_gb))
-        for job in np.flatnonzero(found["bin_pred"] < needed):
-            chosen = LADDER[found["bin_pred"][job]]
-            warnings[job].append(
-                f"The memory of {memory_gb[job]:.2f} GB needs rung {LADDER[needed[job]].name}, but {chosen.name} has "
-                "the lower expected cost."
+    if memory_gb is not None and chosen is not None and memory_gb >= LADDER[chosen].limit_gb:
+        needed = LADDER[int(needed_bin(min(memory_gb, LADDER[-1].limit_gb)))]
+        if needed is not LADDER[chosen]:
+            warnings.append(
+                f"The memory of {memory_gb:.2f} GB needs rung {needed.name}, but {LADDER[chosen].name} has the lower "
+                "expected cost."
             )
     return warnings
