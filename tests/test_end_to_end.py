@@ -21,7 +21,9 @@ CONTROLS = {
     "labc05010": "n_files=3\ntotal_mb=2.3\nDETECTOR=NUV\nSUBARRAY=True",
     "oabc06090": "n_files=7\ntotal_mb=11.1\nDETECTOR=NUV-MAMA\nSUBARRAY=False\n",
 }
-ANSWER_KEYS = ["memBin", "probabilities", "unseen", "memVal", "clockTime", "killTime", "version", "source"]
+ANSWER_KEYS = [
+    "memBin", "probabilities", "unseen", "memVal", "clockTime", "killTime", "evidence", "warnings", "version", "source",
+]  # fmt: skip
 
 
 def test_main_is_one_parent_run_with_three_children(server, trained):
@@ -227,6 +229,7 @@ def test_batch_prediction_keeps_order_and_names_bad_rows(server, trained, tracki
     assert found["ipst"].tolist() == ["iabc01xyq", "oabc06090"]
     assert list(found) == [
         "ipst", "bin_pred", "mem_pred", "wall_pred", "kill_time", "prob_2g", "prob_8g", "prob_16g", "prob_64g",
+        "jobs_row", "jobs_programme", "jobs_visit", "jobs_run",
     ]  # fmt: skip
     errors = pd.read_csv(tmp_path / "out.errors.csv")
     assert errors["ipppssoot"].tolist() == ["zabc01xyq"]
