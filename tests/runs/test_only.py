@@ -9,6 +9,7 @@ import pytest
 
 from calmlflow.errors import InputError
 from calmlflow.hst.features import FEATURES
+from calmlflow.hst.ladder import needed_bin
 from calmlflow.predictor.bundle import Bundle, combine
 from calmlflow.settings import NETWORKS
 from tests.conftest import free_ports
@@ -134,6 +135,42 @@ def test_the_version_is_judged_on_the_same_jobs_in_all_its_parts(own_server, mix
         assert float(version.tags[f"score.{target}.{score}"]) == figure
         assert (f"test_{target}_{score}" in metrics) == (target == "wallclock")
     assert (version.tags["jobs"], version.tags["seed"]) == (newest.data.params["n_train"], "7")
+
+
+def test_evidence_alone_is_rebuilt_from_a_store_without_training(own_server, champion, mixed, tmp_path):
+    jobs = pd.read_csv(champion / "data" / "latest.csv", dtype={"ipst": str})
+    # A programme that is new to the champion: its jobs of one row need four times the memory.
+    row = jobs.iloc[0]
+    name = row["ipst"]
+    new = pd.DataFrame([row] * 30).assign(
+        ipst=[f"{name[0]}zzz{number:02d}{name[6:]}" for number in range(30)],
+        memory=4 * row["memory"],
+        mem_bin=needed_bin(4 * row["memory"]),
+        timestamp=jobs["timestamp"].max() + 1,
+    )
+    columns = ["ipst", "timestamp", *FEATURES, "wallclock", "memory", "mem_bin"]
+    pd.concat([jobs, new])[columns].to_csv(tmp_path / "jobs.csv", index=False)
+    done = mlflow_run(own_server, "main", data=tmp_path / "jobs.csv", output=tmp_path / "data", only="evidence")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "mem_clf, mem_reg, wall_reg: from version 1\n" in done.stdout
+    # The mixed version stands between; no network became a version.
+    assert versions(own_server) == {
+        "calcloud-mem-bin": 1, "calcloud-memory": 1, "calcloud-wallclock": 2, "calcloud-predictor": 3,
+    }  # fmt: skip
+    newest = runs_named(own_server, "main")[0]
+    assert newest.data.params["only"] == "evidence"
+    assert "train_mem_clf" not in done.stdout
+
+    folder = download(own_server, "calcloud-predictor", 3)
+    for network in NETWORKS:
+        path = f"{network}/{network}.onnx"
+        assert (folder / path).read_bytes() == (champion / "models" / path).read_bytes()
+    features = [row[list(FEATURES)].to_numpy(dtype=float)]
+    before, after = (
+        Bundle.load(one).predict(features, [f"{name[0]}zzz99{name[6:]}"]) for one in (champion / "models", folder)
+    )
+    assert (before["evidence"][0, 1], after["evidence"][0, 1]) == (0, 30)
+    assert abs(after["mem_pred"][0] - 4 * row["memory"]) < abs(before["mem_pred"][0] - 4 * row["memory"])
 
 
 def test_without_a_version_in_production_nothing_is_read_or_trained(tracking, tmp_path, monkeypatch):
