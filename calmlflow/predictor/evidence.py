@@ -10,6 +10,7 @@
 
 import io
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -369,7 +370,10 @@ def _sums(columns: NDArray[np.float64], group: NDArray[np.int64]) -> NDArray[np.
 def build_evidence(
     jobs: Finished, strength: NDArray[np.float64], shift: NDArray[np.float64], runs: Finished | None = None
 ) -> Evidence:
-    """Make the tables of n finished jobs; ``runs`` are the last runs of datasets, by default the jobs."""
+    """Make the tables of n finished jobs; ``runs`` are the last runs of datasets, by default the jobs.
+
+    A clock in the future counts as now, or no later job would ever come after the newest one.
+    """
     tally = _Tally.of(jobs)
     keys = np.concatenate(tally.keys)
     order = np.argsort(keys, kind="stable")
@@ -379,7 +383,7 @@ def build_evidence(
         _last_runs(jobs if runs is None else runs),
         strength,
         shift,
-        int(jobs.timestamp.max(initial=0)),
+        int(min(jobs.timestamp.max(initial=0), time.time())),
     )
 
 
@@ -467,7 +471,10 @@ def fit_campaign(
 
 def _keys(codes: NDArray[np.int64], names: Sequence[str] | NDArray[Any]) -> NDArray[np.uint64]:
     """Keys of programme, visit and dataset, each with the row, shape (n, 3)."""
-    text = np.asarray(names, dtype="S9")
+    try:
+        text = np.asarray(names, dtype="S9")
+    except UnicodeEncodeError as error:
+        raise InputError(f"the name {error.object!r:.60} is no dataset's; expected nine letters and digits") from error
     digits = _DIGITS[text.view(np.uint8).reshape(len(text), 9)]
     of_name = (digits @ _PLACES).view(np.uint64) * _NAME_FACTORS
     return of_name + (codes.view(np.uint64) * _ROW_FACTOR)[:, None]

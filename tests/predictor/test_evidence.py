@@ -1,5 +1,6 @@
 import io
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -393,3 +394,19 @@ def test_a_missing_table_and_settings_that_are_no_json_are_refused():
     for text in (b"", b"[1]", b"[" * 100_000, b"\xff"):
         with pytest.raises(InputError, match=r"evidence\.json does not parse"):
             Evidence.read(files | {"evidence/evidence.json": text})
+
+
+def test_a_clock_in_the_future_counts_as_now():
+    evidence = build_evidence(finished(("iaaa01abq", ROW, 4.0, 800.0)), strength_of(), NO_SHIFT)
+    jobs = finished(("iaaa01abq", ROW, 4.0, 800.0))
+    ahead = build_evidence(replace(jobs, timestamp=np.array([99_000_000_000])), strength_of(), NO_SHIFT)
+    assert abs(ahead.newest - time.time()) < 60
+    assert evidence.newest == jobs.timestamp[0]
+
+
+def test_a_name_that_no_dataset_has_is_refused_in_a_sentence():
+    evidence = build_evidence(finished(("iaaa01abq", ROW, 4.0, 800.0)), strength_of(), NO_SHIFT)
+    with pytest.raises(InputError, match="the name 'iaaa01übq' is no dataset's; expected nine letters and digits"):
+        asked(evidence, "iaaa01übq")
+    # Of another length: known by nothing.
+    assert np.array_equal(asked(evidence, "x"), asked(evidence, "o123"))
