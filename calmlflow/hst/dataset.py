@@ -4,6 +4,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from calmlflow.errors import InputError
 
 INSTRUMENTS = {"j": "ACS", "l": "COS", "o": "STIS", "i": "WFC3"}
@@ -85,3 +88,8 @@ def parse_dataset(name: object) -> Dataset:
         f"{shown} is no dataset name; expected nine characters such as j8c601020, "
         "or a mosaic such as acs_8ph_01 or skycell-p0797x14y06"
     )
+
+
+def programmes(names: ArrayLike) -> NDArray[np.str_]:
+    """Observing programmes of n ipppssoots: their first four characters, shape (n,)."""
+    return np.asarray(names, dtype="U4")

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from calmlflow.hst.dataset import programmes
 from calmlflow.hst.features import FEATURES
 from calmlflow.networks.architectures import TargetRange
 from calmlflow.networks.backend import keras
@@ -135,7 +136,7 @@ def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champ
             np.exp(new.answers[:, 5]),
             finished.wallclock_s,
             distinct_rows(finished.features).row_of_job,
-            [name[:4] for name in finished.names],
+            programmes(finished.names),
             (np.exp(known.answers[:, 5]), known.jobs[:, 1]),
         )
         (models / "killtime.json").write_text(kill_time.to_json())

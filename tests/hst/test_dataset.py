@@ -2,12 +2,14 @@
 
 import string
 
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from calmlflow.errors import InputError
-from calmlflow.hst.dataset import parse_dataset
+from calmlflow.hst.dataset import parse_dataset, programmes
 
 TAILS = st.text(string.ascii_lowercase + string.digits, min_size=8, max_size=8)
 
@@ -75,3 +77,10 @@ def test_a_name_parses_or_is_an_input_error(name):
         return
     assert dataset.name.isascii()
     assert parse_dataset(dataset.name) == dataset
+
+
+def test_the_programme_is_the_first_four_characters():
+    names = ["jzzz01010", "iabc02020"]
+    for given_as in (names, np.array(names), np.array(names, dtype=object), pd.Series(names)):
+        assert programmes(given_as).tolist() == ["jzzz", "iabc"]
+    assert programmes([]).shape == (0,)
