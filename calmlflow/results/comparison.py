@@ -1,4 +1,4 @@
-"""Compare two trainings job by job, with bootstrap intervals of the differences."""
+"""Compare two trainings job by job, with intervals that resample programmes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,19 +6,20 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy.stats import binomtest
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr, ndtri, stdtrit
 
 from calmlflow.errors import InputError
+from calmlflow.hst.dataset import programmes
 from calmlflow.hst.ladder import BIN_NAMES, allocation_cost
 from calmlflow.results.checks import amounts, memory_bins, probability_rows
 from calmlflow.results.classification import log_losses
 from calmlflow.results.regression import SMALLEST_PREDICTION
-from calmlflow.results.scores import PREDICTED, SCORES, headlines
+from calmlflow.results.scores import PREDICTED, headlines
 
 RESAMPLES = 1000
 INTERVAL_PERCENT = 95
-TAILS = (2.5, 97.5)
+_TAIL = 0.025
 
 
 class BinAnswers(NamedTuple):
@@ -43,9 +44,9 @@ class Comparison:
     """Scores of two networks on the jobs that both saw.
 
     ``scores`` has a row per score, named as in `calmlflow.results.scores`. Columns: this, other, difference
-    (this - other), low and high, the bounds of its 95 % bootstrap interval over jobs (percentiles of 1000 resamples),
-    jobs, of how many the score is (the recall of a bin, of those that need it), and this_low and this_high, the bounds
-    of this.
+    (this - other), low and high, the bounds of its 95 % interval over programmes (`resampled_interval`), jobs and
+    programmes, of how many the score is (the recall of a bin, of those that need it), and this_low and this_high, the
+    bounds of this (of a share of jobs by `share_interval`).
     """
 
     target: str
@@ -60,12 +61,12 @@ class Comparison:
             f"left out: {self.only_this:,} only in this, {self.only_other:,} only in the other, "
             f"{self.differing:,} with different actual values"
         )
-        rows = [f"{'score':<16}{'this':>12}{'other':>12}{'difference':>12}   95 % interval"]
+        columns = f"{'score':<18}{'this':>12}{'other':>12}{'difference':>12}"
+        rows = [f"{columns}   {'95 % interval':<24}{'jobs':>8}{'programmes':>12}"]
         for name, row in self.scores.iterrows():
-            rows.append(
-                f"{name:<16}{row['this']:>12.4g}{row['other']:>12.4g}{row['difference']:>+12.4g}"
-                f"   {row['low']:+.4g} to {row['high']:+.4g}"
-            )
+            values = f"{name:<18}{row['this']:>12.4g}{row['other']:>12.4g}{row['difference']:>+12.4g}"
+            interval = f"{row['low']:+.4g} to {row['high']:+.4g}"
+            rows.append(f"{values}   {interval:<24}{row['jobs']:>8,.0f}{row['programmes']:>12,.0f}")
         return "\n".join([f"{self.target}: {self.jobs:,} test jobs in both", left_out, *rows])
 
 
@@ -85,20 +86,21 @@ def compare_predictions(
     return compare_values(mine, others, seed)
 
 
-def headline_intervals(
-    target: str, jobs: pd.DataFrame, predictions: Mapping[str, NDArray]
-) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the headline scores of predictions: Wilson's for shares of jobs, bootstrap for the others."""
+class Interval(NamedTuple):
+    """The 95 % interval of a score, and of how many jobs and programmes the score is."""
+
+    low: float
+    high: float
+    jobs: int
+    programmes: int
+
+
+def headline_intervals(target: str, jobs: pd.DataFrame, predictions: Mapping[str, NDArray]) -> dict[str, Interval]:
+    """Intervals of the headline scores of predictions, over programmes, as those of ``this`` in a `Comparison`."""
     table = compare_predictions(target, jobs, predictions, predictions).scores
-    found = {}
-    for name in table.index.intersection(list(headlines(target))):
-        score = table.loc[name]
-        found[name] = float(score["this_low"]), float(score["this_high"])
-        # Shares of jobs, whose resamples do not differ at all where every job hits.
-        if SCORES[target][name].higher_is_better:
-            wilson = binomtest(round(score["this"] * score["jobs"]), int(score["jobs"])).proportion_ci(method="wilson")
-            found[name] = float(wilson.low), float(wilson.high)
-    return found
+    table = table.loc[table.index.intersection(list(headlines(target)))]
+    columns = table[["this_low", "this_high", "jobs", "programmes"]].itertuples()
+    return {str(name): Interval(low, high, int(n), int(count)) for name, low, high, n, count in columns}
 
 
 def compare_bins(this: BinAnswers, other: BinAnswers, seed: int = 0) -> Comparison:
@@ -133,7 +135,7 @@ def compare_bins(this: BinAnswers, other: BinAnswers, seed: int = 0) -> Comparis
             found["excess_cost"] = allocation_cost(chosen, y_true, wallclock_s) - at_stake["excess_cost"]
         return found
 
-    scores = _compared(terms(this, at_this), terms(other, at_other), at_stake, seed)
+    scores = _compared(terms(this, at_this), terms(other, at_other), at_stake, this.actual.index[at_this], seed)
     return Comparison("mem_bin", scores, **counts)
 
 
@@ -159,15 +161,78 @@ def compare_values(this: ValueAnswers, other: ValueAnswers, seed: int = 0) -> Co
             found |= {"kill_time_coverage": actual <= kill_time_s, "kill_time_reserved": kill_time_s}
         return found
 
-    scores = _compared(terms(this, at_this), terms(other, at_other), at_stake, seed)
+    scores = _compared(terms(this, at_this), terms(other, at_other), at_stake, this.actual.index[at_this], seed)
     return Comparison(str(this.actual.name), scores, **counts)
 
 
-def resampled_sums(terms: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """Sums over the jobs of 1000 bootstrap resamples: terms of shape (n jobs, k) -> (1000, k)."""
-    generator, n = np.random.default_rng(seed), len(terms)
-    # How often each job is drawn when n are drawn of n; one resample at a time, so that memory does not grow with them.
-    return np.stack([np.bincount(generator.integers(n, size=n), minlength=n) @ terms for _ in range(RESAMPLES)])
+# -- Intervals ------------------------------------------------------------------------------------------------------
+
+
+def resampled_sums(terms: NDArray, names: ArrayLike, seed: int) -> NDArray[np.float64]:
+    """Sums over the jobs of 1000 bootstrap resamples: terms of n jobs, shape (n, k), and their names -> (1000, k).
+
+    Jobs of one programme are alike, so whole programmes are drawn, with replacement, as many as there are (the cluster
+    bootstrap: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8).
+    """
+    sums, generator = programme_sums(terms, names), np.random.default_rng(seed)
+    n = len(sums)
+    drawn = np.stack([np.bincount(generator.integers(n, size=n), minlength=n) for _ in range(RESAMPLES)])
+    return drawn @ sums
+
+
+def programme_sums(terms: NDArray, names: ArrayLike) -> NDArray[np.float64]:
+    """Sums over the jobs of each programme: terms of n jobs, shape (n, k), and their names -> (programmes, k)."""
+    of_job = np.unique(programmes(names), return_inverse=True)[1]
+    return np.column_stack([np.bincount(of_job, weights=term) for term in np.asarray(terms, dtype=float).T])
+
+
+def effective_number(stakes: NDArray) -> NDArray[np.float64]:
+    """How many programmes of equal weight say as much as these, of weights of shape (programmes, k); shape (k,).
+
+    Kish, Survey Sampling (1965): the squared sum of the weights over the sum of their squares.
+    """
+    return stakes.sum(axis=0) ** 2 / np.maximum((stakes**2).sum(axis=0), np.finfo(float).tiny)
+
+
+def resampled_interval(resamples: NDArray, number: float) -> tuple[float, float]:
+    """95 % interval of a figure from its resamples, and the `effective_number` of programmes behind it.
+
+    Percentiles, widened as a t interval is wider than a normal one, for they are too narrow where programmes are few
+    (expanded percentile interval: Hesterberg, What teachers should know about the bootstrap, American Statistician 69,
+    2015). Undefined resamples do not count.
+    """
+    deviations = -stdtrit(_freedom(number), _TAIL) * np.sqrt(1 + 1 / _freedom(number))
+    low, high = np.nanpercentile(resamples, 100 * ndtr([-deviations, deviations]))
+    return float(low), float(high)
+
+
+def share_interval(hits: NDArray, jobs: NDArray) -> tuple[float, float]:
+    """95 % interval of a share of jobs, given the hits and the jobs of each programme.
+
+    Wilson's, with the jobs divided by the design effect: how many times the variance exceeds that of independent jobs
+    (Korn and Graubard, Survey Methodology 24, 1998). It is known the less the fewer programmes both hit and miss: to
+    those that were seen one is added whose jobs hit or miss all together. So where every job hits, there are as many
+    independent jobs as the `effective_number` of programmes.
+    """
+    n, number = jobs.sum(), float(effective_number(jobs[:, None])[0])
+    share, together = hits.sum() / n, n / number
+    seen = min(np.count_nonzero(hits), np.count_nonzero(hits < jobs))
+    independent = share * (1 - share) * n
+    effect = np.sum((hits - share * jobs) ** 2) / independent if seen else together
+    # Below 1 jobs of one programme would be less alike than others.
+    effect = max((seen * effect + together) / (seen + 1), 1.0)
+    z = -ndtri(_TAIL)
+    n_effective = n / effect * (z / stdtrit(_freedom(number), _TAIL)) ** 2
+    middle = (share + z**2 / (2 * n_effective)) / (1 + z**2 / n_effective)
+    half = z / (1 + z**2 / n_effective) * np.sqrt(share * (1 - share) / n_effective + (z / (2 * n_effective)) ** 2)
+    return float(max(middle - half, 0.0)), float(min(middle + half, 1.0))
+
+
+def _freedom(number: float) -> float:
+    return max(number - 1, 1.0)
+
+
+# -- Pairs ----------------------------------------------------------------------------------------------------------
 
 
 def _pair(this: pd.Series, other: pd.Series) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, int]]:
@@ -202,12 +267,15 @@ def _pair(this: pd.Series, other: pd.Series) -> tuple[NDArray[np.int64], NDArray
 
 
 def _compared(
-    this: Mapping[str, NDArray], other: Mapping[str, NDArray], at_stake: Mapping[str, NDArray], seed: int
+    this: Mapping[str, NDArray],
+    other: Mapping[str, NDArray],
+    at_stake: Mapping[str, NDArray],
+    names: ArrayLike,
+    seed: int,
 ) -> pd.DataFrame:
     """Every score is a sum over jobs of its terms over the sum of what was at stake (and rmse the root of that)."""
-    names = list(at_stake)
-    is_root = np.array(names) == "rmse"
-    terms = np.column_stack([side[name] for side in (this, other, at_stake) for name in names]).astype(float)
+    is_root = np.array(list(at_stake)) == "rmse"
+    terms = np.column_stack([side[name] for side in (this, other, at_stake) for name in at_stake]).astype(float)
 
     def scores(sums: NDArray) -> NDArray:
         left, right, stake = np.split(sums, 3, axis=-1)
@@ -217,10 +285,17 @@ def _compared(
         ratios[..., is_root] = np.sqrt(ratios[..., is_root])
         return ratios
 
-    (left, right), (lefts, rights) = scores(terms.sum(axis=0)), scores(resampled_sums(terms, seed))
-    low, high = np.nanpercentile(lefts - rights, TAILS, axis=0)
-    this_low, this_high = np.nanpercentile(lefts, TAILS, axis=0)
-    jobs = [np.count_nonzero(at_stake[name]) for name in names]
-    columns = {"this": left, "other": right, "difference": left - right, "low": low, "high": high, "jobs": jobs}
-    columns |= {"this_low": this_low, "this_high": this_high}
-    return pd.DataFrame(columns, index=pd.Index(names, name="score"))
+    (left, right), (lefts, rights) = scores(terms.sum(axis=0)), scores(resampled_sums(terms, names, seed))
+    hits, _, stakes = np.split(programme_sums(terms, names), 3, axis=-1)
+    numbers = effective_number(stakes)
+    rows = {}
+    for k, name in enumerate(at_stake):
+        low, high = resampled_interval(lefts[:, k] - rights[:, k], numbers[k])
+        own = resampled_interval(lefts[:, k], numbers[k])
+        # Where all jobs hit, resamples do not differ.
+        if this[name].dtype == bool:
+            own = share_interval(hits[:, k], stakes[:, k])
+        counts = np.count_nonzero(at_stake[name]), np.count_nonzero(stakes[:, k])
+        rows[name] = (left[k], right[k], left[k] - right[k], low, high, *counts, *own)
+    columns = ["this", "other", "difference", "low", "high", "jobs", "programmes", "this_low", "this_high"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("score")

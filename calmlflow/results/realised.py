@@ -1,14 +1,21 @@
 """Score recorded predictions of finished jobs and compare them with a training's held-out scores."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
+from calmlflow.hst.dataset import programmes
 from calmlflow.hst.ladder import LADDER, allocation_cost
-from calmlflow.results.comparison import TAILS, resampled_sums
+from calmlflow.results.comparison import (
+    effective_number,
+    programme_sums,
+    resampled_interval,
+    resampled_sums,
+    share_interval,
+)
 from calmlflow.results.scores import SCORES, Score, Verdict
 from calmlflow.results.table import PROBABILITIES
 
@@ -24,17 +31,20 @@ class Joined:
 
 @dataclass(frozen=True)
 class Realised:
-    """A score of finished jobs beside the held-out one; low and high bound found - held_out (95 %)."""
+    """A score of finished jobs beside the held-out one; low and high bound found - held_out (95 %, over programmes)."""
 
     score: Score
     found: float
     held_out: float
     low: float
     high: float
+    jobs: int
+    programmes: int  # of the finished jobs
 
     def verdict(self, margin: float = 0.0) -> Verdict:
         """Verdict on the score of the finished jobs; see `Score.verdict`."""
-        return self.score.verdict(self.found - self.held_out, (self.low, self.high), margin=margin)
+        bounds = self.low, self.high
+        return self.score.verdict(self.found - self.held_out, bounds, self.jobs, margin, self.programmes)
 
 
 def join_predictions(jobs: pd.DataFrame, predictions: pd.DataFrame, version: str) -> Joined:
@@ -55,50 +65,75 @@ def join_predictions(jobs: pd.DataFrame, predictions: pd.DataFrame, version: str
     return Joined(sound[own].reset_index(drop=True), others, len(latest) - len(sound))
 
 
-def realised_scores(judged: pd.DataFrame, held_out: pd.DataFrame, held_out_scores: dict[str, float]) -> list[Realised]:
+def realised_scores(
+    judged: pd.DataFrame, held_out: pd.DataFrame, held_out_scores: Mapping[str, float]
+) -> list[Realised]:
     """Scores of judged jobs against those of a training; scores that the training does not have are left out.
 
-    ``judged`` is at least one row of `Joined`; ``held_out`` has ``mem_bin``, ``wallclock`` and perhaps ``bin_pred`` of
-    the training's test jobs; ``held_out_scores`` are ``accuracy`` and ``kill_time_coverage`` on these.
+    ``judged`` is at least one row of `Joined`. ``held_out`` are the training's test jobs: ``ipst``, ``mem_bin``,
+    ``wallclock`` and, as far as they are known, the columns of a prediction. ``held_out_scores`` are ``accuracy`` and
+    ``kill_time_coverage`` on these.
     """
     if held_out.empty:
         return []
-    probabilities = judged[PROBABILITIES].to_numpy(dtype=float)
-    # Where an answer was recorded without probabilities, its bin stands for the most probable one.
-    likeliest = np.where(
-        np.isfinite(probabilities).all(axis=1), np.nan_to_num(probabilities).argmax(axis=1), judged["bin_pred"]
-    )
-    hits = {
-        SCORES["mem_bin"]["accuracy"]: likeliest == judged["mem_bin"],
-        SCORES["wallclock"]["kill_time_coverage"]: judged["wallclock"] <= judged["kill_time"],
-    }
+    nows, befores = _hits(judged), _hits(held_out)
+    behind = len(judged), len(np.unique(programmes(judged["ipst"])))
     found = []
-    for score, hit in hits.items():
-        if score.name in held_out_scores:
-            before = held_out_scores[score.name]
-            bounds = _difference_interval(int(hit.sum()), len(hit), round(before * len(held_out)), len(held_out))
-            found.append(Realised(score, float(hit.mean()), before, *bounds))
+    for score in (SCORES["mem_bin"]["accuracy"], SCORES["wallclock"]["kill_time_coverage"]):
+        before = befores.get(score.name)
+        if before is None and score.name in held_out_scores:
+            # An older training kept the share alone, so its jobs count as if they were independent.
+            before = np.full(len(held_out), held_out_scores[score.name])
+        if before is not None:
+            now = nows[score.name]
+            sides = _share(now, judged), _share(before, held_out)
+            bounds = _difference_interval(float(now.mean()), sides[0], float(before.mean()), sides[1])
+            found.append(Realised(score, float(now.mean()), float(before.mean()), *bounds, *behind))
     if "bin_pred" in held_out and held_out["bin_pred"].notna().all():
-        (now, nows), (before, befores) = (_resampled_excess(side, n) for n, side in enumerate((judged, held_out)))
-        low, high = np.percentile(nows - befores, TAILS)
-        found.append(Realised(SCORES["mem_bin"]["excess_cost"], now, before, float(low), float(high)))
+        (excess, resamples, number), (other, others, other_number) = (
+            _resampled_excess(side, seed) for seed, side in enumerate((judged, held_out))
+        )
+        bounds = resampled_interval(resamples - others, min(number, other_number))
+        found.append(Realised(SCORES["mem_bin"]["excess_cost"], excess, other, *bounds, *behind))
     return found
 
 
-def _difference_interval(hits: int, n: int, other_hits: int, other_n: int) -> tuple[float, float]:
-    """Newcombe's 95 % interval of a difference of two shares, Statistics in Medicine 17 (1998), method 10."""
-    share, other_share = hits / n, other_hits / other_n
-    one, other = (binomtest(*counts).proportion_ci(method="wilson") for counts in ((hits, n), (other_hits, other_n)))
-    low = np.hypot(share - one.low, other.high - other_share)
-    high = np.hypot(one.high - share, other_share - other.low)
-    return share - other_share - float(low), share - other_share + float(high)
+def _hits(jobs: pd.DataFrame) -> dict[str, NDArray]:
+    """Which jobs were right, by score, of those that the columns tell."""
+    found: dict[str, NDArray] = {}
+    if set(PROBABILITIES) <= set(jobs):
+        probabilities = jobs[PROBABILITIES].to_numpy(dtype=float)
+        # Where an answer was recorded without probabilities, its bin stands for the most probable one.
+        likeliest = np.nan_to_num(probabilities).argmax(axis=1)
+        likeliest = np.where(np.isfinite(probabilities).all(axis=1), likeliest, jobs["bin_pred"])
+        found["accuracy"] = likeliest == jobs["mem_bin"].to_numpy()
+    if "kill_time" in jobs:
+        found["kill_time_coverage"] = (jobs["wallclock"] <= jobs["kill_time"]).to_numpy()
+    return found
 
 
-def _resampled_excess(jobs: pd.DataFrame, seed: int) -> tuple[float, NDArray[np.float64]]:
-    """Excess cost of the jobs, and of resamples of them."""
+def _share(hits: NDArray, jobs: pd.DataFrame) -> tuple[float, float]:
+    """Interval of a share of jobs."""
+    sums = programme_sums(np.column_stack([hits, np.ones(len(hits))]), jobs["ipst"])
+    return share_interval(sums[:, 0], sums[:, 1])
+
+
+def _difference_interval(
+    share: float, bounds: tuple[float, float], other_share: float, other_bounds: tuple[float, float]
+) -> tuple[float, float]:
+    """Newcombe's interval of a difference of two shares from their own, Statistics in Medicine 17 (1998), method 10."""
+    (low, high), (other_low, other_high) = bounds, other_bounds
+    difference = share - other_share
+    below, above = np.hypot(share - low, other_high - other_share), np.hypot(high - share, other_share - other_low)
+    return difference - float(below), difference + float(above)
+
+
+def _resampled_excess(jobs: pd.DataFrame, seed: int) -> tuple[float, NDArray[np.float64], float]:
+    """Excess cost of the jobs, the same of resamples of them, and the effective number of programmes."""
     needed, wallclock_s = jobs["mem_bin"].to_numpy(), jobs["wallclock"].to_numpy()
     chosen = jobs["bin_pred"].to_numpy(dtype=int)
     dollars = np.column_stack([allocation_cost(bins, needed, wallclock_s) for bins in (chosen, needed)])
-    sums = np.vstack([dollars.sum(axis=0), resampled_sums(dollars, seed)])
+    sums = np.vstack([dollars.sum(axis=0), resampled_sums(dollars, jobs["ipst"], seed)])
     excess = sums[:, 0] / sums[:, 1] - 1
-    return float(excess[0]), excess[1:]
+    number = effective_number(programme_sums(dollars[:, 1:], jobs["ipst"]))
+    return float(excess[0]), excess[1:], float(number[0])

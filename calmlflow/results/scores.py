@@ -42,10 +42,13 @@ FIXED_FACTORS = (3, 6)
 FEWEST_JOBS = 10
 """A score of fewer jobs gets no verdict: resamples of so few hardly differ, so their interval is too narrow."""
 
+FEWEST_PROGRAMMES = 5
+"""A score of fewer programmes gets no verdict: jobs of one programme are alike, so it says little of others."""
+
 FEWEST_JUDGED = 40
 """Fewer jobs than this are too few to judge a version by."""
 
-Verdict = Literal["better", "worse", "no difference", "too few jobs"]
+Verdict = Literal["better", "worse", "no difference", "too few jobs", "too few programmes"]
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,17 @@ class Score:
         interval: tuple[float, float] | None = None,
         jobs: int | None = None,
         margin: float = 0.0,
+        programmes: int | None = None,
     ) -> Verdict:
         """Judge a difference (this - other): it counts where its interval leaves out 0 and it exceeds the margin.
 
-        Without an interval chance is not considered. Fewer than `FEWEST_JOBS` jobs behind the score give the verdict
-        "too few jobs".
+        Without an interval chance is not considered. Fewer than `FEWEST_JOBS` jobs or `FEWEST_PROGRAMMES` programmes
+        behind the score give the verdict "too few jobs" or "too few programmes".
         """
         if jobs is not None and jobs < FEWEST_JOBS:
             return "too few jobs"
+        if programmes is not None and programmes < FEWEST_PROGRAMMES:
+            return "too few programmes"
         low, high = interval or (difference, difference)
         if not (low > 0 or high < 0) or abs(difference) <= margin:
             return "no difference"

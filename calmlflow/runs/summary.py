@@ -10,13 +10,14 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from calmlflow.results.comparison import Interval
 from calmlflow.results.scores import KINDS, NOTES, SCORES, headlines
 from calmlflow.settings import hide_password, tracking_uri
 
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Target -> kind -> score -> value; the kinds are those of `KINDS`, as far as they are known."""
 
-Intervals = Mapping[str, Mapping[str, tuple[float, float]]]
+Intervals = Mapping[str, Mapping[str, Interval]]
 """Target -> headline score -> 95 % interval of the answer's score, or else of the network's."""
 
 

@@ -32,7 +32,7 @@ from calmlflow.registry.lineage import Lineage
 from calmlflow.registry.package import LoggedModel, log_model, register
 from calmlflow.registry.tracking import environment_params, lineage, log_history, log_new_params, tracked_run
 from calmlflow.results.classification import ClassificationResults
-from calmlflow.results.comparison import headline_intervals
+from calmlflow.results.comparison import Interval, headline_intervals
 from calmlflow.results.files import write_results
 from calmlflow.results.plots.classification import classification_plots
 from calmlflow.results.plots.common import Predict, headline_figures
@@ -138,7 +138,7 @@ def train(
             runs = runs_of_version(found.version, taken) if found else {}
             predictions: Predictions = {}
             fits: dict[str, Fit] = {}
-            intervals: dict[str, dict[str, tuple[float, float]]] = {}
+            intervals: dict[str, dict[str, Interval]] = {}
             figures: dict[str, dict[str, go.Figure]] = {}
             logged: dict[str, LoggedModel] = {}
             for network in networks:
@@ -274,7 +274,7 @@ def _check(request: TrainingRequest) -> str | None:
     return stage
 
 
-def held_out_intervals(target: str, data: TrainingData, predictions: Predictions) -> dict[str, tuple[float, float]]:
+def held_out_intervals(target: str, data: TrainingData, predictions: Predictions) -> dict[str, Interval]:
     """95 % intervals of the headline scores of predictions of all jobs, on the test jobs."""
     of_test = {name: column[data.test] for name, column in predictions.items()}
     return headline_intervals(target, data.jobs.iloc[data.test], of_test)

@@ -8,7 +8,7 @@ import pytest
 
 from calmlflow.hst.ladder import LADDER
 from calmlflow.jobs.sample import draw_sample
-from calmlflow.results.realised import join_predictions, realised_scores
+from calmlflow.results.realised import Realised, join_predictions, realised_scores
 from tests.samples.prediction_samples import predicted, recorded
 
 JOBS = draw_sample(2000)
@@ -71,7 +71,13 @@ def answered(jobs: pd.DataFrame, seed: int = 0, wrong: float = 0.3) -> pd.DataFr
     return recorded(*records).predictions
 
 
+def apart(jobs: pd.DataFrame) -> pd.DataFrame:
+    """The jobs, each of a programme of its own."""
+    return jobs.assign(ipst=[f"{number:04}00000" for number in range(len(jobs))])
+
+
 def held_out(jobs: pd.DataFrame) -> pd.DataFrame:
+    """Their bins are known, and of hits the shares alone, as older trainings left them."""
     return jobs[["ipst", "mem_bin", "wallclock"]].assign(bin_pred=jobs["mem_bin"], split="test")
 
 
@@ -82,23 +88,53 @@ def test_realised_figures_are_those_of_brute_force():
     assert {one.score.name: one.found for one in found} == pytest.approx(brute_force(judged))
     assert {one.score.name: one.held_out for one in found} == {"accuracy": 1, "kill_time_coverage": 1, "excess_cost": 0}
     assert all(one.low < one.found - one.held_out < one.high for one in found)
+    assert {(one.jobs, one.programmes) for one in found} == {(60, jobs["ipst"].str[:4].nunique())}
+
+
+def test_hits_of_held_out_jobs_come_from_their_answers():
+    answers = join_predictions(JOBS.iloc[60:200], answered(JOBS.iloc[60:200]), "3").judged
+    found = realised_scores(join_predictions(JOBS.iloc[:60], answered(JOBS.iloc[:60]), "3").judged, answers, {})
+    assert {one.score.name: one.held_out for one in found} == pytest.approx(brute_force(answers))
+
+
+def of_programmes(jobs: pd.DataFrame, size: int, failed: int) -> pd.DataFrame:
+    """The jobs dealt to programmes, of which the first ones failed as a whole."""
+    number = np.arange(len(jobs))
+    names = [f"j{programme:03}{job:05}" for programme, job in zip(number // size, number, strict=True)]
+    return jobs.assign(ipst=names, kill_time=jobs["wallclock"] + np.where(number < failed * size, -1, 1))
+
+
+def test_a_programme_that_failed_is_one_failure_not_forty():
+    answers = join_predictions(JOBS.iloc[:1240], answered(JOBS.iloc[:1240], wrong=0), "3").judged
+    # One programme of 6 was killed, and 3 of 50 of those held out: that is perhaps by chance.
+    judged, base = of_programmes(answers[:240], 40, 1), of_programmes(answers[240:], 20, 3)
+
+    def coverage(judged: pd.DataFrame, base: pd.DataFrame) -> Realised:
+        return next(one for one in realised_scores(judged, base, {}) if one.score.name == "kill_time_coverage")
+
+    found = coverage(judged, base)
+    assert (found.found, found.held_out, found.verdict()) == (200 / 240, 0.94, "no difference")
+    assert coverage(apart(judged), apart(base)).verdict() == "worse"
+    assert coverage(judged[:160], base).verdict() == "too few programmes"
 
 
 def test_the_interval_of_a_difference_is_newcombes():
     """Newcombe 1998, table II, method 10, example a: 56/70 against 48/80 is 0.2 (0.0524 to 0.3339)."""
     jobs = JOBS.iloc[:80]
-    judged = join_predictions(jobs, answered(jobs, wrong=0), "3").judged
+    judged = apart(join_predictions(jobs, answered(jobs, wrong=0), "3").judged)
     judged["kill_time"] = judged["wallclock"] + np.where(np.arange(80) < 48, 1, -1)
-    (found,) = realised_scores(judged, JOBS.iloc[80:150].drop(columns="mem_bin"), {"kill_time_coverage": 56 / 70})
-    assert (found.low, found.high) == pytest.approx((-0.3339, -0.0524), abs=5e-5)
+    base = apart(JOBS.iloc[80:150]).assign(kill_time=JOBS["wallclock"] + np.where(np.arange(len(JOBS)) < 136, 1, -1))
+    (found,) = realised_scores(judged, base, {})
+    # A little wider, for the t quantiles of 70 and 80 programmes.
+    assert (found.low, found.high) == pytest.approx((-0.3339, -0.0524), abs=4e-3)
     assert [found.verdict(margin) for margin in (0, 0.19, 0.21)] == ["worse", "worse", "no difference"]
 
 
 def test_the_interval_of_the_excess_cost_holds_what_both_sides_draw():
     """Against the delta method: the excess is a ratio of sums, whose standard error follows from its residuals."""
     jobs, others = JOBS.iloc[:1000], JOBS.iloc[1000:2000]
-    judged = join_predictions(jobs, answered(jobs), "3").judged
-    base = held_out(others).assign(bin_pred=answered(others, seed=5)["bin_pred"].to_numpy())
+    judged = apart(join_predictions(jobs, answered(jobs), "3").judged)
+    base = held_out(apart(others)).assign(bin_pred=answered(others, seed=5)["bin_pred"].to_numpy())
     found = {one.score.name: one for one in realised_scores(judged, base, {})}["excess_cost"]
     variance = 0.0
     for side in (judged, base):

@@ -38,6 +38,11 @@ def test_a_difference_counts_beyond_chance_and_margin(target, name, difference, 
     assert SCORES[target][name].verdict(difference, interval, jobs, margin) == verdict
 
 
+@pytest.mark.parametrize(("programmes", "verdict"), [(4, "too few programmes"), (5, "better")])
+def test_few_programmes_give_no_verdict(programmes, verdict):
+    assert SCORES["mem_bin"]["accuracy"].verdict(0.01, SURE, 100, 0, programmes) == verdict
+
+
 @pytest.mark.parametrize(
     ("target", "name", "value", "text", "difference"),
     [

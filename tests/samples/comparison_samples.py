@@ -10,7 +10,7 @@ from calmlflow.results.report.comparison import ComparisonContent
 def sampled_comparison(n=400):
     """mem_bin: this is right more often. memory: this errs more. Of n jobs, 30 are this one's alone, and 10 changed."""
     generator = np.random.default_rng(11)
-    names = pd.Index([f"j{number:08}" for number in range(n)], name="ipst")
+    names = pd.Index([f"j{number % 40:03}{number:05}" for number in range(n)], name="ipst")
     needed = np.where(np.arange(n) < 5, 3, generator.integers(0, 3, n))
     actual = pd.Series(generator.uniform(1, 10, n), index=names, name="memory")
 

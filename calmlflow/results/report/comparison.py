@@ -11,13 +11,14 @@ import plotly.graph_objects as go
 from calmlflow.results.comparison import INTERVAL_PERCENT, Comparison
 from calmlflow.results.plots import theme
 from calmlflow.results.report.page import TITLES, render
-from calmlflow.results.scores import FEWEST_JOBS, SCORES, Score, Verdict
+from calmlflow.results.scores import FEWEST_JOBS, FEWEST_PROGRAMMES, SCORES, Score, Verdict
 
 _SAID: dict[Verdict, str] = {
     "better": "better on",
     "worse": "worse on",
     "no difference": f"no difference that {INTERVAL_PERCENT} % intervals could tell on",
     "too few jobs": "too few jobs to tell on",
+    "too few programmes": "too few programmes to tell on",
 }
 _COMPARED = {
     "answers": "Compared are the answers, that is the networks corrected by evidence.",
@@ -28,6 +29,7 @@ _LOOKS = {
     "worse": (theme.VERMILION, "square"),
     "no difference": (theme.GREY, "circle"),
     "too few jobs": (theme.PURPLE, "circle-open"),
+    "too few programmes": (theme.PURPLE, "square-open"),
 }
 
 
@@ -51,6 +53,7 @@ class PairedRow:
 
     score: Score
     jobs: int
+    programmes: int
     this: str
     other: str
     difference: str
@@ -75,6 +78,7 @@ def comparison_html(content: ComparisonContent) -> str:
         verdict=counted_verdict(chain(*(rows for _, rows, _ in sections.values()))),
         interval=INTERVAL_PERCENT,
         fewest=FEWEST_JOBS,
+        fewest_programmes=FEWEST_PROGRAMMES,
     )
 
 
@@ -91,10 +95,11 @@ def paired_rows(comparison: Comparison) -> list[PairedRow]:
     for name, found in comparison.scores.iterrows():
         score = SCORES[comparison.target][str(name)]
         difference, low, high = (score.difference_text(found[column]) for column in ("difference", "low", "high"))
-        word = score.verdict(found["difference"], (found["low"], found["high"]), int(found["jobs"]))
+        jobs, programmes = int(found["jobs"]), int(found["programmes"])
+        word = score.verdict(found["difference"], (found["low"], found["high"]), jobs, programmes=programmes)
         interval = f"{low.split()[0]} to {high}"
         this, other = score.text(found["this"]), score.text(found["other"])
-        rows.append(PairedRow(score, int(found["jobs"]), this, other, difference, interval, word))
+        rows.append(PairedRow(score, jobs, programmes, this, other, difference, interval, word))
     return rows
 
 

@@ -20,8 +20,9 @@ from tests.samples.comparison_samples import sampled_comparison
 
 
 def comparison(target="mem_bin", left_out=(0, 0, 0), **scores):
-    """Scores as name=(this, other, low, high, jobs)."""
+    """Scores as name=(this, other, low, high, jobs), each job of a programme of its own."""
     table = pd.DataFrame.from_dict(scores, "index", columns=["this", "other", "low", "high", "jobs"], dtype=float)
+    table["programmes"] = table["jobs"]
     table.insert(2, "difference", table["this"] - table["other"])
     return Comparison(target, table, 100, *left_out)
 
@@ -56,6 +57,13 @@ def test_verdicts_are_counted_in_a_sentence():
     )
     assert counted_verdict(rows[2:3]) == "worse on 1 score"
     assert counted_verdict(rows[3:4] * 11) == "no difference that 95 % intervals could tell on 11 scores"
+
+
+def test_few_programmes_get_no_verdict():
+    found = comparison(accuracy=(0.5, 0.4, 0.1, 0.3, 50))
+    found.scores["programmes"] = 4
+    assert counted_verdict(paired_rows(found)) == "too few programmes to tell on 1 score"
+    assert [dot.name for dot in comparison_figure(found).data if dot.name] == ["too few programmes"]
 
 
 def test_differences_are_written_with_sign_and_unit():
@@ -135,9 +143,18 @@ def test_every_score_of_both_is_in_a_table_and_in_a_plot(content, page):
         drawn = page.plots()[f"differences-{target}"]["layout"]["yaxis"]["ticktext"]
         for row in paired_rows(found):
             better = "higher" if row.score.higher_is_better else "lower"
-            told = [row.score.title, better, f"{row.jobs:,}", row.this, row.other, row.difference, row.interval]
+            told = [
+                row.score.title,
+                better,
+                f"{row.jobs:,}",
+                f"{row.programmes:,}",
+                row.this,
+                row.other,
+                row.difference,
+                row.interval,
+            ]
             start = page.texts.index(row.score.title)
-            assert page.texts[start : start + 8] == [*told, row.verdict]
+            assert page.texts[start : start + 9] == [*told, row.verdict]
             assert row.score.title in drawn
 
 
