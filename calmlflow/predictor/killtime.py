@@ -21,6 +21,8 @@ RANK_FROM_TOP = 5
 PRIOR_JOBS = 50
 # A programme counts as this many jobs at most, because its jobs resemble each other.
 PROGRAMME_JOBS = 150
+# Where the longest jobs were killed, the tail is measured on this many times the share of jobs that may be late.
+TAIL = 10
 # Finished jobs of its row and programme from which on a job has groups of its own: it is predicted better.
 KNOWN_FROM_JOBS = (1, 30)
 
@@ -142,6 +144,7 @@ def fit_kill_time(
     programme_of_job: ArrayLike | None = None,
     known: tuple[ArrayLike, ArrayLike] | None = None,
     coverage: float = COVERAGE,
+    was_killed: ArrayLike | None = None,
 ) -> KillTime:
     """Calibrate kill times on n jobs; all arrays have the shape (n,), programmes are numbers or names.
 
@@ -149,12 +152,14 @@ def fit_kill_time(
     predictions made without the job alone, and the jobs of its row and programme that each knows. By default every job
     is a programme of its own, and no programme known. The score of a job is the logarithm of actual / predicted over
     the spread of its feature row, measured without its programme. The jobs are cut into groups of equal size by
-    predicted wallclock; the factor of a group is the conformal quantile of its scores.
+    predicted wallclock; the factor of a group is the conformal quantile of its scores. Of jobs that were killed
+    ``actual_s`` is what they had reached: their scores are lower bounds, see `_quantile`. Default: none was.
     """
     actual_s, row_of_job = np.asarray(actual_s, dtype=float), np.asarray(row_of_job, dtype=np.int64)
     names = np.arange(len(actual_s)) if programme_of_job is None else programme_of_job
     predicted_s, programme = np.asarray(predicted_s, dtype=float), np.unique(names, return_inverse=True)[1]
     known_s, in_programme = (predicted_s, np.zeros(len(actual_s))) if known is None else map(np.asarray, known)
+    killed = np.zeros(len(actual_s), dtype=bool) if was_killed is None else np.asarray(was_killed, dtype=bool)
     distance = np.log(actual_s / known_s)
     cell = np.unique(row_of_job * (int(programme.max()) + 1) + programme, return_inverse=True)[1]
     weight = np.minimum(1, PROGRAMME_JOBS / np.bincount(cell)[cell])
@@ -166,12 +171,13 @@ def fit_kill_time(
     squares_of_others = np.maximum(squares[row_of_job] - np.bincount(cell, weight * square)[cell], 0)
     spread_of_others = np.sqrt((squares_of_others + PRIOR_JOBS) / (others + PRIOR_JOBS))
 
-    new = _calibrate(predicted_s, np.log(actual_s / predicted_s) / spread_of_others, programme, coverage)
+    new = _calibrate(predicted_s, np.log(actual_s / predicted_s) / spread_of_others, programme, killed, coverage)
     states = []
     for low, high in pairwise((*KNOWN_FROM_JOBS, math.inf)):
         chosen = (low <= in_programme) & (in_programme < high)
         if chosen.any():
-            found = _calibrate(known_s[chosen], (distance / spread_of_others)[chosen], programme[chosen], coverage)
+            scores = (distance / spread_of_others)[chosen]
+            found = _calibrate(known_s[chosen], scores, programme[chosen], killed[chosen], coverage)
             # Where too few jobs are known so well to hold the promise, those known less well stand for them.
             if min(found[2]) / (min(found[2]) + 1) >= coverage:
                 states.append(Known(int(low), *found))
@@ -179,7 +185,11 @@ def fit_kill_time(
 
 
 def _calibrate(
-    predicted_s: NDArray[np.float64], score: NDArray[np.float64], programme: NDArray[np.int64], coverage: float
+    predicted_s: NDArray[np.float64],
+    score: NDArray[np.float64],
+    programme: NDArray[np.int64],
+    killed: NDArray[np.bool_],
+    coverage: float,
 ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]:
     """Edges, factors and jobs of the groups of some jobs."""
     weight = np.minimum(1, PROGRAMME_JOBS / np.bincount(programme)[programme])
@@ -197,14 +207,45 @@ def _calibrate(
     factors, jobs = [], []
     for number in range(len(edges) + 1):
         members = np.flatnonzero(group == number)
-        members = members[score[members].argsort()]
-        total = weight[members].cumsum()
-        # The conformal rank, with a weight of 1 for the job to come; the last job, where there is none so high.
-        rank = int(total.searchsorted((total[-1] + 1) * coverage * (1 - 1e-12)))
         # Never below the prediction itself, however early the jobs of a small group ended.
-        factors.append(float(np.exp(max(score[members[min(rank, len(members) - 1)]], 0.0))))
-        jobs.append(int(total[-1] + 1e-9))
+        bound = _quantile(score[members], weight[members], killed[members], coverage)
+        factors.append(float(np.exp(max(bound, 0.0))))
+        jobs.append(int(weight[members].sum() + 1e-9))
     return tuple(edges), tuple(factors), tuple(jobs)
+
+
+def _quantile(
+    score: NDArray[np.float64], weight: NDArray[np.float64], killed: NDArray[np.bool_], coverage: float
+) -> float:
+    """The conformal quantile of scores, of which those of killed jobs are lower bounds.
+
+    Without killed jobs the score of conformal rank, with a weight of 1 for the job to come, or the largest one where
+    none is so high. With them the share that is left comes from Kaplan and Meier's estimator (1958); where the finished
+    jobs do not reach the promised share, because the longest were killed, the tail goes on as an exponential one, whose
+    mean is fitted to the scores of the last `TAIL` times the share that may be late.
+    """
+    order = np.lexsort([killed, score])
+    score, weight, ended = score[order], weight[order], ~killed[order]
+    late = (1 - coverage) * (1 + 1e-9)
+    at_risk = weight.sum() + 1 - (weight.cumsum() - weight)
+
+    def first_late(counts: NDArray[np.bool_]) -> tuple[int, NDArray[Any]]:
+        left = np.cumprod(np.where(counts, 1 - weight / at_risk, 1.0))
+        reached = np.flatnonzero(left <= late)
+        return (int(reached[0]) if len(reached) else -1), left
+
+    # What the killed jobs had reached bounds the quantile from below.
+    least = score[first_late(np.ones(len(score), dtype=bool))[0]]
+    place, left = first_late(ended)
+    if place >= 0 or ended.all() or not ended.any():
+        return float(max(least, score[place]))
+    last = np.flatnonzero(ended)[-1]
+    start = score[np.argmax(left <= max(TAIL * late, left[last]))]
+    beyond = score > start
+    if not np.any(beyond & ended):
+        return float(least)
+    mean = (weight * (score - start))[beyond].sum() / weight[beyond & ended].sum()
+    return float(max(least, score[last] + mean * math.log(left[last] / late)))
 
 
 def _groups(data: Any) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import betabinom
 
+from benchmarks.killed_jobs import SCORES, simulate
 from calmlflow.errors import InputError
 from calmlflow.predictor.killtime import PROGRAMME_JOBS, KillTime, Known, fit_kill_time
 
@@ -336,3 +337,58 @@ def test_few_calibration_jobs_vouch_for_less(jobs, held):
     """The longest of n jobs is outlived by one in n + 1 to come."""
     table = KillTime((50.0,) * (len(jobs) - 1), (2.0,) * len(jobs), 0.999, jobs)
     assert table.held_coverage == pytest.approx(held)
+
+
+# -- Killed jobs ------------------------------------------------------------------------------------------------------
+
+
+def drawn(jobs=20_000, seed=0):
+    generator = np.random.default_rng(seed)
+    predicted_s = np.exp(generator.normal(6, 1, jobs))
+    return predicted_s, predicted_s * np.exp(generator.laplace(0, 0.2, jobs))
+
+
+def test_jobs_killed_at_their_kill_time_count_as_longer_than_it():
+    predicted_s, actual_s = drawn()
+    rows = np.zeros(len(predicted_s), dtype=int)
+    truth = fit_kill_time(predicted_s, actual_s, rows)
+    # One in two hundred is killed.
+    limit_s = truth.apply(predicted_s) * 0.7
+    killed = actual_s > limit_s
+    assert 0.002 < killed.mean() < 0.01
+    reached_s = np.minimum(actual_s, limit_s)
+    kept = fit_kill_time(predicted_s, reached_s, rows, was_killed=killed)
+    survivors = fit_kill_time(predicted_s[~killed], actual_s[~killed], rows[~killed])
+    later_s, used_s = drawn(400_000, seed=1)
+    covered = {one: np.mean(used_s <= one.apply(later_s)) for one in (truth, kept, survivors)}
+    assert covered[survivors] < 0.9960
+    assert covered[kept] == pytest.approx(0.999, abs=0.0005)
+
+
+def test_a_job_that_its_machine_ended_early_changes_little():
+    predicted_s, actual_s = drawn()
+    rows = np.zeros(len(predicted_s), dtype=int)
+    generator = np.random.default_rng(2)
+    ended = generator.random(len(rows)) < 0.2
+    reached_s = np.where(ended, actual_s * generator.uniform(0.01, 1, len(rows)), actual_s)
+    found = fit_kill_time(predicted_s, reached_s, rows, was_killed=ended)
+    later_s, used_s = drawn(400_000, seed=1)
+    assert np.mean(used_s <= found.apply(later_s)) == pytest.approx(0.999, abs=0.0005)
+
+
+@given(st.lists(st.floats(-2, 2), min_size=1, max_size=60), st.floats(0.5, 0.95))
+def test_a_kill_never_lowers_a_kill_time(scores, coverage):
+    actual_s = 1000 * np.exp(scores)
+    predicted_s, rows = np.full(len(scores), 1000.0), np.zeros(len(scores), dtype=int)
+    kill_time = fit_kill_time(predicted_s, actual_s, rows, coverage=coverage).apply([1000.0])[0]
+    killed = actual_s >= np.quantile(actual_s, 0.5)
+    assert fit_kill_time(
+        predicted_s, actual_s, rows, coverage=coverage, was_killed=killed
+    ).apply([1000.0])[0] >= kill_time  # fmt: skip
+
+
+def test_kill_times_hold_over_many_retrainings_where_kills_are_kept():
+    kept, left_out = (simulate(SCORES["Laplace"], keep, rounds=10, jobs=10_000) for keep in (True, False))
+    assert np.mean([one.coverage for one in kept[-5:]]) == pytest.approx(0.999, abs=0.0005)
+    assert kept[-1].reserved < 1.15 * kept[0].reserved
+    assert left_out[-1].coverage < 0.995
