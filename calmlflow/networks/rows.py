@@ -27,9 +27,11 @@ class DistinctRows:
         return (self.counts / self.counts.sum()).astype(np.float32)
 
     def bin_shares(self, bins: ArrayLike) -> NDArray[np.float32]:
-        """Frequencies of the four bins in each row, shape (m, 4)."""
-        cells = self.row_of_job * len(LADDER) + np.asarray(bins, dtype=np.int64)
-        table = np.bincount(cells, minlength=len(self.counts) * len(LADDER)).reshape(-1, len(LADDER))
+        """Frequencies of the four bins in each row, shape (m, 4), of bins (n,) or of shares of each job, (n, 4)."""
+        shares = np.asarray(bins, dtype=float)
+        if shares.ndim == 1:
+            shares = np.eye(len(LADDER))[shares.astype(np.int64)]
+        table = np.column_stack([np.bincount(self.row_of_job, column, len(self.counts)) for column in shares.T])
         return (table / np.maximum(self.counts, 1)[:, None]).astype(np.float32)
 
     def means(self, values: ArrayLike) -> NDArray[np.float64]:
@@ -85,9 +87,10 @@ class TrainingRows:
 def training_rows(
     inputs: ArrayLike, rows: DistinctRows, values: ArrayLike, member_of_job: ArrayLike, is_classifier: bool
 ) -> TrainingRows:
-    """Make n jobs ready for training: scaled features of their rows (m, 9), and bins, GB or seconds (n,).
+    """Make n jobs ready for training: scaled features of their rows (m, 9), and GB or seconds (n,), or needed bins.
 
-    ``member_of_job``, shape (n,), holds 0 to k - 1, each at least once.
+    Bins are numbers, (n,), or shares of the four bins, (n, 4): a job that was killed for lack of memory needs one of
+    the bins above. ``member_of_job``, shape (n,), holds 0 to k - 1, each at least once.
     """
     values, member_of_job = np.asarray(values), np.asarray(member_of_job)
     is_left_out = member_of_job == np.arange(member_of_job.max() + 1)[:, None]

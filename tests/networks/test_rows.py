@@ -48,6 +48,9 @@ def test_no_function_of_the_rows_goes_below_the_spread():
     # By hand: (4 + 1 + 9 + 0) / 4.
     assert rows.spread([1, 2, 6, 50]) == pytest.approx(3.5)
     assert rows.bin_shares([0, 0, 3, 1]).tolist() == [pytest.approx([2 / 3, 0, 0, 1 / 3]), [0, 1, 0, 0]]
+    # A job that needs one of several bins.
+    shares = np.array([[1, 0, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 0, 1], [0, 0.25, 0, 0.75]])
+    assert rows.bin_shares(shares).tolist() == [pytest.approx([1 / 3, 1 / 6, 1 / 6, 1 / 3]), [0, 0.25, 0, 0.75]]
 
 
 @st.composite
