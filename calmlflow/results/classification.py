@@ -50,7 +50,7 @@ def classification_scores(
         raise InputError("y_true is empty; expected at least one job")
     probabilities = probability_rows(probabilities, len(y_true))
     chosen = probabilities.argmax(axis=1)
-    n, stated, true = calibration_cells(y_true, probabilities)
+    _, n, stated, true = calibration_cells(probabilities.max(axis=1), chosen == y_true)
     counts = confusion_matrix(y_true, chosen, labels=range(N_BINS))
     hits, needed, picked = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
     present = needed > 0
@@ -99,15 +99,17 @@ def cross_entropy(y_true: NDArray[np.int64], probabilities: NDArray[np.float64])
 
 
 def calibration_cells(
-    y_true: NDArray[np.int64], probabilities: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Jobs, mean greatest probability and share of hits in each equally wide cell of that probability that has jobs."""
-    confidence = probabilities.max(axis=1)
-    hit = probabilities.argmax(axis=1) == y_true
-    cell = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    probability: NDArray[np.float64], hit: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Group n jobs by their probability of an event into equally wide cells, and keep those that have jobs.
+
+    Returns the cell of each job, shape (n,), and for each cell its jobs, their mean probability and their share of
+    hits, that is of jobs for which the event came true.
+    """
+    cell = np.clip(np.ceil(probability * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
     _, cell = np.unique(cell, return_inverse=True)
     n = np.bincount(cell)
-    return n, np.bincount(cell, confidence) / n, np.bincount(cell, hit) / n
+    return cell, n, np.bincount(cell, probability) / n, np.bincount(cell, hit) / n
 
 
 # -- Results --------------------------------------------------------------------------------------------------------

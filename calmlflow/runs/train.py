@@ -54,7 +54,8 @@ from calmlflow.storage.s3 import parse_s3
 
 # Of the answers the report shows these, of the networks all.
 ANSWER_PLOTS = {
-    "confusion_decided", "confusion_counts", "calibration", "predicted_against_actual", "residuals_by_detector",
+    "confusion_counts", "confusion_decided_counts", "calibration", "calibration_by_bin", "errors_by_instrument",
+    "errors_decided_by_instrument", "predicted_against_actual", "residuals_by_detector",
 }  # fmt: skip
 
 NEXT_STEPS = (
@@ -174,7 +175,7 @@ def train(
                     mlflow.log_metrics({"fit_seconds": fit.fit_seconds, "best_epoch": fit.best_epoch})
                     log_scores({target: scores[target]}, intervals, f"{network} of {request.data}")
                     if not bundle:
-                        _log_pictures(target, fit.results)
+                        _log_pictures(target, fit.results, _decided(fit.predictions, data))
                     mlflow.log_artifacts(str(tree.partial / "results" / target), f"results/{target}")
                     metadata = {"data": request.data, "seed": request.seed, f"run.{network}": own.info.run_id}
                     model = NETWORK_MODELS[network]
@@ -205,11 +206,11 @@ def train(
                 figures["answer"] = {
                     f"{target}-{name}": figure
                     for target, results in answer.results.items()
-                    for name, figure in _plots(results, data, decided=answer.predictions["bin_pred"][data.test]).items()
+                    for name, figure in _plots(results, data, decided=_decided(answer.predictions, data)).items()
                     if name in ANSWER_PLOTS
                 }
                 for target, results in answer.results.items():
-                    _log_pictures(target, results)
+                    _log_pictures(target, results, _decided(answer.predictions, data))
             figures["jobs"] = data_plots(data.jobs)
             content = ReportContent(
                 title=f"calmlflow {name}",
@@ -301,7 +302,12 @@ def _network_plots(network: str, fit: Fit, data: TrainingData, models: Path) -> 
         rows = distinct_rows(features)
         return bundle.predict(rows.features)[ANSWERS[network]][rows.row_of_job]
 
-    return _plots(fit.results, data, predict)
+    return _plots(fit.results, data, predict, _decided(fit.predictions, data))
+
+
+def _decided(predictions: Predictions, data: TrainingData) -> NDArray | None:
+    """Bins decided on for the test jobs; None for the networks of memory and wallclock, which decide on none."""
+    return predictions["bin_pred"][data.test] if "bin_pred" in predictions else None
 
 
 def _plots(
@@ -316,8 +322,10 @@ def _plots(
     return regression_plots(results, jobs, predict)
 
 
-def _log_pictures(target: str, results: ClassificationResults | RegressionResults) -> None:
-    for name, drawn in headline_figures(results).items():
+def _log_pictures(
+    target: str, results: ClassificationResults | RegressionResults, decided: NDArray | None = None
+) -> None:
+    for name, drawn in headline_figures(results, decided).items():
         mlflow.log_figure(drawn, f"plots/{target}/{name}.png")
 
 

@@ -178,7 +178,7 @@ def test_answers_are_read_beside_the_networks(answered):
     assert "kill_time_coverage" not in opened.answer.memory.scores()
     compared = opened.answer.compare(opened.answer)["wallclock"].scores
     assert compared.loc["kill_time_coverage", "this"] == scores["kill_time_coverage"]
-    assert "confusion_decided" in opened.answer.plots()["mem_bin"]
+    assert "confusion_decided_counts" in opened.answer.plots()["mem_bin"]
     assert opened.summary().count("(answers)\n") == 3
 
 

@@ -4,13 +4,19 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from plotly.subplots import make_subplots
 from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_curve, roc_curve
 
 from calmlflow.hst.ladder import BIN_NAMES
 from calmlflow.results.classification import ClassificationResults, calibration_cells, roc_auc_by_bin
+from calmlflow.results.comparison import INTERVAL_PERCENT, programme_sums, share_interval
 from calmlflow.results.plots import theme
 from calmlflow.results.plots.common import Predict, counted, epoch_plots, importance_plot, instruments, n_jobs, thinned
+
+_BARS = (
+    f"Bars are {INTERVAL_PERCENT}% intervals over programmes, for jobs of one programme are alike; larger circles hold"
+    " more jobs."
+)
 
 
 def classification_plots(
@@ -24,24 +30,31 @@ def classification_plots(
     ``jobs`` are needed with ``predict`` for the importance of features. ``predict`` takes raw features, shape (n, 9),
     and gives probabilities, shape (n, 4). ``decided``, shape (k,), are the bins decided on for the k test jobs.
     """
-    y_true, chosen = results.test_idx.to_numpy(), results.y_pred.argmax(axis=1)
-    of_decision = {}
+    names, y_true = results.test_idx.index, results.test_idx.to_numpy()
+    choices = {"": ("most probable bin", results.y_pred.argmax(axis=1))}
     if decided is not None:
-        counts = confusion_matrix(y_true, decided, labels=range(len(BIN_NAMES)))
-        of_decision = {"confusion_decided": _confusion(counts, "bin decided on")["confusion_counts"]}
+        choices["_decided"] = ("bin decided on", decided)
     return {
         **epoch_plots(results.history, {"loss": "nats", "accuracy": ""}),
-        **of_decision,
-        **_confusion(results.cmx, "most probable bin"),
+        **{
+            f"confusion{suffix}_{shown}": figure
+            for suffix, (given, bins) in choices.items()
+            for shown, figure in _confusion(y_true, bins, given).items()
+        },
         **_curves(y_true, results.y_scores),
-        "calibration": _calibration(y_true, results.y_scores),
-        "errors_by_instrument": _errors_by_instrument(instruments(results.test_idx.index), chosen - y_true),
+        "calibration": _calibration(names, y_true, results.y_scores),
+        "calibration_by_bin": _calibration_by_bin(names, y_true, results.y_scores),
+        **{
+            f"errors{suffix}_by_instrument": _errors_by_instrument(instruments(names), bins - y_true, given)
+            for suffix, (given, bins) in choices.items()
+        },
         **importance_plot(predict, jobs, results.test_idx),
     }
 
 
-def _confusion(counts: NDArray[np.int64], given: str) -> dict[str, go.Figure]:
+def _confusion(y_true: NDArray[np.int64], bins: NDArray[np.int64], given: str) -> dict[str, go.Figure]:
     """Confusion matrix in counts and in shares; ``given`` names its columns."""
+    counts = confusion_matrix(y_true, bins, labels=range(len(BIN_NAMES)))
     totals = counts.sum(axis=1)
     shares = counts / np.maximum(totals, 1)[:, None]
     share_texts = [[f"{share:.1%}" if n else "no job" for share in row] for row, n in zip(shares, totals, strict=True)]
@@ -63,14 +76,14 @@ def _confusion(counts: NDArray[np.int64], given: str) -> dict[str, go.Figure]:
         return theme.figure(title, reading, [cells], xaxis=predicted, yaxis=needed)
 
     return {
-        "confusion_counts": matrix(
+        "counts": matrix(
             f"Confusion matrix: {given} is right for {counts.trace():,} of {n_jobs(counts.sum())}",
             reading,
             np.log1p(counts) / np.log1p(max(counts.max(), 1)),
             [[f"{n:,}" for n in row] for row in counts],
         ),
-        "confusion_shares": matrix(
-            f"Confusion matrix, rows add up to 100%: recall {recalls}",
+        "shares": matrix(
+            f"Confusion matrix of the {given}, rows add up to 100%: recall {recalls}",
             f"{reading} The diagonal is the recall of each bin.",
             shares,
             share_texts,
@@ -115,30 +128,67 @@ def _curves(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> di
     }
 
 
-def _calibration(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> go.Figure:
+def _calibration(names: pd.Index, y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> go.Figure:
     """Share of hits over the greatest probability, in the same cells as the expected calibration error."""
-    n, stated, true = calibration_cells(y_true, probabilities)
-    gap = np.sum(n * np.abs(true - stated)) / n.sum()
-    counts = zip(np.rint(true * n).astype(int), n, strict=True)
-    low, high = np.transpose([binomtest(k, m).proportion_ci(method="wilson") for k, m in counts])
-    points = theme.points(
-        stated, true,
-        [f"probability {s:.1%}, right {t:.1%} of {n_jobs(k)}" for s, t, k in zip(stated, true, n, strict=True)],
-        theme.BLUE, size=7 + 3 * np.log10(n), line={"width": 0},
-    )  # fmt: skip
-    bars = {"array": np.maximum(high - true, 0), "arrayminus": np.maximum(true - low, 0)}
-    points.error_y = {**bars, "color": theme.BLUE, "width": 3}
+    shown, gap = _calibration_points(names, probabilities.max(axis=1), probabilities.argmax(axis=1) == y_true)
     return theme.figure(
         f"Calibration: stated probability and true share differ by {gap:.1%} on average",
-        "On the dashed line a probability can be taken at its word; below the line it is stated too high."
-        " Bars are 95% intervals, larger circles hold more jobs.",
-        [theme.line([0, 1], [0, 1], theme.GREY, dashed=True), points],
+        f"On the dashed line a probability can be taken at its word; below the line it is stated too high. {_BARS}",
+        [theme.line([0, 1], [0, 1], theme.GREY, dashed=True), shown],
         xaxis=theme.share_axis("probability of the predicted bin", (0.22, 1.03)),
         yaxis=theme.share_axis("share of jobs that needed it", (-0.02, 1.03)),
     )
 
 
-def _errors_by_instrument(instrument: NDArray[np.str_], off: NDArray[np.int64]) -> go.Figure:
+def _calibration_by_bin(names: pd.Index, y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> go.Figure:
+    """Four panels: share of the jobs that needed a bin over the probability that it was given."""
+    grid = make_subplots(rows=2, cols=2, shared_yaxes="all", horizontal_spacing=0.14, vertical_spacing=0.16)
+    axes = grid.layout.to_plotly_json()
+    del axes["template"]
+    traces, gaps = [], []
+    for label, name in enumerate(BIN_NAMES):
+        suffix = str(label + 1) if label else ""
+        axes[f"xaxis{suffix}"] |= theme.share_axis(f"given to {name}", (-0.03, 1.03)) | {"tickvals": [0, 0.5, 1]}
+        title = "share that needed it" if label % 2 == 0 else ""
+        axes[f"yaxis{suffix}"] |= theme.share_axis(title, (-0.03, 1.03))
+        shown, gap = _calibration_points(names, probabilities[:, label], y_true == label)
+        gaps.append(f"{name} {gap:.1%}")
+        for trace in (theme.line([0, 1], [0, 1], theme.GREY, dashed=True), shown):
+            traces.append(trace.update(xaxis=f"x{suffix}", yaxis=f"y{suffix}"))
+    return theme.figure(
+        f"Calibration of each bin: stated and true differ on average by {', '.join(gaps)}",
+        "Every job stands in every panel, at the probability that the bin was given. On the dashed line that can be"
+        " taken at its word; below the line the bin is thought likelier than it is, above it jobs are killed that"
+        f" looked safe. {_BARS}",
+        traces,
+        height=2 * 320,
+        **axes,
+    )
+
+
+def _calibration_points(
+    names: pd.Index, probability: NDArray[np.float64], hit: NDArray[np.bool_]
+) -> tuple[go.Scatter, float]:
+    """Points with the intervals of their shares, and the mean difference of probability and share over the jobs."""
+    cell, n, stated, true = calibration_cells(probability, hit)
+    sums = [
+        programme_sums(np.column_stack([hit, np.ones(len(hit))])[cell == k], names[cell == k]) for k in range(len(n))
+    ]
+    low, high = np.transpose([share_interval(*found.T) for found in sums])
+    shown = theme.points(
+        stated, true,
+        [
+            f"probability {s:.1%}, true for {t:.1%} ({lo:.1%} to {hi:.1%}) of {n_jobs(k)} of {len(found):,} programmes"
+            for s, t, lo, hi, k, found in zip(stated, true, low, high, n, sums, strict=True)
+        ],
+        theme.BLUE, size=7 + 3 * np.log10(n), line={"width": 0},
+    )  # fmt: skip
+    bars = {"array": np.maximum(high - true, 0), "arrayminus": np.maximum(true - low, 0)}
+    shown.error_y = {**bars, "color": theme.BLUE, "width": 3}
+    return shown, float(np.sum(n * np.abs(true - stated)) / n.sum())
+
+
+def _errors_by_instrument(instrument: NDArray[np.str_], off: NDArray[np.int64], given: str) -> go.Figure:
     errors = pd.DataFrame({"low": off < 0, "high": off > 0}).groupby(instrument)
     shares, counts = errors.mean(), errors.sum()
 
@@ -151,9 +201,8 @@ def _errors_by_instrument(instrument: NDArray[np.str_], off: NDArray[np.int64]) 
 
     low, high = (int(counts[side].sum()) for side in ("low", "high"))
     return theme.figure(
-        f"Wrong bins by instrument: {low:,} too low, {high:,} too high, of {n_jobs(len(off))}",
-        "Of the most probable bins: a job put too low is killed and run again one bin up, one put too high pays for"
-        " memory it leaves unused.",
+        f"Wrong bins by instrument, {given}: {low:,} too low, {high:,} too high, of {n_jobs(len(off))}",
+        "A job put too low is killed and run again one bin up, one put too high pays for memory it leaves unused.",
         [
             bars("low", "false negatives: predicted too low", theme.VERMILION, -0.2),
             bars("high", "false positives: predicted too high", theme.ORANGE, 0.2),

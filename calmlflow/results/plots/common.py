@@ -144,8 +144,13 @@ def importance_plot(
     return {"feature_importance": plot}
 
 
-def headline_figures(results: ClassificationResults | RegressionResults) -> dict[str, "Picture"]:
-    """The plots that a run shows as pictures, by name, drawn by scikit-learn without a browser or a display."""
+def headline_figures(
+    results: ClassificationResults | RegressionResults, decided: NDArray[np.int64] | None = None
+) -> dict[str, "Picture"]:
+    """The plots that a run shows as pictures, by name, drawn by scikit-learn without a browser or a display.
+
+    ``decided`` are the bins decided on for the test jobs of a classifier.
+    """
     from matplotlib.figure import Figure
     from sklearn import metrics
     from sklearn.calibration import CalibrationDisplay
@@ -173,6 +178,11 @@ def headline_figures(results: ClassificationResults | RegressionResults) -> dict
     metrics.ConfusionMatrixDisplay(results.cmx, display_labels=BIN_NAMES).plot(
         cmap="Blues", values_format=",d", ax=axes("confusion", "Memory bins: needed and most probable")
     )
+    if decided is not None:
+        metrics.ConfusionMatrixDisplay.from_predictions(
+            y_true, decided, labels=range(len(BIN_NAMES)), display_labels=BIN_NAMES, cmap="Blues", values_format=",d",
+            ax=axes("confusion_decided", "Memory bins: needed and decided on"),
+        )  # fmt: skip
     hit, confidence = y_true == scores.argmax(axis=1), scores.max(axis=1)
     CalibrationDisplay.from_predictions(
         hit, confidence, pos_label=True, n_bins=CALIBRATION_BINS, name="most probable bin",

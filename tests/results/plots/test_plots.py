@@ -23,7 +23,8 @@ from tests.samples import results_samples
 
 EPOCHS = {"loss_per_epoch", "accuracy_per_epoch"}
 CURVES = {"roc", "precision_recall"}
-CLASSIFIER = {*EPOCHS, *CURVES, "confusion_counts", "confusion_shares", "calibration", "errors_by_instrument"}
+CLASSIFIER = {*EPOCHS, *CURVES, "confusion_counts", "confusion_shares", "calibration", "calibration_by_bin"}
+CLASSIFIER |= {"errors_by_instrument"}
 REGRESSOR = {"loss_per_epoch", "rmse_per_epoch", "predicted_against_actual"}
 REGRESSOR |= {"residuals_by_detector", "ratios_by_detector"}
 JOBS = {f"{target}_by_instrument" for target in ("memory", "wallclock")}
@@ -178,11 +179,18 @@ def test_the_confusion_matrix_counts_by_needed_and_most_probable_bin():
 
 def test_bins_decided_on_have_a_matrix_of_their_own():
     results = classifier(names_of(4), [0, 0, 0, 3], np.eye(4)[[0, 0, 1, 0]])
-    plot = classification_plots(results, decided=np.array([0, 1, 1, 3]))["confusion_decided"]
+    plots = classification_plots(results, decided=np.array([0, 1, 1, 3]))
+    plot = plots["confusion_decided_counts"]
     counts = only(plot, "heatmap").text
     assert [list(row) for row in counts] == [["1", "2", "0", "0"], ["0"] * 4, ["0"] * 4, ["0", "0", "0", "1"]]
     assert plot.layout.xaxis.title.text == "bin decided on"
     assert "2 of 4 jobs" in plot.layout.meta["title"]
+    # One of three that need 2g, and the one that needs 64g.
+    assert plots["confusion_decided_shares"].layout.meta["title"].endswith("recall 2g 33%, 64g 100%")
+    most_probable, of_decision = (plots[f"errors{which}_by_instrument"].layout.meta for which in ("", "_decided"))
+    assert "1 too low, 1 too high" in most_probable["title"]
+    assert "bin decided on: 0 too low, 2 too high" in of_decision["title"]
+    assert set(headline_figures(results, np.array([0, 1, 1, 3]))) >= {"confusion", "confusion_decided"}
 
 
 def test_errors_are_counted_by_instrument_and_side():
@@ -202,10 +210,38 @@ def test_calibration_compares_the_stated_probability_with_the_share_of_hits():
     shown = points(plot)
     np.testing.assert_allclose(shown.x, [0.7, 1])
     np.testing.assert_allclose(shown.y, [0.75, 1])
-    # Wilson's interval of 3 of 4 at 95 %, from his formula by hand: 0.301 to 0.954.
-    np.testing.assert_allclose(shown.y[0] - shown.error_y.arrayminus[0], 0.3006, atol=5e-4)
-    np.testing.assert_allclose(shown.y[0] + shown.error_y.array[0], 0.9544, atol=5e-4)
     assert "4.0%" in plot.layout.meta["title"]
+
+
+def test_each_bin_has_a_panel_of_its_calibration():
+    scores = [[0.7, 0.3, 0, 0]] * 4 + [[0, 0.1, 0, 0.9]]
+    plot = classification_plots(classifier(names_of(5), [0, 0, 0, 1, 3], scores))["calibration_by_bin"]
+    panels = {trace.xaxis: trace for trace in of_type(plot, "scatter") if trace.mode == "markers"}
+    # 8g: one job at 0.1 that did not need it, four at 0.3 of which one did.
+    np.testing.assert_allclose(panels["x2"].x, [0.1, 0.3])
+    np.testing.assert_allclose(panels["x2"].y, [0, 0.25])
+    assert list(panels["x3"].y) == [0]
+    # 2g: 4/5 of 0.05; 8g: 1/5 of 0.1 and 4/5 of 0.05; 64g: 1/5 of 0.1.
+    assert plot.layout.meta["title"].endswith("2g 4.0%, 8g 6.0%, 16g 0.0%, 64g 2.0%")
+    assert [plot.layout[f"xaxis{at}"].title.text for at in ("", "2", "3", "4")] == [
+        f"given to {name}" for name in ("2g", "8g", "16g", "64g")
+    ]
+
+
+@pytest.mark.parametrize("name", ["calibration", "calibration_by_bin"])
+def test_jobs_of_one_programme_leave_a_share_open(name):
+    """Forty jobs of forty programmes tell more than forty of four, of which each hits or misses as a whole."""
+    scores, true = np.tile([0.75, 0.25, 0, 0], (40, 1)), np.arange(40) // 10 == 3
+    widths = []
+    for programme in (np.arange(40), np.arange(40) // 10):
+        names = [f"j{number:03d}{at:04d}0" for at, number in enumerate(programme)]
+        plot = classification_plots(classifier(names, true.astype(int), scores))[name]
+        shown = next(trace for trace in of_type(plot, "scatter") if trace.mode == "markers")
+        np.testing.assert_allclose(shown.y, [0.75])
+        widths.append(shown.error_y.array[0] + shown.error_y.arrayminus[0])
+    # Wilson's interval of 30 of 40 at 95 %, from his formula by hand: 0.598 to 0.858; a little wider for t quantiles.
+    assert widths[0] == pytest.approx(0.2604, rel=0.05)
+    assert widths[1] > 2 * widths[0]
 
 
 def test_roc_of_a_perfect_bin_goes_through_the_corner():
