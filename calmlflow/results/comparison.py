@@ -43,9 +43,9 @@ class Comparison:
     """Scores of two networks on the jobs that both saw.
 
     ``scores`` has a row per score, named as in `calmlflow.results.scores`. Columns: this, other, difference
-    (this - other), low and high, the bounds of its 95 % bootstrap interval over jobs (percentiles of 1000 resamples),
-    jobs, of how many the score is (the recall of a bin, of those that need it), and this_low and this_high, the bounds
-    of this.
+    (this - other), low and high, the bounds of its 95 % bootstrap interval (percentiles of 1000 resamples of the jobs,
+    or of the programmes), jobs, of how many the score is (the recall of a bin, of those that need it), and this_low and
+    this_high, the bounds of this.
     """
 
     target: str
@@ -70,19 +70,27 @@ class Comparison:
 
 
 def compare_predictions(
-    target: str, jobs: pd.DataFrame, this: Mapping[str, NDArray], other: Mapping[str, NDArray], seed: int = 0
+    target: str,
+    jobs: pd.DataFrame,
+    this: Mapping[str, NDArray],
+    other: Mapping[str, NDArray],
+    seed: int = 0,
+    by_programme: bool = False,
 ) -> Comparison:
-    """Compare two predictions of the same job records, each given as for `score_predictions`."""
+    """Compare two predictions of the same job records, each given as for `score_predictions`.
+
+    With ``by_programme`` whole programmes are drawn, whose jobs resemble each other: the interval is of new ones.
+    """
     actual = pd.Series(jobs[target].to_numpy(), index=jobs["ipst"].to_numpy(), name=target)
     if target == "mem_bin":
         wallclock_s = jobs["wallclock"].to_numpy()
         one, two = (
             BinAnswers(actual, found["probabilities"], found["bin_pred"], wallclock_s) for found in (this, other)
         )
-        return compare_bins(one, two, seed)
+        return compare_bins(one, two, seed, by_programme)
     kill_time = "kill_time" if target == "wallclock" else ""
     mine, others = (ValueAnswers(actual, found[PREDICTED[target]], found.get(kill_time)) for found in (this, other))
-    return compare_values(mine, others, seed)
+    return compare_values(mine, others, seed, by_programme)
 
 
 def headline_intervals(
@@ -101,7 +109,7 @@ def headline_intervals(
     return found
 
 
-def compare_bins(this: BinAnswers, other: BinAnswers, seed: int = 0) -> Comparison:
+def compare_bins(this: BinAnswers, other: BinAnswers, seed: int = 0, by_programme: bool = False) -> Comparison:
     """Compare two classifiers on the jobs that both answered for; an InputError where there is none.
 
     Of the most probable bin: accuracy, and the recall of each bin that the jobs have. log_loss (nats). Of the bin
@@ -133,11 +141,12 @@ def compare_bins(this: BinAnswers, other: BinAnswers, seed: int = 0) -> Comparis
             found["excess_cost"] = allocation_cost(chosen, y_true, wallclock_s) - at_stake["excess_cost"]
         return found
 
-    scores = _compared(terms(this, at_this), terms(other, at_other), at_stake, seed)
+    groups = this.actual.index[at_this].str[:4] if by_programme else None
+    scores = _compared(terms(this, at_this), terms(other, at_other), at_stake, seed, groups)
     return Comparison("mem_bin", scores, **counts)
 
 
-def compare_values(this: ValueAnswers, other: ValueAnswers, seed: int = 0) -> Comparison:
+def compare_values(this: ValueAnswers, other: ValueAnswers, seed: int = 0, by_programme: bool = False) -> Comparison:
     """Compare two regressors of the same target on the jobs that both answered for; an InputError where there is none.
 
     rmse and mae (unit of the target) and log_mae; kill_time_coverage (share of jobs that end in time) and
@@ -159,12 +168,13 @@ def compare_values(this: ValueAnswers, other: ValueAnswers, seed: int = 0) -> Co
             found |= {"kill_time_coverage": actual <= kill_time_s, "kill_time_reserved": kill_time_s}
         return found
 
-    scores = _compared(terms(this, at_this), terms(other, at_other), at_stake, seed)
+    groups = this.actual.index[at_this].str[:4] if by_programme else None
+    scores = _compared(terms(this, at_this), terms(other, at_other), at_stake, seed, groups)
     return Comparison(str(this.actual.name), scores, **counts)
 
 
 def resampled_sums(terms: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """Sums over the jobs of 1000 bootstrap resamples: terms of shape (n jobs, k) -> (1000, k)."""
+    """Sums over the jobs (or groups) of 1000 bootstrap resamples: terms of shape (n, k) -> (1000, k)."""
     generator, n = np.random.default_rng(seed), len(terms)
     # How often each job is drawn when n are drawn of n; one resample at a time, so that memory does not grow with them.
     return np.stack([np.bincount(generator.integers(n, size=n), minlength=n) @ terms for _ in range(RESAMPLES)])
@@ -202,9 +212,16 @@ def _pair(this: pd.Series, other: pd.Series) -> tuple[NDArray[np.int64], NDArray
 
 
 def _compared(
-    this: Mapping[str, NDArray], other: Mapping[str, NDArray], at_stake: Mapping[str, NDArray], seed: int
+    this: Mapping[str, NDArray],
+    other: Mapping[str, NDArray],
+    at_stake: Mapping[str, NDArray],
+    seed: int,
+    groups: pd.Index | None,
 ) -> pd.DataFrame:
-    """Every score is a sum over jobs of its terms over the sum of what was at stake (and rmse the root of that)."""
+    """Every score is a sum over jobs of its terms over the sum of what was at stake (and rmse the root of that).
+
+    Jobs of one of the ``groups`` are drawn together.
+    """
     names = list(at_stake)
     is_root = np.array(names) == "rmse"
     terms = np.column_stack([side[name] for side in (this, other, at_stake) for name in names]).astype(float)
@@ -217,7 +234,8 @@ def _compared(
         ratios[..., is_root] = np.sqrt(ratios[..., is_root])
         return ratios
 
-    (left, right), (lefts, rights) = scores(terms.sum(axis=0)), scores(resampled_sums(terms, seed))
+    drawn = terms if groups is None else pd.DataFrame(terms).groupby(groups).sum().to_numpy()
+    (left, right), (lefts, rights) = scores(terms.sum(axis=0)), scores(resampled_sums(drawn, seed))
     low, high = np.nanpercentile(lefts - rights, TAILS, axis=0)
     this_low, this_high = np.nanpercentile(lefts, TAILS, axis=0)
     jobs = [np.count_nonzero(at_stake[name]) for name in names]

@@ -161,6 +161,20 @@ def test_the_same_seed_gives_the_same_interval():
     assert (first["low"] != another["low"]).all()
 
 
+def test_jobs_of_a_programme_are_drawn_together():
+    names, actual = [f"j{number:03d}00010" for number in range(40)], np.arange(1.0, 41)
+    noise = np.random.default_rng(0).uniform(0.5, 2, (2, 40))
+    ten = np.repeat(np.arange(40), 10)
+    many = [f"{names[job][:4]}{number:04d}q" for number, job in enumerate(ten)]
+    alone = [values(names, actual, actual * one) for one in noise]
+    tenfold = [values(many, actual[ten], (actual * one)[ten]) for one in noise]
+    expected = compare_values(*alone).scores.drop(columns="jobs")
+    found = compare_values(*tenfold, by_programme=True).scores.drop(columns="jobs")
+    pd.testing.assert_frame_equal(found, expected)
+    narrow = compare_values(*tenfold).scores
+    assert (narrow["high"] - narrow["low"] < 0.5 * (found["high"] - found["low"])).all()
+
+
 def test_a_name_that_stands_twice_is_paired_in_order():
     this = values(["a", "a", "b"], [1, 2, 3], [1, 2, 3])
     other = values(["a", "b", "a"], [1, 3, 2], [2, 3, 2])
