@@ -69,7 +69,7 @@ def combine(
         probabilities, found["evidence"] = corrected.answers[:, _BINS], corrected.jobs
         # Exactly 1 where nothing is corrected.
         values = values * np.exp(corrected.answers[:, 4:] - corrected.steps[0][:, 4:])
-        known, in_programme = corrected.jobs[:, 0] > 0, corrected.jobs[:, 1]
+        known, in_programme = corrected.jobs[:, 0] > 0, corrected.in_programme
     rows = outputs[:, _NEAREST]
     has_rows = np.logical_and.reduce(~np.isnan(rows))
     nearest = {
