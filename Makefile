@@ -38,7 +38,7 @@ uv pip install --quiet --no-deps --editable .
 python -m compileall -q -j 0 -x '/(tests?|pip|databricks)/' $(VENV)/lib calmlflow entrypoints
 endef
 
-.PHONY: run test test-slow check-python lock bench bench-predict bench-jobs lint format ui server stop clean
+.PHONY: run test test-slow check-python lock bench bench-evidence bench-predict bench-jobs lint format ui server stop clean
 
 run: $(VENV)/installed server
 	@mkdir -p $(CALMLFLOW_HOME)/tmp
@@ -77,6 +77,10 @@ check-python:
 
 bench: $(VENV)/installed
 	python -m benchmarks.bench --data "$(DATA)" --output out/bench.json
+
+# make bench-evidence DATA=jobs.csv RERUNS=reruns.csv
+bench-evidence: $(VENV)/installed
+	python -m benchmarks.evidence --data "$(DATA)" --reruns "$(RERUNS)"
 
 bench-predict: $(VENV)/installed-test
 	@# Edited since they were installed: a module without compiled bytecode takes three times as long.

@@ -3,12 +3,13 @@
 import json
 import os
 import platform
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.growth import FACTORS, fit_calmlflow
+from benchmarks.growth import FACTORS, fit_networks
 from benchmarks.reach import verdicts
-from benchmarks.rivals import log_linear, random_forest
+from benchmarks.rivals import log_linear, networks_and_answer, random_forest
 from benchmarks.scores import floor_of, paired_scores, scores_of
 from benchmarks.seed_recipe import read_stored, seed_recipe, time_epochs
 from benchmarks.tables import Measured, print_tables
@@ -32,10 +33,13 @@ def measure(request: TrainingRequest) -> Measured:
     growth = []
     for factor in FACTORS:
         say(f"calmlflow: {factor}x the jobs")
-        ours, fit = fit_calmlflow(data, request, factor)
+        with tempfile.TemporaryDirectory() as folder:
+            if factor == 1:
+                *ours, fit = networks_and_answer(data, request, Path(folder))
+                rivals += ours
+            else:
+                _, fit = fit_networks(data, request, Path(folder), factor)
         growth.append(fit)
-        if factor == 1:
-            rivals.insert(0, ours)
 
     say("scores")
     predictions = {rival.name: rival.predictions for rival in rivals}
@@ -43,7 +47,7 @@ def measure(request: TrainingRequest) -> Measured:
     scores["floor"] = floor_of(data)
 
     def interval(key: str, rival: str) -> tuple[float, float]:
-        found = paired_scores(key, test, predictions["calmlflow"], predictions[rival], request.seed)
+        found = paired_scores(key, test, predictions["networks"], predictions[rival], request.seed)
         return float(found["low"]), float(found["high"])
 
     reach = verdicts(scores, growth[-1].fit_seconds / growth[0].fit_seconds, len(test), interval)

@@ -1,6 +1,5 @@
 """Fit the three networks as `main` does, and see how the time grows with the jobs."""
 
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.rivals import Rival
 from calmlflow.console import progress
 from calmlflow.networks.config import TrainingConfig, read_config
 from calmlflow.networks.preprocess import fit_scaling
 from calmlflow.networks.rows import distinct_rows
-from calmlflow.predictor.bundle import Predictions
 from calmlflow.runs.data import TrainingData
+from calmlflow.runs.fit import Fit as NetworkFit
 from calmlflow.runs.fit import fit_network
 from calmlflow.runs.train import TrainingRequest
 from calmlflow.settings import NETWORKS
@@ -46,27 +44,25 @@ class Fit:
     total_seconds: float
 
 
-def fit_calmlflow(data: TrainingData, request: TrainingRequest, factor: int = 1) -> tuple[Rival, Fit]:
-    """Fit the three networks to ``factor`` times the training jobs."""
+def fit_networks(
+    data: TrainingData, request: TrainingRequest, models: Path, factor: int = 1
+) -> tuple[dict[str, NetworkFit], Fit]:
+    """Fit the three networks to ``factor`` times the training jobs; their files go into the folder ``models``."""
     data = enlarged(data, factor, request.seed)
     configs = read_config(request.config)
-    predictions: Predictions = {}
     started, epochs = time.perf_counter(), 0
     fit_seconds = prepare_seconds(data, configs, request.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        for network in NETWORKS:
-            with progress(f"{network}, {factor}x the jobs", "epochs") as update:
-                config = configs[network]
-                fitted = fit_network(
-                    network, data, config, request.seed, Path(folder), request.risk,
-                    lambda done, total, loss: update(done, total),
-                )  # fmt: skip
-            fit_seconds += fitted.fit_seconds
-            epochs += len((fitted.results.history or {"loss": ()})["loss"])
-            predictions |= {name: values[data.test] for name, values in fitted.predictions.items()}
+    fits = {}
+    for network in NETWORKS:
+        with progress(f"{network}, {len(data.train):,} jobs", "epochs") as update:
+            fits[network] = fit_network(
+                network, data, configs[network], request.seed, models, request.risk,
+                lambda done, total, loss: update(done, total),
+            )  # fmt: skip
+        fit_seconds += fits[network].fit_seconds
+        epochs += len((fits[network].results.history or {"loss": ()})["loss"])
     rows = len(distinct_rows(data.features[data.train]).counts)
-    fit = Fit(factor, len(data.train), rows, epochs, fit_seconds, time.perf_counter() - started)
-    return Rival("calmlflow", predictions, fit_seconds), fit
+    return fits, Fit(factor, len(data.train), rows, epochs, fit_seconds, time.perf_counter() - started)
 
 
 def enlarged(data: TrainingData, factor: int, seed: int) -> TrainingData:

@@ -1,4 +1,4 @@
-"""Judge the figures of a benchmark: better than the rivals, and within fixed limits."""
+"""Judge the figures of the networks: better than the rivals, and within fixed limits."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -73,12 +73,12 @@ def beside(key: str, scores: Mapping[str, Mapping[str, float]], rivals: tuple[st
     ----------
     key : str
     scores : mapping
-        Name (``calmlflow`` and the rivals') -> key -> score.
+        Name (``networks`` and the rivals') -> key -> score.
     rivals : tuple of str
     interval : callable
     """
     score = score_of(key)
-    value = scores["calmlflow"][key]
+    value = scores["networks"][key]
     limits = {scores[name][key]: name for name in reversed(rivals) if key in scores[name]}
     limit = score.best(limits)
     rival, sign = limits[limit], ">=" if score.higher_is_better else "<="
@@ -102,14 +102,14 @@ def verdicts(
     Parameters
     ----------
     scores : mapping
-        Name -> key -> score, ``fit_seconds`` among the keys; names ``calmlflow``, ``seed recipe``, ``random forest``.
+        Name -> key -> score, ``fit_seconds`` among the keys; names ``networks``, ``seed recipe``, ``random forest``.
     growth_ratio : float
         Fit seconds with 10 times the jobs over those with the jobs.
     n_test : int
         Number of test jobs.
     interval : callable
     """
-    ours = scores["calmlflow"]
+    ours = scores["networks"]
     share = ours["fit_seconds"] / scores["seed recipe"]["fit_seconds"]
     return [
         fixed("fit seconds over seed recipe's", share, "<=", FIT_SHARE),

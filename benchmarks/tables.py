@@ -11,7 +11,7 @@ from benchmarks.growth import Fit
 from benchmarks.reach import Reach
 from calmlflow.hst.ladder import BIN_NAMES
 
-RIVALS = ("calmlflow", "seed recipe", "random forest", "log-linear", "floor")
+RIVALS = ("answer", "networks", "seed recipe", "random forest", "log-linear", "floor")
 
 ROWS = {
     "fit_seconds": ("fit, s", "{:.2f}"),
@@ -19,8 +19,10 @@ ROWS = {
     **{f"mem_bin_recall_{name}": (f"recall {name}", "{:.3f}") for name in BIN_NAMES},
     **{f"mem_bin_decided_recall_{name}": (f"recall {name}, bin decided on", "{:.3f}") for name in BIN_NAMES},
     "mem_bin_excess_cost": ("excess cost", "{:.2%}"),
+    "mem_bin_log_loss": ("log loss", "{:.4f}"),
     "memory_rmse": ("memory RMSE, GB", "{:.4f}"),
     "memory_mae": ("memory MAE, GB", "{:.4f}"),
+    "memory_log_mae": ("memory log MAE", "{:.4f}"),
     "wallclock_rmse": ("wallclock RMSE, s", "{:.1f}"),
     "wallclock_mae": ("wallclock MAE, s", "{:.1f}"),
     "wallclock_log_mae": ("wallclock log MAE", "{:.4f}"),
@@ -93,7 +95,7 @@ def score_table(found: Measured) -> Table:
 def reach_table(found: Measured) -> Table:
     """What had to be reached, and whether it was."""
     caption = "tie: the rival scored better, by no more than the paired bootstrap over the test jobs can tell from 0"
-    table = _table("to reach", "Reach", ("calmlflow", "limit", "verdict", "difference, 95 %"), caption)
+    table = _table("to reach", "Reach", ("networks", "limit", "verdict", "difference, 95 %"), caption)
     for reach in found.reach:
         label, form = ROWS.get(reach.name, (reach.name, "{:.4f}"))
         limit = f"{reach.sign} {form.format(reach.limit)}" + (f" ({reach.rival})" if reach.rival else "")

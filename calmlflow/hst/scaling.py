@@ -80,5 +80,7 @@ def yeo_johnson(x: NDArray[np.float64], lam: float) -> NDArray[np.float64]:
     magnitude = np.log1p(np.abs(x))
     # expm1 keeps the digits where lam is close to the two values at which the power turns into a logarithm.
     up = magnitude if lam == 0 else np.expm1(lam * magnitude) / lam
+    if not np.any(x < 0):
+        return up
     down = magnitude if lam == 2 else np.expm1((2 - lam) * magnitude) / (2 - lam)
     return np.where(x >= 0, up, -down)

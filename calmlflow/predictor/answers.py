@@ -60,8 +60,8 @@ def _warnings(chosen: int | None, memory_gb: float | None, unseen: bool | None) 
     warnings = []
     if unseen:
         warnings.append(
-            "No training job is like this one: its rung has the lowest cost under widened probabilities, and its kill "
-            "time is the longest."
+            "No job that was learned from is like this one: its rung has the lowest cost under widened probabilities, "
+            "and its kill time is the longest."
         )
     if memory_gb is not None and memory_gb >= LADDER[-1].limit_gb:
         warnings.append(

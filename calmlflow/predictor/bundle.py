@@ -63,17 +63,19 @@ def combine(
 ) -> Predictions:
     """Make predictions of the outputs of networks, shape (n, 9), and of what evidence corrects them to."""
     found: Predictions = {}
-    probabilities, in_programme, factors = outputs[:, _BINS], None, np.ones((len(outputs), 2))
-    known = np.zeros(len(outputs), dtype=bool)
+    probabilities, values = outputs[:, _BINS], outputs[:, _GB : _S + 1]
+    known, in_programme = np.zeros(len(outputs), dtype=bool), None
     if corrected:
         probabilities, found["evidence"] = corrected.answers[:, _BINS], corrected.jobs
         # Exactly 1 where nothing is corrected.
-        factors = np.exp(corrected.answers[:, 4:] - corrected.steps[0][:, 4:])
-        known, in_programme = corrected.jobs[:, 0] > 0, corrected.jobs[:, 1]
+        values = values * np.exp(corrected.answers[:, 4:] - corrected.steps[0][:, 4:])
+        known, in_programme = corrected.jobs[:, 0] > 0, corrected.in_programme
+    rows = outputs[:, _NEAREST]
+    has_rows = np.logical_and.reduce(~np.isnan(rows))
     nearest = {
-        name: rows.astype(np.int64)
-        for name, rows in zip(NETWORKS, outputs[:, _NEAREST].T, strict=True)
-        if name in networks and not np.isnan(rows).any()
+        name: rows[:, place].astype(np.int64)
+        for place, name in enumerate(NETWORKS)
+        if name in networks and has_rows[place]
     }
     # Evidence may be newer than the rows of the training.
     unseen = {network: (rows < 0) & ~known for network, rows in nearest.items()}
@@ -85,12 +87,12 @@ def combine(
         if decision:
             found["bin_pred"] = decision.choose(probabilities, nearest.get("mem_clf", np.full(len(outputs), -1)))
     if "mem_reg" in networks:
-        found["mem_pred"] = outputs[:, _GB] * factors[:, 0]
+        found["mem_pred"] = values[:, 0]
     if "wall_reg" in networks:
-        found["wall_pred"] = outputs[:, _S] * factors[:, 1]
+        found["wall_pred"] = values[:, 1]
         if kill_time:
             found["kill_time"] = kill_time.apply(found["wall_pred"], nearest.get("wall_reg"), in_programme)
-            if "wall_reg" in unseen:
+            if "wall_reg" in unseen and unseen["wall_reg"].any():
                 found["kill_time"] = np.where(unseen["wall_reg"], KILL_TIME_MAX_S, found["kill_time"])
     if unseen:
         found["unseen"] = reduce(np.logical_or, unseen.values())

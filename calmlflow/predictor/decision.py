@@ -129,7 +129,8 @@ class SeenRows:
                 continue
             members = np.flatnonzero(group.ravel() == number)
             # In pieces: a million jobs against a thousand rows would take gigabytes.
-            for part in np.array_split(members, len(members) * len(rows) // 4_000_000 + 1):
+            pieces = len(members) * len(rows) // 4_000_000 + 1
+            for part in np.array_split(members, pieces) if pieces > 1 else [members]:
                 square = ((scaled[part, None, :2] - sizes[None]) ** 2).sum(axis=2)
                 best = square.argmin(axis=1)
                 near = square[np.arange(len(part)), best] <= MAX_DISTANCE**2

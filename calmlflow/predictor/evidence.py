@@ -112,6 +112,16 @@ class Corrected(NamedTuple):
     answers: NDArray[np.float64]
     jobs: NDArray[np.int64]  # (n, 4): jobs behind row, programme, visit and run
     steps: tuple[NDArray[np.float64], ...]  # the networks' answers, and those after each of `LEVELS`
+    is_later: NDArray[np.bool_] | None = None  # (n,), runs a day or more after the newest job of the tables; None: none
+
+    @property
+    def in_programme(self) -> NDArray[np.int64]:
+        """Jobs of programme and row that a kill time may count on, shape (n,).
+
+        None for a later job: within a campaign, jobs of one programme run alike, months later some run twice as long.
+        """
+        jobs = self.jobs[:, 1]
+        return jobs if self.is_later is None else np.where(self.is_later, 0, jobs)
 
 
 @dataclass(frozen=True)
@@ -176,13 +186,15 @@ class Evidence:
             left_out = found.programme if whole_programme else observed * is_own[:, None]
             found = found._replace(has_run=found.has_run & ~is_own)
         drift: NDArray[np.float64] | float = 0.0
+        is_later = None
         if at is not None:
             days = ((np.asarray(at, dtype=float) - self.newest) / 86_400).reshape(-1, 1)
             # A step, so that an answer does not change from one second to the next.
-            drift = (days >= 1) * _DRIFT_OF_COLUMN
+            is_later = np.broadcast_to(days[:, 0] >= 1, len(answers))
+            drift = is_later[:, None] * _DRIFT_OF_COLUMN
             if days.min(initial=0) < 0:
                 found = found._replace(shift=found.shift * 0.5 ** (np.maximum(-days, 0) / HALF_LIFE_DAYS))
-        return _shrink(answers, found, self.strength, left_out, drift)
+        return _shrink(answers, found, self.strength, left_out, drift)._replace(is_later=is_later)
 
     def _find(self, features: NDArray[np.float64], names: Sequence[str] | NDArray[Any] | None) -> _Found:
         codes = row_codes(features)

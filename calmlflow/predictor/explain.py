@@ -72,7 +72,8 @@ def explain(
         found["notes"].append(
             f"Each dollar of a killed run counts as {1 + bundle.decision.risk:g} dollars: the bundle avoids risk."
         )
-    found["kill_time"] = _kill_time(bundle, outputs, predictions, answer)
+    known_jobs = int(corrected.in_programme[0]) if corrected else 0
+    found["kill_time"] = _kill_time(bundle, outputs, predictions, answer, known_jobs)
     return found
 
 
@@ -147,13 +148,17 @@ def _rungs(bundle: Bundle, outputs: NDArray[np.float64], predictions: Prediction
 
 
 def _kill_time(
-    bundle: Bundle, outputs: NDArray[np.float64], predictions: Predictions, answer: Mapping[str, Any]
+    bundle: Bundle,
+    outputs: NDArray[np.float64],
+    predictions: Predictions,
+    answer: Mapping[str, Any],
+    known_jobs: int,
 ) -> dict[str, Any]:
     predicted_s = float(predictions["wall_pred"][0])
     found = {"predicted_s": predicted_s, "factor": None, "spread": None, "jobs": None, "coverage": None}
     # The calibration knows nothing of a job unlike any seen, which gets the longest kill time.
     if bundle.kill_time and not _is_unseen("wall_reg", outputs, answer):
-        factor, jobs = bundle.kill_time.group_of(predicted_s, answer["evidence"]["programme"])
+        factor, jobs = bundle.kill_time.group_of(predicted_s, known_jobs)
         spread = bundle.kill_time.spread
         found |= {"factor": factor, "spread": spread[_row_of("wall_reg", outputs)[0]] if spread else 1.0}
         found |= {"jobs": jobs, "coverage": bundle.kill_time.coverage}

@@ -15,9 +15,11 @@ class Lineage:
     jobs: int  # that it was trained on
     newest_job: int  # timestamp, epoch seconds
     seed: int | None
-    scores: Mapping[str, Mapping[str, float]]  # target -> score -> value, of its own held-out jobs
+    scores: Mapping[str, Mapping[str, float]]  # target -> score -> value, of the version's own held-out jobs
     runs: Mapping[str, str]  # network -> id of the run that trained it
     taken_from: Mapping[str, str] = field(default_factory=dict)  # network -> version of the bundle that it comes from
+    # The scores of networks alone, which answer without evidence, where they are not those of the bundle.
+    alone: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def origins(self, networks: Sequence[str]) -> dict[str, str]:
         """Where these networks come from: ``run.{network}``, and ``part.{network}`` for those that were taken over."""
@@ -33,6 +35,6 @@ class Lineage:
         found |= self.origins(networks)
         for network in networks:
             target = TARGETS[network]
-            scores = self.scores.get(target, {})
+            scores = (self.alone if len(networks) == 1 and target in self.alone else self.scores).get(target, {})
             found |= {f"score.{target}.{name}": f"{scores[name]:.6g}" for name in headlines(target) if name in scores}
         return found

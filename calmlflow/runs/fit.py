@@ -21,7 +21,7 @@ from calmlflow.networks.training import train_network
 from calmlflow.predictor.bundle import Bundle, Predictions, combine
 from calmlflow.predictor.decision import fit_decision
 from calmlflow.predictor.evidence import Evidence, Finished, build_evidence, fit_campaign, fit_strength
-from calmlflow.predictor.killtime import fit_kill_time
+from calmlflow.predictor.killtime import KillTime, fit_kill_time
 from calmlflow.predictor.manifest import write_manifest
 from calmlflow.results.classification import ClassificationResults, classification_results, cross_entropy
 from calmlflow.results.floors import classification_floor, regression_floor
@@ -125,20 +125,7 @@ def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champ
     shift = fit_campaign(columns, finished, strength, time.time())
 
     if "wall_reg" in fits:
-        tables = build_evidence(finished, strength, shift)
-        known, new = (
-            tables.correct(
-                columns, finished.features, finished.names, finished.observed, whole_programme, finished.timestamp
-            )
-            for whole_programme in (False, True)
-        )
-        kill_time = fit_kill_time(
-            np.exp(new.answers[:, 5]),
-            finished.wallclock_s,
-            distinct_rows(finished.features).row_of_job,
-            programmes(finished.names),
-            (np.exp(known.answers[:, 5]), known.jobs[:, 1]),
-        )
+        kill_time = calibrate(build_evidence(finished, strength, shift), columns, finished)
         (models / "killtime.json").write_text(kill_time.to_json())
     runs = Finished.of(data.jobs.iloc[data.train], data.earlier)
     _write_evidence(build_evidence(finished, strength, shift, runs), models)
@@ -154,6 +141,23 @@ def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champ
         {TARGETS[name]: network_results(name, jobs, of_test[ANSWERS[name]], None, ()) for name in NETWORKS},
         {target: score_predictions(target, jobs, of_test) for target in TARGETS.values()},
         combine(outputs, alone.decision, alone.kill_time),
+    )
+
+
+def calibrate(evidence: Evidence, answers: NDArray[np.float64], finished: Finished) -> KillTime:
+    """Fit kill times to what evidence of n jobs corrects their out-of-fold answers to, shape (n, 6)."""
+    known, new = (
+        evidence.correct(
+            answers, finished.features, finished.names, finished.observed, whole_programme, finished.timestamp
+        )
+        for whole_programme in (False, True)
+    )
+    return fit_kill_time(
+        np.exp(new.answers[:, 5]),
+        finished.wallclock_s,
+        distinct_rows(finished.features).row_of_job,
+        programmes(finished.names),
+        (np.exp(known.answers[:, 5]), known.jobs[:, 1]),
     )
 
 

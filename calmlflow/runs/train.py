@@ -181,7 +181,8 @@ def train(
                     model = NETWORK_MODELS[network]
                     logged[model] = log_model(models, [network], model, metadata)
                     clock.lap("log")
-            own_scores = {target: kinds["test"] for target, kinds in scores.items() if "test" in kinds}
+            alone = {target: kinds["test"] for target, kinds in scores.items() if "test" in kinds}
+            own_scores = alone
             if bundle:
                 models.mkdir(exist_ok=True)
                 champion_evidence = found.bundle.evidence if found and taken else None
@@ -198,7 +199,7 @@ def train(
             parts_from = dict.fromkeys(taken, found.version if found else "")
             trained_on = data.jobs.iloc[data.train]
             newest = int(trained_on["timestamp"].max())
-            origin = Lineage(request.data, len(trained_on), newest, request.seed, own_scores, runs, parts_from)
+            origin = Lineage(request.data, len(trained_on), newest, request.seed, own_scores, runs, parts_from, alone)
             table = write_tables(data, predictions, tree.partial / "data")
             shown = table
             if bundle:

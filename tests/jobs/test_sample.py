@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 import calmlflow.jobs
 from calmlflow.errors import InputError
-from calmlflow.hst.features import FEATURES
+from calmlflow.hst.features import FEATURES, job_features, parse_control
 from calmlflow.jobs.records import COLUMNS, SUPERSEDED, check_records
 from calmlflow.jobs.sample import draw_sample
+from calmlflow.jobs.stores.open import read_jobs
 
 KEYS = ["instr", "detector", "dtype", "drizcorr", "pctecorr", "subarray"]
 ROW = list(FEATURES)
@@ -251,6 +252,12 @@ def test_memory_and_wallclock_stay_in_bounds(sample):
     # Mirrored, not cut: no heap of jobs at a bound.
     assert (sample["memory"] == 0.2).sum() < 3
     assert (sample["wallclock"] == 5).sum() < (sample["wallclock"] == 10).sum()
+
+
+def test_the_example_of_the_guides_is_a_job_of_the_sample():
+    control = Path(__file__).parents[2] / "examples" / "i1rmre01q_MemModelFeatures.txt"
+    job = read_jobs("sample").valid.set_index("ipst").loc["i1rmre01q", ROW]
+    assert tuple(job) == job_features("i1rmre01q", parse_control(control.read_bytes()))
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_the_warning_names_both_rungs_and_the_reason():
 
 def test_a_job_unlike_any_seen_is_told():
     (text,) = answer(unseen=True)["warnings"]
-    assert text.startswith("No training job is like this one")
+    assert text.startswith("No job that was learned from is like this one")
 
 
 def test_the_jobs_behind_an_answer_are_counted_by_level():

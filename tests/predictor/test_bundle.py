@@ -21,7 +21,7 @@ from calmlflow.predictor.answers import as_answers
 from calmlflow.predictor.bundle import Bundle, combine
 from calmlflow.predictor.decision import Decision, widen
 from calmlflow.predictor.evidence import DEFAULT_STRENGTH, Finished, build_evidence
-from calmlflow.predictor.killtime import KillTime
+from calmlflow.predictor.killtime import KillTime, Known
 from calmlflow.predictor.manifest import write_manifest
 from tests.samples.predictor_samples import KILL_TIME, NETWORKS, SCALING, add_evidence, write_bundle, write_network
 
@@ -185,6 +185,22 @@ def test_a_last_run_that_nobody_expected_leaves_probabilities_that_add_up_to_1()
     moved = FINISHED.memory_gb >= LADDER[0].limit_gb
     np.testing.assert_allclose(corrected[moved, 0], 1 / 3)
     np.testing.assert_allclose(corrected.sum(axis=1), 1)
+
+
+def test_a_later_job_gets_the_kill_time_of_a_new_programme(folder):
+    known = Known(1, (), (1.5,), (2000,))
+    (folder / "killtime.json").write_text(replace(KILL_TIME, known=(known,)).to_json())
+    # All of one programme and row, so that each knows the others.
+    jobs = replace(FINISHED, features=np.tile(FEATURES[:1], (200, 1)))
+    add_evidence(folder, jobs)
+    bundle = Bundle.load(folder)
+    (edge,), factors = KILL_TIME.edges_s, KILL_TIME.factors
+    for finished, factor in ((jobs, (1.5, 1.5)), (replace(jobs, timestamp=jobs.timestamp + 10**6), factors)):
+        found = bundle.predict(jobs.features, NAMES, finished)
+        assert found["evidence"][:, 1].min() > 0
+        wall = found["wall_pred"]
+        expected = np.clip(np.ceil(wall * np.where(wall <= edge, *factor)), 60, 172_800)
+        np.testing.assert_array_equal(found["kill_time"], expected)
 
 
 def test_evidence_of_no_jobs_changes_no_digit(folder):

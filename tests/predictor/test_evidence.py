@@ -187,6 +187,10 @@ def test_a_day_later_programmes_count_less_and_before_the_shift_of_the_campaign_
     for days in (1, 400):
         later = asked(evidence, "iaaa02abq", at=1_000_000 + days * DAY)
         assert later[4] == pytest.approx(26 / (26 * (1 + DRIFT[1]) + 1) * np.log(4), abs=1e-4)
+    # And kill times count on none of them.
+    for days, jobs in ((0.9, 26), (1, 0)):
+        corrected = evidence.correct(NETWORKS[None], np.array([ROW]), ["iaaa02abq"], at=1_000_000 + days * DAY)
+        assert (corrected.jobs[0, 1], corrected.in_programme[0]) == (26, jobs)
     shifted = build_evidence(finished(*many), strength_of(), np.full((4, 2), 0.3))
     half = asked(shifted, "ibbb01abq", at=1_000_000 - HALF_LIFE_DAYS * DAY)
     assert (half - NETWORKS)[4:] == pytest.approx([0.15, 0.15], abs=1e-4)

@@ -38,17 +38,20 @@ def names() -> list[str]:
 
 def test_all_models_are_registered_with_their_tags(client, names):
     scores = {"mem_bin": {"accuracy": 0.75, "recall_2g": 1.0}, "memory": {"rmse": 2.0}, "wallclock": {"mae": 3.5}}
-    lineage = Lineage("sample", 800, 1600000000, 3, scores, dict(zip(NETWORKS, ("a", "b", "c"), strict=True)))
+    runs = dict(zip(NETWORKS, ("a", "b", "c"), strict=True))
+    lineage = Lineage("sample", 800, 1600000000, 3, scores, runs, alone={"mem_bin": {"accuracy": 0.5}})
     held = [("mem_clf",), ("wall_reg",), NETWORKS]
     models = {name: replace(LOGGED, networks=networks) for name, networks in zip(names, held, strict=True)}
     assert register(models, lineage) == dict.fromkeys(names, 1)
     assert register({names[0]: models[names[0]]}, lineage) == {names[0]: 2}
     common = {"data": "sample", "jobs": "800", "newest_job": "1600000000", "seed": "3"}
     common |= {"model_sha256": "1" * 64, "bundle_sha256": "0" * 64}
+    # A network alone answers without evidence, and has scores of its own.
+    alone = {"run.mem_clf": "a", "score.mem_bin.accuracy": "0.5"}
     of_bin = {"run.mem_clf": "a", "score.mem_bin.accuracy": "0.75", "score.mem_bin.recall_2g": "1"}
     of_memory = {"run.mem_reg": "b", "score.memory.rmse": "2"}
     of_wallclock = {"run.wall_reg": "c", "score.wallclock.mae": "3.5"}
-    for name, tags in zip(names, [of_bin, of_wallclock, of_bin | of_memory | of_wallclock], strict=True):
+    for name, tags in zip(names, [alone, of_wallclock, of_bin | of_memory | of_wallclock], strict=True):
         version = client.get_model_version(name, "1")
         assert version.tags == {**common, **tags}
         assert (version.source, version.current_stage) == (SOURCE, "None")
