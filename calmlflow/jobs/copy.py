@@ -8,12 +8,23 @@ import pandas as pd
 
 from calmlflow.errors import CalmlflowError
 from calmlflow.jobs.quarantine import merge_entries
-from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, PREDICTIONS, QUARANTINE, Source, Store, Table, conform
+from calmlflow.jobs.stores.base import (
+    HISTORY,
+    JOBS,
+    KILLED,
+    MOSAICS,
+    PREDICTIONS,
+    QUARANTINE,
+    Source,
+    Store,
+    Table,
+    conform,
+)
 from calmlflow.jobs.stores.files import write_file
 from calmlflow.jobs.stores.open import is_database, open_source, open_store, parse_target
 from calmlflow.jobs.upsert import Batch, Counts, merge_history, upsert
 
-_OTHERS = (HISTORY, MOSAICS, QUARANTINE, PREDICTIONS)
+_OTHERS = (HISTORY, MOSAICS, KILLED, QUARANTINE, PREDICTIONS)
 _MERGE: dict[Table, Callable[[Store, pd.DataFrame], None]] = {
     HISTORY: merge_history,
     QUARANTINE: merge_entries,
@@ -90,8 +101,8 @@ def _copy_into(source: Source, target: Store, on_progress: Callable[[int, int | 
     for table in _OTHERS:
         others[table.name] = 0
         for part in source.read(table):
-            if table is MOSAICS:
-                upsert(target, Batch(mosaics=part), source.name)
+            if table in (MOSAICS, KILLED):
+                upsert(target, Batch(mosaics=part) if table is MOSAICS else Batch(killed=part), source.name)
             else:
                 with target.change():
                     _MERGE[table](target, conform(part, table))

@@ -1,7 +1,7 @@
 """Read job records from files, folders, archives and S3 objects, and write them to a file as a whole."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -38,6 +38,11 @@ class FileSource:
         """See `Source.read`."""
         for part in self._read(table):
             yield part if columns is None else part.reindex(columns=list(columns))
+
+    def get(self, table: Table, names: Collection[str]) -> pd.DataFrame:
+        """See `Source.get`."""
+        parts = [part[part["ipst"].isin(names)] for part in self._read(table)]
+        return conform(pd.concat(parts) if parts else pd.DataFrame(), table)
 
     def count(self, table: Table) -> int:
         """See `Source.count`."""

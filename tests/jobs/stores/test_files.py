@@ -91,7 +91,7 @@ def test_every_place_gives_the_same_records(place, kind):
         assert source.name == uri
         assert source.count(JOBS) == len(SAMPLE)
         assert pd.concat(source.read(JOBS, ["n_files", "ipst"])).columns.tolist() == ["n_files", "ipst"]
-        assert [source.count(table) for table in TABLES if table is not JOBS] == [0] * 4
+        assert [source.count(table) for table in TABLES if table is not JOBS] == [0] * 5
     with pytest.raises(InputError, match=r"is no database; expected sqlite:///FILE, .*written as a whole by `copy`"):
         open_store(uri, create=True)
 
