@@ -42,7 +42,7 @@ class Copied:
     there: int
     # Table -> rows that were copied.
     others: dict[str, int] = field(default_factory=dict)
-    # Table -> rows that were not copied, because the target is a file, which holds records only.
+    # Table -> rows that were not copied, because the target is a file, which holds records and killed jobs.
     left: dict[str, int] = field(default_factory=dict)
 
     def figures(self) -> dict[str, float]:
@@ -59,7 +59,7 @@ def copy(source: str, target: str, on_progress: Callable[[int, int | None], None
     """Copy job records, and into a database the other tables too.
 
     In a database the newer record of a dataset wins, and invalid ones go to its quarantine. A file is written whole and
-    unchecked, and replaces the one that is there. Safe to repeat.
+    unchecked, with one of killed jobs beside it, and replaces the one that is there. Safe to repeat.
 
     Parameters
     ----------
@@ -78,8 +78,9 @@ def copy(source: str, target: str, on_progress: Callable[[int, int | None], None
     with closing(open_source(source)) as one:
         if file:
             count = write_file(file, one, on_progress)
-            left = {table.name: one.count(table) for table in _OTHERS}
-            return Copied(count, Counts(stored=count), count, left=left)
+            rows = {table.name: one.count(table) for table in _OTHERS}
+            killed = {KILLED.name: rows.pop(KILLED.name)}
+            return Copied(count, Counts(stored=count), count, killed, rows)
         with closing(open_store(target, create=True)) as other:
             return _copy_into(one, other, on_progress)
 

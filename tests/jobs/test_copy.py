@@ -154,14 +154,19 @@ def test_a_file_gets_the_records_and_says_what_it_does_not_get(tmp_path, suffix)
         before = contents(store, JOBS)
     for _ in range(2):
         copied = copy(uri, file)
-        assert (copied.read, copied.counts, copied.there, copied.others) == (41, Counts(stored=41), 41, {})
-    left = {"history": 1, "mosaics": 2, "killed_jobs": 2, "quarantine": 5, "predictions": 2}
+        assert (copied.read, copied.counts, copied.there) == (41, Counts(stored=41), 41)
+        assert copied.others == {"killed_jobs": 2}
+    left = {"history": 1, "mosaics": 2, "quarantine": 5, "predictions": 2}
     told = "".join(f"; {rows} rows of {name} are not copied" for name, rows in left.items())
-    assert str(copied) == f"41 records read: 41 stored; the target holds 41{told}"
+    assert str(copied) == f"41 records read: 41 stored; the target holds 41; 2 rows of killed_jobs{told}"
     found = conform(read_table(file), JOBS).sort_values("ipst", ignore_index=True)
     pd.testing.assert_frame_equal(found, before, check_exact=True)
     # And back again.
-    assert copy(file, f"sqlite:///{tmp_path}/other.db").counts == Counts(stored=40, quarantined=1)
+    other = f"sqlite:///{tmp_path}/other.db"
+    assert copy(file, other).counts == Counts(stored=40, quarantined=1)
+    with closing(open_store(other)) as store:
+        kills = contents(store, KILLED)
+    pd.testing.assert_frame_equal(kills.assign(stored_at=None), frame(KILLED, ROWS[KILLED]), check_dtype=False)
 
 
 def test_a_copy_that_was_interrupted_is_finished_by_the_next(tmp_path, monkeypatch):
