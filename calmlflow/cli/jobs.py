@@ -54,7 +54,7 @@ def status(
         bool, typer.Option("--no-log", help=f"Add no point to MLflow's experiment {settings.HEALTH_EXPERIMENT}.")
     ] = False,
 ) -> None:
-    """Show the records of a store, the age of the newest one, and the quarantine.
+    """Show the records of a store, the age of the newest one, killed jobs, and the quarantine.
 
     Exit status 1 when the newest record is older than --max-age, or the quarantine grows.
     """
@@ -98,6 +98,9 @@ def _show(health: "Health") -> None:
     line("newest record", f"  {health.newest or 'none'}{age}")
     line("mosaics", health.mosaics)
     line("predictions", health.predictions)
+    line("killed by", *health.killed, "all")
+    line("  ever", *health.killed.values(), sum(health.killed.values()))
+    line(f"  {WINDOW_DAYS} d", *health.killed_7d.values(), sum(health.killed_7d.values()))
     for day, count in health.stored_by_day.items():
         line(f"on {day}", count, " stored")
     line("quarantine", health.quarantine_open, " open")
@@ -125,7 +128,7 @@ def ingest(
     from calmlflow.runs.ingest import check_complete, ingest_jobs
 
     ingested = ingest_jobs(bucket, datasets, store or settings.jobs_uri(), retry_quarantine)
-    kinds = {"reasons": ingested.reasons, "pending_datasets": ingested.pending}
+    kinds = {"reasons": ingested.reasons, "killed_by": ingested.killed, "pending_datasets": ingested.pending}
     print(json.dumps({**ingested.figures(), **kinds}) if as_json else ingested)
     check_complete(ingested)
 

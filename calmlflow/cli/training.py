@@ -170,7 +170,7 @@ def compare(
         str, typer.Option(help="The training it is held against.")
     ] = "models:/calcloud-predictor/Production",
 ) -> None:
-    """Compare two trainings on the test jobs that both saw, with paired differences and 95 % bootstrap intervals."""
+    """Compare two trainings on the test jobs that both saw, with paired differences and 95 % intervals."""
     from calmlflow.runs.compare import compare_in_run
 
     print(compare_in_run(this, other))

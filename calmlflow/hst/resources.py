@@ -1,6 +1,7 @@
 """Compute the targets of a finished job from its metrics files."""
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from calmlflow.errors import InputError
@@ -11,7 +12,9 @@ MAX_METRICS_FILE_BYTES = 1_048_576
 _ELAPSED = "Elapsed (wall clock) time (h:mm:ss or m:ss)"
 _RESIDENT = "Maximum resident set size (kbytes)"
 _STATUS = "Exit status"
-_KILLED = re.compile(r"Command terminated by signal ([0-9]{1,3})")
+_LABELS = (_ELAPSED, _RESIDENT, _STATUS)
+_SIGNAL = "Command terminated by signal"
+_KILLED = re.compile(_SIGNAL + " ([0-9]{1,3})")
 _CLOCK = re.compile(r"(?:([0-9]{1,6}):)?([0-5]?[0-9]):([0-5][0-9])(?:[.,][0-9]+)?")
 
 
@@ -35,8 +38,8 @@ class Targets(NamedTuple):
     mem_bin: int
 
 
-def parse_usage(text: str | bytes, source: str = "metrics file") -> Usage:
-    """Read the output of GNU ``time --verbose`` by its labels.
+def parse_runs(text: str | bytes, source: str = "metrics file") -> list[Usage]:
+    """Read the output of GNU ``time --verbose`` by its labels: one or more runs of a step, the last one last.
 
     Parameters
     ----------
@@ -55,15 +58,27 @@ def parse_usage(text: str | bytes, source: str = "metrics file") -> Usage:
     if isinstance(text, bytes):
         # The timed command may hold a path in any encoding; the lines that are read are ASCII.
         text = text.decode("utf-8", errors="replace")
-    values: dict[str, str] = {}
-    killed = None
-    for line in text.splitlines():
-        killed = _KILLED.fullmatch(line.strip()) or killed
-        for label in (_ELAPSED, _RESIDENT, _STATUS):
-            # The last one counts: the step itself may have printed such a line.
-            if line.strip().startswith(label + ":"):
-                values[label] = line.strip()[len(label) + 1 :].strip()
-    for label in (_ELAPSED, _RESIDENT, _STATUS):
+    runs: list[dict[str, str]] = [{}]
+    for line in map(str.strip, text.splitlines()):
+        killed = _KILLED.fullmatch(line)
+        label = _SIGNAL if killed else next((label for label in _LABELS if line.startswith(label + ":")), None)
+        if label is None:
+            continue
+        # A run ends where the next one begins. Of lines before that the last one counts: the step itself may have
+        # printed such a line.
+        if all(known in runs[-1] for known in _LABELS) and (killed or label in runs[-1]):
+            runs.append({})
+        runs[-1][label] = killed[1] if killed else line[len(label) + 1 :].strip()
+    return [_usage(values, source) for values in runs]
+
+
+def parse_usage(text: str | bytes, source: str = "metrics file") -> Usage:
+    """The last one of `parse_runs`."""
+    return parse_runs(text, source)[-1]
+
+
+def _usage(values: Mapping[str, str], source: str) -> Usage:
+    for label in _LABELS:
         if label not in values:
             raise InputError(f"{source} has no line {label!r}; expected the output of time --verbose")
     clock = _CLOCK.fullmatch(values[_ELAPSED])
@@ -74,7 +89,7 @@ def parse_usage(text: str | bytes, source: str = "metrics file") -> Usage:
         elapsed_s=3600 * hours + 60 * minutes + seconds,
         resident_kb=_whole(source, _RESIDENT, values[_RESIDENT]),
         # time writes exit status 0 for a step that was killed, and the signal on a line above.
-        exit_status=128 + int(killed[1]) if killed else _whole(source, _STATUS, values[_STATUS]),
+        exit_status=128 + int(values[_SIGNAL]) if _SIGNAL in values else _whole(source, _STATUS, values[_STATUS]),
     )
 
 

@@ -8,12 +8,23 @@ import pandas as pd
 
 from calmlflow.errors import CalmlflowError
 from calmlflow.jobs.quarantine import merge_entries
-from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, PREDICTIONS, QUARANTINE, Source, Store, Table, conform
+from calmlflow.jobs.stores.base import (
+    HISTORY,
+    JOBS,
+    KILLED,
+    MOSAICS,
+    PREDICTIONS,
+    QUARANTINE,
+    Source,
+    Store,
+    Table,
+    conform,
+)
 from calmlflow.jobs.stores.files import write_file
 from calmlflow.jobs.stores.open import is_database, open_source, open_store, parse_target
 from calmlflow.jobs.upsert import Batch, Counts, merge_history, upsert
 
-_OTHERS = (HISTORY, MOSAICS, QUARANTINE, PREDICTIONS)
+_OTHERS = (HISTORY, MOSAICS, KILLED, QUARANTINE, PREDICTIONS)
 _MERGE: dict[Table, Callable[[Store, pd.DataFrame], None]] = {
     HISTORY: merge_history,
     QUARANTINE: merge_entries,
@@ -31,7 +42,7 @@ class Copied:
     there: int
     # Table -> rows that were copied.
     others: dict[str, int] = field(default_factory=dict)
-    # Table -> rows that were not copied, because the target is a file, which holds records only.
+    # Table -> rows that were not copied, because the target is a file, which holds records and killed jobs.
     left: dict[str, int] = field(default_factory=dict)
 
     def figures(self) -> dict[str, float]:
@@ -48,7 +59,7 @@ def copy(source: str, target: str, on_progress: Callable[[int, int | None], None
     """Copy job records, and into a database the other tables too.
 
     In a database the newer record of a dataset wins, and invalid ones go to its quarantine. A file is written whole and
-    unchecked, and replaces the one that is there. Safe to repeat.
+    unchecked, with one of killed jobs beside it, and replaces the one that is there. Safe to repeat.
 
     Parameters
     ----------
@@ -67,8 +78,9 @@ def copy(source: str, target: str, on_progress: Callable[[int, int | None], None
     with closing(open_source(source)) as one:
         if file:
             count = write_file(file, one, on_progress)
-            left = {table.name: one.count(table) for table in _OTHERS}
-            return Copied(count, Counts(stored=count), count, left=left)
+            rows = {table.name: one.count(table) for table in _OTHERS}
+            killed = {KILLED.name: rows.pop(KILLED.name)}
+            return Copied(count, Counts(stored=count), count, killed, rows)
         with closing(open_store(target, create=True)) as other:
             return _copy_into(one, other, on_progress)
 
@@ -90,8 +102,8 @@ def _copy_into(source: Source, target: Store, on_progress: Callable[[int, int | 
     for table in _OTHERS:
         others[table.name] = 0
         for part in source.read(table):
-            if table is MOSAICS:
-                upsert(target, Batch(mosaics=part), source.name)
+            if table in (MOSAICS, KILLED):
+                upsert(target, Batch(mosaics=part) if table is MOSAICS else Batch(killed=part), source.name)
             else:
                 with target.change():
                     _MERGE[table](target, conform(part, table))

@@ -1,4 +1,4 @@
-"""Check the health of a store of job records: counts, age of the newest record, growth of the quarantine."""
+"""Check the health of a store of job records: counts, age of the newest record, kills, growth of the quarantine."""
 
 import time
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from calmlflow.hst.dataset import INSTRUMENTS
 from calmlflow.hst.ladder import BIN_NAMES
+from calmlflow.jobs.killed import killed_jobs
+from calmlflow.jobs.records import KILLS
 from calmlflow.jobs.stores.base import JOBS, MOSAICS, PREDICTIONS, QUARANTINE, Source, Table
 
 DAY_S = 86_400
@@ -32,6 +34,9 @@ class Health:
     records: int
     mosaics: int
     predictions: int
+    # What killed jobs -> kills, all and those of the last seven days.
+    killed: dict[str, int]
+    killed_7d: dict[str, int]
     # Records by instrument (rows, in the order of `INSTRUMENTS`) and memory bin.
     table: NDArray[np.int64]
     # Dataset that finished last, and seconds since then; empty and None where no record has a time.
@@ -95,6 +100,8 @@ def check_health(store: Source, max_age_s: float | None, now: float | None = Non
     days_back = today - np.minimum(stored_at[stored_at <= moment + _SKEW_S], moment) // DAY_S
     by_day = np.bincount(days_back[days_back < WINDOW_DAYS].astype(int), minlength=WINDOW_DAYS)
 
+    kills = killed_jobs(store, moment)
+    is_late = kills["timestamp"] > moment - WINDOW_DAYS * DAY_S
     kinds = entries["resolved_at"].isna().groupby(entries["kind"].fillna("unknown")).sum()
     since = moment - WINDOW_DAYS * DAY_S
     health = Health(
@@ -103,6 +110,8 @@ def check_health(store: Source, max_age_s: float | None, now: float | None = Non
         records=len(jobs),
         mosaics=len(mosaics),
         predictions=store.count(PREDICTIONS),
+        killed={kind: int(kills["kind"].eq(kind).sum()) for kind in KILLS},
+        killed_7d={kind: int(kills["kind"][is_late].eq(kind).sum()) for kind in KILLS},
         table=table.astype(np.int64),
         newest=str(jobs["ipst"].iloc[times.argmax()]) if newest_time else "",
         newest_age_s=max(moment - newest_time, 0) if newest_time else None,

@@ -16,8 +16,9 @@ from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.dataset import Dataset, parse_dataset
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, job_features, parse_control
 from calmlflow.hst.resources import MAX_METRICS_FILE_BYTES, StepFailedError, job_targets
+from calmlflow.jobs.killed import FILE_MISSING, STEP_FAILED, STEPS, find_killed, killed_jobs, told_by_files
 from calmlflow.jobs.quarantine import IMPOSSIBLE
-from calmlflow.jobs.stores.base import JOBS, MOSAICS, QUARANTINE, Store
+from calmlflow.jobs.stores.base import JOBS, MOSAICS, PREDICTIONS, QUARANTINE, Store
 from calmlflow.jobs.upsert import Batch, Counts, upsert
 from calmlflow.storage.s3 import (
     Content,
@@ -40,14 +41,10 @@ BATCH = 500
 CLOCKS_APART_S = 300.0
 """Largest difference between S3's clock and this one; in doubt a dataset is read again."""
 
-# Kinds of quarantine entries.
+# Kinds of quarantine entries, beside those of killed jobs.
 NO_DATASET = "no dataset"
-FILE_MISSING = "file missing"
-STEP_FAILED = "step failed"
 BAD_CONTROL = "bad control file"
 BAD_METRICS = "bad metrics file"
-# Steps of a job, each timed in a file of its own.
-_STEPS = ("process", "preview")
 _ALWAYS = -math.inf
 _SHOWN_BYTES = 2_000
 
@@ -64,6 +61,8 @@ class Ingested:
     pending: dict[str, str] = field(default_factory=dict)
     # Kind of quarantine entry -> datasets of this run.
     reasons: dict[str, int] = field(default_factory=dict)
+    # Kind of kill -> kills that were found, known ones among them.
+    killed: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -73,7 +72,7 @@ class Ingested:
     def figures(self) -> dict[str, float]:
         """Counts by name, for metrics and scripts."""
         counted = {"datasets": self.total, **vars(self.counts), "known": self.known, "pending": len(self.pending)}
-        return {**counted, "seconds": round(self.seconds, 3)}
+        return {**counted, "killed": sum(self.killed.values()), "seconds": round(self.seconds, 3)}
 
     def __add__(self, other: "Ingested") -> "Ingested":
         return Ingested(
@@ -81,6 +80,7 @@ class Ingested:
             self.known + other.known,
             self.pending | other.pending,
             dict(Counter(self.reasons) + Counter(other.reasons)),
+            dict(Counter(self.killed) + Counter(other.killed)),
             self.seconds + other.seconds,
         )
 
@@ -88,7 +88,9 @@ class Ingested:
         counted = {**vars(self.counts), "known": self.known, "pending": len(self.pending)}
         shown = ", ".join(f"{number:,} {name}" for name, number in counted.items() if number) or "nothing"
         kinds = ", ".join(f"{number:,} x {kind}" for kind, number in sorted(self.reasons.items()))
-        return f"{self.total:,} datasets in {self.seconds:.1f} s: {shown}" + (f" ({kinds})" if kinds else "")
+        kills = ", ".join(f"{number:,} x {kind}" for kind, number in sorted(self.killed.items()))
+        told = (f" ({kinds})" if kinds else "") + (f"; killed: {kills}" if kills else "")
+        return f"{self.total:,} datasets in {self.seconds:.1f} s: {shown}{told}"
 
 
 class Found(NamedTuple):
@@ -96,6 +98,8 @@ class Found(NamedTuple):
 
     record: Mapping[str, Any]
     is_mosaic: bool
+    # What its metrics files tell of earlier runs that failed.
+    kills: tuple[Mapping[str, Any], ...] = ()
 
 
 class Refused(NamedTuple):
@@ -106,6 +110,8 @@ class Refused(NamedTuple):
     reason: str
     timestamp: int | None = None
     record: str | None = None
+    # What is told of kills, see `calmlflow.jobs.killed.find_killed`.
+    kills: tuple[Mapping[str, Any], ...] = ()
 
 
 class Unread(NamedTuple):
@@ -162,6 +168,10 @@ def ingest(
     else:
         names = list(dict.fromkeys(datasets))
     plan = _plan(store, names, source, retry_quarantine) if datasets == "new" else dict.fromkeys(names, _ALWAYS)
+    if isinstance(datasets, str):
+        vanished = _vanished(store, client, bucket, names)
+        names += vanished
+        plan |= dict.fromkeys(vanished, _ALWAYS)
     done = Ingested(known=len(names) - len(plan))
     jobs = list(plan.items())
     with ThreadPoolExecutor(WORKERS, "calmlflow-ingest") as pool:
@@ -173,6 +183,9 @@ def ingest(
                 outcomes.append(outcome)
                 on_progress(done.total + len(outcomes), len(names))
             done += _store(store, outcomes, source, begun)
+    if isinstance(datasets, str):
+        # Of jobs that left no metrics files and were quarantined before twice their kill time had passed.
+        upsert(store, Batch(killed=killed_jobs(store)), source)
     return done + Ingested(seconds=time.perf_counter() - started)
 
 
@@ -195,6 +208,28 @@ def _plan(store: Store, names: Iterable[str], source: str, retry_quarantine: boo
     return {name: refused.get(name, dismissed.get(name, _ALWAYS)) for name in wanted}
 
 
+def _vanished(store: Store, client: Any, bucket: str, there: Iterable[str]) -> list[str]:
+    """Jobs of this bucket that were sized, and of which nothing is heard after twice their kill time."""
+    now, sized = time.time(), dict[str, float]()
+    for part in store.read(PREDICTIONS, ["ipst", "timestamp", "kill_time"]):
+        is_late = (part["timestamp"] + 2 * part["kill_time"].astype(float)) < now
+        for name, moment in zip(part["ipst"][is_late], part["timestamp"][is_late], strict=True):
+            sized[name] = max(moment, sized.get(name, 0.0))
+    heard = {*there}
+    if not sized.keys() - heard:
+        return []
+    for table in (JOBS, MOSAICS, QUARANTINE):
+        for part in store.read(table, ["ipst", "timestamp"]):
+            ended = part["ipst"].map(sized) <= (math.inf if table is QUARANTINE else part["timestamp"].astype(float))
+            heard.update(part["ipst"][ended.fillna(False)])
+    if not (late := sized.keys() - heard):
+        return []
+    # A prediction may be for a plan that was never carried out: a job has a control file.
+    pages = list_pages(client, S3Object(bucket, "control/"), "a bucket of finished jobs", Delimiter="/")
+    folders = (folder["Prefix"] for page in pages for folder in page.get("CommonPrefixes", ()))
+    return sorted(late & {folder.removeprefix("control/").removesuffix("/") for folder in folders})
+
+
 def _store(store: Store, outcomes: list[Outcome | None], source: str, begun: float) -> Ingested:
     known = outcomes.count(None)
     found = [outcome for outcome in outcomes if isinstance(outcome, Found)]
@@ -203,10 +238,12 @@ def _store(store: Store, outcomes: list[Outcome | None], source: str, begun: flo
     pending = {outcome.ipst: outcome.reason for outcome in outcomes if isinstance(outcome, Unread)}
     if not (jobs or mosaics or refused):
         return Ingested(known=known, pending=pending)
-    batch = Batch(pd.DataFrame(jobs), pd.DataFrame(mosaics), pd.DataFrame(refused))
+    told = [kill for outcome in outcomes if isinstance(outcome, Found | Refused) for kill in outcome.kills]
+    killed = find_killed(store, told)
+    batch = Batch(pd.DataFrame(jobs), pd.DataFrame(mosaics), killed, pd.DataFrame(refused))
     counts = upsert(store, batch, source, begun, alone=True)
     kinds = Counter(entry["kind"] for entry in refused) + Counter({IMPOSSIBLE: counts.quarantined - len(refused)})
-    return Ingested(counts, known, pending, dict(kinds))
+    return Ingested(counts, known, pending, dict(kinds), dict(Counter(killed["kind"])))
 
 
 # -- Reading --------------------------------------------------------------------------------------------------------
@@ -226,7 +263,7 @@ def _read_one(client: Any, bucket: str, name: str, since: float) -> Outcome | No
 
 def _changed_since(client: Any, bucket: str, name: str, moment: float) -> bool:
     """Whether one of the three files of a dataset was written after a moment (epoch seconds)."""
-    for key in (*(_metrics_key(name, step) for step in _STEPS), Dataset(name, "ipppssoot").control_key):
+    for key in (*(_metrics_key(name, step) for step in STEPS), Dataset(name, "ipppssoot").control_key):
         with suppress(NoSuchObjectError), asking(S3Object(bucket, key), "read", "a file of a finished job"):
             if client.head_object(Bucket=bucket, Key=key)["LastModified"].timestamp() > moment:
                 return True
@@ -244,10 +281,10 @@ def read_finished(client: Any, bucket: str, name: str) -> Found | Refused:
     kind, control = BAD_METRICS, None
     metrics: dict[str, Content] = {}
     try:
-        for step in _STEPS:
+        for step in STEPS:
             target = S3Object(bucket, _metrics_key(name, step))
             metrics[step] = read_content(client, target, MAX_METRICS_FILE_BYTES, "the output of time --verbose")
-        targets = job_targets(name, *(metrics[step].data for step in _STEPS))
+        targets = job_targets(name, *(metrics[step].data for step in STEPS))
         timestamp = int(max(content.modified for content in metrics.values()))
         used = {"ipst": name, "timestamp": timestamp, "wallclock": targets.wallclock, "memory": targets.memory}
         if job.is_hap:
@@ -257,20 +294,34 @@ def read_finished(client: Any, bucket: str, name: str) -> Found | Refused:
         kind, target = BAD_CONTROL, S3Object(bucket, job.control_key)
         control = read_object(client, target, MAX_CONTROL_FILE_BYTES, "a control file")
         features = job_features(name, parse_control(control))
-        return Found({**used, **features._asdict(), "mem_bin": targets.mem_bin}, False)
+        record = {**used, **features._asdict(), "mem_bin": targets.mem_bin}
+        return Found(record, False, _told(name, metrics, control))
     except NoSuchBucketError:
         raise
     except InputError as error:
+        kills: tuple[Mapping[str, Any], ...] = ()
+        is_step = kind == BAD_METRICS
         if isinstance(error, NoSuchObjectError):
             kind = FILE_MISSING
         elif isinstance(error, StepFailedError):
             kind = STEP_FAILED
+        if is_step and kind != BAD_METRICS and not job.is_hap:
+            with suppress(InputError):
+                control = read_object(
+                    client, S3Object(bucket, job.control_key), MAX_CONTROL_FILE_BYTES, "a control file"
+                )
+            kills = _told(name, metrics, control)
         newest = max((int(content.modified) for content in metrics.values()), default=None)
         # The beginnings of the files that were read.
         files = {f"{step}_metrics.txt": content.data for step, content in metrics.items()}
         files |= {"control": control} if control is not None else {}
         shown = {name: data[:_SHOWN_BYTES].decode(errors="replace") for name, data in files.items()}
-        return Refused(name, kind, str(error), newest, json.dumps(shown))
+        return Refused(name, kind, str(error), newest, json.dumps(shown), kills)
+
+
+def _told(name: str, metrics: Mapping[str, Content], control: bytes | None) -> tuple[Mapping[str, Any], ...]:
+    newest = max((int(content.modified) for content in metrics.values()), default=None)
+    return tuple(told_by_files(name, {step: content.data for step, content in metrics.items()}, newest, control))
 
 
 def _metrics_key(name: str, step: str) -> str:

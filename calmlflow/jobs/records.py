@@ -1,6 +1,6 @@
 """Check job records: the schema of a table of finished jobs, and the reasons of rows that break it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +77,25 @@ RECORDS = pa.DataFrameSchema(
 )
 _MOSAICS = RECORDS.select_columns(["timestamp", "wallclock", "memory"])
 
+KILLS = ("time", "memory", "machine", "failed")
+"""What ends a job early: its kill time, lack of memory, its machine, or a failure of its own."""
+
+# What a killed job had reached may be little, and may be unknown.
+_REACHED = {
+    "wallclock": pa.Check(
+        lambda cells: cells.between(0, MAX_WALLCLOCK_S), error=f"is not a number of seconds, 0 to {MAX_WALLCLOCK_S}"
+    ),
+    "memory": pa.Check(
+        lambda cells: cells.between(0, MAX_MEMORY_GB), error=f"is not a number of GB, 0 to {MAX_MEMORY_GB}"
+    ),
+}
+_KILLED = RECORDS.select_columns(["ipst", "timestamp", *FEATURES]).add_columns(
+    {
+        "kind": pa.Column(checks=pa.Check.isin(KILLS, error=f"is none of {', '.join(KILLS)}", ignore_na=False)),
+        **{name: pa.Column(checks=check, nullable=True) for name, check in _REACHED.items()},
+    }
+)
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -149,12 +168,8 @@ def sort_records(frame: pd.DataFrame, source: str, carry: Sequence[str] = ()) ->
     cells = record_cells(frame)
     reasons = _reasons(RECORDS, cells)
     sound = cells[reasons == ""]
-    is_of_letter = np.logical_or.reduce(
-        [sound["ipst"].str.startswith(letter) & (sound["instr"] == code) for letter, code in INSTRUMENT_CODES.items()]
-    )
     for disagrees, reason in (
-        (~is_of_letter, "instr is not that of the first letter of ipst"),
-        (sound["dtype"] != sound["ipst"].str.endswith("0"), "dtype is not that of the last character of ipst"),
+        *_disagreements(sound),
         (sound["mem_bin"] != needed_bin(sound["memory"]), "mem_bin is not the bin that memory needs"),
     ):
         reasons.loc[sound.index[disagrees]] += f"; {reason}"
@@ -176,6 +191,28 @@ def sort_mosaics(frame: pd.DataFrame) -> Checked:
     cells = frame.reset_index(drop=True)
     cells = cells.assign(**{name: _numbers(cells[name]) for name in names})
     return _split(frame, cells, _reasons(_MOSAICS, cells[names]))
+
+
+def sort_killed(frame: pd.DataFrame) -> Checked:
+    """Check killed jobs as job records, where the rules apply; other columns are kept as they are."""
+    names = list(_KILLED.columns)
+    frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *names])))
+    cells = frame.reset_index(drop=True)
+    numbers = {name: _numbers(cells[name]) for name in names if name not in ("ipst", "kind")}
+    cells = cells.assign(ipst=_texts(cells["ipst"]).str.strip().str.lower(), **numbers)
+    reasons = _reasons(_KILLED, cells[names])
+    sound = cells[reasons == ""]
+    for disagrees, reason in _disagreements(sound):
+        reasons.loc[sound.index[disagrees]] += f"; {reason}"
+    checked = _split(frame, cells, reasons)
+    return Checked(checked.valid.assign(total_mb=checked.valid["total_mb"].round()), checked.quarantine)
+
+
+def _disagreements(sound: pd.DataFrame) -> Iterator[tuple[pd.Series, str]]:
+    """Which rows have features that are not their name's, and the reason."""
+    starts = [sound["ipst"].str.startswith(letter) & (sound["instr"] == at) for letter, at in INSTRUMENT_CODES.items()]
+    yield ~np.logical_or.reduce(starts), "instr is not that of the first letter of ipst"
+    yield sound["dtype"] != sound["ipst"].str.endswith("0"), "dtype is not that of the last character of ipst"
 
 
 def _split(frame: pd.DataFrame, cells: pd.DataFrame, reasons: pd.Series) -> Checked:

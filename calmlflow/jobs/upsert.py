@@ -8,12 +8,14 @@ from typing import NamedTuple
 import pandas as pd
 
 from calmlflow.errors import CalmlflowError
+from calmlflow.jobs.killed import keep_killed
 from calmlflow.jobs.quarantine import as_entries, as_refused, close_entries, digest_of, open_entries
-from calmlflow.jobs.records import COLUMNS, SUPERSEDED, record_cells, sort_mosaics, sort_records
+from calmlflow.jobs.records import COLUMNS, SUPERSEDED, record_cells, sort_killed, sort_mosaics, sort_records
 from calmlflow.jobs.stores.base import (
     CHUNK_ROWS,
     HISTORY,
     JOBS,
+    KILLED,
     MOSAICS,
     TRAINING_COLUMNS,
     Store,
@@ -34,6 +36,8 @@ class Batch:
     jobs: pd.DataFrame = field(default_factory=pd.DataFrame)
     # With the columns of `MOSAICS`, each dataset once.
     mosaics: pd.DataFrame = field(default_factory=pd.DataFrame)
+    # With the columns of `KILLED`.
+    killed: pd.DataFrame = field(default_factory=pd.DataFrame)
     # Jobs without a record: ``ipst``, ``kind`` and ``reason``; where known ``timestamp`` and ``record`` (JSON text).
     refused: pd.DataFrame = field(default_factory=pd.DataFrame)
 
@@ -64,7 +68,7 @@ class Counts:
 
 
 def upsert(store: Store, batch: Batch, source: str, now: float | None = None, alone: bool = False) -> Counts:
-    """Put a batch into a store, in one change.
+    """Put a batch into a store, in one change; kills that are valid are not counted.
 
     ``source`` is its origin, which quarantined rows keep, and ``now`` the time at which it was read. With ``alone``
     each row is all that the source has of its dataset, as in a bucket.
@@ -82,6 +86,11 @@ def upsert(store: Store, batch: Batch, source: str, now: float | None = None, al
         checked = sort_mosaics(mosaics)
         mosaics = checked.valid
         refused = pd.concat([refused, as_refused(checked.quarantine, alone)], ignore_index=True)
+    killed = batch.killed
+    if len(killed):
+        checked = sort_killed(killed)
+        killed = conform(checked.valid, KILLED)
+        refused = pd.concat([refused, as_refused(checked.quarantine, alone=False)], ignore_index=True)
     entries = as_entries(refused, source, moment)
     counts = Counts(quarantined=len(refused))
     with store.change():
@@ -93,6 +102,7 @@ def upsert(store: Store, batch: Batch, source: str, now: float | None = None, al
                 found, stored = _store_newer(store, table, rows, moment)
                 counts += found
                 close_entries(store, stored, source, moment, entries)
+        keep_killed(store, killed, moment)
         open_entries(store, entries)
     return counts
 

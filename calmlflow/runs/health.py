@@ -26,6 +26,8 @@ def figures(health: Health) -> dict[str, float]:
         **{f"records_bin_{name}": count for name, count in health.by_bin().items()},
         "mosaics": health.mosaics,
         "predictions": health.predictions,
+        **{f"killed_{kind}": count for kind, count in health.killed.items()},
+        **{f"killed_{kind}_7d": count for kind, count in health.killed_7d.items()},
         "stored_7d": sum(health.stored_by_day.values()),
         "quarantine_open": health.quarantine_open,
         # Kinds without open entries are 0, so that their lines come down.

@@ -21,6 +21,7 @@ from calmlflow.registry.tracking import environment_params, log_new_params, trac
 from calmlflow.registry.versions import State, find_version, read_state
 from calmlflow.results.realised import Realised, join_predictions, realised_scores
 from calmlflow.results.scores import FEWEST_JUDGED
+from calmlflow.results.table import PROBABILITIES
 from calmlflow.runs.data import MIN_JOBS
 from calmlflow.runs.promote import PromotionRequest, promote_in_run
 from calmlflow.runs.summary import Outcome
@@ -39,7 +40,7 @@ class Limits:
 
     min_new: int = 1000  # jobs that the training did not see, or saw with an older timestamp
     min_share: float = 0.1  # new jobs over jobs seen
-    drift: float = 0.25  # population stability index of any feature or target
+    drift: float = 0.25  # population stability index of any feature, or of a target given the features
     # Realised accuracy, excess cost and kill-time coverage against those of held-out jobs.
     accuracy_drop: float = 0.02
     cost_rise: float = 0.02
@@ -86,7 +87,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Seen:
-    """A version, the jobs of its training with ``split`` and ``bin_pred``, and its held-out scores."""
+    """A version, the jobs of its training with ``split`` and its answers, and its held-out scores."""
 
     version: int
     stage: str
@@ -235,7 +236,7 @@ def read_seen(version: int) -> Seen:
     # Recorded predictions are answers, so they are held against answers.
     table = (results.answer or results).jobs
     if table is not None:
-        carried = [name for name in ("bin_pred", "split") if name in table]
+        carried = [name for name in ("bin_pred", "split", "kill_time", *PROBABILITIES) if name in table]
         table = sort_records(table, f"data/latest.csv of {source}", carried).valid
     if table is None or table.empty:
         raise CalmlflowError(f"{source} has no jobs in data/latest.csv; expected those that it was trained on")
@@ -255,7 +256,7 @@ def new_jobs(jobs: pd.DataFrame, seen: pd.DataFrame) -> pd.DataFrame:
 
 
 def judge_jobs(jobs: pd.DataFrame, seen: pd.DataFrame, limits: Limits) -> Change:
-    """Judge the number of new jobs, and their drift from those seen where it is more than chance."""
+    """Judge the number of new jobs, and their drift from those seen where it is more than other programmes make."""
     new = new_jobs(jobs, seen)
     share = len(new) / len(seen)
     counts = (
@@ -269,7 +270,9 @@ def judge_jobs(jobs: pd.DataFrame, seen: pd.DataFrame, limits: Limits) -> Change
     table = drift_table(seen, new)
     moved = table[(table["psi"] >= limits.drift) & (table["psi"] > table["chance"])]
     shown = moved.head(5) if len(moved) else table.head(3)
-    found = "drift of " + ", ".join(f"{name} {index:.3g}" for name, index in shown["psi"].items())
+    found = "drift of " + ", ".join(
+        f"{name} {psi:.3g} (by chance up to {chance:.3g})" for name, psi, chance in shown.itertuples()
+    )
     drift = Criterion("drift", limits.drift, limits.drift > 0 and len(moved) > 0, found)
     by_column = {str(name): {"psi": float(psi), "chance": float(chance)} for name, psi, chance in table.itertuples()}
     figures |= {f"psi_{name}": index["psi"] for name, index in by_column.items()}
@@ -302,8 +305,12 @@ def judge_predictions(new: pd.DataFrame, seen: Seen, recorded: Recorded, limits:
         if score is None:
             criteria.append(Criterion(option, limit, False, f"{name} not judged: {missing}"))
             continue
-        beyond = f": {word} beyond chance" if (word := score.verdict()) != "no difference" else ": perhaps by chance"
-        found = f"realised {name} {score.found:.4g}, held out {score.held_out:.4g}{beyond}"
+        word = score.verdict()
+        said = {"better": "better beyond chance", "worse": "worse beyond chance", "no difference": "perhaps by chance"}
+        found = (
+            f"realised {name} {score.found:.4g}, held out {score.held_out:.4g}, difference {score.low:+.2g} to "
+            f"{score.high:+.2g} ({score.jobs:,} jobs of {score.programmes:,} programmes): {said.get(word, word)}"
+        )
         criteria.append(Criterion(option, limit, limit > 0 and score.verdict(limit) == "worse", found))
     return Change(tuple(criteria), {}, figures)
 

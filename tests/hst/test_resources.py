@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calmlflow.errors import InputError
-from calmlflow.hst.resources import MAX_METRICS_FILE_BYTES, job_targets, parse_usage
+from calmlflow.hst.resources import MAX_METRICS_FILE_BYTES, job_targets, parse_runs, parse_usage
 
 
 def metrics(elapsed: object = "0:01.00", resident_kb: object = 1000, status: object = 0, before: str = "") -> str:
@@ -126,6 +126,23 @@ def test_a_killed_step_gives_no_targets_though_time_says_exit_status_0():
     assert parse_usage(killed).exit_status == 137
     with pytest.raises(InputError, match=r"preview_metrics\.txt says exit status 137"):
         job_targets("jzzz01010", metrics(), killed)
+
+
+@given(st.lists(st.tuples(st.integers(0, 59), st.integers(1, 10**8), st.sampled_from([0, 1, 137])), min_size=1))
+def test_the_last_of_several_runs_counts_and_the_others_are_told(runs):
+    def written(seconds: int, resident_kb: int, status: int) -> str:
+        signal = "Command terminated by signal 9\n" if status == 137 else ""
+        return metrics(f"0:{seconds:02}.00", resident_kb, 0 if status == 137 else status, signal)
+
+    text = "".join(written(*run) for run in runs)
+    assert parse_runs(text) == runs
+    assert parse_usage(text) == runs[-1]
+
+
+def test_targets_are_those_of_the_run_after_a_kill():
+    killed = metrics("0:41.12", 1_790_211, before="Command terminated by signal 9\n")
+    targets = job_targets("jzzz01010", killed + metrics("3:02.77", 2_650_118), metrics("0:28.10", 230_001))
+    assert targets == (182 + 28 + 1, pytest.approx(2.880119), 1)
 
 
 @pytest.mark.parametrize(("command", "status"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", 137)])

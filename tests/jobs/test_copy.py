@@ -7,7 +7,7 @@ import pytest
 
 from calmlflow.errors import InputError
 from calmlflow.jobs.copy import copy
-from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, PREDICTIONS, QUARANTINE, TABLES, conform
+from calmlflow.jobs.stores.base import HISTORY, JOBS, KILLED, MOSAICS, PREDICTIONS, QUARANTINE, TABLES, conform
 from calmlflow.jobs.stores.open import open_store, read_table
 from calmlflow.jobs.upsert import Counts
 from tests.samples.store_samples import ANSWER as SMALLEST
@@ -44,6 +44,7 @@ HERE = {
         entry(name_of(1), last_seen=30, timestamp=2000),
         entry(name_of(2), last_seen=30, timestamp=900),
     ],
+    KILLED: ROWS[KILLED],
     PREDICTIONS: ROWS[PREDICTIONS],
 }
 THERE = {
@@ -99,7 +100,7 @@ def test_every_table_is_copied_from_one_database_into_another(place, tmp_path, t
     copied = copy(here, place(there), lambda done, total: seen.append((done, total)))
     assert copied.counts == Counts(stored=38, updated=1, older=1, quarantined=1)
     assert (copied.read, copied.there, seen[-1]) == (41, 41, (41, 41))
-    assert copied.others == {"history": 1, "mosaics": 2, "quarantine": 5, "predictions": 2}
+    assert copied.others == {"history": 1, "mosaics": 2, "killed_jobs": 2, "quarantine": 5, "predictions": 2}
     pd.testing.assert_frame_equal(contents(source, JOBS), before[JOBS])
 
     # Records: the newer one of each dataset, with what trainings found out.
@@ -129,13 +130,16 @@ def test_every_table_is_copied_from_one_database_into_another(place, tmp_path, t
         name_of(99): (1, None),
     }
     pd.testing.assert_frame_equal(conform(contents(target, PREDICTIONS), PREDICTIONS), before[PREDICTIONS])
+    # When a kill was stored is told by the store.
+    kills = contents(target, KILLED)
+    pd.testing.assert_frame_equal(kills.drop(columns="stored_at"), before[KILLED].drop(columns="stored_at"))
 
     # Twice is once.
     after = {table: contents(target, table) for table in TABLES}
     again = copy(here, place(there))
     assert again.counts == Counts(unchanged=39, older=1, quarantined=1)
     assert again.there == 41
-    for table in (JOBS, HISTORY, MOSAICS, PREDICTIONS):
+    for table in (JOBS, HISTORY, MOSAICS, KILLED, PREDICTIONS):
         pd.testing.assert_frame_equal(contents(target, table), after[table])
     assert by_name(target, QUARANTINE, "tries", "resolved_at") == {**entries, name_of(99): (2, None)}
     source.close()
@@ -150,15 +154,19 @@ def test_a_file_gets_the_records_and_says_what_it_does_not_get(tmp_path, suffix)
         before = contents(store, JOBS)
     for _ in range(2):
         copied = copy(uri, file)
-        assert (copied.read, copied.counts, copied.there, copied.others) == (41, Counts(stored=41), 41, {})
-    assert str(copied) == (
-        "41 records read: 41 stored; the target holds 41; 1 rows of history are not copied; 2 rows of mosaics are not "
-        "copied; 5 rows of quarantine are not copied; 2 rows of predictions are not copied"
-    )
+        assert (copied.read, copied.counts, copied.there) == (41, Counts(stored=41), 41)
+        assert copied.others == {"killed_jobs": 2}
+    left = {"history": 1, "mosaics": 2, "quarantine": 5, "predictions": 2}
+    told = "".join(f"; {rows} rows of {name} are not copied" for name, rows in left.items())
+    assert str(copied) == f"41 records read: 41 stored; the target holds 41; 2 rows of killed_jobs{told}"
     found = conform(read_table(file), JOBS).sort_values("ipst", ignore_index=True)
     pd.testing.assert_frame_equal(found, before, check_exact=True)
     # And back again.
-    assert copy(file, f"sqlite:///{tmp_path}/other.db").counts == Counts(stored=40, quarantined=1)
+    other = f"sqlite:///{tmp_path}/other.db"
+    assert copy(file, other).counts == Counts(stored=40, quarantined=1)
+    with closing(open_store(other)) as store:
+        kills = contents(store, KILLED)
+    pd.testing.assert_frame_equal(kills.assign(stored_at=None), frame(KILLED, ROWS[KILLED]), check_dtype=False)
 
 
 def test_a_copy_that_was_interrupted_is_finished_by_the_next(tmp_path, monkeypatch):

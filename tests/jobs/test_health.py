@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 
 from calmlflow.jobs.health import check_health, duration
-from calmlflow.jobs.stores.base import TABLES
+from calmlflow.jobs.stores.base import KILLED, TABLES
 from calmlflow.jobs.stores.files import FileSource
 from calmlflow.jobs.upsert import Batch, upsert
-from tests.samples.store_samples import record
+from tests.samples.store_samples import ROWS, record
 
 HOUR, DAY = 3600, 86_400
 # 2026-03-10 04:00 UTC.
@@ -50,6 +50,10 @@ def test_figures(store, monkeypatch):
             for number, (kind, seen, resolved) in enumerate(entries)
         ],
         predictions=[{"ipst": "j8c601020", "timestamp": 5.5}],
+        killed_jobs=[
+            {**ROWS[KILLED][0], "timestamp": moment, "kind": kind}
+            for moment, kind in [(week + 1, "time"), (week, "time"), (NOW - 5000, "failed"), (5, "memory")]
+        ],
     )
     found = json.loads(json.dumps(check_health(store, None, NOW).as_json()))
     expected = {
@@ -60,6 +64,8 @@ def test_figures(store, monkeypatch):
             **{"2026-03-04": 1, "2026-03-05": 0, "2026-03-06": 0, "2026-03-07": 0, "2026-03-08": 0},
             **{"2026-03-09": 2, "2026-03-10": 4},
         },
+        "killed": {"time": 2, "memory": 1, "machine": 0, "failed": 1},
+        "killed_7d": {"time": 1, "memory": 0, "machine": 0, "failed": 1},
         "quarantine_kinds": {"b": 2, "unknown": 1, "a": 0, "c": 0},
         **{"quarantine_open": 3, "quarantine_added_7d": 3, "quarantine_resolved_7d": 1, "healthy": False},
     }

@@ -25,12 +25,14 @@ from calmlflow.jobs.ingest import (
     ingest,
 )
 from calmlflow.jobs.quarantine import IMPOSSIBLE, dismiss_open, list_open
-from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, QUARANTINE, Store
+from calmlflow.jobs.stores.base import HISTORY, JOBS, KILLED, MOSAICS, PREDICTIONS, QUARANTINE, Store
 from calmlflow.jobs.stores.sql import open_sql
 from calmlflow.jobs.upsert import Counts
 from calmlflow.storage.s3 import new_client
 from tests.samples.ingest_samples import bad_line, control, metrics, name_of, put, put_job
-from tests.samples.store_samples import contents
+from tests.samples.store_samples import contents, frame
+
+DAY_S = 86_400
 
 
 def open_entries(store: Store) -> pd.DataFrame:
@@ -200,6 +202,74 @@ def test_what_is_mended_between_reading_and_storing_is_read_again(s3, bucket, st
     monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: begun, perf_counter=time.perf_counter))
     assert ingest(store, bucket).counts.quarantined == 1
     assert ingest(store, bucket).counts.stored == 1
+
+
+# -- Killed jobs ----------------------------------------------------------------------------------------------------
+
+
+def size(store: Store, *names: str, age_s: float = DAY_S, kill_time: int = 600) -> None:
+    sized = {"timestamp": time.time() - age_s, "n_files": 5.0, "bin_pred": 0, "kill_time": kill_time}
+    store.put(PREDICTIONS, frame(PREDICTIONS, [{**sized, "ipst": name} for name in names]))
+
+
+def kills_of(store: Store) -> dict[str, str]:
+    killed = contents(store, KILLED)
+    return dict(zip(killed["ipst"], killed["kind"], strict=True))
+
+
+def test_killed_jobs_are_kept_beside_the_quarantine_with_what_they_had_reached(s3, bucket, store):
+    signal = "Command terminated by signal 9\n"
+    put_job(s3, bucket, "jmemory0q", process=signal + metrics("0:41.00", 1_500_000), preview=None)
+    put_job(s3, bucket, "jtimeout0", process=signal + metrics("9:30.00"), preview=None)
+    put_job(s3, bucket, "jfailed0q", preview=metrics(status=1))
+    put_job(s3, bucket, "jmachine0", process=metrics("0:10.00", status=143))
+    # Sized, and never heard of again; the last one is not late yet, and the plan of another was never carried out.
+    put_job(s3, bucket, "jvanish0q", process=None, preview=None)
+    put_job(s3, bucket, "jwaiting0", process=None, preview=None)
+    size(store, "jmemory0q", "jtimeout0", "jmachine0", "jvanish0q", "jplanned0")
+    size(store, "jwaiting0", age_s=1000)
+    found = ingest(store, bucket)
+    expected = {"jfailed0q": "failed", "jmachine0": "machine", "jmemory0q": "memory"}
+    assert kills_of(store) == {**expected, "jtimeout0": "time", "jvanish0q": "time"}
+    assert found.killed == {"failed": 1, "machine": 1, "memory": 1, "time": 2}
+    assert set(open_entries(store).index) == set(kills_of(store))
+    killed = contents(store, KILLED).set_index("ipst")
+    assert killed["n_files"].tolist() == [17] * 5
+    assert killed.loc["jmemory0q", ["wallclock", "memory"]].tolist() == [41.0, 1.792]
+    assert killed.loc["jtimeout0", "wallclock"] == 600
+    # The same again.
+    for datasets in ("new", "all"):
+        ingest(store, bucket, datasets, retry_quarantine=True)
+        pd.testing.assert_frame_equal(contents(store, KILLED), killed.reset_index())
+
+
+def test_a_killed_job_that_finishes_has_a_record_and_stays_killed(s3, bucket, store):
+    put_job(s3, bucket, "j8c601020", process=metrics("0:41.00", status=137))
+    ingest(store, bucket)
+    put_job(s3, bucket, "j8c601020")
+    assert ingest(store, bucket).counts == Counts(stored=1)
+    assert kills_of(store) == {"j8c601020": "memory"}
+    assert open_entries(store).empty
+
+
+def test_a_kill_in_the_file_of_a_run_that_went_well_is_kept(s3, bucket, store):
+    put_job(s3, bucket, "j8c601020", process=metrics("0:41.00", 1_790_000, 137) + metrics("3:02.00", 2_650_000))
+    assert ingest(store, bucket).counts == Counts(stored=1)
+    assert contents(store, JOBS)["wallclock"].tolist() == [182 + 5 + 1]
+    (killed,) = contents(store, KILLED).to_dict("records")
+    assert (killed["kind"], killed["wallclock"], killed["memory"]) == ("memory", 41.0, 1.79)
+    assert killed["timestamp"] == contents(store, JOBS)["timestamp"].item() - 182
+
+
+def test_a_quarantined_job_without_metrics_is_killed_once_it_is_late(s3, bucket, store):
+    put_job(s3, bucket, "j8c601020", preview=None)
+    size(store, "j8c601020", age_s=60)
+    ingest(store, bucket)
+    assert kills_of(store) == {}
+    size(store, "j8c601020", age_s=61, kill_time=60)
+    store.put(PREDICTIONS, contents(store, PREDICTIONS).assign(kill_time=10))
+    ingest(store, bucket)
+    assert kills_of(store) == {"j8c601020": "time"}
 
 
 def test_an_unknown_bucket_is_told_and_nothing_is_quarantined(tracking, store):

@@ -123,7 +123,7 @@ def test_ingest_and_copy_for_people(server, bucket, tmp_path, tracking, capsys):
     code, out, _ = run_here(capsys, "jobs", "ingest", bucket, "--store", uri, "--retry-quarantine")
     assert code == 0
     assert out.startswith("6 datasets in ")
-    assert out.endswith(f" s: 3 stored, 1 quarantined, 2 known (1 x {STEP_FAILED})\n")
+    assert out.endswith(f" s: 3 stored, 1 quarantined, 2 known (1 x {STEP_FAILED}); killed: 1 x failed\n")
     code, out, _ = run_here(capsys, "jobs", "copy", uri, f"{tmp_path}/jobs.csv", "--json")
     figures = json.loads(out)
     assert (code, figures["read"], figures["stored"], figures["there"]) == (0, 5, 5, 5)

@@ -84,7 +84,8 @@ def larger(jobs: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.mark.parametrize("count", [199, 200])
 def test_drift_is_judged_from_200_new_jobs_on(count):
-    now = pd.concat([JOBS.iloc[:2000], larger(JOBS.iloc[2000 : 2000 + count])])
+    # They are of many programmes.
+    now = pd.concat([JOBS.iloc[:2000], larger(JOBS.iloc[2000:]).sample(count, random_state=0)])
     change = judge_jobs(now, JOBS.iloc[:2000], only(drift=0.25))
     assert met(change) == ["drift"] * (count >= 200)
     assert ("psi_total_mb" in change.figures) == (count >= 200)

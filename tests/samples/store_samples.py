@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from calmlflow.jobs.stores.base import HISTORY, JOBS, MOSAICS, PREDICTIONS, QUARANTINE, Store, Table, conform
+from calmlflow.jobs.stores.base import HISTORY, JOBS, KILLED, MOSAICS, PREDICTIONS, QUARANTINE, Store, Table, conform
 
 RECORD = {
     "ipst": "j8c601020",
@@ -15,6 +15,22 @@ ROWS: dict[Table, list[dict]] = {
     JOBS: [RECORD, {**RECORD, **ANSWER, "ipst": "j91jc4010", "split": "test", "trained_at": 1_700_000_000}],
     HISTORY: [{**RECORD, "digest": "a" * 16, "replaced_at": 5}, {**RECORD, "digest": "b" * 16}],
     MOSAICS: [{"ipst": "acs_8ph_01", "timestamp": 7, "wallclock": 3.5, "memory": 60.1, "disk": 12.25}],
+    KILLED: [
+        {
+            **{name: cell for name, cell in RECORD.items() if name not in ("wallclock", "memory", "mem_bin")},
+            **{
+                "kind": "memory",
+                "wallclock": 41.5,
+                "memory": 1.792,
+                "reason": "process_metrics.txt says exit status 137",
+            },
+        },
+        {
+            **{name: cell for name, cell in RECORD.items() if name not in ("memory", "mem_bin")},
+            "timestamp": 7,
+            "kind": "time",
+        },
+    ],
     QUARANTINE: [
         {"ipst": "x", "digest": "", "kind": "no dataset", "reason": 'a "quoted" text,\nin two lines', "first_seen": 1},
         {

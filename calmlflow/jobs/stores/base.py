@@ -1,6 +1,6 @@
 """Tables of a store of job records, and the operations that every store has."""
 
-# A store keeps five tables and no rules: `calmlflow.jobs.upsert` decides which record wins, what goes to the history
+# A store keeps six tables and no rules: `calmlflow.jobs.upsert` decides which record wins, what goes to the history
 # and what to the quarantine, for all stores.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -70,6 +70,23 @@ MOSAICS = Table(
 )
 """Resources of HAP jobs: seconds, GB of memory, and GB of output where known."""
 
+KILLED = Table(
+    "killed_jobs",
+    ("ipst", "timestamp"),
+    {
+        "ipst": "text",
+        "timestamp": "whole",
+        **dict.fromkeys(FEATURES, "whole"),
+        "total_mb": "number",
+        "kind": "text",
+        **dict.fromkeys(("wallclock", "memory"), "number"),
+        "reason": "text",
+        "stored_at": "whole",
+    },
+)
+"""Killed jobs: when and by what (``time``, ``memory``, ``machine``, ``failed``), the seconds and the GB that they had
+reached where known, which are lower bounds of what they need, and ``reason``, the words that tell of it."""
+
 QUARANTINE = Table(
     "quarantine",
     ("ipst", "digest"),
@@ -102,7 +119,7 @@ PREDICTIONS = Table(
 )
 """Predictions that were recorded when they were given."""
 
-TABLES = (JOBS, HISTORY, MOSAICS, QUARANTINE, PREDICTIONS)
+TABLES = (JOBS, HISTORY, MOSAICS, KILLED, QUARANTINE, PREDICTIONS)
 
 
 class Source(Protocol):
@@ -122,6 +139,9 @@ class Source(Protocol):
         all. A table that is not there has no rows.
         """
 
+    def get(self, table: Table, names: Collection[str]) -> pd.DataFrame:
+        """The rows of some datasets, as `conform` makes them."""
+
     def count(self, table: Table) -> int:
         """Number of rows."""
 
@@ -131,9 +151,6 @@ class Source(Protocol):
 
 class Store(Source, Protocol):
     """A database of job records; see `calmlflow.jobs.stores.open.open_store`."""
-
-    def get(self, table: Table, names: Collection[str]) -> pd.DataFrame:
-        """The rows of some datasets, as `conform` makes them."""
 
     def put(self, table: Table, rows: pd.DataFrame) -> None:
         """Insert rows, or replace those of the same key; keys are unique, absent columns become missing cells."""

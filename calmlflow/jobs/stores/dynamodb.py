@@ -1,8 +1,9 @@
-"""A store in DynamoDB: calcloud's table of job records, and four tables beside it."""
+"""A store in DynamoDB: calcloud's table of job records, and five tables beside it."""
 
-# ``calcloud-model-sb`` holds the records by ``ipst``; ``calcloud-model-sb-history``, ``-quarantine``, ``-mosaics`` and
-# ``-predictions`` hold the rest. Address, region, credentials and retries are boto3's own variables. Permissions:
-# DescribeTable, Scan and Query; to write BatchWriteItem and UpdateItem; to make tables CreateTable.
+# ``calcloud-model-sb`` holds the records by ``ipst``; ``calcloud-model-sb-history``, ``-quarantine``, ``-mosaics``,
+# ``-killed_jobs`` and ``-predictions`` hold the rest. Address, region, credentials and retries are boto3's own
+# variables. Permissions: DescribeTable, Scan and Query; to write BatchWriteItem and UpdateItem; to make tables
+# CreateTable.
 
 import os
 import re

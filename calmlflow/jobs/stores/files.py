@@ -1,8 +1,8 @@
 """Read job records from files, folders, archives and S3 objects, and write them to a file as a whole."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from calmlflow.errors import CalmlflowError, InputError
-from calmlflow.jobs.stores.base import CHUNK_ROWS, JOBS, Source, Table, conform
+from calmlflow.jobs.stores.base import CHUNK_ROWS, JOBS, KILLED, Source, Table, conform
 from calmlflow.settings import hide_password
 from calmlflow.storage.archive import SUFFIXES as ARCHIVES
 from calmlflow.storage.archive import extract
@@ -21,6 +21,8 @@ DATABASES = (".db", ".sqlite", ".sqlite3")
 
 _SHOWN = 10
 _TEXTS = ("ipppssoot", *(name for name, kind in JOBS.columns.items() if kind == "text"))
+# Of the file of killed jobs beside a file ``jobs.csv`` or ``jobs.parquet``: ``jobs.killed_jobs.csv``.
+_BESIDE = f".{KILLED.name}.csv"
 _ARROW_TYPES = {"text": pa.string(), "whole": pa.int64(), "number": pa.float64()}
 
 
@@ -38,6 +40,11 @@ class FileSource:
         """See `Source.read`."""
         for part in self._read(table):
             yield part if columns is None else part.reindex(columns=list(columns))
+
+    def get(self, table: Table, names: Collection[str]) -> pd.DataFrame:
+        """See `Source.get`."""
+        parts = [part[part["ipst"].isin(names)] for part in self._read(table)]
+        return conform(pd.concat(parts) if parts else pd.DataFrame(), table)
 
     def count(self, table: Table) -> int:
         """See `Source.count`."""
@@ -97,6 +104,8 @@ def _open_table(name: str, uri: str | Path, shown: str = "", close: Callable[[],
     """Open what `open_table` reads; ``shown`` is its name in errors."""
 
     def read(table: Table) -> Iterator[pd.DataFrame]:
+        if table is KILLED:
+            yield from _read_beside(uri)
         if table is not JOBS:
             return
         with open_table(uri, _TEXTS, JOBS.columns, shown) as opened:
@@ -108,6 +117,20 @@ def _open_table(name: str, uri: str | Path, shown: str = "", close: Callable[[],
                 yield pa.table(cells).to_pandas(ignore_metadata=True).reindex(columns=list(opened.columns))
 
     return FileSource(name, read, close)
+
+
+def _read_beside(uri: str | Path) -> Iterator[pd.DataFrame]:
+    """The killed jobs beside a table; none where there is no such file."""
+    beside = _beside(str(uri))
+    if not str(uri).lower().endswith(SUFFIXES) or not (beside.startswith("s3://") or Path(beside).is_file()):
+        return
+    with suppress(NoSuchObjectError), open_table(beside, ("ipst", "kind", "reason"), KILLED.columns) as opened:
+        for batch in opened.batches(CHUNK_ROWS):
+            yield conform(batch.to_pandas().replace("", None), KILLED)
+
+
+def _beside(uri: str) -> str:
+    return uri[: uri.rindex(".")] + _BESIDE if "." in uri else uri
 
 
 def _open_archive(archive: Path, shown: str) -> FileSource:
@@ -133,7 +156,8 @@ def _table_of(folder: Path, shown: str) -> Path:
     for candidate in ("data/latest.csv", "latest.csv", "latest.parquet"):
         if (folder / candidate).is_file():
             return folder / candidate
-    tables = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".csv" and path.name[0] not in "._")
+    named = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".csv" and path.name[0] not in "._")
+    tables = [path for path in named if not path.name.endswith(_BESIDE)]
     if len(tables) == 1:
         return tables[0]
     if not tables and any(folder.rglob("*.parquet")):
@@ -149,16 +173,25 @@ def _table_of(folder: Path, shown: str) -> Path:
 def write_file(uri: str, source: Source, on_progress: Callable[[int, int | None], None]) -> int:
     """Write the records of a source to a ``.csv`` or ``.parquet`` file, here or in S3, which it replaces.
 
-    Columns that the source does not have are left out. An object of S3 is replaced only if no other process changed it
-    meanwhile. Returns the number of records.
+    Killed jobs go to a file beside it (``jobs.killed_jobs.csv`` for ``jobs.csv``), where there are any or there is such
+    a file. Columns that the source does not have are left out. An object of S3 is replaced only if no other process
+    changed it meanwhile. Returns the number of records.
     """
     if not uri.lower().endswith(SUFFIXES):
         raise InputError(
             f"{hide_password(uri)!r} cannot be written; expected a database, or a file or an object of S3 in "
             f"{' or '.join(SUFFIXES)}"
         )
+    written = _write_table(uri, JOBS, source, on_progress)
+    beside = _beside(uri)
+    if next(_read_beside(uri), None) is not None or source.count(KILLED):
+        _write_table(beside, KILLED, source, lambda done, total: None)
+    return written
+
+
+def _write_table(uri: str, table: Table, source: Source, on_progress: Callable[[int, int | None], None]) -> int:
     if not uri.startswith("s3://"):
-        return _write(Path(uri), source, on_progress)
+        return _write(Path(uri), table, source, on_progress)
     target, client = parse_s3(uri), new_client()
     try:
         with asking(target, "read", "a bucket that can be read"):
@@ -168,21 +201,21 @@ def write_file(uri: str, source: Source, on_progress: Callable[[int, int | None]
         condition = {"IfNoneMatch": "*"}
     with tempfile.TemporaryDirectory(prefix="calmlflow-s3-") as folder:
         path = Path(folder) / f"table{Path(uri).suffix}"
-        written = _write(path, source, on_progress)
+        written = _write(path, table, source, on_progress)
         with asking(target, "written", "an object that no other process changes"), path.open("rb") as file:
             client.put_object(Bucket=target.bucket, Key=target.key, Body=file, **condition)
     return written
 
 
-def _write(path: Path, source: Source, on_progress: Callable[[int, int | None], None]) -> int:
-    parts = source.read(JOBS)
-    first = next(parts, conform(pd.DataFrame(), JOBS))
-    names = [name for name in JOBS.columns if name in first]
-    schema = pa.schema([(name, _ARROW_TYPES[JOBS.columns[name]]) for name in names])
+def _write(path: Path, table: Table, source: Source, on_progress: Callable[[int, int | None], None]) -> int:
+    parts = source.read(table)
+    first = next(parts, conform(pd.DataFrame(), table))
+    names = [name for name in table.columns if name in first]
+    schema = pa.schema([(name, _ARROW_TYPES[table.columns[name]]) for name in names])
     written = 0
     with new_table(path, schema) as writer:
         for part in chain([first], parts):
-            rows = pa.Table.from_pandas(conform(part, JOBS, names), schema, preserve_index=False)
+            rows = pa.Table.from_pandas(conform(part, table, names), schema, preserve_index=False)
             for batch in rows.to_batches():
                 writer.write(batch)
             written += len(part)

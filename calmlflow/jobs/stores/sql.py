@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL, make_url
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.jobs.stores.base import CHUNK_ROWS, JOBS, TABLES, Table, conform
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest schema: the last file of ``migrations/versions``."""
 
 # Alembic's table here; MLflow, which may share the database, has its own and a table ``jobs``.
@@ -35,7 +35,7 @@ _PARSED_AT_ONCE_BYTES = 1 << 20
 # Key of the advisory lock that every change takes.
 _LOCK = 7_244_901_230
 
-_SCHEMAS = ("0001", HEAD)
+_SCHEMAS = ("0001", "0002", HEAD)
 _SQL_TYPES = {"text": sa.Text, "whole": sa.BigInteger, "number": sa.Double}
 _ARROW = {"text": pa.string(), "whole": pa.int64(), "number": pa.float64()}
 # Missing cells do not make floats of whole numbers.

@@ -60,6 +60,7 @@ def test_tables_and_items_are_laid_out_as_the_pipeline_has_them(store, dynamodb_
     keys = {
         "": [("ipst", "S")],
         "-mosaics": [("ipst", "S")],
+        "-killed_jobs": [("ipst", "S"), ("timestamp", "N")],
         "-history": [("ipst", "S"), ("digest", "S")],
         "-quarantine": [("ipst", "S"), ("digest", "S")],
         "-predictions": [("ipst", "S"), ("timestamp", "N")],

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 
 from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.jobs.killed import read_killed
 from calmlflow.jobs.sample import draw_sample
-from calmlflow.jobs.stores.base import HISTORY, JOBS, TABLES, conform
+from calmlflow.jobs.stores.base import HISTORY, JOBS, KILLED, TABLES, conform
 from calmlflow.jobs.stores.files import FileSource, write_file
 from calmlflow.jobs.stores.open import open_source, open_store, read_jobs, read_table
-from tests.samples.store_samples import ANSWER, contents, frame, record
+from tests.samples.store_samples import ANSWER, ROWS, contents, frame, record
 
 SAMPLE = draw_sample(30)
 LOCAL = ("jobs.csv", "jobs.parquet", "training", "folder", "jobs.zip", "jobs.tgz", "jobs.tar.gz")
@@ -91,7 +92,7 @@ def test_every_place_gives_the_same_records(place, kind):
         assert source.name == uri
         assert source.count(JOBS) == len(SAMPLE)
         assert pd.concat(source.read(JOBS, ["n_files", "ipst"])).columns.tolist() == ["n_files", "ipst"]
-        assert [source.count(table) for table in TABLES if table is not JOBS] == [0] * 4
+        assert [source.count(table) for table in TABLES if table is not JOBS] == [0] * 5
     with pytest.raises(InputError, match=r"is no database; expected sqlite:///FILE, .*written as a whole by `copy`"):
         open_store(uri, create=True)
 
@@ -195,6 +196,21 @@ def test_a_file_is_written_whole_and_replaces_the_one_before(place, kind, tmp_pa
     with closing(open_source(uri)) as source:
         pd.testing.assert_frame_equal(conform(contents(source, JOBS), JOBS), rows, check_exact=True)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("kind", ["jobs.csv", "jobs.parquet", "s3/jobs.csv", "s3/jobs.parquet"])
+def test_killed_jobs_lie_beside_a_file(place, kind):
+    uri, kills = place(kind, SAMPLE), frame(KILLED, ROWS[KILLED])
+    tables = {JOBS: SAMPLE, KILLED: kills}
+    for expected in (kills, kills[:0]):
+        tables[KILLED] = expected
+        source = FileSource("test", lambda table: iter([tables[table]]))
+        assert write_file(uri, source, lambda done, total: None) == len(SAMPLE)
+        found = read_killed(uri)
+        pd.testing.assert_frame_equal(found.sort_values(["ipst", "timestamp"], ignore_index=True), expected)
+    # The folder still has one table of jobs.
+    if kind == "jobs.csv":
+        assert len(read_jobs(str(Path(uri).parent)).valid) == len(SAMPLE)
 
 
 @pytest.mark.parametrize("is_there", [True, False])

@@ -202,7 +202,7 @@ def test_a_schema_of_the_future_is_told(uri, store):
     with database(uri).begin() as connection:
         connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
     for create in (True, False):
-        with pytest.raises(InputError, match="has schema '9999'; expected 0002 at most"):
+        with pytest.raises(InputError, match="has schema '9999'; expected 0003 at most"):
             open_sql(uri, create)
 
 
