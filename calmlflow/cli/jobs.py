@@ -4,6 +4,7 @@ import json
 import re
 from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -170,6 +171,30 @@ def copy(
 
     copied = copy_jobs(source, target)
     print(json.dumps(copied.figures()) if as_json else copied)
+
+
+@app.command()
+def report(
+    data: Annotated[str, typer.Option(metavar="URI", help="Finished and killed jobs; default as for --store.")] = "",
+    predictions: Annotated[
+        str, typer.Option(metavar="URI", help="A store or s3://bucket/prefix; none: those in the database of the jobs.")
+    ] = "none",
+    output: Annotated[
+        str, typer.Option(metavar="FILE.html", help="Page to write; default realised.html, and none with --json.")
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Hold recorded predictions against finished and killed jobs: cost, losses and kill times, month by month."""
+    from calmlflow.results.report.realised import realised_figures, realised_html, realised_verdict
+    from calmlflow.runs.realised import read_realised
+    from calmlflow.storage.files import replacing
+
+    content = read_realised(data or settings.jobs_uri(), predictions)
+    print(json.dumps(realised_figures(content)) if as_json else realised_verdict(content))
+    if output or not as_json:
+        with replacing(Path(output or "realised.html")) as file:
+            file.write(realised_html(content))
+        say(f"written: {output or 'realised.html'}")
 
 
 # -- Entry points ---------------------------------------------------------------------------------------------------

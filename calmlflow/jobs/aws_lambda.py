@@ -1,4 +1,4 @@
-"""AWS Lambda handler that ingests finished jobs into the store that ``CALMLFLOW_JOBS`` names."""
+"""AWS Lambda handler that ingests finished and failed jobs into the store that ``CALMLFLOW_JOBS`` names."""
 
 import functools
 import logging
@@ -6,8 +6,8 @@ from typing import Any
 
 from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
-from calmlflow.jobs.events import read_event
-from calmlflow.jobs.ingest import Ingested, ingest
+from calmlflow.jobs.events import FinishedJob, is_batch_event, read_event, read_failure
+from calmlflow.jobs.ingest import Ingested, ingest, ingest_failure
 from calmlflow.jobs.stores.base import Store
 from calmlflow.jobs.stores.open import open_store
 
@@ -17,12 +17,12 @@ log.setLevel(logging.INFO)
 
 
 def handler(event: Any, context: object = None) -> dict[str, Any]:
-    """Ingest the finished jobs of an event.
+    """Ingest the finished jobs of an event, or keep the job that Batch says has failed.
 
     Parameters
     ----------
     event : dict
-        See `calmlflow.jobs.events.read_event`.
+        See `calmlflow.jobs.events.read_event` and `calmlflow.jobs.events.read_failure`.
     context : object
         Not used.
 
@@ -30,8 +30,8 @@ def handler(event: Any, context: object = None) -> dict[str, Any]:
     -------
     dict
         Number of ``datasets`` that were read, and of those ``stored``, ``updated``, ``unchanged``, ``older`` and
-        ``quarantined``; ``reasons`` (kind of quarantine entry -> number), and ``refused``: faults of the event or of
-        single records of it, which are not tried again.
+        ``quarantined``; ``reasons`` (kind of quarantine entry -> number), ``killed`` (kind of kill -> number), and
+        ``refused``: faults of the event or of single records of it, which are not tried again.
 
     Raises
     ------
@@ -39,13 +39,21 @@ def handler(event: Any, context: object = None) -> dict[str, Any]:
         A job could not be read or stored; others of the event are stored. Lambda tries again, which is safe.
     """
     del context
+    done, failed = Ingested(), None
+    jobs: list[FinishedJob] = []
+    refused: list[InputError] = []
     try:
-        jobs, refused = read_event(event)
+        if is_batch_event(event):
+            failed = read_failure(event)
+        else:
+            jobs, refused = read_event(event)
     except InputError as error:
-        jobs, refused = [], [error]
+        refused = [error]
     for refusal in refused:
         log.warning("refused: %s", refusal)
-    done = Ingested()
+    if failed:
+        done = ingest_failure(_store(settings.jobs_uri()), failed)
+        log.info("%s: %s", failed.name, done)
     failures: list[str] = []
     for bucket in sorted({job.bucket for job in jobs}):
         # A bucket that fails keeps no job of another one from being stored.
@@ -65,6 +73,7 @@ def handler(event: Any, context: object = None) -> dict[str, Any]:
         "datasets": done.total,
         **vars(done.counts),
         "reasons": done.reasons,
+        "killed": done.killed,
         "refused": [str(refusal) for refusal in refused],
     }
 

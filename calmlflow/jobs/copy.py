@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from calmlflow.errors import CalmlflowError
+from calmlflow.jobs.killed import killed_jobs
 from calmlflow.jobs.quarantine import merge_entries
 from calmlflow.jobs.stores.base import (
     HISTORY,
@@ -20,7 +21,7 @@ from calmlflow.jobs.stores.base import (
     Table,
     conform,
 )
-from calmlflow.jobs.stores.files import write_file
+from calmlflow.jobs.stores.files import FileSource, write_file
 from calmlflow.jobs.stores.open import is_database, open_source, open_store, parse_target
 from calmlflow.jobs.upsert import Batch, Counts, merge_history, upsert
 
@@ -77,10 +78,12 @@ def copy(source: str, target: str, on_progress: Callable[[int, int | None], None
     file = "" if is_database(target) else parse_target(target)
     with closing(open_source(source)) as one:
         if file:
-            count = write_file(file, one, on_progress)
-            rows = {table.name: one.count(table) for table in _OTHERS}
-            killed = {KILLED.name: rows.pop(KILLED.name)}
-            return Copied(count, Counts(stored=count), count, killed, rows)
+            # Also those of which only tables tell that a file does not get.
+            killed = killed_jobs(one)
+            whole = FileSource(one.name, lambda table: iter([killed]) if table is KILLED else one.read(table))
+            count = write_file(file, whole, on_progress)
+            left = {table.name: one.count(table) for table in _OTHERS if table is not KILLED}
+            return Copied(count, Counts(stored=count), count, {KILLED.name: len(killed)}, left)
         with closing(open_store(target, create=True)) as other:
             return _copy_into(one, other, on_progress)
 

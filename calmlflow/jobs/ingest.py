@@ -16,6 +16,7 @@ from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.dataset import Dataset, parse_dataset
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, job_features, parse_control
 from calmlflow.hst.resources import MAX_METRICS_FILE_BYTES, StepFailedError, job_targets
+from calmlflow.jobs.events import FailedJob
 from calmlflow.jobs.killed import FILE_MISSING, STEP_FAILED, STEPS, find_killed, killed_jobs, told_by_files
 from calmlflow.jobs.quarantine import IMPOSSIBLE
 from calmlflow.jobs.stores.base import JOBS, MOSAICS, PREDICTIONS, QUARANTINE, Store
@@ -187,6 +188,29 @@ def ingest(
         # Of jobs that left no metrics files and were quarantined before twice their kill time had passed.
         upsert(store, Batch(killed=killed_jobs(store)), source)
     return done + Ingested(seconds=time.perf_counter() - started)
+
+
+def ingest_failure(store: Store, failed: FailedJob, client: Any = None) -> Ingested:
+    """Keep the kills that Batch tells of; without features, which control file or prediction have, quarantine the job.
+
+    Safe to repeat. Raises a CalmlflowError where S3 or the store does not answer.
+    """
+    source, features = f"s3://{failed.bucket}" if failed.bucket else "batch", {}
+    job = parse_dataset(failed.name)
+    with suppress(InputError):
+        if failed.bucket and not job.is_hap:
+            target = S3Object(failed.bucket, job.control_key)
+            control = read_object(client or new_client(), target, MAX_CONTROL_FILE_BYTES, "a control file")
+            features = job_features(failed.name, parse_control(control))._asdict()
+    killed = find_killed(store, [{**kill, **features} for kill in failed.kills])
+    refused = pd.DataFrame()
+    if killed.empty:
+        last = failed.kills[-1]
+        reason = f"{failed.name}: {last['reason']}; expected a job that ends, with a control file or a prediction"
+        refused = pd.DataFrame([Refused(failed.name, STEP_FAILED, reason, last["timestamp"])._asdict()])
+    counts = upsert(store, Batch(killed=killed, refused=refused), source)
+    kinds = {STEP_FAILED: len(refused), IMPOSSIBLE: counts.quarantined - len(refused)}
+    return Ingested(counts, reasons={kind: n for kind, n in kinds.items() if n}, killed=dict(Counter(killed["kind"])))
 
 
 def _plan(store: Store, names: Iterable[str], source: str, retry_quarantine: bool) -> dict[str, float]:

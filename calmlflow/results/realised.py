@@ -22,9 +22,9 @@ from calmlflow.results.table import PROBABILITIES
 
 @dataclass(frozen=True)
 class Joined:
-    """Finished jobs with the prediction that each one was given."""
+    """Jobs that have ended, with the prediction that each one was given."""
 
-    judged: pd.DataFrame  # one row a job: mem_bin, wallclock and the columns of its prediction
+    judged: pd.DataFrame  # one row a job: its end, as `finished`, and the columns of its prediction
     others: dict[str, int]  # version -> jobs that it answered, of versions that are not judged
     left_out: int  # jobs that a policy answered, or whose prediction is incomplete
 
@@ -47,20 +47,21 @@ class Realised:
         return self.score.verdict(self.found - self.held_out, bounds, self.jobs, margin, self.programmes)
 
 
-def join_predictions(jobs: pd.DataFrame, predictions: pd.DataFrame, version: str) -> Joined:
+def join_predictions(jobs: pd.DataFrame, predictions: pd.DataFrame, version: str | None = None) -> Joined:
     """Join each finished job with the latest prediction before its end.
 
-    A job's timestamp is its end. A job is judged by the answer that it ran with: where that is another version's, or a
-    policy's, an earlier one of the version to judge does not count. For ``predictions`` see
-    `calmlflow.jobs.predictions.Recorded`.
+    A job's timestamp is its end; rows with a column ``kind`` keep it. A job is judged by the answer that it ran with:
+    where that is another version's, or a policy's, an earlier one of the version to judge (None: any) does not count.
+    For ``predictions`` see `calmlflow.jobs.predictions.Recorded`.
     """
-    finished = jobs[["ipst", "timestamp", "mem_bin", "wallclock"]].rename(columns={"timestamp": "finished"})
+    kept = [name for name in ("ipst", "timestamp", "mem_bin", "wallclock", "kind") if name in jobs]
+    finished = jobs[kept].rename(columns={"timestamp": "finished"})
     paired = finished.merge(predictions, on="ipst")
     paired = paired[paired["timestamp"] <= paired["finished"]]
-    latest = paired.sort_values("timestamp", kind="stable").drop_duplicates("ipst", keep="last")
+    latest = paired.sort_values("timestamp", kind="stable").drop_duplicates(["ipst", "finished"], keep="last")
     complete = latest["bin_pred"].isin(range(len(LADDER))) & np.isfinite(latest["kill_time"])
     sound = latest[complete & latest["version"].notna() & ~latest["source"].isin(["policy", "fallback"])]
-    own = sound["version"] == version
+    own = sound["version"] == version if version else sound["version"].notna()
     others = {str(name): int(count) for name, count in sound.loc[~own, "version"].value_counts().items()}
     return Joined(sound[own].reset_index(drop=True), others, len(latest) - len(sound))
 

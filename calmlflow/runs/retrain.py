@@ -20,10 +20,12 @@ from calmlflow.registry.load import load_results
 from calmlflow.registry.tracking import environment_params, log_new_params, tracked_run
 from calmlflow.registry.versions import State, find_version, read_state
 from calmlflow.results.realised import Realised, join_predictions, realised_scores
+from calmlflow.results.report.realised import realised_figures, realised_html
 from calmlflow.results.scores import FEWEST_JUDGED
 from calmlflow.results.table import PROBABILITIES
 from calmlflow.runs.data import MIN_JOBS
 from calmlflow.runs.promote import PromotionRequest, promote_in_run
+from calmlflow.runs.realised import read_realised
 from calmlflow.runs.summary import Outcome
 from calmlflow.runs.train import TrainingRequest, train
 from calmlflow.settings import BUNDLE_MODEL
@@ -139,6 +141,9 @@ def retrain_in_run(request: RetrainRequest) -> tuple[Decision, Outcome | None]:
         if change := decision.since_champion or decision.since_challenger:
             mlflow.log_metrics(change.figures)
             print_findings(change.criteria)
+        realised = read_realised(training.data, request.predictions)
+        mlflow.log_text(realised_html(realised), "realised.html")
+        mlflow.log_text(json.dumps(realised_figures(realised)), "realised.json")
         print(decision.verdict, flush=True)
         if decision.decision != "training":
             return decision, None

@@ -1,4 +1,4 @@
-"""`calmlflow jobs status` and `quarantine`: what they print, and their exit statuses."""
+"""`calmlflow jobs status`, `quarantine` and `report`: what they print, and their exit statuses."""
 
 import json
 import subprocess
@@ -185,3 +185,17 @@ def test_the_quarantine_is_listed_and_dismissed(tmp_path, capsys):
     assert {json.loads(line)["ipst"] for line in run("--json")[1].splitlines()} == {"j8c601020", "x"}
     assert run("--kind", "step failed", "--dismiss")[2] == "1 entries dismissed\n"
     assert run()[1] == "x  no dataset: x is none\n"
+
+
+def test_the_report_is_a_page_or_json(uri, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run_here(capsys, "jobs", "report", "--data", uri)
+    assert (code, err) == (0, "written: realised.html\n")
+    assert out.startswith("No prediction was recorded before the end of any of 1 jobs")
+    assert out.strip() in (tmp_path / "realised.html").read_text()
+    (tmp_path / "realised.html").unlink()
+    code, out, err = run_here(capsys, "jobs", "report", "--data", uri, "--json")
+    assert (code, err, json.loads(out)["ended"]) == (0, "", 1)
+    assert not (tmp_path / "realised.html").exists()
+    assert run_here(capsys, "jobs", "report", "--data", uri, "--json", "--output", "a/page.html")[0] == 0
+    assert (tmp_path / "a" / "page.html").exists()

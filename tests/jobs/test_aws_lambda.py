@@ -13,9 +13,9 @@ from calmlflow.errors import CalmlflowError
 from calmlflow.jobs import aws_lambda
 from calmlflow.jobs.aws_lambda import handler
 from calmlflow.jobs.ingest import STEP_FAILED
-from calmlflow.jobs.stores.base import JOBS, QUARANTINE
+from calmlflow.jobs.stores.base import JOBS, KILLED, QUARANTINE
 from calmlflow.jobs.stores.open import open_store
-from tests.samples.event_samples import s3_record
+from tests.samples.event_samples import BUCKET, batch_event, s3_record
 from tests.samples.ingest_samples import bad_line, metrics, put_job
 from tests.samples.store_samples import contents
 
@@ -51,7 +51,10 @@ def stored(uri: str, table=JOBS) -> list[str]:
         return contents(store, table)["ipst"].tolist()
 
 
-NOTHING = {"datasets": 0, "stored": 0, "updated": 0, "unchanged": 0, "older": 0, "quarantined": 0, "reasons": {}}
+NOTHING = {
+    **dict.fromkeys(("datasets", "stored", "updated", "unchanged", "older", "quarantined"), 0),
+    **{"reasons": {}, "killed": {}},
+}
 
 
 def test_finished_jobs_of_several_buckets_are_stored(uri, buckets):
@@ -66,7 +69,8 @@ def test_finished_jobs_of_several_buckets_are_stored(uri, buckets):
     answer = handler(event)
     (refusal,) = answer.pop("refused")
     assert "is no trigger's; expected" in refusal
-    assert answer == {**NOTHING, "datasets": 3, "stored": 2, "quarantined": 1, "reasons": {STEP_FAILED: 1}}
+    kinds = {"reasons": {STEP_FAILED: 1}, "killed": {"failed": 1}}
+    assert answer == {**NOTHING, "datasets": 3, "stored": 2, "quarantined": 1, **kinds}
     assert stored(uri) == [JOB, OTHER]
     assert stored(uri, QUARANTINE) == [FAILED]
     # The same event again, as S3 may send it.
@@ -74,6 +78,21 @@ def test_finished_jobs_of_several_buckets_are_stored(uri, buckets):
     assert [answer[name] for name in ("stored", "unchanged", "quarantined")] == [0, 2, 1]
     assert stored(uri) == [JOB, OTHER]
     json.dumps(answer)
+
+
+def test_a_job_that_batch_gave_up_is_kept_once_or_quarantined(uri, buckets):
+    timeout = "Job attempt duration exceeded timeout"
+    event = json.loads(json.dumps(batch_event(JOB, reason=timeout)).replace(BUCKET, buckets[0]))
+    unknown = json.loads(json.dumps(batch_event("lunknown0", reason=timeout)).replace(BUCKET, buckets[0]))
+    for _ in range(2):
+        assert handler(event) == {**NOTHING, "killed": {"time": 1}, "refused": []}
+        assert handler(unknown)["reasons"] == {STEP_FAILED: 1}
+    with closing(open_store(uri)) as store:
+        (killed,) = contents(store, KILLED).to_dict("records")
+        (entry,) = contents(store, QUARANTINE).to_dict("records")
+    assert (killed["ipst"], killed["kind"], killed["wallclock"], killed["n_files"]) == (JOB, "time", 100.0, 17)
+    assert entry["reason"].startswith(f"lunknown0: Batch: {timeout}; expected")
+    assert stored(uri) == []
 
 
 @pytest.mark.parametrize("event", [{"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "b"}, None, {"x": 1}])

@@ -7,6 +7,7 @@ import pytest
 
 from calmlflow.errors import InputError
 from calmlflow.jobs.copy import copy
+from calmlflow.jobs.killed import read_killed
 from calmlflow.jobs.stores.base import HISTORY, JOBS, KILLED, MOSAICS, PREDICTIONS, QUARANTINE, TABLES, conform
 from calmlflow.jobs.stores.open import open_store, read_table
 from calmlflow.jobs.upsert import Counts
@@ -167,6 +168,17 @@ def test_a_file_gets_the_records_and_says_what_it_does_not_get(tmp_path, suffix)
     with closing(open_store(other)) as store:
         kills = contents(store, KILLED)
     pd.testing.assert_frame_equal(kills.assign(stored_at=None), frame(KILLED, ROWS[KILLED]), check_dtype=False)
+
+
+def test_a_file_gets_the_kills_that_only_the_quarantine_tells_of(tmp_path):
+    uri, file = f"sqlite:///{tmp_path}/jobs.db", f"{tmp_path}/jobs.csv"
+    sized = {**of(1), "timestamp": 900.0, "kill_time": 60, "bin_pred": 0}
+    failed = entry(name_of(1), kind="step failed", reason="process_metrics.txt says exit status 137; expected 0")
+    with closing(open_store(uri, create=True)) as store:
+        fill(store, {JOBS: [of(0)], PREDICTIONS: [sized], QUARANTINE: [{**failed, "timestamp": 1000}]})
+    assert copy(uri, file).others == {"killed_jobs": 1}
+    (killed,) = plain(read_killed(file))
+    assert (killed["ipst"], killed["kind"], killed["memory"]) == (name_of(1), "memory", 1.792)
 
 
 def test_a_copy_that_was_interrupted_is_finished_by_the_next(tmp_path, monkeypatch):

@@ -119,6 +119,8 @@ def test_a_kill_that_is_seen_twice_is_one_row_with_what_each_knows(store):
         kill(kind="failed", wallclock=40.0, reason="process_metrics.txt says exit status 1"),
         kill(timestamp=1500 + 600, kind="memory", memory=1.9, reason=f"{BATCH}OutOfMemoryError"),
         kill(timestamp=1510, kind="time", wallclock=30.0, reason="process_metrics.txt says exit status 143"),
+        # It knows no more than the one before: the first word stands.
+        kill(timestamp=1520, kind="machine", reason=f"{BATCH}Host EC2"),
     ]
     for one in [*seen, *seen]:
         upsert(store, Batch(killed=pd.DataFrame([one])), "test", now=7)

@@ -293,7 +293,10 @@ def test_a_dry_run_trains_nothing(own_server, champion, folder, jobs):
     done = retrain(own_server, table, dry_run=True, predictions=uri, min_new=301, min_share=0)
     assert done.verdict.startswith("would train: realised kill_time_coverage 0, held out ")
     assert done.verdict.endswith("beyond chance (coverage_drop 0.01)")
-    found = latest_run(own_server).data.metrics
+    run = latest_run(own_server)
+    names = {one.path for one in MlflowClient().list_artifacts(run.info.run_id)}
+    assert names >= {"decision.json", "realised.html", "realised.json"}
+    found = run.data.metrics
     assert (found["new_jobs"], found["realised_jobs"], found["realised_kill_time_coverage"]) == (300, 60, 0)
     # The training itself logged the scores of its answers to held-out jobs.
     trained = runs_named(own_server, "main")[-1].data.metrics

@@ -19,6 +19,20 @@ def eventbridge(key: object = KEY, **more) -> dict:
     return {"version": "0", "source": "aws.s3", "detail-type": "Object Created", "detail": detail, **more}
 
 
+def batch_event(job: str = JOB, reason: str = "Essential container in task exited", **more) -> dict:
+    """Batch's event of a job that ran for 100 s and failed; ``more`` are keys of its detail."""
+    container = {
+        "command": ["caldp-process", job, f"s3://{BUCKET}/inputs/{job}.tar.gz", f"s3://{BUCKET}/outputs"],
+        "exitCode": 1,
+        "resourceRequirements": [{"value": "2", "type": "VCPU"}, {"value": "1792", "type": "MEMORY"}],
+    }
+    times = {"startedAt": 1_700_000_000_000, "stoppedAt": 1_700_000_100_000}
+    attempt = {"container": {"exitCode": 1}, "statusReason": reason, **times}
+    detail = {"jobName": job, "jobId": "4c7599ae", "status": "FAILED", "statusReason": reason, "attempts": [attempt]}
+    detail |= {"container": container, **times, **more}
+    return {"version": "0", "source": "aws.batch", "detail-type": "Batch Job State Change", "detail": detail}
+
+
 SCALARS = (
     st.none()
     | st.booleans()

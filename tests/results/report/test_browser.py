@@ -167,3 +167,23 @@ def test_a_comparison_opens_from_disk_and_keeps_its_plots_when_the_window_change
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert not [getattr(said, "text", said) for said in page.said]
     assert page.asked == [path.as_uri()]
+
+
+def test_predictions_against_jobs_are_readable_on_a_narrow_page(page, tmp_path):
+    from calmlflow.results.report.realised import realised_html
+    from tests.samples.realised_samples import sampled_realised
+
+    path = tmp_path / "realised.html"
+    path.write_text(realised_html(sampled_realised(600)), encoding="utf-8")
+    page.context.set_offline(True)
+    SCREENSHOTS.mkdir(exist_ok=True)
+    for width in (320, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto(path.as_uri())
+        drawn = plots_drawn(page)
+        page.screenshot(path=SCREENSHOTS / f"realised-from-disk-{width}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert set(drawn) == {"lost", "excess", "coverage"}
+    assert all(drawn.values())
+    assert not [getattr(said, "text", said) for said in page.said]
+    assert set(page.asked) == {path.as_uri()}

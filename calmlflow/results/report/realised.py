@@ -1,0 +1,309 @@
+"""Build the page of predictions against the finished and killed jobs that ran with them, month by month."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from calmlflow.hst.dataset import programmes
+from calmlflow.hst.ladder import allocation_cost
+from calmlflow.results.comparison import (
+    INTERVAL_PERCENT,
+    effective_number,
+    programme_sums,
+    resampled_interval,
+    resampled_sums,
+    share_interval,
+)
+from calmlflow.results.plots import theme
+from calmlflow.results.plots.common import instruments
+from calmlflow.results.realised import join_predictions
+from calmlflow.results.report.page import render
+from calmlflow.results.report.training import Table
+from calmlflow.results.scores import FEWEST_PROGRAMMES, SCORES, Score
+
+KILLS = ("time", "memory", "machine", "failed")
+"""What ended a job early, see `calmlflow.jobs.stores.base.KILLED`."""
+
+_COUNTS = ("finished", *(f"killed_{kind}" for kind in KILLS), "too_low", "too_high")
+_DOLLARS = ("paid", "perfect", "lost_to_kills", "lost_to_air")
+_EXCESS, _COVERAGE = SCORES["mem_bin"]["excess_cost"], SCORES["wallclock"]["kill_time_coverage"]
+_EVERY = "all"
+
+_RULES = (
+    "Each job that ended is held against the latest prediction before its end, whichever version gave it. Months are"
+    " those of the end, in UTC. Answers by policy, and jobs without a recorded prediction, do not count.",
+    "Paid: a finished job costs its wallclock on every rung from the predicted one up to the one that it needed; a"
+    " perfect choice costs its wallclock on that rung alone. What is more went to kills where the rung was too low, and"
+    " to air where it was too high.",
+    "A job killed by its kill time, or for lack of memory, costs what it had reached on the predicted rung, all of it"
+    " lost; a kill by memory of a job that climbed and finished with the same answer is in that job's cost already."
+    " Jobs ended by their machine or by a failure of their own are counted, and cost nothing here: no prediction"
+    " prevents them.",
+    "Ended in time: of the finished jobs and those killed by time, the share that ended before its kill time.",
+    f"Intervals are {INTERVAL_PERCENT} % ones over programmes, for jobs of one programme are alike; fewer than"
+    f" {FEWEST_PROGRAMMES} programmes get none.",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class RealisedContent:
+    """Content of the page; any text is safe."""
+
+    data: str  # where the jobs came from
+    created: str
+    runs: pd.DataFrame  # those with a prediction, see `realised_runs`
+    ended: int  # finished and killed jobs, with a prediction or without
+    left_out: int = 0  # jobs that a policy answered, or whose prediction is incomplete
+    unreadable: int = 0  # recorded predictions that cannot be read
+
+
+def realised_runs(jobs: pd.DataFrame, killed: pd.DataFrame, predictions: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Finished and killed jobs that had a prediction, with counts and dollars; and how many had an incomplete one.
+
+    Parameters
+    ----------
+    jobs : DataFrame
+        Valid job records.
+    killed : DataFrame
+        ``ipst``, ``timestamp``, ``kind`` (one of `KILLS`), and ``wallclock``, the seconds reached where known.
+    predictions : DataFrame
+        See `calmlflow.jobs.predictions.Recorded`.
+
+    Returns
+    -------
+    DataFrame of n runs
+        ``ipst``, ``month`` (``2026-01``, UTC) and ``instrument``. Numbers to sum up: counts (``finished``,
+        ``killed_time`` and so on, ``too_low``, ``too_high``, ``covered`` of ``judged`` by their kill time) and dollars
+        (``paid``, ``perfect``, ``lost_to_kills``, ``lost_to_air``).
+    int
+    """
+    names = ["ipst", "timestamp", "kind", "wallclock"]
+    ended = pd.concat([jobs.assign(kind="finished")[[*names, "mem_bin"]], killed[names]], ignore_index=True)
+    joined = join_predictions(ended.astype({"wallclock": float}), predictions)
+    runs, kind = joined.judged, joined.judged["kind"].to_numpy(dtype=str)
+    finished, by_time = kind == "finished", kind == "time"
+    chosen = runs["bin_pred"].to_numpy(dtype=int)
+    needed = runs["mem_bin"].where(finished, chosen).to_numpy(dtype=int)
+    answer = pd.MultiIndex.from_frame(runs[["ipst", "timestamp"]])
+    climbed = answer[finished & (chosen < needed)]
+    # A job that climbed pays for its kills by memory with its own cost.
+    killed_low = (kind == "memory") & ~answer.isin(climbed)
+    used_s = runs["wallclock"].fillna(0).to_numpy()
+    paid = np.where(finished | by_time | killed_low, allocation_cost(chosen, needed, used_s), 0)
+    perfect = np.where(finished, allocation_cost(needed, needed, used_s), 0)
+    too_high = finished & (chosen > needed)
+    # An answer is judged once, however often its job was tried.
+    once = ~pd.MultiIndex.from_arrays([*map(answer.get_level_values, range(2)), by_time]).duplicated()
+    judged = (finished & ~answer.isin(answer[by_time])) | (by_time & once)
+    sums = {
+        "finished": finished,
+        **{f"killed_{name}": kind == name for name in KILLS},
+        "too_low": (finished & (chosen < needed)) | killed_low,
+        "too_high": too_high,
+        "judged": judged,
+        "covered": judged & finished & (runs["wallclock"] <= runs["kill_time"]).to_numpy(),
+        "paid": paid,
+        "perfect": perfect,
+        "lost_to_kills": np.where(too_high, 0, paid - perfect),
+        "lost_to_air": np.where(too_high, paid - perfect, 0),
+    }
+    month = pd.to_datetime(runs["finished"].astype("int64"), unit="s").dt.strftime("%Y-%m")
+    found = {"ipst": runs["ipst"], "month": month, "instrument": instruments(pd.Index(runs["ipst"], dtype=str))}
+    return pd.DataFrame(found | sums), joined.left_out
+
+
+def realised_figures(content: RealisedContent) -> dict[str, Any]:
+    """All figures of the page, for JSON: of all runs, by month, by instrument, and by both; None where undefined."""
+    runs = content.runs
+    return {
+        "data": content.data,
+        "created": content.created,
+        "ended": content.ended,
+        "predicted": len(runs),
+        "left_out": content.left_out,
+        "unreadable": content.unreadable,
+        _EVERY: _summed(runs),
+        "by_month": _by(runs, "month"),
+        "by_instrument": _by(runs, "instrument"),
+        "by_month_and_instrument": _by(runs, "month", "instrument"),
+    }
+
+
+def realised_html(content: RealisedContent) -> str:
+    """The page, about 5 MB with plots; it loads nothing, and texts of the content are never read as HTML."""
+    found = realised_figures(content)
+    tables: dict[str, Table] = {}
+    figures: dict[str, go.Figure] = {}
+    if len(content.runs):
+        total = {"month": _EVERY, "instrument": _EVERY, **found[_EVERY]}
+        tables = {
+            "months": _table("By month", ["month"], [*found["by_month"], total]),
+            "instruments": _table("By instrument", ["instrument"], [*found["by_instrument"], total]),
+            "both": _table("By month and instrument", ["month", "instrument"], found["by_month_and_instrument"]),
+        }
+        figures = _figures(found["by_month"], content.runs)
+    return render(
+        "realised.html",
+        "Predictions against finished and killed jobs",
+        has_plots=bool(figures),
+        content=content,
+        verdict=realised_verdict(content),
+        notes=_notes(content),
+        tables=tables,
+        figures=figures,
+        rules=_RULES,
+    )
+
+
+def realised_verdict(content: RealisedContent) -> str:
+    """What the predictions came to, in words."""
+    if not content.ended:
+        return f"{content.data} holds no job that has ended, so there is nothing to hold against predictions yet."
+    if content.runs.empty:
+        return (
+            f"No prediction was recorded before the end of any of {content.ended:,} jobs, so there is nothing to hold"
+            " against them yet. `calmlflow predict --emit` keeps predictions."
+        )
+    found = _summed(content.runs)
+    more = "" if found["excess_cost"] is None else f"{_cell(_EXCESS, found, 'excess_cost')} more than "
+    covered = (
+        "" if found["coverage"] is None else f" {_cell(_COVERAGE, found, 'coverage')} ended before their kill time."
+    )
+    return (
+        f"{len(content.runs):,} of {content.ended:,} jobs that ended had a prediction. They cost ${found['paid']:,.2f}:"
+        f" {more}the ${found['perfect']:,.2f} of a perfect choice. ${found['lost_to_kills']:,.2f} went to kills and"
+        f" ${found['lost_to_air']:,.2f} to air.{covered}"
+    )
+
+
+def _notes(content: RealisedContent) -> list[str]:
+    notes = []
+    if content.left_out:
+        notes.append(f"{content.left_out:,} jobs ran with an answer by policy, or with an incomplete one.")
+    if content.unreadable:
+        notes.append(f"{content.unreadable:,} recorded predictions cannot be read.")
+    if len(content.runs) and not content.runs[[f"killed_{kind}" for kind in KILLS]].to_numpy().any():
+        notes.append("No job with a prediction is known to have been killed.")
+    if len(content.runs) and not content.runs["finished"].any():
+        notes.append("No job with a prediction has finished, so there is no perfect choice to compare with.")
+    return notes
+
+
+def _by(runs: pd.DataFrame, *names: str) -> list[dict[str, Any]]:
+    groups = runs.groupby(list(names))
+    return [{**dict(zip(names, key, strict=True)), **_summed(group)} for key, group in groups]
+
+
+def _summed(runs: pd.DataFrame) -> dict[str, Any]:
+    """Counts, dollars and the two scores of some runs, with intervals; None where undefined."""
+    found: dict[str, Any] = {name: int(runs[name].sum()) for name in (*_COUNTS, "judged", "covered")}
+    found |= {name: float(runs[name].sum()) for name in _DOLLARS}
+    found |= {"programmes": len(np.unique(programmes(runs["ipst"])))}
+    found |= dict.fromkeys(f"{name}{end}" for name in ("excess_cost", "coverage") for end in ("", "_low", "_high"))
+    if found["perfect"] > 0:
+        found["excess_cost"] = found["paid"] / found["perfect"] - 1
+        dollars = runs[["paid", "perfect"]].to_numpy()
+        number = float(effective_number(programme_sums(dollars[:, 1:], runs["ipst"]))[0])
+        if found["programmes"] >= FEWEST_PROGRAMMES:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                resamples = np.divide(*resampled_sums(dollars, runs["ipst"], seed=0).T) - 1
+            bounds = resampled_interval(np.where(np.isfinite(resamples), resamples, np.nan), number)
+            found["excess_cost_low"], found["excess_cost_high"] = bounds
+    judged = runs[runs["judged"]]
+    if len(judged):
+        found["coverage"] = found["covered"] / found["judged"]
+        sums = programme_sums(judged[["covered", "judged"]].to_numpy(), judged["ipst"])
+        if len(sums) >= FEWEST_PROGRAMMES:
+            found["coverage_low"], found["coverage_high"] = share_interval(*sums.T)
+    return found
+
+
+# -- Tables and plots -----------------------------------------------------------------------------------------------
+
+
+def _cell(score: Score, row: Mapping[str, Any], name: str) -> str:
+    """``3.10% (2.00% to 4.20%)``; empty where undefined."""
+    if row[name] is None:
+        return ""
+    text, low, high = score.text(row[name]), row[f"{name}_low"], row[f"{name}_high"]
+    return text if low is None else f"{text} ({score.text(low)} to {score.text(high)})"
+
+
+def _table(title: str, words: list[str], rows: list[dict[str, Any]]) -> Table:
+    """One row a group; the columns that matter most stand where a narrow page shows them."""
+    dollars = [f"{name.replace('_', ' ')}, $" for name in _DOLLARS]
+    counts = [name.replace("killed_", "killed: ").replace("_", " ") for name in _COUNTS]
+    columns = [*words, *dollars, "excess cost", "ended in time", *counts, "programmes"]
+    texts = [
+        [
+            *(row[name].replace("-", "\N{NON-BREAKING HYPHEN}") for name in words),
+            *(f"{row[name]:,.2f}" for name in _DOLLARS),
+            _cell(_EXCESS, row, "excess_cost"),
+            _cell(_COVERAGE, row, "coverage"),
+            *(f"{row[name]:,}" for name in (*_COUNTS, "programmes")),
+        ]
+        for row in rows
+    ]
+    return Table(title, "Jobs with a prediction.", columns, texts, len(words))
+
+
+def _figures(rows: list[dict[str, Any]], runs: pd.DataFrame) -> dict[str, go.Figure]:
+    months = [row["month"] for row in rows]
+    at, traces = np.arange(len(rows)), []
+    # A narrow page has room for a dozen labels.
+    step = math.ceil(len(rows) / 12)
+    axis = theme.category_axis(months) | {"tickvals": at[::step], "ticktext": months[::step]}
+    for name, color in (("lost_to_kills", theme.VERMILION), ("lost_to_air", theme.ORANGE)):
+        dollars = [row[name] for row in rows]
+        texts = [
+            f"{month}: ${value:,.2f} {name.replace('_', ' ')}" for month, value in zip(months, dollars, strict=True)
+        ]
+        traces.append(
+            go.Bar(
+                x=at, y=dollars, width=0.7, name=name.replace("_", " "), marker_color=color, hovertext=texts,
+                hoverinfo="text",
+            )
+        )  # fmt: skip
+    kills, air = (runs[name].sum() for name in ("lost_to_kills", "lost_to_air"))
+    lost = theme.figure(
+        f"Lost by month: ${kills:,.2f} to kills, ${air:,.2f} to air",
+        "The height of a bar is what a perfect choice of bins and kill times would have saved in that month.",
+        traces,
+        height=360,
+        barmode="stack",
+        xaxis=axis,
+        yaxis={"title": {"text": "dollars"}, "rangemode": "tozero"},
+    )
+    drawn = {
+        "excess": _trend("Excess cost by month", _EXCESS, "excess_cost", rows, axis),
+        "coverage": _trend("Jobs that ended before their kill time, by month", _COVERAGE, "coverage", rows, axis),
+    }
+    return {"lost": lost, **{name: figure for name, figure in drawn.items() if figure}}
+
+
+def _trend(title: str, score: Score, name: str, rows: list[dict[str, Any]], axis: dict[str, Any]) -> go.Figure | None:
+    """A score over the months that have it; None where none has."""
+    known = [(at, row) for at, row in enumerate(rows) if row[name] is not None]
+    if not known:
+        return None
+    values = np.array([row[name] for _, row in known])
+    ends = [np.array([row[f"{name}{end}"] for _, row in known], dtype=float) for end in ("_low", "_high")]
+    low, high = (np.where(np.isfinite(end), end, values) for end in ends)
+    texts = [f"{row['month']}: {_cell(score, row, name)}" for _, row in known]
+    shown = theme.points([at for at, _ in known], values, texts, theme.BLUE, size=11)
+    bars = {"array": np.maximum(high - values, 0), "arrayminus": np.maximum(values - low, 0)}
+    shown.error_y = {**bars, "color": theme.BLUE, "width": 3}
+    latest = known[-1][1]
+    return theme.figure(
+        f"{title}: {score.text(latest[name])} in {latest['month']}",
+        f"Bars are {INTERVAL_PERCENT} % intervals over programmes; months whose bars overlap may differ by chance.",
+        [shown],
+        height=360,
+        xaxis=axis,
+        yaxis=theme.share_axis(score.title),
+    )
