@@ -188,12 +188,12 @@ class Evidence:
         drift: NDArray[np.float64] | float = 0.0
         is_later = None
         if at is not None:
-            days = ((np.asarray(at, dtype=float) - self.newest) / 86_400).reshape(-1, 1)
+            days = (np.asarray(at, dtype=float) - self.newest + np.zeros(len(answers))) / 86_400
             # A step, so that an answer does not change from one second to the next.
-            is_later = np.broadcast_to(days[:, 0] >= 1, len(answers))
+            is_later = days >= 1
             drift = is_later[:, None] * _DRIFT_OF_COLUMN
             if days.min(initial=0) < 0:
-                found = found._replace(shift=found.shift * 0.5 ** (np.maximum(-days, 0) / HALF_LIFE_DAYS))
+                found = found._replace(shift=found.shift * 0.5 ** (np.maximum(-days, 0)[:, None] / HALF_LIFE_DAYS))
         return _shrink(answers, found, self.strength, left_out, drift)._replace(is_later=is_later)
 
     def _find(self, features: NDArray[np.float64], names: Sequence[str] | NDArray[Any] | None) -> _Found:
