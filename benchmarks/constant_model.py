@@ -18,6 +18,8 @@ ANSWER = pd.DataFrame(
             "memVal": 1.39,
             "clockTime": 271,
             "killTime": 1020,
+            "evidence": {"row": 12, "programme": 3, "visit": 1, "run": 0},
+            "warnings": [],
         }
     ]
 )

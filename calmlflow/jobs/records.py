@@ -120,11 +120,15 @@ class Checked:
 
     @property
     def earlier(self) -> pd.DataFrame:
-        """Valid records of earlier runs of the same datasets, with the columns `COLUMNS`."""
+        """Valid records of earlier runs of the same datasets, with the columns `COLUMNS`.
+
+        A record that says the same as the newest one is that run once more.
+        """
         if self.quarantine.empty:
             return self.valid[:0]
-        earlier = self.quarantine[self.quarantine["reason"] == SUPERSEDED]
-        return record_cells(earlier)[list(COLUMNS)]
+        earlier = record_cells(self.quarantine[self.quarantine["reason"] == SUPERSEDED])[list(COLUMNS)]
+        newest = self.valid.set_index("ipst").loc[earlier["ipst"], ["memory", "wallclock"]].to_numpy()
+        return earlier[(earlier[["memory", "wallclock"]].to_numpy() != newest).any(axis=1)].reset_index(drop=True)
 
 
 def check_records(frame: pd.DataFrame, source: str) -> Checked:

@@ -50,8 +50,9 @@ def as_answers(found: Predictions) -> list[dict[str, Any]]:
     counts = found["evidence"].tolist() if "evidence" in found else [[0] * len(COUNTED)] * n
     columns["evidence"] = [dict(zip(COUNTED, count, strict=True)) for count in counts]
     nothing = [None] * n
-    known = (columns.get("memBin", nothing), found["mem_pred"].tolist() if "mem_pred" in found else nothing)
-    columns["warnings"] = list(map(_warnings, *known, columns.get("unseen", nothing)))
+    # As the answer says it: the memory is rounded.
+    said = (columns.get(key, nothing) for key in ("memBin", "memVal", "unseen"))
+    columns["warnings"] = list(map(_warnings, *said))
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -60,8 +61,8 @@ def _warnings(chosen: int | None, memory_gb: float | None, unseen: bool | None) 
     warnings = []
     if unseen:
         warnings.append(
-            "No job that was learned from is like this one: its rung has the lowest cost under widened probabilities, "
-            "and its kill time is the longest."
+            "No job that a network learned from is like this one: its answer is a guess, with wider probabilities or "
+            "the longest kill time."
         )
     if memory_gb is not None and memory_gb >= LADDER[-1].limit_gb:
         warnings.append(
@@ -72,7 +73,7 @@ def _warnings(chosen: int | None, memory_gb: float | None, unseen: bool | None) 
         needed = LADDER[int(needed_bin(min(memory_gb, LADDER[-1].limit_gb)))]
         if needed is not LADDER[chosen]:
             warnings.append(
-                f"The memory of {memory_gb:.2f} GB needs rung {needed.name}, but {LADDER[chosen].name} has the lower "
-                "expected cost."
+                f"The memory of {memory_gb:.2f} GB needs rung {needed.name}, but by the probabilities of the rungs "
+                f"{LADDER[chosen].name} is the better choice."
             )
     return warnings

@@ -1,7 +1,6 @@
 """Read a bundle of up to three networks with their tables, and run it with onnxruntime."""
 
 import os
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -68,7 +67,10 @@ def combine(
     if corrected:
         probabilities, found["evidence"] = corrected.answers[:, _BINS], corrected.jobs
         # Exactly 1 where nothing is corrected.
-        values = values * np.exp(corrected.answers[:, 4:] - corrected.steps[0][:, 4:])
+        with np.errstate(invalid="ignore"):
+            factors = np.exp(corrected.answers[:, 4:] - corrected.steps[0][:, 4:])
+        # There is no logarithm of what a foreign network may say.
+        values = values * np.where(np.isfinite(factors), factors, 1.0)
         known, in_programme = corrected.jobs[:, 0] > 0, corrected.in_programme
     rows = outputs[:, _NEAREST]
     has_rows = np.logical_and.reduce(~np.isnan(rows))
@@ -244,7 +246,7 @@ class Bundle:
         with np.errstate(divide="ignore", invalid="ignore"):
             networks = np.hstack([outputs[:, _BINS], np.log(outputs[:, _GB : _S + 1])])
         if finished is None:
-            return self.evidence.correct(networks, features, names, at=time.time())
+            return self.evidence.correct(networks, features, names)
         return self.evidence.correct(networks, features, names, finished.observed, at=finished.timestamp)
 
     def predict(

@@ -40,7 +40,8 @@ _ONE_HOT, _ONES = np.eye(N_BINS), np.ones((N_BINS, 1))
 _N_COLUMNS = len(_KIND_OF_COLUMN)
 _LOG_LIMITS = np.log([rung.limit_gb for rung in LADDER[:-1]])
 
-# Largest factor by which a level of full weight corrects memory or wallclock: it bounds the weight of an absurd record.
+# Largest factor by which a level of full weight, and by which all levels together, correct memory or wallclock.
+# With the least strength it bounds the weight of an absurd record, which programme and visit may both hold.
 _MAX_STEP = np.log(4.0)
 # The same for the last run, a single record.
 _MAX_STEP_OF_RUN = np.where(_KIND_OF_COLUMN == 0, 1.0, np.log(2.0))  # a probability moves by the weight at most
@@ -53,17 +54,12 @@ NEVER = 1e6
 # fit it on. That of ``run`` was measured on 1,317 datasets of the archive that ran twice. Memory is not corrected by
 # row: it sits at a few values, one for each version of the software, and a mean over programmes lies between them.
 DEFAULT_STRENGTH = np.array([[1.0, NEVER, 1.0], [20.0] * 3, [1.0] * 3, [3.0] * 3, [0.5, 1.0, 0.5]])
-_STRENGTHS = 2.0 ** np.arange(5, -5, -1)
+STRENGTHS = 2.0 ** np.arange(5, -3, -1)
 # Fewer datasets that ran twice do not tell how much the last run counts.
 MIN_RUNS = 100
 # Half the weight of a job in the campaign shift is gone after so many days. Collections of the archive lie two days
 # apart, and differ.
 HALF_LIFE_DAYS = 1.0
-# A programme or visit with any number of jobs counts at most 1 / (1 + drift) for a job of another day: programmes
-# change from campaign to campaign, and how much cannot be seen within one. By kind.
-DRIFT = np.array([0.25, 1.0, 0.25])
-_DRIFT_OF_COLUMN = DRIFT[_KIND_OF_COLUMN]
-
 FOLDER = "evidence"
 _TABLES = {"rows": 10, "groups": _N_COLUMNS, "runs": 2}
 _SETTINGS = f"{FOLDER}/evidence.json"
@@ -112,16 +108,15 @@ class Corrected(NamedTuple):
     answers: NDArray[np.float64]
     jobs: NDArray[np.int64]  # (n, 4): jobs behind row, programme, visit and run
     steps: tuple[NDArray[np.float64], ...]  # the networks' answers, and those after each of `LEVELS`
-    is_later: NDArray[np.bool_] | None = None  # (n,), runs a day or more after the newest job of the tables; None: none
 
     @property
     def in_programme(self) -> NDArray[np.int64]:
         """Jobs of programme and row that a kill time may count on, shape (n,).
 
-        None for a later job: within a campaign, jobs of one programme run alike, months later some run twice as long.
+        None for a dataset that ran before: within a campaign, jobs of one programme run alike, but a second run comes
+        months after the first, and some take twice as long.
         """
-        jobs = self.jobs[:, 1]
-        return jobs if self.is_later is None else np.where(self.is_later, 0, jobs)
+        return np.where(self.jobs[:, 3] > 0, 0, self.jobs[:, 1])
 
 
 @dataclass(frozen=True)
@@ -176,8 +171,8 @@ class Evidence:
 
         Without names only the row and the campaign count. With what the jobs took, `Finished.observed`, each job that
         the tables hold is left out of its own answer; with ``whole_programme`` all jobs of its programme and row are.
-        ``at`` is when the jobs run, epoch seconds, one or n (default: when the newest job of the tables did); from a
-        day after it on, programmes and visits count less, by `DRIFT`, and before it the shift of its campaign does.
+        ``at`` is when finished jobs ran, epoch seconds, one or n: before the newest job of the tables the shift of its
+        campaign counts less.
         """
         found = self._find(np.asarray(features, dtype=float), names)
         left_out = None
@@ -185,16 +180,10 @@ class Evidence:
             is_own = found.has_run & (found.run == observed[:, _LOGS].astype(np.float32)).all(axis=1)
             left_out = found.programme if whole_programme else observed * is_own[:, None]
             found = found._replace(has_run=found.has_run & ~is_own)
-        drift: NDArray[np.float64] | float = 0.0
-        is_later = None
         if at is not None:
-            days = ((np.asarray(at, dtype=float) - self.newest) / 86_400).reshape(-1, 1)
-            # A step, so that an answer does not change from one second to the next.
-            is_later = np.broadcast_to(days[:, 0] >= 1, len(answers))
-            drift = is_later[:, None] * _DRIFT_OF_COLUMN
-            if days.min(initial=0) < 0:
-                found = found._replace(shift=found.shift * 0.5 ** (np.maximum(-days, 0) / HALF_LIFE_DAYS))
-        return _shrink(answers, found, self.strength, left_out, drift)._replace(is_later=is_later)
+            days = (self.newest - np.asarray(at, dtype=float)) / 86_400
+            found = found._replace(shift=found.shift * 0.5 ** (np.maximum(days, 0).reshape(-1, 1) / HALF_LIFE_DAYS))
+        return _shrink(answers, found, self.strength, left_out)
 
     def _find(self, features: NDArray[np.float64], names: Sequence[str] | NDArray[Any] | None) -> _Found:
         codes = row_codes(features)
@@ -275,7 +264,6 @@ def _shrink(
     found: _Found,
     strength: NDArray[np.float64],
     left_out: NDArray[np.float64] | None = None,
-    drift: NDArray[np.float64] | float = 0.0,
 ) -> Corrected:
     """Correct answers by what was found, without the jobs whose sums are ``left_out``, shape (n, 6)."""
     kappa = strength[:, _KIND_OF_COLUMN]
@@ -292,13 +280,13 @@ def _shrink(
     of_row = _draw(answers, weight, sums, kappa[_ROW])
     of_campaign = of_row.copy()
     of_campaign[:, _LOGS] += found.shift
-    of_programme = _draw(of_campaign, in_programme, programme, kappa[_PROGRAMME] + drift * in_programme)
-    of_visit = of_run = _draw(of_programme, in_visit, visit, kappa[_VISIT] + drift * in_visit)
+    of_programme = _draw(of_campaign, in_programme, programme, kappa[_PROGRAMME])
+    of_visit = of_run = _near(answers, _draw(of_programme, in_visit, visit, kappa[_VISIT]))
     has_run = found.has_run[:, None]
     if has_run.any():
         bins = _ONE_HOT[_LOG_LIMITS.searchsorted(found.run[:, 0], side="right")]
         last = np.concatenate([bins, found.run], axis=1) * has_run
-        of_run = _draw(of_visit, has_run.astype(float), last, kappa[_RUN], _MAX_STEP_OF_RUN)
+        of_run = _near(answers, _draw(of_visit, has_run.astype(float), last, kappa[_RUN], _MAX_STEP_OF_RUN))
     jobs = np.concatenate([in_row, in_programme, in_visit, has_run], axis=1).astype(np.int64)
     return Corrected(of_run, jobs, (answers, of_row, of_campaign, of_programme, of_visit, of_run))
 
@@ -314,6 +302,11 @@ def _draw(
     total = weight + kappa
     limit = max_step * weight / total
     return answers + np.minimum(np.maximum((sums - weight * answers) / total, -limit), limit)
+
+
+def _near(answers: NDArray[np.float64], corrected: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Corrected answers, no further from the networks' than one level of full weight may take them."""
+    return np.minimum(np.maximum(corrected, answers - _MAX_STEP), answers + _MAX_STEP)
 
 
 def _jobs(sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -432,14 +425,14 @@ def fit_strength(answers: NDArray[np.float64], jobs: Finished, runs: Finished | 
             levels, left_out[_RUN] = [*levels, _RUN], observed
     for level in levels:
         losses = []
-        for kappa in _STRENGTHS:
+        for kappa in STRENGTHS:
             tried = strength.copy()
             tried[level] = np.where(strength[level] < NEVER, kappa, NEVER)
             if level == _PROGRAMME:
                 found = found._replace(row=tally.rows(tried[_PROGRAMME])[tally.row_of_job])
             corrected = _shrink(answers, found, tried, left_out[level])
             losses.append(share @ _losses(corrected.answers if level == _RUN else corrected.steps[_RUN], observed))
-        best = _STRENGTHS[np.argmin(losses, axis=0)]
+        best = STRENGTHS[np.argmin(losses, axis=0)]
         strength[level] = np.where((np.ptp(losses, axis=0) > 0) & (strength[level] < NEVER), best, strength[level])
         found = found._replace(row=tally.rows(strength[_PROGRAMME])[tally.row_of_job])
     return strength

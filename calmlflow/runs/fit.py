@@ -20,7 +20,14 @@ from calmlflow.networks.rows import distinct_rows
 from calmlflow.networks.training import train_network
 from calmlflow.predictor.bundle import Bundle, Predictions, combine
 from calmlflow.predictor.decision import fit_decision
-from calmlflow.predictor.evidence import Evidence, Finished, build_evidence, fit_campaign, fit_strength
+from calmlflow.predictor.evidence import (
+    DEFAULT_STRENGTH,
+    Evidence,
+    Finished,
+    build_evidence,
+    fit_campaign,
+    fit_strength,
+)
 from calmlflow.predictor.killtime import KillTime, fit_kill_time
 from calmlflow.predictor.manifest import write_manifest
 from calmlflow.results.classification import ClassificationResults, classification_results, cross_entropy
@@ -107,8 +114,8 @@ def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champ
     """Fit evidence and kill times to the three networks in ``models``, write them there, and score the test split.
 
     What is scored rests on the finished jobs of the training split, what is written on all jobs. ``fits`` are those of
-    this training; the strengths and kill times of networks that come from the champion are those of its evidence, if it
-    has any.
+    this training; the strengths of networks that come from the champion are those of its evidence, or else the
+    `DEFAULT_STRENGTH`, and its kill times stay.
     """
     alone = Bundle.load(models)
     outputs = alone.run(data.rows.features)[data.rows.row_of_job]
@@ -119,9 +126,9 @@ def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champ
             columns[:, kept] = left_out if network == "mem_clf" else np.log(left_out)
     finished = Finished.of(data.jobs.iloc[data.train])
     strength = fit_strength(columns, finished, Finished.of(data.earlier))
-    if champion:
-        taken = [network not in fits for network in NETWORKS]
-        strength[:, taken] = champion.strength[:, taken]
+    # What a network answers to jobs that it knows fits no strength.
+    taken = [network not in fits for network in NETWORKS]
+    strength[:, taken] = (champion.strength if champion else DEFAULT_STRENGTH)[:, taken]
     shift = fit_campaign(columns, finished, strength, time.time())
 
     if "wall_reg" in fits:

@@ -183,3 +183,14 @@ def test_no_valid_record():
     )
     with pytest.raises(InputError, match=r"^jobs\.csv holds no records at all; "):
         check_records(pd.DataFrame(columns=list(COLUMNS)), "jobs.csv")
+
+
+def test_earlier_runs_are_those_that_took_something_else():
+    runs = [{**ROW, "timestamp": time, "wallclock": seconds} for time, seconds in ((1, 50), (2, 90), (3, 90), (4, 70))]
+    # A record that is there twice, and one that cannot be true.
+    wrong = [runs[-1], {**runs[0], "memory": 0.1}]
+    checked = check_records(table(*runs, *wrong, {**ROW, "ipst": "jother010"}), "test")
+    assert checked.valid["wallclock"].tolist() == [70, ROW["wallclock"]]
+    assert checked.earlier["wallclock"].tolist() == [50, 90, 90]
+    assert tuple(checked.earlier.columns) == COLUMNS
+    assert check_records(table(ROW), "test").earlier.empty

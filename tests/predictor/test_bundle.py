@@ -5,7 +5,6 @@ import itertools
 import json
 import re
 import shutil
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -164,7 +163,7 @@ def test_evidence_corrects_what_the_networks_say(folder):
     bundle = Bundle.load(folder)
     networks = np.column_stack([alone["probabilities"], np.log(alone["mem_pred"]), np.log(alone["wall_pred"])])
     for finished, more in (
-        (None, {"at": time.time()}),
+        (None, {}),
         (FINISHED, {"observed": FINISHED.observed, "at": FINISHED.timestamp}),
     ):
         corrected = evidence.correct(networks, FEATURES, NAMES, **more)
@@ -187,7 +186,7 @@ def test_a_last_run_that_nobody_expected_leaves_probabilities_that_add_up_to_1()
     np.testing.assert_allclose(corrected.sum(axis=1), 1)
 
 
-def test_a_later_job_gets_the_kill_time_of_a_new_programme(folder):
+def test_a_dataset_that_ran_before_gets_the_kill_time_of_a_new_programme(folder):
     known = Known(1, (), (1.5,), (2000,))
     (folder / "killtime.json").write_text(replace(KILL_TIME, known=(known,)).to_json())
     # All of one programme and row, so that each knows the others.
@@ -195,12 +194,23 @@ def test_a_later_job_gets_the_kill_time_of_a_new_programme(folder):
     add_evidence(folder, jobs)
     bundle = Bundle.load(folder)
     (edge,), factors = KILL_TIME.edges_s, KILL_TIME.factors
-    for finished, factor in ((jobs, (1.5, 1.5)), (replace(jobs, timestamp=jobs.timestamp + 10**6), factors)):
+    for finished, factor in ((jobs, (1.5, 1.5)), (None, factors)):
         found = bundle.predict(jobs.features, NAMES, finished)
         assert found["evidence"][:, 1].min() > 0
         wall = found["wall_pred"]
         expected = np.clip(np.ceil(wall * np.where(wall <= edge, *factor)), 60, 172_800)
         np.testing.assert_array_equal(found["kill_time"], expected)
+
+
+@pytest.mark.parametrize("said", [0.0, -5.0, np.nan, np.inf])
+def test_what_has_no_logarithm_stays_what_the_network_says(folder, said):
+    add_evidence(folder, FINISHED)
+    bundle = Bundle.load(folder)
+    outputs = bundle.run(FEATURES)
+    outputs[0, 4:6] = said
+    found = bundle.answer(outputs, FEATURES, NAMES)
+    assert found["mem_pred"][0] == pytest.approx(said, nan_ok=True)
+    assert np.isfinite(found["mem_pred"][1:]).all()
 
 
 def test_evidence_of_no_jobs_changes_no_digit(folder):
