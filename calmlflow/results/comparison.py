@@ -15,7 +15,7 @@ from calmlflow.hst.ladder import BIN_NAMES, allocation_cost
 from calmlflow.results.checks import amounts, memory_bins, probability_rows
 from calmlflow.results.classification import log_losses
 from calmlflow.results.regression import SMALLEST_PREDICTION
-from calmlflow.results.scores import PREDICTED, headlines
+from calmlflow.results.scores import PREDICTED, Score
 
 RESAMPLES = 1000
 INTERVAL_PERCENT = 95
@@ -94,11 +94,19 @@ class Interval(NamedTuple):
     jobs: int
     programmes: int
 
+    def text(self, score: Score) -> str:
+        """Both bounds with the unit of the score."""
+        return f"{score.text(self.low).split()[0]} to {score.text(self.high)}"
 
-def headline_intervals(target: str, jobs: pd.DataFrame, predictions: Mapping[str, NDArray]) -> dict[str, Interval]:
-    """Intervals of the headline scores of predictions, over programmes, as those of ``this`` in a `Comparison`."""
+    def behind(self, score: Score, value: float) -> str:
+        """Jobs and programmes behind a value, ``8,976 in 1,204``; of a recall also hits, ``3 of 12 in 4``."""
+        hits = f"{value * self.jobs:,.0f} of " if score.name.startswith("recall") else ""
+        return f"{hits}{self.jobs:,} in {self.programmes:,}"
+
+
+def score_intervals(target: str, jobs: pd.DataFrame, predictions: Mapping[str, NDArray]) -> dict[str, Interval]:
+    """Intervals of the scores of predictions that a `Comparison` has, over programmes, as those of ``this`` in it."""
     table = compare_predictions(target, jobs, predictions, predictions).scores
-    table = table.loc[table.index.intersection(list(headlines(target)))]
     columns = table[["this_low", "this_high", "jobs", "programmes"]].itertuples()
     return {str(name): Interval(low, high, int(n), int(count)) for name, low, high, n, count in columns}
 

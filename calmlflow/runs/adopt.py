@@ -109,7 +109,7 @@ def adopt(request: AdoptionRequest) -> Outcome:
         promoted = ""
         if stage:
             promoted = promote_in_run(PromotionRequest(stage, versions[BUNDLE_MODEL], BUNDLE_MODEL), nested=True)
-    return Outcome(run.info.run_id, tree.final, scores, versions=versions, promoted=promoted)
+    return Outcome(run.info.run_id, tree.final, scores, intervals, versions=versions, promoted=promoted)
 
 
 def adopt_network(network: str, file: SourceFile, data: TrainingData, models: Path) -> Fit:

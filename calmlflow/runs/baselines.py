@@ -14,7 +14,7 @@ from calmlflow.console import say
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.ladder import LADDER
 from calmlflow.networks.rows import DistinctRows
-from calmlflow.predictor.bundle import Bundle
+from calmlflow.predictor.bundle import Bundle, Predictions
 from calmlflow.predictor.cache import Cache
 from calmlflow.predictor.evidence import Finished
 from calmlflow.predictor.registry_client import NoSuchVersionError, resolve_stage
@@ -32,19 +32,13 @@ class Champion:
     folder: Path
     bundle: Bundle
 
-    def scores(self, data: TrainingData) -> dict[str, dict[str, float]]:
-        """Score it on the test jobs, by target, each left out of its own answer.
+    def answers(self, data: TrainingData) -> Predictions:
+        """Its answers to the test jobs, each left out of its own.
 
         Too good where its networks were trained on some of them.
         """
-        jobs = data.jobs.iloc[data.test]
-        finished = Finished.of(jobs)
-        predictions = self.bundle.predict(finished.features, finished.names, finished)
-        return {
-            target: score_predictions(target, jobs, predictions)
-            for target, prediction in PREDICTED.items()
-            if prediction in predictions
-        }
+        finished = Finished.of(data.jobs.iloc[data.test])
+        return self.bundle.predict(finished.features, finished.names, finished)
 
 
 def random_forest(data: TrainingData, target: str, seed: int) -> dict[str, float]:

@@ -18,7 +18,7 @@ Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Target -> kind -> score -> value; the kinds are those of `KINDS`, as far as they are known."""
 
 Intervals = Mapping[str, Mapping[str, Interval]]
-"""Target -> headline score -> 95 % interval of the answer's score, or else of the network's."""
+"""Target -> score -> 95 % interval of the answer's score, or else of the network's."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Outcome:
     run_id: str
     tree: Path
     scores: Scores  # only the champion's where the network was taken over from it
+    intervals: Intervals
     seconds: Mapping[str, float] = field(default_factory=dict)  # of each part
     versions: Mapping[str, int] = field(default_factory=dict)  # registered model -> new version
     champion: str = ""  # version in Production at the start
@@ -84,17 +85,16 @@ class TuneOutcome:
 
 
 def _rows(scores: Scores, intervals: Intervals) -> Iterator[list[str]]:
-    """Headings, then target, score and the value of each kind, for the headline scores of every trained target."""
+    """Headings, then for each headline score of a trained target values by kind, interval and jobs behind it."""
     kinds = [kind for kind in KINDS if any(kind in found for found in scores.values())]
-    yield ["target", "score", *(KINDS[kind] for kind in kinds)]
+    yield ["target", "score", *(KINDS[kind] for kind in kinds), "95 % interval", "jobs in programmes"]
     for target, found in scores.items():
+        own = found.get("answer", found.get("test", {}))
         for name in headlines(target):
-            if name in found.get("answer", found.get("test", {})):
-                score = SCORES[target][name]
+            if name in own:
+                score, interval = SCORES[target][name], intervals[target][name]
                 cells = [score.text(found[kind][name]) if name in found.get(kind, {}) else "" for kind in kinds]
-                if bounds := intervals.get(target, {}).get(name):
-                    cells[0] += f" ({score.text(bounds[0])} to {score.text(bounds[1])})"
-                yield [target, score.title, *cells]
+                yield [target, score.title, *cells, interval.text(score), interval.behind(score, own[name])]
 
 
 def _notes(headings: list[str]) -> list[str]:
@@ -107,12 +107,13 @@ def describe(scores: Scores, intervals: Intervals, title: str, next_steps: str) 
     lines = [headings, ["---", "---", *["---:"] * (len(headings) - 2)], *rows]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     notes = "\n".join(f"- {note}" for note in _notes(headings))
-    return f"**{title}**, scored on the test jobs, with 95 % intervals\n\n{table}\n\n{notes}\n\n{next_steps}"
+    what = "scored on the test jobs; intervals are of the first column, over programmes"
+    return f"**{title}**, {what}\n\n{table}\n\n{notes}\n\n{next_steps}"
 
 
 def print_training(outcome: Outcome) -> None:
     """Print headline scores beside those of forest, champion and floor, times, and what to open."""
-    headings, *rows = _rows(outcome.scores, {})
+    headings, *rows = _rows(outcome.scores, outcome.intervals)
     _print_table("Scores on the test jobs", headings, rows)
     lines = _notes(headings)
     if outcome.seconds:

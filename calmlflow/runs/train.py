@@ -32,7 +32,7 @@ from calmlflow.registry.lineage import Lineage
 from calmlflow.registry.package import LoggedModel, log_model, register
 from calmlflow.registry.tracking import environment_params, lineage, log_history, log_new_params, tracked_run
 from calmlflow.results.classification import ClassificationResults
-from calmlflow.results.comparison import Interval, headline_intervals
+from calmlflow.results.comparison import Interval, compare_predictions, score_intervals
 from calmlflow.results.files import write_results
 from calmlflow.results.plots.classification import classification_plots
 from calmlflow.results.plots.common import Predict, headline_figures
@@ -40,6 +40,7 @@ from calmlflow.results.plots.data import data_plots
 from calmlflow.results.plots.regression import regression_plots
 from calmlflow.results.regression import RegressionResults
 from calmlflow.results.report.training import ReportContent, report_html
+from calmlflow.results.scores import PREDICTED, score_predictions
 from calmlflow.results.table import COUNTS, PREDICTIONS, PROBABILITIES, training_table, with_answers
 from calmlflow.runs.baselines import champion, random_forest
 from calmlflow.runs.data import TrainingData, load_training_data
@@ -130,8 +131,10 @@ def train(
         MlflowClient().log_inputs(run.info.run_id, inputs)
         clock.lap("read")
         scores: dict[str, dict[str, dict[str, float]]] = {}
-        if found:
-            scores = {target: {"champion": of_target} for target, of_target in found.scores(data).items()}
+        champion_answers = found.answers(data) if found else {}
+        for target, prediction in PREDICTED.items():
+            if prediction in champion_answers:
+                scores[target] = {"champion": score_predictions(target, data.jobs.iloc[data.test], champion_answers)}
         clock.lap("references")
 
         with new_tree(Path(request.output)) as tree:
@@ -213,12 +216,20 @@ def train(
                 for target, results in answer.results.items():
                     _log_pictures(target, results, _decided(answer.predictions, data))
             figures["jobs"] = data_plots(data.jobs)
+            served = _of_test(answer.predictions if bundle else fit.predictions, data)
+            against = {
+                target: compare_predictions(target, data.jobs.iloc[data.test], served, champion_answers)
+                for target, prediction in PREDICTED.items()
+                if prediction in served and prediction in champion_answers
+            }
             content = ReportContent(
                 title=f"calmlflow {name}",
                 run_id=run.info.run_id,
                 created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
                 source=request.data,
                 scores=scores,
+                intervals=intervals,
+                against=against,
                 champion_name=f"version {found.version}" if found else "champion",
                 figures=figures,
                 jobs=shown,
@@ -258,7 +269,17 @@ def train(
         mlflow.log_metrics({f"seconds_{part}": seconds for part, seconds in clock.seconds.items()})
     champion_version = found.version if found else ""
     return Outcome(
-        run.info.run_id, tree.final, scores, clock.seconds, versions, champion_version, taken, written, sent, promoted
+        run.info.run_id,
+        tree.final,
+        scores,
+        intervals,
+        clock.seconds,
+        versions,
+        champion_version,
+        taken,
+        written,
+        sent,
+        promoted,
     )
 
 
@@ -277,9 +298,8 @@ def _check(request: TrainingRequest) -> str | None:
 
 
 def held_out_intervals(target: str, data: TrainingData, predictions: Predictions) -> dict[str, Interval]:
-    """95 % intervals of the headline scores of predictions of all jobs, on the test jobs."""
-    of_test = {name: column[data.test] for name, column in predictions.items()}
-    return headline_intervals(target, data.jobs.iloc[data.test], of_test)
+    """95 % intervals of the scores of predictions of all jobs, on the test jobs."""
+    return score_intervals(target, data.jobs.iloc[data.test], _of_test(predictions, data))
 
 
 def log_scores(scores: Scores, intervals: Intervals, title: str, next_steps: str = NEXT_STEPS) -> None:
@@ -293,6 +313,10 @@ def log_scores(scores: Scores, intervals: Intervals, title: str, next_steps: str
         }
     )
     mlflow.set_tag("mlflow.note.content", describe(scores, intervals, title, next_steps))
+
+
+def _of_test(predictions: Predictions, data: TrainingData) -> Predictions:
+    return {name: column[data.test] for name, column in predictions.items()}
 
 
 def _network_plots(network: str, fit: Fit, data: TrainingData, models: Path) -> dict[str, go.Figure]:

@@ -11,15 +11,17 @@ from calmlflow.errors import InputError
 from calmlflow.results.classification import classification_scores
 from calmlflow.results.comparison import (
     BinAnswers,
+    Interval,
     ValueAnswers,
     compare_bins,
     compare_values,
-    headline_intervals,
     resampled_interval,
     resampled_sums,
+    score_intervals,
     share_interval,
 )
 from calmlflow.results.regression import regression_scores
+from calmlflow.results.scores import SCORES
 
 
 def series(names, values, target="mem_bin"):
@@ -151,20 +153,21 @@ def test_the_interval_is_that_of_the_paired_difference():
     assert row["high"] == pytest.approx(paired.mean() + half, abs=0.15 * half)
 
 
-def test_headline_scores_have_intervals_of_their_own():
+def test_scores_have_intervals_of_their_own():
     n = 1000
     jobs = pd.DataFrame({"ipst": apart(n), "mem_bin": np.arange(n) % 500 == 0})
     jobs = jobs.assign(mem_bin=jobs["mem_bin"].astype(int), wallclock=np.random.default_rng(0).uniform(1, 9, n))
-    found = headline_intervals("mem_bin", jobs, {"probabilities": np.eye(4)[[0] * n], "bin_pred": np.zeros(n, int)})
-    assert set(found) == {"accuracy", "recall_2g", "recall_8g", "excess_cost"}
+    found = score_intervals("mem_bin", jobs, {"probabilities": np.eye(4)[[0] * n], "bin_pred": np.zeros(n, int)})
+    shares = {"accuracy", "recall_2g", "recall_8g", "underallocated", "overallocated"}
+    assert set(found) == shares | {"log_loss", "excess_cost"}
     # 998 of 1000, by the formula of Wilson (1927). 0 of 2 says next to nothing.
     assert found["accuracy"] == pytest.approx((0.9927, 0.9995, 1000, 1000), abs=1e-4)
     assert found["recall_8g"][:1] + found["recall_8g"][2:] == (0, 2, 2)
     assert found["recall_8g"].high > 0.9
     error = np.random.default_rng(1).normal(size=n)
     predicted = {"wall_pred": jobs["wallclock"].to_numpy() + error, "kill_time": np.full(n, 60)}
-    found = headline_intervals("wallclock", jobs, predicted)
-    assert set(found) == {"rmse", "mae", "kill_time_coverage", "kill_time_reserved"}
+    found = score_intervals("wallclock", jobs, predicted)
+    assert set(found) == {"rmse", "mae", "log_mae", "kill_time_coverage", "kill_time_reserved"}
     half = 1.96 * np.abs(error).std() / np.sqrt(n)
     assert found["mae"][:2] == pytest.approx(
         (np.abs(error).mean() - half, np.abs(error).mean() + half), abs=0.15 * half
@@ -221,6 +224,13 @@ def test_rare_misses_that_come_together_are_not_missed():
         held, none = held + (low < 0.999 < high), none + (misses.sum() == 0)
     assert none > 20
     assert held >= 180
+
+
+def test_an_interval_says_what_stands_behind_it():
+    recall, interval = SCORES["mem_bin"]["recall_64g"], Interval(0.1, 0.6, 12, 4)
+    assert (interval.text(recall), interval.behind(recall, 0.25)) == ("10.00% to 60.00%", "3 of 12 in 4")
+    seconds, interval = SCORES["wallclock"]["rmse"], Interval(500, 1200, 8976, 1204)
+    assert (interval.text(seconds), interval.behind(seconds, 700)) == ("500 to 1,200 s", "8,976 in 1,204")
 
 
 def test_the_same_seed_gives_the_same_interval():

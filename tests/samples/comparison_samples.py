@@ -1,10 +1,18 @@
-"""Two classifiers and two regressors on jobs that they share in part, told from one another by how much they err."""
+"""Comparisons: of given scores, and of two classifiers and two regressors that err more and less on shared jobs."""
 
 import numpy as np
 import pandas as pd
 
-from calmlflow.results.comparison import BinAnswers, ValueAnswers, compare_bins, compare_values
+from calmlflow.results.comparison import BinAnswers, Comparison, ValueAnswers, compare_bins, compare_values
 from calmlflow.results.report.comparison import ComparisonContent
+
+
+def comparison(target="mem_bin", left_out=(0, 0, 0), **scores):
+    """Scores as name=(this, other, low, high, jobs), each job of a programme of its own."""
+    table = pd.DataFrame.from_dict(scores, "index", columns=["this", "other", "low", "high", "jobs"], dtype=float)
+    table["programmes"] = table["jobs"]
+    table.insert(2, "difference", table["this"] - table["other"])
+    return Comparison(target, table, 100, *left_out)
 
 
 def sampled_comparison(n=400):

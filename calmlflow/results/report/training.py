@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from calmlflow.hst.dataset import INSTRUMENTS
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import BIN_NAMES, allocation_cost
+from calmlflow.results.comparison import Comparison, Interval
 from calmlflow.results.plots.common import instruments, rounded
+from calmlflow.results.report.comparison import paired_rows
 from calmlflow.results.report.page import TITLES, render
 from calmlflow.results.scores import DECISIVE, KINDS, NOTES, PREDICTED, SCORES, UNITS, Score, score_predictions
 from calmlflow.results.table import COUNTS, PROBABILITIES
@@ -19,10 +21,9 @@ from calmlflow.results.table import COUNTS, PROBABILITIES
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Target -> whose scores (keys of `KINDS`) -> name of a score -> value."""
 
-SAME = 0.01
-"""Relative difference up to which a score is as good as the champion's."""
-
 WORST = 50
+
+_SAID = {"better": " is better", "worse": " is worse", "no difference": " is not different beyond chance"}
 
 BY_EVIDENCE = {
     "accuracy": ("mem_bin", "accuracy"),
@@ -44,6 +45,9 @@ class ReportContent:
     created: str
     source: str  # where the jobs came from
     scores: Scores
+    # Target -> score -> interval of the answer's, or else of the network's.
+    intervals: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
+    against: Mapping[str, Comparison] = field(default_factory=dict)  # by target: this with the champion
     champion_name: str = "champion"
     # By section (answer, a target for its network, jobs) and name.
     figures: Mapping[str, Mapping[str, go.Figure]] = field(default_factory=dict)
@@ -83,7 +87,8 @@ def report_html(content: ReportContent) -> str:
         content.title,
         has_plots=bool(content.figures),
         content=content,
-        verdict=verdict(content.scores, content.champion_name),
+        verdict=verdict(content.against, content.champion_name),
+        intervals={target: _intervals(target, scores[target], content.intervals.get(target, {})) for target in scores},
         summary=tables[True],
         others=tables[False],
         columns=list(columns.values()),
@@ -115,17 +120,28 @@ def score_rows(
     return rows
 
 
-def verdict(scores: Scores, champion_name: str) -> str:
+def _intervals(
+    target: str, scores: Mapping[str, Mapping[str, float]], intervals: Mapping[str, Interval]
+) -> dict[str, tuple[str, str]]:
+    """Score -> its interval, and the jobs behind it, as texts."""
+    own, table = scores.get("answer", scores.get("test", {})), SCORES[target]
+    return {
+        name: (found.text(table[name]), found.behind(table[name], own[name]))
+        for name, found in intervals.items()
+        if name in own
+    }
+
+
+def verdict(against: Mapping[str, Comparison], champion_name: str) -> str:
     """One sentence on whether the answer, or else the network, is better than the champion's, target by target."""
     said = []
     for target, name in DECISIVE.items():
-        score, held = SCORES[target][name], scores.get(target, {})
-        new, old = (held.get(whose, {}).get(name) for whose in ("answer" if "answer" in held else "test", "champion"))
-        if new is None or old is None:
-            continue
-        word = score.verdict(new - old, margin=SAME * max(abs(new), abs(old)))
-        how = "as good" if word == "no difference" else word
-        said.append(f"{TITLES[target].lower()} is {how} ({score.title} {score.text(new)} against {score.text(old)})")
+        rows = paired_rows(against[target]) if target in against else []
+        for row in rows:
+            if row.score.name == name:
+                how = _SAID.get(row.verdict, f": {row.verdict} to tell")
+                found = f"{row.score.title} {row.this} against {row.other}, difference {row.interval}"
+                said.append(f"{TITLES[target].lower()}{how} ({found})")
     if not said:
         return "No champion in Production was scored on these jobs, so there is nothing to be better than yet."
     return f"Against the champion, {champion_name}: {'; '.join(said)}."

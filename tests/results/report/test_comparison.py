@@ -4,10 +4,8 @@ import re
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from calmlflow.results.comparison import Comparison
 from calmlflow.results.report.comparison import (
     ComparisonContent,
     comparison_figure,
@@ -16,15 +14,7 @@ from calmlflow.results.report.comparison import (
     paired_rows,
 )
 from tests.results.report.test_training import Page
-from tests.samples.comparison_samples import sampled_comparison
-
-
-def comparison(target="mem_bin", left_out=(0, 0, 0), **scores):
-    """Scores as name=(this, other, low, high, jobs), each job of a programme of its own."""
-    table = pd.DataFrame.from_dict(scores, "index", columns=["this", "other", "low", "high", "jobs"], dtype=float)
-    table["programmes"] = table["jobs"]
-    table.insert(2, "difference", table["this"] - table["other"])
-    return Comparison(target, table, 100, *left_out)
+from tests.samples.comparison_samples import comparison, sampled_comparison
 
 
 def words(found):

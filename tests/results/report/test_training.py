@@ -12,6 +12,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from calmlflow.hst.features import FEATURES
+from calmlflow.results.comparison import Interval
 from calmlflow.results.plots.data import data_plots
 from calmlflow.results.report.training import (
     WORST,
@@ -24,6 +25,7 @@ from calmlflow.results.report.training import (
 )
 from calmlflow.results.scores import SCORES
 from calmlflow.results.table import COUNTS, PROBABILITIES
+from tests.samples.comparison_samples import comparison
 from tests.samples.report_samples import sampled_content
 
 BARE = ReportContent("Training", "0" * 32, "2026-01-02", "sample", {})
@@ -136,22 +138,28 @@ def test_a_report_of_next_to_nothing_is_still_a_page():
 # -- Scores ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_verdict_judges_every_target_by_its_own_measure():
-    assert verdict({"memory": {"test": {"rmse": 1.0}}}, "").startswith("No champion")
-    scores = {
-        "mem_bin": {"test": {"excess_cost": 0.03}, "champion": {"excess_cost": 0.06}},
-        "memory": {"test": {"rmse": 0.5}, "champion": {"rmse": 0.4}},
-        "wallclock": {"test": {"rmse": 700}, "champion": {"rmse": 701}},
+def test_the_verdict_judges_every_target_by_its_own_measure_and_its_paired_interval():
+    assert verdict({}, "").startswith("No champion")
+    against = {
+        "mem_bin": comparison(accuracy=(0.9, 0.8, 0.05, 0.15, 50), excess_cost=(0.03, 0.06, -0.04, -0.02, 50)),
+        "memory": comparison("memory", rmse=(0.5, 0.4, 0.05, 0.15, 50)),
+        "wallclock": comparison("wallclock", rmse=(600, 700, -210, 10, 50)),
     }
-    said = (
-        "Against the champion, version 7: memory bin is better (excess cost over always right 3.00% against 6.00%); "
-        "memory is worse (RMSE 0.5 GB against 0.4 GB); wallclock is as good (RMSE 700 s against 701 s)."
+    assert verdict(against, "version 7") == (
+        "Against the champion, version 7: memory bin is better (excess cost over always right 3.00% against 6.00%, "
+        "difference -4.00 to -2.00 pp); memory is worse (RMSE 0.5 GB against 0.4 GB, difference +0.05 to +0.15 GB); "
+        "wallclock is not different beyond chance (RMSE 600 s against 700 s, difference -210 to +10 s)."
     )
-    assert verdict(scores, "version 7") == said
-    # What is served decides, whatever the networks alone score.
-    served = {target: {"answer": held["test"], "champion": held["champion"]} for target, held in scores.items()}
-    worse = {"test": {"excess_cost": 9.0, "rmse": 9e9}}
-    assert verdict({target: worse | held for target, held in served.items()}, "version 7") == said
+    few = {"memory": comparison("memory", rmse=(0.5, 0.4, 0.05, 0.15, 4))}
+    assert "memory: too few jobs to tell (RMSE" in verdict(few, "version 7")
+
+
+def test_scores_have_their_intervals_beside_them():
+    scores = {"mem_bin": {"test": {"recall_64g": 0.5}, "answer": {"recall_64g": 0.25}}}
+    intervals = {"mem_bin": {"recall_64g": Interval(0.1, 0.6, 12, 4)}}
+    page = Page(report_html(replace(BARE, scores=scores, intervals=intervals)))
+    at = page.texts.index("recall 64g")
+    assert page.texts[at : at + 6] == ["recall 64g", "higher", "25.00%", "50.00%", "10.00% to 60.00%", "3 of 12 in 4"]
 
 
 def test_the_best_predictor_is_marked_and_the_floor_is_none():
