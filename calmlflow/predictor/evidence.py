@@ -95,6 +95,10 @@ class Finished:
             columns["timestamp"].astype(np.int64),
         )
 
+    def take(self, chosen: Any) -> "Finished":
+        """Some of the jobs."""
+        return Finished(*(column[chosen] for column in vars(self).values()))
+
     @property
     def observed(self) -> NDArray[np.float64]:
         """What the jobs took, in the columns of an answer, shape (n, 6): the needed bin as 0 and 1, ln GB, ln s."""

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from calmlflow.hst.dataset import programmes
-from calmlflow.hst.features import FEATURES
+from calmlflow.hst.features import FEATURES, row_codes
 from calmlflow.networks.architectures import TargetRange
 from calmlflow.networks.backend import keras
 from calmlflow.networks.config import TrainingConfig
@@ -106,7 +106,7 @@ def fit_network(
         best_epoch=trained.best_epoch,
         fit_seconds=trained.fit_seconds,
         warning=warning,
-        left_out=trained.left_out,
+        left_out=trained.left_out[: len(data.train)],
     )
 
 
@@ -132,7 +132,12 @@ def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champ
     shift = fit_campaign(columns, finished, strength, time.time())
 
     if "wall_reg" in fits:
-        kill_time = calibrate(build_evidence(finished, strength, shift), columns, finished)
+        # A row that no finished job has gets the longest kill time anyway.
+        known_rows = np.isin(row_codes(data.killed[list(FEATURES)]), row_codes(finished.features))
+        killed = Finished.of(data.killed[known_rows & (data.killed["wallclock"] > 0)])
+        said = alone.run(killed.features)
+        answers = np.vstack([columns, np.hstack([said[:, :4], np.log(said[:, 4:6])])])
+        kill_time = calibrate(build_evidence(finished, strength, shift), answers, finished, killed)
         (models / "killtime.json").write_text(kill_time.to_json())
     runs = Finished.of(data.jobs.iloc[data.train], data.earlier)
     _write_evidence(build_evidence(finished, strength, shift, runs), models)
@@ -151,20 +156,35 @@ def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champ
     )
 
 
-def calibrate(evidence: Evidence, answers: NDArray[np.float64], finished: Finished) -> KillTime:
-    """Fit kill times to what evidence of n jobs corrects their out-of-fold answers to, shape (n, 6)."""
-    known, new = (
-        evidence.correct(
-            answers, finished.features, finished.names, finished.observed, whole_programme, finished.timestamp
+def calibrate(
+    evidence: Evidence, answers: NDArray[np.float64], finished: Finished, killed: Finished | None = None
+) -> KillTime:
+    """Fit kill times to what evidence of n jobs corrects the answers to these and to m killed jobs to.
+
+    ``answers``, shape (n + m, 6), are out-of-fold. Of a killed job the wallclock is what it had reached.
+    """
+    killed = finished.take(slice(0, 0)) if killed is None else killed
+    n = len(finished.names)
+    found = []
+    for whole_programme in (False, True):
+        of_finished = evidence.correct(
+            answers[:n], finished.features, finished.names, finished.observed, whole_programme, finished.timestamp
         )
-        for whole_programme in (False, True)
-    )
+        nothing = np.zeros((len(killed.names), answers.shape[1])) if whole_programme else None
+        of_killed = evidence.correct(
+            answers[n:], killed.features, killed.names, nothing, whole_programme, killed.timestamp
+        )
+        predicted_s = np.exp(np.append(of_finished.answers[:, 5], of_killed.answers[:, 5]))
+        found.append((predicted_s, np.append(of_finished.jobs[:, 1], of_killed.in_programme)))
+    known, (new_s, _) = found
+    rows = distinct_rows(np.vstack([finished.features, killed.features]))
     return fit_kill_time(
-        np.exp(new.answers[:, 5]),
-        finished.wallclock_s,
-        distinct_rows(finished.features).row_of_job,
-        programmes(finished.names),
-        (np.exp(known.answers[:, 5]), known.jobs[:, 1]),
+        new_s,
+        np.append(finished.wallclock_s, killed.wallclock_s),
+        rows.row_of_job,
+        programmes([*finished.names, *killed.names]),
+        known,
+        was_killed=np.arange(len(new_s)) >= n,
     )
 
 

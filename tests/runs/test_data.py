@@ -8,7 +8,7 @@ from calmlflow.errors import InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.jobs.sample import draw_sample
 from calmlflow.networks.preprocess import deal, fit_scaling
-from calmlflow.runs.data import MIN_JOBS, hold_out, load_training_data
+from calmlflow.runs.data import MIN_JOBS, bins_above, hold_out, load_training_data
 from tests.networks.test_rows import check_set
 
 
@@ -34,6 +34,7 @@ def test_the_parts_are_apart_and_make_up_the_whole(jobs, tmp_path):
     assert data.sizes() == {
         "n_jobs": 300,
         "n_quarantined": 0,
+        "n_killed": 0,
         "n_distinct_rows": len(jobs[list(FEATURES)].drop_duplicates()),
         "n_train": 300 - len(data.test),
         "n_test": len(data.test),
@@ -102,3 +103,53 @@ def test_a_fold_is_cut_from_its_pool_and_no_other_job_takes_part():
         np.testing.assert_array_equal(held.test, data.train[dealt == fold])
         assert not set(held.test) & set(held.train)
         assert held.scaling == fit_scaling(data.features[held.train])
+
+
+# -- Killed jobs ------------------------------------------------------------------------------------------------------
+
+
+def kills(jobs: pd.DataFrame, *of: tuple[str, str, float | None]) -> pd.DataFrame:
+    """Kills of datasets with the features of the first job: name, kind and GB reached."""
+    row = jobs.loc[0, list(FEATURES)].astype(int).to_dict()
+    return pd.DataFrame(
+        [
+            {**row, "ipst": name, "timestamp": 1_700_000_000, "kind": kind, "wallclock": 300.0, "memory": memory}
+            for name, kind, memory in of
+        ]
+    ).assign(reason="", stored_at=1_700_000_000)
+
+
+def test_a_job_killed_for_lack_of_memory_trains_the_classifier_to_expect_a_rung_above(jobs, tmp_path):
+    name = jobs["ipst"][0]
+    new = [f"{name[0]}zz{number}aa{number}a{name[8]}" for number in range(3)]
+    killed = kills(
+        jobs, (new[0], "memory", 1.792), (new[1], "memory", None), (new[2], "time", 1.0), (name, "memory", 9)
+    )
+    killed.to_csv(tmp_path / "jobs.killed_jobs.csv", index=False)
+    data = load(jobs, tmp_path)
+    # One has finished since: what it needed is known.
+    assert data.killed["ipst"].tolist() == new
+    assert data.sizes()["n_killed"] == 3
+    classifier = data.training_rows("mem_clf", 2, 0)
+    assert len(classifier.row_of_job) == len(data.train) + 2
+    assert len(data.training_rows("wall_reg", 2, 0).row_of_job) == len(data.train)
+    # Of its row, two jobs now share themselves among the rungs above the first.
+    row = classifier.row_of_job[-1]
+    bins = data.jobs["mem_bin"].to_numpy()[data.train]
+    of_row = bins[classifier.row_of_job[: len(bins)] == row]
+    expected = (np.bincount(of_row, minlength=4) + 2 * bins_above([1.792], bins)[0]) / (len(of_row) + 2)
+    np.testing.assert_allclose(classifier.train.targets[0, row], expected, rtol=1e-5)
+
+
+def test_a_killed_job_needs_one_of_the_rungs_that_its_memory_leaves():
+    bins = np.array([0] * 9 + [1] * 5 + [2] * 2 + [3] * 1)
+    shares = bins_above([0.5, 1.792, 8.0, 100.0, np.nan], bins)
+    counts = np.array([10, 6, 3, 2])
+    expected = [
+        counts / 21,
+        [0, 6 / 11, 3 / 11, 2 / 11],
+        [0, 0, 3 / 5, 2 / 5],
+        [0, 0, 0, 1],
+        [0, 6 / 11, 3 / 11, 2 / 11],
+    ]
+    np.testing.assert_allclose(shares, expected)

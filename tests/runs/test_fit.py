@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 
 from calmlflow.hst.scaling import Scaling
+from calmlflow.jobs.sample import draw_sample
 from calmlflow.networks.architectures import TargetRange
 from calmlflow.networks.backend import keras
 from calmlflow.networks.config import TrainingConfig
 from calmlflow.networks.preprocess import deal
 from calmlflow.networks.training import train_network
 from calmlflow.predictor.bundle import Bundle
+from calmlflow.predictor.evidence import NEVER, Finished, build_evidence
 from calmlflow.predictor.killtime import KillTime, fit_kill_time
 from calmlflow.runs.data import hold_out, load_training_data
-from calmlflow.runs.fit import fit_network
+from calmlflow.runs.fit import calibrate, fit_network
 from tests.samples.network_samples import member_answers
 
 MEMBERS = 2
@@ -131,3 +133,22 @@ def test_the_fate_of_held_out_jobs_changes_no_answer(data, network, tmp_path):
         np.testing.assert_array_equal(column, other.predictions[name])
     assert one.train_scores == other.train_scores
     assert one.scores != other.scores
+
+
+def test_killed_jobs_lengthen_the_kill_times_of_answers():
+    jobs = Finished.of(draw_sample(4000, 1))
+    answers = np.column_stack([np.full((4000, 4), 0.25), np.zeros(4000), np.log(jobs.wallclock_s)])
+    evidence = build_evidence(jobs, np.full((5, 3), NEVER), np.zeros((4, 2)))
+    spoiled = np.random.default_rng(0).normal(0, 0.2, 4000)
+    answers[:, 5] += spoiled
+    # A hundred more, killed when they had run for three times what was predicted.
+    killed = replace(
+        jobs.take(slice(0, 100)), names=[f"{name[0]}zz{n:02d}a{name[6:]}" for n, name in enumerate(jobs.names[:100])]
+    )
+    killed = replace(killed, wallclock_s=3 * np.exp(answers[:100, 5]))
+    without = calibrate(evidence, answers, jobs)
+    with_killed = calibrate(evidence, np.vstack([answers, answers[:100]]), jobs, killed)
+    predicted_s = np.exp(answers[:, 5])
+    assert np.median(with_killed.apply(predicted_s) / without.apply(predicted_s)) > 1.3
+    nobody = calibrate(evidence, answers, jobs, jobs.take(slice(0, 0)))
+    assert nobody == without
