@@ -52,7 +52,9 @@ def promote(
         str, typer.Option(help="Jobs to judge by, newer than those of both trainings; held-out: the challenger's.")
     ] = "held-out",
     gate: Annotated[str, typer.Option(help="Limits: 'default', or a YAML file.")] = "default",
-    force: Annotated[bool, typer.Option("--force", help="Go through although a check fails; needs --reason.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overrule judgements, not missing or changed files; needs --reason.")
+    ] = False,
     reason: Annotated[str, typer.Option(help="Why; written down.")] = "",
 ) -> None:
     """Move a version to a stage, through the gate.
@@ -174,6 +176,8 @@ def _show_history(state: State, as_json: bool) -> None:
             print(f"    gate: run {event.run_id}")
         for check in event.failed:
             print(f"    failed: {check}")
+        for check in event.undecided:
+            print(f"    not decided: {check}")
     if not state.events:
         say(f"no version of {state.model} was moved yet")
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,13 +44,33 @@ print(json.dumps(answers, default=lambda value: numpy.asarray(value).tolist()))
 """
 
 
+INTEGRITY = ("artifacts", "serving", "answers")
+"""Checks that nothing may be forced past: without them nobody knows what would be served, or nothing would."""
+
+
 class Check(NamedTuple):
     """One check of the gate: its name, whether it passed, what was found, and what was expected."""
 
     name: str
-    passed: bool
+    passed: bool | None  # None: not decided, for want of evidence
     figure: str
     expected: str
+
+    @property
+    def verdict(self) -> str:
+        """In words: passed, failed or not decided."""
+        return "not decided" if self.passed is None else "passed" if self.passed else "failed"
+
+    def __str__(self) -> str:
+        """Say it in a sentence."""
+        return f"{self.name}: {self.figure} (expected {self.expected})"
+
+
+def counted(checks: Sequence[Check]) -> str:
+    """How many checks passed, failed, and were not decided: ``12 of 14 checks passed, 2 not decided``."""
+    count = Counter(check.verdict for check in checks)
+    others = "".join(f", {count[verdict]} {verdict}" for verdict in ("failed", "not decided") if count[verdict])
+    return f"{count['passed']} of {len(checks)} checks passed{others}"
 
 
 def guarded(name: str, expected: str, check: Callable[[], str]) -> Check:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from multiprocessing import TimeoutError as NoAnswerError
 from multiprocessing.pool import AsyncResult, Pool
 from pathlib import Path
@@ -15,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from calmlflow.errors import CalmlflowError
+from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.predictor.bundle import Bundle, Predictions
 from calmlflow.predictor.evidence import Finished
 from calmlflow.predictor.manifest import read_manifest
+from calmlflow.registry.against import champion_checks, limit_checks, rung_checks, settled
 from calmlflow.registry.checks import (
     Check,
     bundle_folder,
@@ -30,17 +32,20 @@ from calmlflow.registry.checks import (
     download_version,
     guarded,
 )
-from calmlflow.registry.held_out import Jobs, judged_jobs, new_to
+from calmlflow.registry.held_out import Jobs, judged_jobs, known_to_both, new_to, newest_of
+from calmlflow.registry.history import in_production_since
 from calmlflow.registry.limits import Limits
-from calmlflow.registry.versions import Version
-from calmlflow.results.comparison import compare_predictions
-from calmlflow.results.scores import PREDICTED, SCORES, headlines, score_predictions
+from calmlflow.registry.versions import State, Version
+from calmlflow.results.scores import DECISIVE, FEWEST_JUDGED, PREDICTED, score_predictions
 from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS
 
 NETWORKS_OF_MODEL = {BUNDLE_MODEL: NETWORKS} | {model: (network,) for network, model in NETWORK_MODELS.items()}
 """What a version of each registered model must hold; of others, what their champion holds."""
 
 STEPS = 5
+
+REFERENCE_DAYS = 365
+"""How far back a version must have been in Production to be held against."""
 
 KERAS_TIMEOUT_S = 600.0
 """A pool waits for ever for a process of its own that was killed."""
@@ -52,7 +57,7 @@ class Verdict:
 
     Metrics: ``challenger_{target}_{score}`` of all jobs. With a champion also ``jobs_compared`` and, of these,
     ``champion_...``, ``difference_...`` (challenger - champion) and its bootstrap interval: ``difference_low_...``,
-    ``difference_high_...`` (95 %).
+    ``difference_high_...`` (95 %). With an earlier version ``reference_...``, ``reference_difference_...`` and so on.
     """
 
     checks: tuple[Check, ...] = ()
@@ -60,8 +65,40 @@ class Verdict:
 
     @property
     def failed(self) -> list[Check]:
-        """Checks that did not pass."""
-        return [check for check in self.checks if not check.passed]
+        """Checks that failed; those that are not decided did not."""
+        return [check for check in self.checks if check.passed is False]
+
+
+def reference_version(state: State, challenger: Version, champion: Version | None, named: int | str) -> Version | None:
+    """The earlier version that a challenger is held against beside the champion, so that losses do not add up.
+
+    The best of those that were in Production within a year and that no rollback left: by the scores of their own
+    held-out jobs. None without a champion, or where there is none; an InputError where the
+    version that is ``named`` does not exist.
+    """
+    if champion is None or named == "none":
+        return None
+    apart = {challenger.number, champion.number}
+    if named != "best":
+        if named not in state.versions:
+            raise InputError(
+                f"reference {named} of the gate is no version of {state.model}; expected one, best or none"
+            )
+        return None if named in apart else state.versions[int(named)]
+    past = in_production_since(state.events, datetime.now(UTC) - timedelta(days=REFERENCE_DAYS)) - apart
+    known = [state.versions[number] for number in past if number in state.versions]
+    return min((v for v in known if not state.was_rolled_back(v.number)), key=_own_scores, default=None)
+
+
+def _own_scores(version: Version) -> tuple[float, int]:
+    """Product of the scores that sum up each target; infinite where one is not known."""
+    product = 1.0
+    for target, score in DECISIVE.items():
+        try:
+            product *= float(version.tags[f"score.{target}.{score}"])
+        except (KeyError, ValueError):
+            return float("inf"), version.number
+    return product, version.number
 
 
 def judge(
@@ -71,8 +108,13 @@ def judge(
     data: str | None,
     on_step: Callable[[int, str], None],
     beside: Pool | None = None,
+    reference: Version | None = None,
+    newest: bool = False,
 ) -> Verdict:
     """Make every check; a check that cannot be made is one that failed.
+
+    What too few of the judged jobs tell is decided on all jobs that the trainings of both versions knew, each left out
+    of the evidence for its own answer.
 
     Parameters
     ----------
@@ -86,6 +128,10 @@ def judge(
         Told the number of steps done, of `STEPS`, and what comes next.
     beside : Pool, optional
         Processes to compare ONNX with Keras in. Default: this one, which imports TensorFlow where it has not.
+    reference : Version, optional
+        An earlier version that the challenger must not be worse than either; see `reference_version`.
+    newest : bool
+        Compare on the held-out jobs that are newer than the champion's training, where they are enough.
     """
     on_step(0, "reading jobs")
     jobs = judged_jobs(challenger, champion, data)
@@ -110,14 +156,18 @@ def judge(
             of_onnx = (bundle, networks, features)
             onnx = beside.apply_async(check_onnx, of_onnx) if beside else None
             serving = served.submit(guarded, "serving", "works", lambda: check_serving(model, bundle, networks))
-            scored, metrics = _scored(bundle, jobs.scored, limits)
+            scored, metrics = _scored(bundle, jobs.scored, jobs.known, limits)
             compared: list[Check] = []
-            if champion and all(check.passed for check in scored if check.name == "answers"):
+            if all(check.passed for check in scored if check.name == "answers"):
                 on_step(3, "comparing with the champion")
-                among = jobs.scored if data else new_to(champion, jobs.scored)
-                this = _answers(bundle, among)
-                compared, found = _against(champion, Path(temporary) / "champion", among, this, limits)
-                metrics |= found
+                for role, other in (("champion", champion), ("reference", reference)):
+                    if other:
+                        among = jobs.scored if data else new_to(other, jobs.scored)
+                        among = newest_of(among, other) if newest and not data else among
+                        of_role = limits if role == "champion" else limits.model_copy(update={"slices": {}})
+                        folder = Path(temporary) / role
+                        found, more = _against(role, other, folder, bundle, among, jobs.known, of_role)
+                        compared, metrics = compared + found, metrics | more
             on_step(4, "waiting for the answers of MLflow and Keras")
             agreed = _answered(onnx) if onnx else check_onnx(*of_onnx)
             checks += [*agreed, serving.result(), *scored, *compared]
@@ -164,71 +214,52 @@ def _data_checks(jobs: Jobs, limits: Limits) -> Iterator[Check]:
         yield Check("data.age", known and -1 <= days <= oldest_days, figure, f"at most {oldest_days:,g} days")
 
 
-def _scored(bundle: Path, jobs: pd.DataFrame, limits: Limits) -> tuple[list[Check], dict[str, float]]:
+def _scored(
+    bundle: Path, jobs: pd.DataFrame, known: pd.DataFrame | None, limits: Limits
+) -> tuple[list[Check], dict[str, float]]:
     """Compare the scores of a bundle with the limits."""
     answers = _answers(bundle, jobs)
     if not all(np.isfinite(column).all() for column in answers.values()):
         return [Check("answers", False, "some are not finite", "numbers")], {}
-    checks: list[Check] = []
     metrics: dict[str, float] = {}
     for target, prediction in PREDICTED.items():
         if prediction in answers:
             scores = score_predictions(target, jobs, answers)
             metrics |= {f"challenger_{target}_{name}": value for name, value in scores.items()}
-            checks += [
-                Check(f"{target}.{name}", bounds.hold(scores[name]), f"{scores[name]:.4g}", str(bounds))
-                # The recall of a bin that no job needs is undefined.
-                for name, bounds in limits.scores.get(target, {}).items()
-                if name in scores
-            ]
-    return checks, metrics
+    checks = limit_checks(jobs, answers, limits)
+    if known is not None:
+        jobs, answers = known, _answers(bundle, known)
+        wider = limit_checks(known, answers, limits)
+        checks = settled(checks, wider, f"of all {len(known):,} jobs of the training")
+    # Needed so rarely that all jobs are looked at.
+    return checks + rung_checks(jobs, answers), metrics
 
 
 def _against(
-    champion: Version, folder: Path, jobs: pd.DataFrame, answers: Predictions, limits: Limits
+    role: str,
+    other: Version,
+    folder: Path,
+    challenger: Path,
+    jobs: pd.DataFrame,
+    known: pd.DataFrame | None,
+    limits: Limits,
 ) -> tuple[list[Check], dict[str, float]]:
-    name = f"version {champion.number}"
+    """Compare the challenger's bundle with another version."""
+    name, expected = f"version {other.number}", f"a {role} to compare with"
     try:
-        _, bundle = _fetched(champion, folder)
+        _, bundle = _fetched(other, folder)
         others = _answers(bundle, jobs)
     except CalmlflowError as error:
-        return [Check("champion", False, str(error).replace(str(folder), name), "a champion to compare with")], {}
+        # Of old versions the files may be gone; where nobody asked for this one, that stops nothing.
+        passed = None if role == "reference" and limits.reference == "best" else False
+        return [Check(role, passed, str(error).replace(str(folder), name), expected)], {}
+    answers = _answers(challenger, jobs)
     if missing := sorted(set(others) - set(answers) - {"evidence"}):
-        return [Check("champion", False, f"it gives no {', '.join(missing)}", f"every answer that {name} gives")], {}
-    checks, metrics = champion_checks(name, jobs, answers, others, limits)
-    return checks, {**metrics, "jobs_compared": len(jobs)}
-
-
-def champion_checks(
-    name: str, jobs: pd.DataFrame, this: Predictions, other: Predictions, limits: Limits
-) -> tuple[list[Check], dict[str, float]]:
-    """Compare a challenger's answers with a champion's, for the same jobs; gives checks, and metrics as in `Verdict`.
-
-    A score fails that is worse by more than chance (the whole interval of the paired difference is on the wrong side)
-    and by more than its margin. A network that one of the two lacks is not compared.
-    """
-    checks: list[Check] = []
-    metrics: dict[str, float] = {}
-    for target, prediction in PREDICTED.items():
-        if prediction not in this or prediction not in other:
-            continue
-        comparison = compare_predictions(target, jobs, this, other)
-        for score in headlines(target):
-            if score not in comparison.scores.index:
-                continue
-            rule = SCORES[target][score]
-            row = {str(column): float(value) for column, value in comparison.scores.loc[score].to_dict().items()}
-            found = {"champion": row["other"], "difference": row["difference"]}
-            found |= {"difference_low": row["low"], "difference_high": row["high"]} if np.isfinite(row["low"]) else {}
-            metrics |= {f"{kind}_{target}_{score}": value for kind, value in found.items()}
-            margin = limits.margins.get(target, {}).get(score, 0.0)
-            allowed = margin * row["other"] if rule.relative_margin else margin
-            verdict = rule.verdict(row["difference"], (row["low"], row["high"]), int(row["jobs"]), allowed)
-            figure = (
-                f"{row['this']:.4g} against {row['other']:.4g}: {row['difference']:+.2g} "
-                f"({row['low']:+.2g} to {row['high']:+.2g})"
-            )
-            few = f", too few jobs ({row['jobs']:.0f}) to tell" if verdict == "too few jobs" else ""
-            expected = f"not worse than {name}" + (f" by more than {allowed:.2g}" if margin else "")
-            checks.append(Check(f"champion.{target}.{score}", verdict != "worse", figure + few, expected))
-    return checks, metrics
+        return [Check(role, False, f"it gives no {', '.join(missing)}", f"every answer that {name} gives")], {}
+    checks, metrics = champion_checks(name, jobs, answers, others, limits, role)
+    if known is not None:
+        both = known_to_both(known, other)
+        if len(both) >= FEWEST_JUDGED:
+            wider, _ = champion_checks(name, both, _answers(challenger, both), _answers(bundle, both), limits, role)
+            checks = settled(checks, wider, f"of the {len(both):,} jobs that both trainings knew")
+    return checks, {**metrics, "jobs_compared" if role == "champion" else "jobs_compared_reference": len(jobs)}

@@ -1,8 +1,9 @@
 """Read the jobs that a version is judged by: those that its training held out, or newer ones."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -25,6 +26,7 @@ class Jobs:
     newest: int  # timestamp of the newest, epoch seconds; 0 where it is not known
     problem: str | None  # why they cannot be read, or are no valid job records
     scored: pd.DataFrame | None
+    known: pd.DataFrame | None = None  # all that the training left in its run: trained on, or held out
 
 
 def judged_jobs(challenger: Version, champion: Version | None, data: str | None) -> Jobs:
@@ -47,7 +49,7 @@ def judged_jobs(challenger: Version, champion: Version | None, data: str | None)
             f"(timestamp above {newest}); expected {FEWEST_JUDGED} at least to judge by"
         )
     say(f"{data}: {len(checked.quarantine):,} records quarantined, {len(newer):,} of {len(found):,} jobs new to both")
-    return Jobs(jobs.trained_on, jobs.newest, jobs.problem, newer)
+    return replace(jobs, scored=newer)
 
 
 def new_to(champion: Version, jobs: pd.DataFrame) -> pd.DataFrame:
@@ -66,6 +68,24 @@ def new_to(champion: Version, jobs: pd.DataFrame) -> pd.DataFrame:
             continue
     left = jobs[~jobs["ipst"].isin(seen)].reset_index(drop=True)
     return left if len(left) >= FEWEST_JUDGED else jobs
+
+
+def newest_of(jobs: pd.DataFrame, champion: Version) -> pd.DataFrame:
+    """Those of some jobs that are newer than all of a champion's training; all of them, if too few would be left."""
+    of_champion = champion.tags.get("newest_job", "")
+    newer = jobs[jobs["timestamp"] > int(of_champion)] if of_champion.isdecimal() else jobs.iloc[:0]
+    return newer.reset_index(drop=True) if len(newer) >= FEWEST_JUDGED else jobs
+
+
+def known_to_both(known: pd.DataFrame, other: Version) -> pd.DataFrame:
+    """Those of the jobs of a version's training that another version's training knew too, with the same outcome."""
+    theirs = _of_training(other).known
+    if theirs is None:
+        return known.iloc[:0]
+    measured = ["memory", "wallclock"]
+    found = theirs.set_index("ipst")[measured].reindex(known["ipst"]).to_numpy()
+    same = np.isclose(found, known[measured].to_numpy(dtype=float), rtol=1e-6, atol=0).all(axis=1)
+    return known[same].reset_index(drop=True)
 
 
 def _of_training(version: Version) -> Jobs:
@@ -89,7 +109,7 @@ def _of_training(version: Version) -> Jobs:
     trained_on = checked.valid[split == "train"] if "train" in split else checked.valid
     if held_out.empty:
         return Jobs(len(trained_on), 0, f"{TABLE} of its run holds no test jobs; expected some to score on", None)
-    return Jobs(len(trained_on), int(trained_on["timestamp"].max()), problem, held_out)
+    return Jobs(len(trained_on), int(trained_on["timestamp"].max()), problem, held_out, checked.valid)
 
 
 def _training_table(own_run: str) -> pd.DataFrame:

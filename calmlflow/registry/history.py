@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,9 @@ MAX_REASON = 500
 MAX_FAILED = 10
 """Failed checks that an event names, each with at most 200 characters. The run of the gate has them all."""
 
+MAX_UNDECIDED = 20
+"""Names of checks that were not decided, each with at most 80 characters."""
+
 
 @dataclass(frozen=True)
 class Event:
@@ -41,6 +45,7 @@ class Event:
     run_id: str = ""  # of the gate
     failed: tuple[str, ...] = ()  # checks, a sentence each
     from_stage: str = ""  # of the version, until then
+    undecided: tuple[str, ...] = ()  # names of checks that too few jobs told anything about
 
     @property
     def tag(self) -> str:
@@ -49,15 +54,20 @@ class Event:
 
     def to_json(self) -> str:
         """The text of the tag."""
-        failed = [text[:200] for text in self.failed[:MAX_FAILED]]
-        return json.dumps(asdict(self) | {"failed": failed}, separators=(",", ":"), ensure_ascii=False)
+        lists = {
+            "failed": [text[:200] for text in self.failed[:MAX_FAILED]],
+            "undecided": [text[:80] for text in self.undecided[:MAX_UNDECIDED]],
+        }
+        return json.dumps(asdict(self) | lists, separators=(",", ":"), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> "Event":
         """Read the text of a tag; a ValueError or TypeError where it is not an event."""
         fields: dict[str, Any] = dict(json.loads(text))
         fields |= {name: printable(value) for name, value in fields.items() if isinstance(value, str)}
-        event = cls(**fields | {"failed": tuple(printable(str(failed)) for failed in fields["failed"])})
+        # An event of before has none that are not decided.
+        lists = {"failed": fields["failed"], "undecided": fields.get("undecided", ())}
+        event = cls(**fields | {name: tuple(printable(str(text)) for text in texts) for name, texts in lists.items()})
         if not all(isinstance(number, int) for number in (event.number, event.version, event.before or 0)):
             raise ValueError("the numbers of an event are not whole")
         if not all(isinstance(word, str) for word in (event.action, event.stage, event.who, event.at, event.reason)):
@@ -103,3 +113,24 @@ def production_order(events: Iterable[Event]) -> list[int]:
             order.pop(event.version, None)
             order[event.version] = None
     return list(order)
+
+
+def in_production_since(events: Iterable[Event], moment: datetime) -> set[int]:
+    """Versions that were in Production at some time after a moment, as the events tell."""
+    found: set[int] = set()
+    held: int | None = None
+    for event in events:
+        if event.stage != "Production":
+            continue
+        if _moment(event.at) >= moment:
+            found |= {number for number in (held, event.before) if number is not None}
+        held = event.version
+    return found | ({held} if held is not None else set())
+
+
+def _moment(text: str) -> datetime:
+    """When an event was; anybody may edit it, and one that cannot be read counts as recent."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return datetime.max.replace(tzinfo=UTC)

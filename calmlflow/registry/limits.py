@@ -1,7 +1,7 @@
 """Read the limits of the gate from a YAML file that users edit."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -10,6 +10,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     NonNegativeFloat,
+    PositiveInt,
     ValidationError,
     model_validator,
 )
@@ -18,6 +19,13 @@ from calmlflow.errors import InputError
 from calmlflow.results.scores import SCORES, headlines
 
 DEFAULT = Path(__file__).with_name("gate.yaml")
+
+_BESIDE = {"mem_bin": "log_loss", "memory": "log_mae", "wallclock": "log_mae"}
+
+COMPARED = {target: (*headlines(target), _BESIDE[target]) for target in SCORES}
+"""Target -> scores that may have a margin. The last one is compared only where it has; the others always."""
+
+SECTIONS = "scores, margins, slices, reference or data"
 
 
 class _Section(BaseModel):
@@ -64,8 +72,8 @@ def _known(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def _compared(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for target, scores in _known(sections).items():
-        if unknown := sorted(set(scores) - set(headlines(target))):
-            raise ValueError(f"{target}.{unknown[0]} is not compared: {', '.join(headlines(target))}")
+        if unknown := sorted(set(scores) - set(COMPARED[target])):
+            raise ValueError(f"{target}.{unknown[0]} is not compared: {', '.join(COMPARED[target])}")
     return sections
 
 
@@ -82,6 +90,10 @@ class Limits(_Section):
     scores: Annotated[_Scores, AfterValidator(_known), _filled] = {}
     # Target -> score -> how much worse than the champion's it may be, also beyond chance.
     margins: Annotated[_Margins, AfterValidator(_compared), _filled] = {}
+    # The same, of the jobs of each instrument and detector, and of associations and others.
+    slices: Annotated[_Margins, AfterValidator(_compared), _filled] = {}
+    # Beside the champion: the best version of the last year, one that is named, or none.
+    reference: Literal["best", "none"] | PositiveInt = "best"
     data: Annotated[JobLimits, _filled] = JobLimits()
 
 
@@ -89,16 +101,21 @@ def read_limits(source: str) -> Limits:
     """Read limits from a file, or the ``default`` ones; an InputError names the key or value that does not fit."""
     path = DEFAULT if source == "default" else Path(source)
     try:
-        return Limits.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
             f"gate {path} cannot be read ({error.strerror}); expected a YAML file, or 'default'"
         ) from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"gate {path} is not YAML ({reason}); expected {SECTIONS}") from error
+    try:
+        limits = Limits.model_validate(found or {})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         given = "" if first["type"] == "value_error" else f" is {first['input']!r:.60}"
         raise InputError(f"gate {path}: {where}{given}: {first['msg']}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"gate {path} is not YAML ({reason}); expected scores, margins and data") from error
+    if limits == Limits():
+        raise InputError(f"gate {path} is empty; expected {SECTIONS}")
+    return limits

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from calmlflow import settings
 from calmlflow.console import say
 from calmlflow.errors import CalmlflowError, InputError
-from calmlflow.registry.checks import Check, check_files
+from calmlflow.registry.checks import Check, check_files, counted
 from calmlflow.registry.history import MAX_REASON, PLANNED, ROLLED_BACK, Event, printable, production_order
 from calmlflow.registry.versions import EXCLUSIVE, State, Version, explained, read_state, who
 
@@ -90,8 +90,9 @@ def promote(
         One that failed makes it a forced promotion.
     """
     before = seen.held_by(stage) if stage in EXCLUSIVE else None
-    failed = tuple(f"{check.name}: {check.figure} (expected {check.expected})" for check in checks if not check.passed)
-    more = {"reason": reason, "forced": bool(failed), "run_id": run_id, "failed": failed}
+    failed = tuple(str(check) for check in checks if check.passed is False)
+    undecided = tuple(check.name for check in checks if check.passed is None)
+    more = {"reason": reason, "forced": bool(failed), "run_id": run_id, "failed": failed, "undecided": undecided}
     event = _event(seen, "promotion", version, stage, before, **more)
     with _moving(seen.model) as client:
         if checks:
@@ -107,10 +108,9 @@ def promote(
 
 def write_refusal(version: Version, stage: str, checks: Sequence[Check], run_id: str) -> None:
     """Write the checks that a version did not pass on the version."""
-    failed = sum(not check.passed for check in checks)
     with _moving(version.model) as client:
         _write_gate(client, version, "refused", checks)
-        head = f"Refused for **{stage}**: {failed} of {len(checks)} checks failed."
+        head = f"Refused for **{stage}**: {counted(checks)}."
         _describe(client, version, head, checks, run_id)
 
 
@@ -297,11 +297,11 @@ def check_reason(reason: str, needed_for: str | None = None) -> str:
 
 
 def checks_table(checks: Sequence[Check]) -> str:
-    """Checks as a table in Markdown, those that failed first."""
+    """Checks as a table in Markdown: those that failed first, then those that are not decided."""
     rows = [
-        f"| {'passed' if check.passed else '**failed**'} | {check.name} | {_plain(check.figure)} "
+        f"| {check.verdict if check.passed else f'**{check.verdict}**'} | {check.name} | {_plain(check.figure)} "
         f"| {_plain(check.expected)} |"
-        for check in sorted(checks, key=lambda check: check.passed)
+        for check in sorted(checks, key=lambda check: ("failed", "not decided", "passed").index(check.verdict))
     ]
     return "\n".join(["| | check | found | expected |", "|---|---|---|---|", *rows])
 
@@ -309,10 +309,7 @@ def checks_table(checks: Sequence[Check]) -> str:
 def _write_gate(client: MlflowClient, version: Version, verdict: str, checks: Sequence[Check]) -> None:
     """Put each check on the version as a tag; `calmlflow diff` compares them."""
     tags = {"gate": verdict}
-    tags |= {
-        f"gate.{check.name}": f"{'passed' if check.passed else 'failed'}: {check.figure} ({check.expected})"
-        for check in checks
-    }
+    tags |= {f"gate.{check.name}": f"{check.verdict}: {check.figure} ({check.expected})" for check in checks}
     # To delete a tag needs more permission than to set it.
     tags |= {old: "not checked" for old in version.tags if old.startswith("gate.") and old not in tags}
     for name, value in tags.items():

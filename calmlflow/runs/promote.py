@@ -9,7 +9,8 @@ import mlflow
 from calmlflow import settings
 from calmlflow.console import progress
 from calmlflow.errors import CalmlflowError, InputError
-from calmlflow.registry.gate import STEPS, Verdict, judge
+from calmlflow.registry.checks import INTEGRITY, counted
+from calmlflow.registry.gate import STEPS, Verdict, judge, reference_version
 from calmlflow.registry.limits import Limits, read_limits
 from calmlflow.registry.promote import check_reason, checks_table, choose, promote, repair, roll_back, write_refusal
 from calmlflow.registry.tracking import log_new_params, tracked_run
@@ -27,6 +28,7 @@ class PromotionRequest:
     gate: str = "default"  # limits, or a YAML file
     force: bool = False  # promote although a check fails; needs a reason
     reason: str = ""
+    newest: bool = False  # compare with the champion on held-out jobs that are newer than its training
 
 
 def parse_version(text: str) -> int | None:
@@ -55,17 +57,21 @@ def promote_in_run(request: PromotionRequest, nested: bool = False, beside: Pool
             return "; ".join(repair(model)) or f"{challenger} is in {stage} already"
         verdict = Verdict()
         if stage != "Archived":
-            verdict = _judged(state, challenger, stage, limits, request.data, beside)
+            verdict = _judged(state, challenger, stage, limits, request, beside)
         failed = verdict.failed
-        if failed and not request.force:
+        broken = [check for check in failed if check.name in INTEGRITY]
+        if failed and (broken or not request.force):
             mlflow.set_tag("gate", "refused")
             write_refusal(challenger, stage, verdict.checks, run_id)
+            failed = broken if request.force else failed
             shown = [f"{check.name}: {check.figure}, expected {check.expected}" for check in failed[:3]]
+            way = "promote with --force --reason TEXT"
+            if broken:
+                way = "register it anew (--force overrides judgements, not missing files, digests or serving)"
             raise CalmlflowError(
                 f"{challenger} may not go to {stage}: {'; '.join(shown)}"
                 + (f" and {len(failed) - 3} more" if len(failed) > 3 else "")
-                + f" (run {run_id}); expected every check of the gate to pass: train anew, or promote with --force "
-                "--reason TEXT"
+                + f" (run {run_id}); expected no check of the gate to fail: train anew, or {way}"
             )
         mlflow.set_tag("gate", "forced" if failed else "passed")
         promote(state, challenger.number, stage, reason, run_id, verdict.checks)
@@ -73,23 +79,33 @@ def promote_in_run(request: PromotionRequest, nested: bool = False, beside: Pool
         if not verdict.checks:
             return moved
         forced = f", forced past {', '.join(check.name for check in failed)}" if failed else ""
-        return f"{moved}; {len(verdict.checks) - len(failed)} of {len(verdict.checks)} checks passed{forced}"
+        return f"{moved}; {counted(verdict.checks)}{forced}"
 
 
 def _judged(
-    state: State, challenger: Version, stage: str, limits: Limits, data: str | None, beside: Pool | None
+    state: State, challenger: Version, stage: str, limits: Limits, request: PromotionRequest, beside: Pool | None
 ) -> Verdict:
     """The verdict, logged in the active run."""
     holder = state.held_by("Production") if stage == "Production" else None
     champion = state.versions[holder] if holder is not None else None
+    reference = reference_version(state, challenger, champion, limits.reference)
     with progress(f"judging version {challenger.number}", "steps", STEPS) as update:
-        verdict = judge(challenger, champion, limits, data, lambda done, note: update(done, note=note), beside)
+        verdict = judge(
+            challenger, champion, limits, request.data, lambda done, note: update(done, note=note), beside,
+            reference, request.newest,
+        )  # fmt: skip
     table = checks_table(verdict.checks)
-    mlflow.log_metrics({**verdict.metrics, "checks": len(verdict.checks), "checks_failed": len(verdict.failed)})
-    mlflow.log_text(json.dumps([check._asdict() for check in verdict.checks], indent=2), "gate.json")
+    undecided = sum(check.passed is None for check in verdict.checks)
+    counts = {"checks": len(verdict.checks), "checks_failed": len(verdict.failed), "checks_not_decided": undecided}
+    mlflow.log_metrics({**verdict.metrics, **counts})
+    found = [{"verdict": check.verdict, **check._asdict()} for check in verdict.checks]
+    mlflow.log_text(json.dumps(found, indent=2), "gate.json")
     mlflow.log_text(table, "gate.md")
     note = f"Version {challenger.number} for {stage}\n\n{table}"
     mlflow.set_tags({"champion_version": "none" if holder is None else holder, "mlflow.note.content": note})
+    mlflow.set_tags(
+        {"reference_version": reference.number if reference else "none", "gate.checks": counted(verdict.checks)}
+    )
     return verdict
 
 

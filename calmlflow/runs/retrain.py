@@ -152,7 +152,7 @@ def retrain_in_run(request: RetrainRequest) -> tuple[Decision, Outcome | None]:
         mlflow.set_tag("retrain.version", decision.version)
         _log(decision)
         for step in _STEPS[stage]:
-            promoted = promote_in_run(PromotionRequest(step, decision.version), nested=True)
+            promoted = promote_in_run(PromotionRequest(step, decision.version, newest=True), nested=True)
             outcome = replace(outcome, promoted=promoted)
         return decision, outcome
 

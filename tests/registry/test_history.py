@@ -1,18 +1,29 @@
 """Moves as tags of versions: what is written can be read, and what is damaged is left out."""
 
+from dataclasses import replace
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from calmlflow.registry.history import PLANNED, ROLLED_BACK, Event, planned_events, production_order, recorded_events
+from calmlflow.registry.history import (
+    PLANNED,
+    ROLLED_BACK,
+    Event,
+    in_production_since,
+    planned_events,
+    production_order,
+    recorded_events,
+)
 from calmlflow.registry.versions import State, Version
 
 names = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=30)
 events = st.builds(
     Event, st.integers(1, 999_999), st.sampled_from(["promotion", "rollback", "outside"]), st.integers(1, 10_000),
     st.sampled_from(["Staging", "Production", "Archived"]), st.none() | st.integers(1, 10_000), names, names, names,
-    st.booleans(), names, st.lists(names, max_size=4).map(tuple),
+    st.booleans(), names, st.lists(names, max_size=4).map(tuple), names, st.lists(names, max_size=4).map(tuple),
 )  # fmt: skip
 
 
@@ -27,7 +38,8 @@ def move(number: int, action: str, version: int, before: int | None = None, stag
 
 
 def test_an_event_fits_its_tag_and_says_what_failed():
-    event = move(1, "promotion", 2, reason="ü" * 500, failed=tuple(f"bad.{n}: " + "x" * 300 for n in range(400)))
+    failed = tuple(f"bad.{n}: " + "x" * 300 for n in range(400))
+    event = move(1, "promotion", 2, reason="ü" * 500, failed=failed, undecided=failed)
     text = event.to_json()
     assert len(text) <= 5000
     assert [failed[:6] for failed in Event.from_json(text).failed] == [f"bad.{n}:" for n in range(10)]
@@ -65,6 +77,29 @@ def test_a_terminal_obeys_nothing_of_an_event():
 def test_versions_that_were_in_production_in_order(moves, order):
     events = [move(number, "promotion", *moved) for number, moved in enumerate(moves, 1)]
     assert production_order([*events, move(9, "promotion", 7, stage="Staging")]) == order
+
+
+def test_an_event_of_before_there_were_undecided_checks_is_read():
+    event = move(1, "promotion", 2)
+    assert recorded_events({event.tag: event.to_json().replace(',"undecided":[]', "")}, "v") == [event]
+
+
+def test_versions_that_were_in_production_within_a_time():
+    def at(number: int, day: int, version: int, stage: str = "Production", zone: str = "+00:00") -> Event:
+        event = move(number, "promotion", version, stage=stage)
+        return replace(event, at=f"2026-01-{day:02d}T00:00:00{zone}")
+
+    told = [at(1, 1, 1), at(2, 10, 2), at(3, 15, 9, "Staging"), at(4, 20, 3, zone="")]
+    # Version 2 left Production on the 20th.
+    assert [in_production_since(told, datetime(2026, 1, day, tzinfo=UTC)) for day in (5, 15, 25)] == [
+        {1, 2, 3}, {2, 3}, {3},
+    ]  # fmt: skip
+    assert in_production_since([replace(event, at="?") for event in told], datetime(2026, 1, 25, tzinfo=UTC)) == {
+        1,
+        2,
+        3,
+    }
+    assert in_production_since([], datetime(2026, 1, 25, tzinfo=UTC)) == set()
 
 
 def state(stages: dict[int, str], tags: dict[int, dict[str, str]]) -> State:

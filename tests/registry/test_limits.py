@@ -3,13 +3,12 @@
 import pytest
 
 from calmlflow.errors import InputError
-from calmlflow.registry.limits import Bounds, read_limits
-from calmlflow.results.scores import SCORES, headlines
+from calmlflow.registry.limits import COMPARED, Bounds, read_limits
 
 
 def test_every_score_that_is_compared_has_a_margin_by_default():
     margins = read_limits("default").margins
-    assert {target: tuple(found) for target, found in margins.items()} == {name: headlines(name) for name in SCORES}
+    assert {target: set(found) for target, found in margins.items()} == {name: set(COMPARED[name]) for name in COMPARED}
     assert 0 < max(value for found in margins.values() for value in found.values()) <= 0.25
 
 
@@ -18,8 +17,16 @@ def test_lines_and_sections_may_be_left_out(tmp_path):
     limits = read_limits(str(tmp_path / "gate.yaml"))
     assert (limits.scores, limits.margins) == ({"memory": {}}, {})
     assert (limits.data.min_jobs, limits.data.max_age_days) == (10, None)
-    (tmp_path / "gate.yaml").write_text("# nothing\n")
-    assert read_limits(str(tmp_path / "gate.yaml")).scores == {}
+    (tmp_path / "gate.yaml").write_text("reference: 3\nslices: {memory: {log_mae: 0.1}}\n")
+    limits = read_limits(str(tmp_path / "gate.yaml"))
+    assert (limits.scores, limits.reference, limits.slices) == ({}, 3, {"memory": {"log_mae": 0.1}})
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "{}", "scores:\nmargins:\n"])
+def test_a_file_without_any_limit_is_an_error(tmp_path, text):
+    (tmp_path / "gate.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"gate\.yaml is empty; expected scores, margins, slices, reference or data"):
+        read_limits(str(tmp_path / "gate.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +54,9 @@ def test_bounds_hold(bounds, words, inside, outside):
         ("scores: {memory: {mae: {max: x}}}", r"scores\.memory\.mae\.max is 'x': Input should be a valid number"),
         ("scores: {memory: {mae: {max: .inf}}}", "should be a finite number"),
         ("scores: {memory: {mae: {min: 2, max: 1}}}", "min 2 is above max 1"),
-        ("margins: {memory: {log_mae: 1}}", r"memory\.log_mae is not compared: rmse, mae"),
+        ("margins: {memory: {r2: 1}}", r"memory\.r2 is not compared: rmse, mae, log_mae"),
+        ("slices: {memory: {r2: 1}}", r"memory\.r2 is not compared: rmse, mae, log_mae"),
+        ("reference: newest", r"reference\..* is 'newest': Input should be 'best' or 'none'"),
         ("margins: {memory: {mae: -1}}", "is -1: Input should be greater than or equal to 0"),
         ("data: {max_age: 3}", r"data\.max_age is 3: Extra inputs"),
         ("a: [", "is not YAML"),
