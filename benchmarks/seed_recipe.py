@@ -21,7 +21,7 @@ from calmlflow.networks.architectures import HIDDEN
 from calmlflow.networks.backend import keras
 from calmlflow.predictor.bundle import Predictions
 from calmlflow.results.scores import PREDICTED, score_predictions
-from calmlflow.runs.data import TrainingData, load_training_data
+from calmlflow.runs.data import TrainingData, hold_out, load_training_data
 from calmlflow.runs.train import TrainingRequest
 from calmlflow.settings import NETWORKS, TARGETS
 from calmlflow.storage.files import replacing
@@ -49,6 +49,17 @@ class SeedRecipe:
 
     fit_seconds: dict[str, float]
     by_row: Predictions
+
+
+def load_jobs(data: str, seed: int, test_size: float) -> TrainingData:
+    """Read jobs and hold out a share of each memory bin, as trainings did when the stored run was made."""
+    everyone = load_training_data(data, seed, None, "job")
+    bins, generator = everyone.jobs["mem_bin"].to_numpy(), np.random.default_rng(seed)
+    is_test = np.zeros(len(bins), dtype=np.int64)
+    for value in np.unique(bins):
+        members = generator.permutation(np.flatnonzero(bins == value))
+        is_test[members[: min(max(round(test_size * len(members)), 1), len(members) - 1)]] = 1
+    return hold_out(everyone, everyone.train, is_test, 1)
 
 
 def build(network: str) -> keras.Model:
@@ -166,7 +177,7 @@ def _six_digits(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def main(data: str = "sample") -> None:
     """Train the recipe at full length (a quarter of an hour and more) and keep what it predicts for `make bench`."""
     request = TrainingRequest()
-    jobs = load_training_data(data, request.seed, request.test_size)
+    jobs = load_jobs(data, request.seed, request.test_size)
     run = train_fully(jobs, request.seed, EPOCHS)
     store(run, jobs, request.seed)
     say(f"{STORED.name} written; seconds: {run.fit_seconds}")
