@@ -222,7 +222,7 @@ def train(
                     if name in ANSWER_PLOTS
                 }
                 for target, results in answer.results.items():
-                    _log_pictures(target, results, _decided(answer.predictions, data))
+                    _log_pictures(target, results, _decided(answer.predictions, judged))
             figures["jobs"] = data_plots(data.jobs)
             served = _of_test(answer.predictions if bundle else fit.predictions, judged)
             is_judged = np.isin(data.test, judged.test)
