@@ -11,10 +11,9 @@ from benchmarks.growth import FACTORS, fit_networks
 from benchmarks.reach import verdicts
 from benchmarks.rivals import log_linear, networks_and_answer, random_forest
 from benchmarks.scores import floor_of, paired_scores, scores_of
-from benchmarks.seed_recipe import read_stored, seed_recipe, time_epochs
+from benchmarks.seed_recipe import load_jobs, read_stored, seed_recipe, time_epochs
 from benchmarks.tables import Measured, print_tables
 from calmlflow.console import say, script
-from calmlflow.runs.data import load_training_data
 from calmlflow.runs.train import TrainingRequest
 from calmlflow.storage.files import replacing
 
@@ -22,7 +21,7 @@ from calmlflow.storage.files import replacing
 def measure(request: TrainingRequest) -> Measured:
     """Train calmlflow and its rivals on the same jobs, and score them on the same test split."""
     load = [os.getloadavg()[0]]
-    data = load_training_data(request.data, request.seed, request.test_size)
+    data = load_jobs(request.data, request.seed, request.test_size)
     test = data.jobs.iloc[data.test]
 
     say("seed recipe: some epochs, timed")

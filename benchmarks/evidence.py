@@ -20,11 +20,11 @@ from rich.table import Table
 from benchmarks.figures import Figure, show
 from benchmarks.rivals import WITH_EVIDENCE, Rival, forest_with_evidence, networks_and_answer, random_forest
 from benchmarks.scores import score_of
+from benchmarks.seed_recipe import split_by_bin
 from benchmarks.tables import ROWS
 from calmlflow.console import say, script
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import needed_bin
-from calmlflow.networks.preprocess import stratified_split
 from calmlflow.predictor.bundle import Bundle, Predictions, combine
 from calmlflow.predictor.evidence import LEVELS, Finished, build_evidence, fit_strength
 from calmlflow.results.comparison import compare_predictions
@@ -117,8 +117,7 @@ def splits_of(data: TrainingData) -> dict[str, list[TrainingData]]:
     everyone, bins = np.arange(len(data.jobs)), data.jobs["mem_bin"].to_numpy()
     splits = {}
     for seed in SEEDS:
-        is_test = np.isin(everyone, stratified_split(bins, 0.2, seed)[1]).astype(np.int64)
-        splits[RANDOM.format(seed)] = [hold_out(data, everyone, is_test, 1)]
+        splits[RANDOM.format(seed)] = [hold_out(data, everyone, split_by_bin(bins, 0.2, seed), 1)]
     times, collection = np.unique(data.jobs["timestamp"], return_inverse=True)
     for last in range(1, len(times)) if len(times) <= MAX_COLLECTIONS else ():
         pool = np.flatnonzero(collection <= last)
@@ -255,7 +254,7 @@ def main(
     """Train and score on every split; print the tables and what was to reach, and write them as JSON."""
     load = [os.getloadavg()[0]]
     request = TrainingRequest(data, config=config)
-    jobs = load_training_data(data, request.seed, request.test_size)
+    jobs = load_training_data(data, request.seed, None, "job")
     found: dict[str, Split] = {}
     last_run: dict[str, pd.DataFrame] = {}
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)

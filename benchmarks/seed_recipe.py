@@ -21,7 +21,7 @@ from calmlflow.networks.architectures import HIDDEN
 from calmlflow.networks.backend import keras
 from calmlflow.predictor.bundle import Predictions
 from calmlflow.results.scores import PREDICTED, score_predictions
-from calmlflow.runs.data import TrainingData, load_training_data
+from calmlflow.runs.data import TrainingData, hold_out, load_training_data
 from calmlflow.runs.train import TrainingRequest
 from calmlflow.settings import NETWORKS, TARGETS
 from calmlflow.storage.files import replacing
@@ -49,6 +49,22 @@ class SeedRecipe:
 
     fit_seconds: dict[str, float]
     by_row: Predictions
+
+
+def load_jobs(data: str, seed: int, test_size: float) -> TrainingData:
+    """Read jobs and hold out a share of each memory bin, as trainings did when the stored run was made."""
+    everyone = load_training_data(data, seed, None, "job")
+    return hold_out(everyone, everyone.train, split_by_bin(everyone.jobs["mem_bin"].to_numpy(), test_size, seed), 1)
+
+
+def split_by_bin(bins: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
+    """Put a share of the jobs of each memory bin into part 1, and the others into part 0; shape (n,)."""
+    generator = np.random.default_rng(seed)
+    part = np.zeros(len(bins), dtype=np.int64)
+    for value in np.unique(bins):
+        members = generator.permutation(np.flatnonzero(bins == value))
+        part[members[: min(max(round(share * len(members)), 1), len(members) - 1)]] = 1
+    return part
 
 
 def build(network: str) -> keras.Model:
@@ -166,7 +182,7 @@ def _six_digits(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def main(data: str = "sample") -> None:
     """Train the recipe at full length (a quarter of an hour and more) and keep what it predicts for `make bench`."""
     request = TrainingRequest()
-    jobs = load_training_data(data, request.seed, request.test_size)
+    jobs = load_jobs(data, request.seed, request.test_size)
     run = train_fully(jobs, request.seed, EPOCHS)
     store(run, jobs, request.seed)
     say(f"{STORED.name} written; seconds: {run.fit_seconds}")

@@ -14,7 +14,14 @@ Data = Annotated[
 ]
 Output = Annotated[str, typer.Option(help="Folder that gets the new folder {date}-{epoch} with models and results.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the sample, the splits and the training.")]
-TestSize = Annotated[float, typer.Option(help="Share of the jobs held out for scoring, stratified by memory bin.")]
+TestSize = Annotated[float, typer.Option(help="Share held out for scoring: of the programmes, or else of the jobs.")]
+Split = Annotated[
+    str,
+    typer.Option(
+        help="What is held out together: programme (whole programmes, as a new programme meets the networks), time "
+        "(the newest jobs, as next month does), or job (single jobs, whose programmes are mostly known)."
+    ),
+]
 Register = Annotated[bool, typer.Option(help="Register the models as new versions.")]
 Stage = Annotated[str, typer.Option(help="Stage the new version is promoted to: None, Staging or Production.")]
 Config = Annotated[str, typer.Option(help="Hyper-parameters: 'default', or a JSON file of overrides per network.")]

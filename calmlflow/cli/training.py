@@ -16,6 +16,7 @@ def main(
     output: options.Output = "data",
     seed: options.Seed = 0,
     test_size: options.TestSize = 0.2,
+    split: options.Split = "programme",
     register: options.Register = True,
     stage: options.Stage = "None",
     config: options.Config = "default",
@@ -35,7 +36,9 @@ def main(
     from calmlflow.runs.summary import print_training
     from calmlflow.runs.train import TrainingRequest, train
 
-    request = TrainingRequest(data, output, seed, test_size, register, stage, config, risk, writeback, destination)
+    request = TrainingRequest(
+        data, output, seed, test_size, split, register, stage, config, risk, writeback, destination
+    )
     print_training(train(request, networks))
 
 
@@ -45,6 +48,7 @@ def _train_alone(network: str, summary: str) -> Callable[..., None]:
         output: options.Output = "data",
         seed: options.Seed = 0,
         test_size: options.TestSize = 0.2,
+        split: options.Split = "programme",
         register: options.Register = True,
         stage: options.Stage = "None",
         config: options.Config = "default",
@@ -55,7 +59,9 @@ def _train_alone(network: str, summary: str) -> Callable[..., None]:
         from calmlflow.runs.summary import print_training
         from calmlflow.runs.train import TrainingRequest, train
 
-        request = TrainingRequest(data, output, seed, test_size, register, stage, config, risk, writeback, destination)
+        request = TrainingRequest(
+            data, output, seed, test_size, split, register, stage, config, risk, writeback, destination
+        )
         print_training(train(request, [network], bundle=False))
 
     command.__doc__ = summary
@@ -75,12 +81,13 @@ def crossval(
     networks: options.Networks = "all",
     config: options.Config = "default",
     workers: Annotated[int, typer.Option(help="Processes; 0: one per core. Changes no number.")] = 0,
+    split: options.Split = "programme",
 ) -> None:
     """Cross-validate the networks, folds in parallel, with mean, spread and interval of every score."""
     from calmlflow.runs.crossval import CrossvalRequest, cross_validate
     from calmlflow.runs.summary import print_crossval
 
-    print_crossval(cross_validate(CrossvalRequest(data, output, seed, folds, networks, config, workers)))
+    print_crossval(cross_validate(CrossvalRequest(data, output, seed, folds, networks, config, workers, split)))
 
 
 def tune(
@@ -90,13 +97,14 @@ def tune(
     seed: options.Seed = 0,
     output: Annotated[str, typer.Option(help="Folder that keeps the search, and gets config.json.")] = "out/tune",
     config: options.Config = "default",
+    split: options.Split = "programme",
 ) -> None:
     """Search around a config for better hyper-parameters; after an interruption, the same command goes on."""
     from calmlflow.runs.summary import print_search
     from calmlflow.runs.tune import TuneRequest
     from calmlflow.runs.tune import tune as search
 
-    print_search(search(TuneRequest(data, network, trials, seed, output, config)))
+    print_search(search(TuneRequest(data, network, trials, seed, output, config, split)))
 
 
 def adopt(
@@ -140,6 +148,7 @@ def retrain(
     output: options.Output = "data",
     seed: options.Seed = 0,
     test_size: options.TestSize = 0.2,
+    split: options.Split = "programme",
     config: options.Config = "default",
     risk: options.Risk = 0.0,
     writeback: options.Writeback = False,
@@ -154,7 +163,7 @@ def retrain(
     from calmlflow.runs.summary import print_training
     from calmlflow.runs.train import TrainingRequest
 
-    training = TrainingRequest(data, output, seed, test_size, True, stage, config, risk, writeback, destination)
+    training = TrainingRequest(data, output, seed, test_size, split, True, stage, config, risk, writeback, destination)
     limits = Limits(min_new, min_share, drift, accuracy_drop, cost_rise, coverage_drop)
     decision, outcome = retrain_in_run(RetrainRequest(training, limits, predictions, dry_run))
     if outcome:

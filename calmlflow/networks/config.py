@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from calmlflow.errors import InputError
+from calmlflow.networks.preprocess import Split
 
 MAX_EPOCHS = 100_000
 
@@ -45,7 +46,20 @@ DEFAULTS = {
     ),
 }  # fmt: skip
 
-_FILE: TypeAdapter[Any] = TypeAdapter(dict[Literal["mem_clf", "mem_reg", "wall_reg"], dict[str, Any]])
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Searched:
+    """The jobs that a config was found on: the training split of these."""
+
+    data: str
+    split: Split
+    seed: int
+    test_size: float
+    newest_job: int  # timestamp, epoch seconds
+
+
+_FILE: TypeAdapter[Any] = TypeAdapter(dict[Literal["mem_clf", "mem_reg", "wall_reg", "found_on"], dict[str, Any]])
+_FOUND_ON: TypeAdapter[dict[str, Searched]] = TypeAdapter(dict[str, Searched])
 
 
 def read_config(source: str) -> dict[str, TrainingConfig]:
@@ -53,21 +67,29 @@ def read_config(source: str) -> dict[str, TrainingConfig]:
 
     Omitted values keep their defaults. An InputError names a file, network, key or value that does not fit.
     """
-    if source == "default":
-        return dict(DEFAULTS)
-    network = None
+    return dict(DEFAULTS) if source == "default" else _read(source)[0]
+
+
+def read_found_on(source: str) -> dict[str, Searched]:
+    """The jobs that the hyper-parameters of each network were found on, as far as the file of `read_config` says so."""
+    return {} if source == "default" else _read(source)[1]
+
+
+def _read(source: str) -> tuple[dict[str, TrainingConfig], dict[str, Searched]]:
+    part = None
     try:
         given: dict[str, Any] = _FILE.validate_json(Path(source).read_bytes())
         configs = {}
-        for network, default in DEFAULTS.items():
-            configs[network] = TrainingConfig(**asdict(default) | given.get(network, {}))
+        for part, default in DEFAULTS.items():
+            configs[part] = TrainingConfig(**asdict(default) | given.get(part, {}))
+        part = "found_on"
+        return configs, _FOUND_ON.validate_python(given.get(part, {}))
     except OSError as error:
         raise InputError(f"config {source} cannot be read ({error.strerror}); expected a JSON file") from error
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, (network, *first["loc"]) if network else first["loc"]))
+        place = ".".join(map(str, (part, *first["loc"]) if part else first["loc"]))
         expected = first["msg"].removeprefix("Input should be ")
         raise InputError(
             f"config {source}: {place or 'the file'} is {first['input']!r:.80}; expected {expected}"
         ) from error
-    return configs

@@ -228,9 +228,10 @@ class Bundle:
         features: ArrayLike,
         names: Sequence[str] | NDArray[Any] | None = None,
         finished: Finished | None = None,
+        whole_programme: bool = False,
     ) -> Predictions:
-        """Answer n jobs by the outputs of `run`; see `predict`."""
-        corrected = self.correct(outputs, features, names, finished)
+        """Answer n jobs by the outputs of `run`; see `predict` and `correct`."""
+        corrected = self.correct(outputs, features, names, finished, whole_programme)
         return combine(outputs, self.decision, self.kill_time, corrected, self.networks)
 
     def correct(
@@ -239,15 +240,16 @@ class Bundle:
         features: ArrayLike,
         names: Sequence[str] | NDArray[Any] | None = None,
         finished: Finished | None = None,
+        whole_programme: bool = False,
     ) -> Corrected | None:
-        """Correct the outputs of `run` by the evidence, if there is any; see `predict`."""
+        """Correct the outputs of `run` by the evidence, if there is any; see `predict` and `Evidence.correct`."""
         if self.evidence is None:
             return None
         with np.errstate(divide="ignore", invalid="ignore"):
             networks = np.hstack([outputs[:, _BINS], np.log(outputs[:, _GB : _S + 1])])
         if finished is None:
             return self.evidence.correct(networks, features, names)
-        return self.evidence.correct(networks, features, names, finished.observed, at=finished.timestamp)
+        return self.evidence.correct(networks, features, names, finished.observed, whole_programme, finished.timestamp)
 
     def predict(
         self,

@@ -1,6 +1,7 @@
 """Read the jobs that a version is judged by: those that its training held out, or newer ones."""
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,16 +59,22 @@ def new_to(champion: Version, jobs: pd.DataFrame) -> pd.DataFrame:
     All of them, if too few would be left, or if nobody knows what it was trained on: then it is the challenger that
     has to be better than chance lets it be.
     """
-    seen: set[str] = set()
     # A bundle may hold networks of several trainings.
-    for run_id in {champion.run_id, *(run for name, run in champion.tags.items() if name.startswith("run."))}:
+    runs = {champion.run_id, *(run for name, run in champion.tags.items() if name.startswith("run."))}
+    left = jobs[~jobs["ipst"].isin(trained_on(runs))].reset_index(drop=True)
+    return left if len(left) >= FEWEST_JUDGED else jobs
+
+
+def trained_on(runs: Iterable[str]) -> set[str]:
+    """Names of the jobs that some runs trained on, as far as their tables can be read."""
+    seen: set[str] = set()
+    for run_id in runs:
         try:
-            table = _training_table(run_id)
+            table = training_table(run_id)
             seen |= set(table.loc[table["split"] == "train", "ipst"].astype(str).str.strip().str.lower())
         except (CalmlflowError, KeyError):
             continue
-    left = jobs[~jobs["ipst"].isin(seen)].reset_index(drop=True)
-    return left if len(left) >= FEWEST_JUDGED else jobs
+    return seen
 
 
 def newest_of(jobs: pd.DataFrame, champion: Version) -> pd.DataFrame:
@@ -90,7 +97,7 @@ def known_to_both(known: pd.DataFrame, other: Version) -> pd.DataFrame:
 
 def _of_training(version: Version) -> Jobs:
     try:
-        table = _training_table(version.run_id)
+        table = training_table(version.run_id)
         checked = check_records(table, TABLE)
         if "split" not in table:
             raise InputError(f"{TABLE} of its run has no column split; expected train and test")
@@ -112,7 +119,7 @@ def _of_training(version: Version) -> Jobs:
     return Jobs(len(trained_on), int(trained_on["timestamp"].max()), problem, held_out, checked.valid)
 
 
-def _training_table(own_run: str) -> pd.DataFrame:
+def training_table(own_run: str) -> pd.DataFrame:
     """The training set that a version's run, or the run above it, left as an artifact."""
     client, reason = MlflowClient(), "no run"
     run_id: str | None = own_run

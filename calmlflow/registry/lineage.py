@@ -20,6 +20,7 @@ class Lineage:
     taken_from: Mapping[str, str] = field(default_factory=dict)  # network -> version of the bundle that it comes from
     # The scores of networks alone, which answer without evidence, where they are not those of the bundle.
     alone: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    split: str = ""  # what the held-out jobs were held out by
 
     def origins(self, networks: Sequence[str]) -> dict[str, str]:
         """Where these networks come from: ``run.{network}``, and ``part.{network}`` for those that were taken over."""
@@ -32,6 +33,8 @@ class Lineage:
         found = {"data": self.data, "jobs": str(self.jobs), "newest_job": str(self.newest_job)}
         if self.seed is not None:
             found["seed"] = str(self.seed)
+        if self.split:
+            found["split"] = self.split
         found |= self.origins(networks)
         for network in networks:
             target = TARGETS[network]

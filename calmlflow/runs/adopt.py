@@ -78,7 +78,7 @@ def adopt(request: AdoptionRequest) -> Outcome:
         jobs = checked.valid
         features, everyone = jobs[list(FEATURES)].to_numpy(dtype=float), np.arange(len(jobs))
         data = TrainingData(
-            jobs, checked.quarantine, features, everyone[:0], everyone, scaling, distinct_rows(features)
+            jobs, checked.quarantine, features, everyone[:0], everyone, scaling, distinct_rows(features), "job"
         )
         log_new_params({name: data.sizes()[name] for name in ("n_jobs", "n_quarantined")})
         digests = {f"sha256_{network}": hashlib.sha256(files[network].content).hexdigest() for network in NETWORKS}

@@ -25,12 +25,11 @@ from calmlflow.console import progress, say
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.networks.backend import tf
 from calmlflow.networks.config import TrainingConfig, read_config
-from calmlflow.networks.preprocess import deal
 from calmlflow.registry.tracking import environment_params, lineage, log_new_params, tracked_run
 from calmlflow.results.classification import ClassificationResults
 from calmlflow.results.files import write_results
 from calmlflow.results.regression import RegressionResults
-from calmlflow.runs.data import TrainingData, hold_out, load_training_data
+from calmlflow.runs.data import TrainingData, deal_folds, held_out_folds, hold_out, load_training_data
 from calmlflow.runs.fit import ANSWERS, Fit, fit_network, network_results
 from calmlflow.runs.summary import CrossvalOutcome, Spread
 from calmlflow.settings import TARGETS, parse_networks
@@ -53,14 +52,15 @@ class CrossvalRequest:
     networks: str = "all"
     config: str = "default"
     workers: int = 0
+    split: str = "programme"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs, and by network their folds and the hyper-parameters."""
+    """The jobs, their folds, and by network the hyper-parameters."""
 
     data: TrainingData
-    fold_of_job: dict[str, NDArray[np.int64]]
+    fold_of_job: NDArray[np.int64]
     configs: dict[str, TrainingConfig]
     seed: int
 
@@ -68,10 +68,10 @@ class Plan:
 def cross_validate(request: CrossvalRequest) -> CrossvalOutcome:
     """Cross-validate networks in one run, on all cores, with one child run per fold.
 
-    Folds are stratified by memory bin for the classifier and plain for the regressors. The run's artifacts are its new
-    folder: in ``results/{target}`` the standard files, of every job predicted by the network that had not seen it, and
-    ``kfold.json``. Numbers depend on the seed, and not on how many workers there are. A failed fold is reported and
-    counted; a CalmlflowError is raised where every fold of a network fails.
+    Folds are of whole programmes, of jobs, or by time, where each is scored by what came before and the first is not
+    scored. The run's artifacts are its new folder: in ``results/{target}`` the standard files, of every job predicted
+    by the network that had not seen it, and ``kfold.json``. Numbers depend on the seed, and not on how many workers
+    there are. A failed fold is reported and counted; a CalmlflowError is raised where every fold of a network fails.
     """
     with tracked_run("crossval") as run:
         started = time.perf_counter()
@@ -79,23 +79,20 @@ def cross_validate(request: CrossvalRequest) -> CrossvalOutcome:
         if request.workers < 0:
             raise InputError(f"workers is {request.workers}; expected a number of processes, or 0 for one per core")
         configs = read_config(request.config)
-        # Its test split plays no part here: every job is held out once.
-        data = load_training_data(request.data, request.seed, test_size=0.2)
+        data = load_training_data(request.data, request.seed, None, request.split)
         if not 2 <= request.folds <= len(data.jobs):
             raise InputError(f"folds is {request.folds}; expected 2 to {len(data.jobs)}, as many as valid jobs")
+        plan = Plan(data, deal_folds(data, data.train, request.folds, request.seed), configs, request.seed)
         params = {**asdict(request), **environment_params()}
         params |= {name: data.sizes()[name] for name in ("n_jobs", "n_quarantined", "n_distinct_rows")}
         for network in networks:
             params |= {f"{network}_{name}": value for name, value in asdict(configs[network]).items()}
         log_new_params(params)
         mlflow.log_input(lineage(data.jobs, request.data, "cross-validation"), context="cross-validation")
-        bins = data.jobs["mem_bin"].to_numpy()
-        dealt = {network: deal(bins, request.folds, request.seed, network == "mem_clf") for network in networks}
-        plan = Plan(data, dealt, configs, request.seed)
 
         fits: dict[str, dict[int, Fit]] = {network: {} for network in networks}
         failures: dict[str, dict[int, str]] = {network: {} for network in networks}
-        tasks = [(network, fold) for fold in range(request.folds) for network in networks]
+        tasks = [(network, fold) for fold in held_out_folds(data.split, request.folds) for network in networks]
         with (
             new_tree(Path(request.output)) as tree,
             progress("cross-validation", "folds", len(tasks)) as show,
@@ -134,7 +131,7 @@ def cross_validate(request: CrossvalRequest) -> CrossvalOutcome:
 def run_task(plan: Plan, task: Task) -> Fit:
     """Train and score one network on one fold, from nothing but the plan: no fold depends on another."""
     network, fold = task
-    data = hold_out(plan.data, np.arange(len(plan.data.jobs)), plan.fold_of_job[network], fold)
+    data = hold_out(plan.data, plan.data.train, plan.fold_of_job, fold)
     with tempfile.TemporaryDirectory() as folder:
         return fit_network(network, data, plan.configs[network], plan.seed + fold, Path(folder))
 
@@ -273,9 +270,8 @@ def spread(values: Sequence[float]) -> Spread:
 
 def _held_out_results(network: str, plan: Plan, fits: Mapping[int, Fit]) -> ClassificationResults | RegressionResults:
     """Results of all jobs held out, in the order of the table; training scores and curves are means over the folds."""
-    fold_of_job = plan.fold_of_job[network]
-    held_out = np.flatnonzero(np.isin(fold_of_job, list(fits)))
-    answers = np.stack([fits[fold_of_job[job]].predictions[ANSWERS[network]][job] for job in held_out])
+    held_out = np.flatnonzero(np.isin(plan.fold_of_job, list(fits)))
+    answers = np.stack([fits[plan.fold_of_job[job]].predictions[ANSWERS[network]][job] for job in held_out])
     histories = [fit.results.history or {} for fit in fits.values()]
     shortest = min(len(history["loss"]) for history in histories)
     history = {name: np.mean([h[name][:shortest] for h in histories], axis=0) for name in histories[0]}

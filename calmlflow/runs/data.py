@@ -7,18 +7,22 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from calmlflow.errors import InputError
+from calmlflow.hst.dataset import programmes
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import LADDER, needed_bin
 from calmlflow.hst.scaling import Scaling
 from calmlflow.jobs.killed import read_killed
 from calmlflow.jobs.records import Checked
 from calmlflow.jobs.stores.open import read_jobs
-from calmlflow.networks.preprocess import deal, fit_scaling, stratified_split
+from calmlflow.networks.preprocess import SPLITS, Split, deal, fit_scaling, hashed, parts_of_jobs
 from calmlflow.networks.rows import DistinctRows, TrainingRows, distinct_rows, training_rows
 from calmlflow.settings import TARGETS
 
 MIN_JOBS = 40
 """Splits of fewer jobs leave nothing to learn or to measure."""
+
+FEWEST_PROGRAMMES = 5
+"""In each part of a split by programme: scores of fewer are those of single programmes."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +36,20 @@ class TrainingData:
     test: NDArray[np.int64]
     scaling: Scaling  # fitted on ``train``
     rows: DistinctRows  # of all n jobs
+    split: Split  # what the test jobs were held out by
     # Datasets that were killed and have not finished since, see `calmlflow.jobs.killed.read_killed`.
     killed: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["kind"]))
 
     @property
     def earlier(self) -> pd.DataFrame:
-        """Records of earlier runs of the same datasets."""
-        return Checked(self.jobs, self.quarantine).earlier
+        """Records of earlier runs of the same datasets that may be known when the test jobs are answered."""
+        earlier, known = Checked(self.jobs, self.quarantine).earlier, self.jobs.iloc[self.train]
+        if self.split == "programme":
+            return earlier[np.isin(programmes(earlier["ipst"]), programmes(known["ipst"]))]
+        return earlier[earlier["timestamp"] <= known["timestamp"].max()] if self.split == "time" else earlier
 
     @property
-    def split(self) -> NDArray[np.str_]:
+    def part_of_job(self) -> NDArray[np.str_]:
         """``train`` or ``test`` for each job."""
         names = np.full(len(self.jobs), "train")
         names[self.test] = "test"
@@ -53,8 +61,7 @@ class TrainingData:
         After them, for the classifier, come the jobs that were killed for lack of memory.
         """
         features, values = self.features[self.train], self.jobs[TARGETS[network]].to_numpy()[self.train]
-        # Another stream than the one that chose the test split.
-        member_of_job = deal(self.jobs["mem_bin"].to_numpy()[self.train], members, seed + 1, stratified=True)
+        member_of_job = deal(self.jobs["mem_bin"].to_numpy()[self.train], members, seed + 1)
         killed = self.killed[self.killed["kind"] == "memory"]
         if network == "mem_clf" and len(killed):
             values = np.vstack([np.eye(len(LADDER))[values], bins_above(killed["memory"], values)])
@@ -75,13 +82,16 @@ class TrainingData:
         }
 
 
-def load_training_data(data: str, seed: int, test_size: float) -> TrainingData:
-    """Read jobs from a URI of `calmlflow.jobs.stores.open.read_jobs`, and split them by ``seed``.
+def load_training_data(data: str, seed: int, test_size: float | None, split: str = "programme") -> TrainingData:
+    """Read jobs from a URI of `calmlflow.jobs.stores.open.read_jobs`, and hold out a share of them as test split.
 
-    Raises an InputError where data cannot be read, jobs are too few, or a value is out of range.
+    Without a ``test_size`` all are training jobs. For ``split`` see `parts_of_jobs`. Raises an InputError where data
+    cannot be read, jobs or programmes are too few, or a value is out of range.
     """
-    if not 0 < test_size <= 0.5:
+    if test_size is not None and not 0 < test_size <= 0.5:
         raise InputError(f"test_size is {test_size:g}; expected a share above 0 and at most 0.5")
+    if split not in SPLITS:
+        raise InputError(f"split is {split!r}; expected {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")
     if seed < 0:
         raise InputError(f"seed is {seed}; expected a whole number, 0 or more")
     checked = read_jobs(data, seed)
@@ -89,12 +99,18 @@ def load_training_data(data: str, seed: int, test_size: float) -> TrainingData:
     if len(jobs) < MIN_JOBS:
         raise InputError(f"{data} holds {len(jobs)} valid jobs; expected {MIN_JOBS} at least to train on")
     features = jobs[list(FEATURES)].to_numpy(dtype=float)
-    train, test = stratified_split(jobs["mem_bin"].to_numpy(), test_size, seed)
+    is_test = np.zeros(len(jobs), dtype=bool)
+    if test_size is not None:
+        cut = 1 - test_size if split == "time" else test_size
+        part = parts_of_jobs(jobs["ipst"], jobs["timestamp"], split, seed, [cut])
+        is_test = part == (split == "time")
+        _check_parts(jobs["ipst"], is_test, split, f"{data}, test_size {test_size:g} and seed {seed}")
+    train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
     scaling, rows = fit_scaling(features[train]), distinct_rows(features)
     killed = read_killed(data)
     # What a dataset needed is known once it has finished.
     unfinished = killed[~killed["ipst"].isin(jobs["ipst"])].reset_index(drop=True)
-    return TrainingData(jobs, checked.quarantine, features, train, test, scaling, rows, unfinished)
+    return TrainingData(jobs, checked.quarantine, features, train, test, scaling, rows, split, unfinished)
 
 
 def bins_above(memory_gb: ArrayLike, bins: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -109,7 +125,40 @@ def bins_above(memory_gb: ArrayLike, bins: NDArray[np.int64]) -> NDArray[np.floa
     return shares / shares.sum(axis=1, keepdims=True)
 
 
+def deal_folds(data: TrainingData, pool: NDArray[np.int64], folds: int, seed: int, stream: int = 0) -> NDArray:
+    """Deal a pool of jobs (positions) to folds as the split says; returns the fold (from 0) of each, shape (n,).
+
+    By time, folds are consecutive, and the first one has nothing earlier to be trained on: it is never held out. An
+    InputError says where a fold would hold too little to be scored.
+    """
+    jobs = data.jobs.iloc[pool]
+    cuts = [fold / folds for fold in range(1, folds)]
+    fold_of_job = parts_of_jobs(jobs["ipst"], jobs["timestamp"], data.split, seed, cuts, stream)
+    for fold in held_out_folds(data.split, folds):
+        _check_parts(jobs["ipst"], fold_of_job == fold, data.split, f"{folds} folds and seed {seed}")
+    return fold_of_job
+
+
+def held_out_folds(split: Split, folds: int) -> range:
+    """Folds that are held out once each."""
+    return range(1 if split == "time" else 0, folds)
+
+
 def hold_out(data: TrainingData, pool: NDArray[np.int64], fold_of_job: NDArray[np.int64], fold: int) -> TrainingData:
-    """Hold out one fold of a pool of jobs (positions) as test split; the rest of the pool is the training split."""
-    train = pool[fold_of_job != fold]
+    """Hold out one fold of a pool of jobs (positions) as test split; by time, train on earlier ones alone."""
+    train = pool[fold_of_job < fold if data.split == "time" else fold_of_job != fold]
     return replace(data, train=train, test=pool[fold_of_job == fold], scaling=fit_scaling(data.features[train]))
+
+
+def _check_parts(names: pd.Series, is_test: NDArray[np.bool_], split: Split, request: str) -> None:
+    """Raise an InputError where a part has no job or, by programme, hardly any programme."""
+    fewest, what = (FEWEST_PROGRAMMES, "programmes") if split == "programme" else (1, "jobs")
+    train, test = (
+        len(np.unique(hashed(programmes(names[part]), 0))) if split == "programme" else part.sum()
+        for part in (~is_test, is_test)
+    )
+    if min(train, test) < fewest:
+        raise InputError(
+            f"split={split} of {request} trains on {train} {what} and holds out {test}; expected {fewest} at least of "
+            f"each{'; split=job needs jobs alone' if split == 'programme' else ''}"
+        )

@@ -113,9 +113,9 @@ def fit_network(
 def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champion: Evidence | None) -> AnswerFit:
     """Fit evidence and kill times to the three networks in ``models``, write them there, and score the test split.
 
-    What is scored rests on the finished jobs of the training split, what is written on all jobs. ``fits`` are those of
-    this training; the strengths of networks that come from the champion are those of its evidence, or else the
-    `DEFAULT_STRENGTH`, and its kill times stay.
+    Without test jobs there are no results and no scores. What is scored rests on the finished jobs of the training
+    split, what is written on all jobs. ``fits`` are those of this training; the strengths of networks that come from
+    the champion are those of its evidence, or else the `DEFAULT_STRENGTH`, and its kill times stay.
     """
     alone = Bundle.load(models)
     outputs = alone.run(data.rows.features)[data.rows.row_of_job]
@@ -146,12 +146,12 @@ def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champ
     predictions = bundle.answer(outputs, data.features, everyone.names, everyone)
     _write_evidence(build_evidence(everyone, strength, shift), models)
 
-    jobs = data.jobs.iloc[data.test]
+    jobs, scored = data.jobs.iloc[data.test], NETWORKS if len(data.test) else ()
     of_test = {name: column[data.test] for name, column in predictions.items()}
     return AnswerFit(
         predictions,
-        {TARGETS[name]: network_results(name, jobs, of_test[ANSWERS[name]], None, ()) for name in NETWORKS},
-        {target: score_predictions(target, jobs, of_test) for target in TARGETS.values()},
+        {TARGETS[name]: network_results(name, jobs, of_test[ANSWERS[name]], None, ()) for name in scored},
+        {TARGETS[name]: score_predictions(TARGETS[name], jobs, of_test) for name in scored},
         combine(outputs, alone.decision, alone.kill_time),
     )
 

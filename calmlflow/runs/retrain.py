@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import mlflow
+import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -16,6 +17,7 @@ from calmlflow.jobs.drift import FEWEST_NEW, drift_table
 from calmlflow.jobs.predictions import Recorded, read_recorded
 from calmlflow.jobs.records import sort_records
 from calmlflow.jobs.stores.open import is_database, read_table
+from calmlflow.registry.held_out import training_table
 from calmlflow.registry.load import load_results
 from calmlflow.registry.tracking import environment_params, log_new_params, tracked_run
 from calmlflow.registry.versions import State, find_version, read_state
@@ -28,7 +30,7 @@ from calmlflow.runs.promote import PromotionRequest, promote_in_run
 from calmlflow.runs.realised import read_realised
 from calmlflow.runs.summary import Outcome
 from calmlflow.runs.train import TrainingRequest, train
-from calmlflow.settings import BUNDLE_MODEL
+from calmlflow.settings import BUNDLE_MODEL, NETWORKS
 
 _STEPS = {"None": (), "Staging": ("Staging",), "Production": ("Staging", "Production")}
 _HELD_OUT = {"accuracy": "score.mem_bin.accuracy", "kill_time_coverage": "score.wallclock.kill_time_coverage"}
@@ -235,7 +237,7 @@ def contenders(state: State) -> tuple[int | None, int | None]:
 
 
 def read_seen(version: int) -> Seen:
-    """Read a version and the jobs of its training; a CalmlflowError where they are lost."""
+    """Read a version and the jobs that all its networks saw; a CalmlflowError where they are lost."""
     source = f"models:/{BUNDLE_MODEL}/{version}"
     results = load_results(source)
     # Recorded predictions are answers, so they are held against answers.
@@ -243,9 +245,18 @@ def read_seen(version: int) -> Seen:
     if table is not None:
         carried = [name for name in ("bin_pred", "split", "kill_time", *PROBABILITIES) if name in table]
         table = sort_records(table, f"data/latest.csv of {source}", carried).valid
-    if table is None or table.empty:
-        raise CalmlflowError(f"{source} has no jobs in data/latest.csv; expected those that it was trained on")
     found = find_version(str(version), BUNDLE_MODEL)
+    for network in NETWORKS:
+        # Its own table is of the newest training; a network that was taken over saw the jobs of its own.
+        if table is not None and f"part.{network}" in found.tags:
+            own = training_table(found.tags[f"run.{network}"]).drop_duplicates("ipst").set_index("ipst")["timestamp"]
+            known = own.reindex(table["ipst"]).to_numpy()
+            older = table.assign(timestamp=np.fmin(table["timestamp"], known).astype(np.int64))
+            table = older[~np.isnan(known)].reset_index(drop=True)
+    if table is None or table.empty:
+        raise CalmlflowError(
+            f"data/latest.csv of {source} has no jobs that all its networks saw; expected those it was trained on"
+        )
     scores = {score: float(found.tags[tag]) for score, tag in _HELD_OUT.items() if tag in found.tags}
     return Seen(version, found.stage, table, scores)
 

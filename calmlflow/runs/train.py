@@ -2,13 +2,14 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from mlflow import MlflowClient
@@ -23,11 +24,12 @@ from calmlflow.jobs.records import Checked
 from calmlflow.jobs.stores.open import open_store
 from calmlflow.jobs.upsert import check_writable, write_back
 from calmlflow.networks.architectures import HIDDEN
-from calmlflow.networks.config import read_config
+from calmlflow.networks.config import read_config, read_found_on
 from calmlflow.networks.rows import distinct_rows
 from calmlflow.predictor.bundle import Bundle, Predictions
 from calmlflow.predictor.decision import MAX_RISK
 from calmlflow.registry.assemble import assemble, runs_of_version
+from calmlflow.registry.held_out import trained_on
 from calmlflow.registry.lineage import Lineage
 from calmlflow.registry.package import LoggedModel, log_model, register
 from calmlflow.registry.tracking import environment_params, lineage, log_history, log_new_params, tracked_run
@@ -40,7 +42,7 @@ from calmlflow.results.plots.data import data_plots
 from calmlflow.results.plots.regression import regression_plots
 from calmlflow.results.regression import RegressionResults
 from calmlflow.results.report.training import ReportContent, report_html
-from calmlflow.results.scores import PREDICTED, score_predictions
+from calmlflow.results.scores import FEWEST_JUDGED, PREDICTED, score_predictions
 from calmlflow.results.table import COUNTS, PREDICTIONS, PROBABILITIES, training_table, with_answers
 from calmlflow.runs.baselines import champion, random_forest
 from calmlflow.runs.data import TrainingData, load_training_data
@@ -73,6 +75,7 @@ class TrainingRequest:
     output: str = "data"
     seed: int = 0
     test_size: float = 0.2
+    split: str = "programme"
     register: bool = True
     stage: str = "None"
     config: str = "default"
@@ -116,7 +119,9 @@ def train(
         if found:
             mlflow.set_tag("champion_version", found.version)
         clock.lap("references")
-        data = load_training_data(request.data, request.seed, request.test_size)
+        data = load_training_data(request.data, request.seed, request.test_size, request.split)
+        for warning in searched_on_test_jobs(data, request):
+            say(warning)
         only = {"only": (",".join(networks) or "evidence") if taken else "all"} if bundle else {}
         log_new_params({**asdict(request), **only, **data.sizes(), **environment_params()})
         parts = {"training": data.train, "testing": data.test}
@@ -140,6 +145,7 @@ def train(
         with new_tree(Path(request.output)) as tree:
             models = tree.partial / "models"
             runs = runs_of_version(found.version, taken) if found else {}
+            judged = _new_to(data, runs.values(), taken) if taken else data
             predictions: Predictions = {}
             fits: dict[str, Fit] = {}
             intervals: dict[str, dict[str, Interval]] = {}
@@ -153,7 +159,8 @@ def train(
                     layers = "-".join(map(str, HIDDEN[network]))
                     params = {"network": network, "hidden_layers": layers, **asdict(configs[network])}
                     if bundle:
-                        params |= {"data": request.data, "seed": request.seed, **data.sizes(), **environment_params()}
+                        params |= {name: getattr(request, name) for name in ("data", "split", "seed")}
+                        params |= {**data.sizes(), **environment_params()}
                         MlflowClient().log_inputs(own.info.run_id, inputs)
                     log_new_params(params)
                     with progress(f"training {network}", "epochs") as show:
@@ -191,36 +198,43 @@ def train(
                 champion_evidence = found.bundle.evidence if found and taken else None
                 if found and taken:
                     assemble(models, found.folder)
-                answer = fit_answers(fits, data, models, champion_evidence)
+                answer = fit_answers(fits, judged, models, champion_evidence)
                 predictions = answer.networks
                 own_scores = answer.scores
                 for target, results in answer.results.items():
                     scores[target] = {**scores.get(target, {}), "answer": answer.scores[target]}
-                    intervals[target] = held_out_intervals(target, data, answer.predictions)
+                    intervals[target] = held_out_intervals(target, judged, answer.predictions)
                     write_results(results, tree.partial / "results" / "answer" / target)
                 clock.lap("evidence")
             parts_from = dict.fromkeys(taken, found.version if found else "")
-            trained_on = data.jobs.iloc[data.train]
-            newest = int(trained_on["timestamp"].max())
-            origin = Lineage(request.data, len(trained_on), newest, request.seed, own_scores, runs, parts_from, alone)
-            table = write_tables(data, predictions, tree.partial / "data")
+            newest = int(data.jobs["timestamp"].iloc[data.train].max())
+            origin = Lineage(
+                request.data, len(data.train), newest, request.seed, own_scores, runs, parts_from, alone, data.split
+            )
+            table = write_tables(judged, predictions, tree.partial / "data")
             shown = table
             if bundle:
-                shown = with_answers(table, write_answers(data, answer.predictions, tree.partial / "data"))
+                shown = with_answers(table, write_answers(judged, answer.predictions, tree.partial / "data"))
                 figures["answer"] = {
                     f"{target}-{name}": figure
                     for target, results in answer.results.items()
-                    for name, figure in _plots(results, data, decided=_decided(answer.predictions, data)).items()
+                    for name, figure in _plots(results, judged, decided=_decided(answer.predictions, judged)).items()
                     if name in ANSWER_PLOTS
                 }
                 for target, results in answer.results.items():
-                    _log_pictures(target, results, _decided(answer.predictions, data))
+                    _log_pictures(target, results, _decided(answer.predictions, judged))
             figures["jobs"] = data_plots(data.jobs)
-            served = _of_test(answer.predictions if bundle else fit.predictions, data)
+            served = _of_test(answer.predictions if bundle else fit.predictions, judged)
+            is_judged = np.isin(data.test, judged.test)
             against = {
-                target: compare_predictions(target, data.jobs.iloc[data.test], served, champion_answers)
+                target: compare_predictions(
+                    target,
+                    data.jobs.iloc[judged.test],
+                    served,
+                    {name: column[is_judged] for name, column in champion_answers.items()},
+                )
                 for target, prediction in PREDICTED.items()
-                if prediction in served and prediction in champion_answers
+                if prediction in served and prediction in champion_answers and is_judged.any()
             }
             content = ReportContent(
                 title=f"calmlflow {name}",
@@ -297,6 +311,32 @@ def _check(request: TrainingRequest) -> str | None:
     return stage
 
 
+def searched_on_test_jobs(data: TrainingData, request: TrainingRequest) -> Iterator[str]:
+    """Give a warning for each search for hyper-parameters that may have read test jobs of this training."""
+    oldest = data.jobs["timestamp"].iloc[data.test].min()
+    for searched in dict.fromkeys(read_found_on(request.config).values()):
+        same = (searched.split, searched.seed) == (data.split, request.seed) and request.test_size <= searched.test_size
+        if oldest <= searched.newest_job and (data.split == "time" or not same):
+            yield (
+                f"warning: config {request.config} was found on {searched.data} with split={searched.split}, seed "
+                f"{searched.seed} and test_size {searched.test_size:g}; test jobs of this run may be among those, and "
+                "its scores too good"
+            )
+
+
+def _new_to(data: TrainingData, runs: Iterable[str], taken: Sequence[str]) -> TrainingData:
+    """Keep as test jobs those that no run trained on, if there are enough to score on, and say how many."""
+    names = data.jobs["ipst"].iloc[data.test]
+    new = data.test[~names.isin(trained_on(set(runs))).to_numpy()]
+    mlflow.log_param("n_test_answer", len(new))
+    if len(new) == len(data.test):
+        return data
+    is_enough = len(new) >= FEWEST_JUDGED
+    found = f"{len(new):,} of {len(data.test):,} test jobs are new to the trainings of {', '.join(taken)}"
+    say(f"{found}: {'the answer is scored on these' if is_enough else f'too few for scores, {FEWEST_JUDGED} at least'}")
+    return replace(data, test=new if is_enough else new[:0])
+
+
 def held_out_intervals(target: str, data: TrainingData, predictions: Predictions) -> dict[str, Interval]:
     """95 % intervals of the scores of predictions of all jobs, on the test jobs."""
     return score_intervals(target, data.jobs.iloc[data.test], _of_test(predictions, data))
@@ -359,7 +399,7 @@ def write_answers(data: TrainingData, predictions: Predictions, folder: Path) ->
     columns = {name: predictions[name] for name in (*PREDICTIONS, "kill_time")}
     columns |= dict(zip(PROBABILITIES, predictions["probabilities"].T, strict=True))
     columns |= dict(zip(COUNTS, predictions["evidence"].T, strict=True))
-    table = pd.DataFrame({"ipst": data.jobs["ipst"], "split": data.split, **columns})
+    table = pd.DataFrame({"ipst": data.jobs["ipst"], "split": data.part_of_job, **columns})
     table.to_csv(folder / "answers.csv", index=False, float_format="%.6g")
     return table
 
@@ -368,7 +408,7 @@ def write_tables(data: TrainingData, predictions: Predictions, folder: Path) -> 
     """Write the jobs with their predictions, and the records that were left out; returns the former."""
     folder.mkdir()
     predicted = {name: predictions[name] for name in PREDICTIONS if name in predictions}
-    table = training_table(data.jobs, predicted, data.split)
+    table = training_table(data.jobs, predicted, data.part_of_job)
     table.to_csv(folder / "latest.csv", index=False)
     if len(data.quarantine):
         data.quarantine.to_csv(folder / "quarantine.csv", index=False)

@@ -1,7 +1,7 @@
 """Search for hyper-parameters by cross-validation on training jobs; the same command resumes an interrupted search."""
 
-# The jobs that a training with the same seed holds out (a fifth) are never read. Trials are kept in ``study.db`` in the
-# output folder: Optuna's own storage, whose heartbeat shows which trials are still running.
+# The jobs that a training with the same split and seed holds out (a fifth) are never read. Trials are kept in
+# ``study.db`` in the output folder: Optuna's own storage, whose heartbeat shows which trials are still running.
 
 import json
 import warnings
@@ -23,17 +23,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from calmlflow.console import progress, say
 from calmlflow.errors import CalmlflowError, InputError
-from calmlflow.networks.config import MAX_EPOCHS, TrainingConfig, read_config
-from calmlflow.networks.preprocess import deal
+from calmlflow.networks.config import MAX_EPOCHS, Searched, TrainingConfig, read_config
 from calmlflow.registry.tracking import environment_params, lineage, log_new_params, tracked_run
-from calmlflow.runs.data import TrainingData, hold_out, load_training_data
+from calmlflow.runs.data import TrainingData, deal_folds, held_out_folds, hold_out, load_training_data
 from calmlflow.runs.fit import fit_network
 from calmlflow.runs.summary import Search, TuneOutcome
 from calmlflow.settings import NETWORKS, parse_networks
 from calmlflow.storage.files import replacing
 
 FOLDS = 3
-TEST_SIZE = 0.2  # as `main` does by default: with the same seed, the same jobs are held out
+TEST_SIZE = 0.2  # as `main` does by default: with the same split and seed, the same jobs are held out
 HEARTBEAT_S, GRACE_S = 10, 60  # a trial without a heartbeat in the grace time was killed
 
 Space = Mapping[str, tuple[float, float, bool]]
@@ -49,6 +48,7 @@ class TuneRequest:
     seed: int = 0
     output: str = "out/tune"
     config: str = "default"
+    split: str = "programme"
 
 
 def tune(request: TuneRequest) -> TuneOutcome:
@@ -65,7 +65,7 @@ def tune(request: TuneRequest) -> TuneOutcome:
         if request.trials < 1:
             raise InputError(f"trials is {request.trials}; expected a whole number, 1 or more")
         starts = read_config(request.config)
-        data = load_training_data(request.data, request.seed, TEST_SIZE)
+        data = load_training_data(request.data, request.seed, TEST_SIZE, request.split)
         log_new_params({**asdict(request), "inner_folds": FOLDS, "n_train": len(data.train), **environment_params()})
         jobs = lineage(data.jobs.iloc[data.train], request.data, "tuning")
         mlflow.log_input(jobs, context="tuning")
@@ -74,6 +74,9 @@ def tune(request: TuneRequest) -> TuneOutcome:
             searches = {}
             for network in networks:
                 study = open_study(storage, network, starts[network], request, jobs.digest)
+                newest = int(data.jobs["timestamp"].iloc[data.train].max())
+                found_on = Searched(request.data, data.split, request.seed, TEST_SIZE, newest)
+                study.set_user_attr("found_on", asdict(found_on))
                 searches[network] = _search(study, network, starts[network], data, request)
                 _write_winners(storage, config)
         mlflow.log_artifact(str(config))
@@ -117,8 +120,10 @@ def _search(
 ) -> Search:
     """Run the missing trials for one network, that of the starting config first."""
     space = search_space(network, start)
-    fold_of_job = deal(data.jobs["mem_bin"].to_numpy()[data.train], FOLDS, request.seed, stratified=True)
-    folds = [hold_out(data, data.train, fold_of_job, fold) for fold in range(FOLDS)]
+    # By time the first fold is never held out. Another stream than the one that chose the test split.
+    count = FOLDS + (data.split == "time")
+    fold_of_job = deal_folds(data, data.train, count, request.seed, stream=1)
+    folds = [hold_out(data, data.train, fold_of_job, fold) for fold in held_out_folds(data.split, count)]
     with progress(f"searching {network}", "trials", request.trials) as show:
         while (done := len(ended_trials(study))) < request.trials:
             show(done)
@@ -210,15 +215,16 @@ def open_study(
     study = optuna.create_study(
         storage=storage, study_name=network, load_if_exists=True, pruner=optuna.pruners.MedianPruner()
     )
-    search = {"data": request.data, "seed": request.seed, "config": asdict(start), "jobs": digest}
+    search = {"data": request.data, "split": request.split, "seed": request.seed, "config": asdict(start)}
+    search["jobs"] = digest
     known = study.user_attrs.get("search")
     if known is None:
         study.set_user_attr("search", search)
         known = search
     for name, value in search.items():
-        if value != known[name]:
+        if value != (found := known.get(name)):
             raise InputError(
-                f"output holds a search for {network} with {name} {known[name]}, not {value}; expected another output"
+                f"output holds a search for {network} with {name} {found}, not {value}; expected another output"
             )
     return study
 
@@ -242,11 +248,14 @@ def _end_runs(study: optuna.Study, trial: FrozenTrial) -> None:
 
 
 def _write_winners(storage: RDBStorage, path: Path) -> None:
-    """Write the best values of every network that was searched in this folder."""
-    winners = {}
+    """Write the best values of every network that was searched in this folder, and the jobs they were found on."""
+    winners: dict[str, dict[str, Any]] = {}
+    found_on: dict[str, Any] = {}
     for network in set(optuna.get_all_study_names(storage)).intersection(NETWORKS):
         study = optuna.load_study(study_name=network, storage=storage)
         if study.get_trials(states=(TrialState.COMPLETE,)):
             winners[network] = study.user_attrs["search"]["config"] | study.best_params
+            if "found_on" in study.user_attrs:
+                found_on[network] = study.user_attrs["found_on"]
     with replacing(path) as file:
-        file.write(json.dumps(winners, indent=2, sort_keys=True) + "\n")
+        file.write(json.dumps(winners | {"found_on": found_on}, indent=2, sort_keys=True) + "\n")

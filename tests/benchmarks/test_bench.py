@@ -15,11 +15,19 @@ from benchmarks.growth import Fit, enlarged
 from benchmarks.reach import Reach, beside, coverage_limit, fixed, verdicts
 from benchmarks.rivals import log_linear, networks_and_answer, random_forest
 from benchmarks.scores import floor_of, paired_scores, scores_of
-from benchmarks.seed_recipe import SeedRecipe, build, digest, full_length_seconds, read_stored, store, train_fully
+from benchmarks.seed_recipe import (
+    SeedRecipe,
+    build,
+    digest,
+    full_length_seconds,
+    load_jobs,
+    read_stored,
+    store,
+    train_fully,
+)
 from benchmarks.tables import RIVALS, ROWS, Measured, growth_table, print_tables, reach_table, score_table
 from calmlflow.hst.features import FEATURES
 from calmlflow.networks.architectures import HIDDEN
-from calmlflow.runs.data import load_training_data
 from calmlflow.runs.train import TrainingRequest
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def data():
-    return load_training_data("sample:400", seed=0, test_size=0.2)
+    return load_jobs("sample:400", seed=0, test_size=0.2)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from calmlflow.errors import InputError
-from calmlflow.networks.config import DEFAULTS, TrainingConfig, read_config
+from calmlflow.networks.config import DEFAULTS, Searched, TrainingConfig, read_config, read_found_on
 
 
 def write(folder, content) -> str:
@@ -46,6 +46,16 @@ def test_a_bad_value_is_named_with_file_network_and_key(tmp_path, name, value):
         read_config(write(tmp_path, {"mem_reg": {name: value}}))
     assert f"config.json: mem_reg.{name} is {value!r}; expected " in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_config_may_say_what_it_was_found_on(tmp_path):
+    searched = Searched("jobs.csv", "time", 3, 0.2, 1_620_000_000)
+    path = write(tmp_path, {"mem_clf": {"epochs": 9}, "found_on": {"mem_clf": vars(searched)}})
+    assert read_config(path)["mem_clf"].epochs == 9
+    assert read_found_on(path) == {"mem_clf": searched}
+    assert read_found_on(write(tmp_path, {"mem_clf": {"epochs": 9}})) == read_found_on("default") == {}
+    with pytest.raises(InputError, match=r"config.json: found_on.mem_clf.split is 'visit'; expected"):
+        read_config(write(tmp_path, {"found_on": {"mem_clf": {**vars(searched), "split": "visit"}}}))
 
 
 @pytest.mark.parametrize(

@@ -197,11 +197,25 @@ def test_a_network_without_any_fold_fails_the_run_and_keeps_the_others(tracking,
     assert len(warnings) == 4
 
 
+@pytest.mark.slow
+def test_by_time_the_first_fold_is_not_scored(tracking, tiny, tmp_path):
+    request = CrossvalRequest("sample:400", str(tmp_path), 0, 3, "mem_reg", str(tiny), 1, "time")
+    outcome = cross_validate(request)
+    assert mlflow.get_run(outcome.run_id).data.params["split"] == "time"
+    (tree,) = tmp_path.iterdir()
+    assert json.loads((tree / "results" / "memory" / "kfold.json").read_text())["folds"] == [2, 3]
+    jobs = load_training_data("sample:400", 0, 0.2).jobs.set_index("ipst")["timestamp"]
+    scored = load_results(tree).memory.test_idx.index
+    assert jobs.drop(scored).max() < jobs[scored].min()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"folds": 1}, "folds is 1; expected"),
         ({"folds": 401}, "folds is 401; expected"),
+        ({"folds": 90}, "split=programme of 90 folds and seed 0 trains on .* holds out"),
+        ({"split": "visit"}, "split is 'visit'; expected"),
         ({"workers": -1}, "workers is -1; expected"),
         ({"networks": "forest"}, "'forest' does not exist"),
         ({"config": "none.json"}, "none.json cannot be read"),

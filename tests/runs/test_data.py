@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 
 from calmlflow.errors import InputError
+from calmlflow.hst.dataset import programmes
 from calmlflow.hst.features import FEATURES
 from calmlflow.jobs.sample import draw_sample
-from calmlflow.networks.preprocess import deal, fit_scaling
-from calmlflow.runs.data import MIN_JOBS, bins_above, hold_out, load_training_data
+from calmlflow.networks.preprocess import SPLITS, fit_scaling
+from calmlflow.runs.data import MIN_JOBS, bins_above, deal_folds, held_out_folds, hold_out, load_training_data
 from tests.networks.test_rows import check_set
 
 
@@ -17,20 +18,17 @@ def jobs():
     return draw_sample(300, 5)
 
 
-def load(jobs: pd.DataFrame, folder, seed=3):
+def load(jobs: pd.DataFrame, folder, seed=3, split="job"):
     jobs.to_csv(folder / "jobs.csv", index=False)
-    return load_training_data(str(folder / "jobs.csv"), seed, 0.2)
+    return load_training_data(str(folder / "jobs.csv"), seed, 0.2, split)
 
 
 def test_the_parts_are_apart_and_make_up_the_whole(jobs, tmp_path):
     data = load(jobs, tmp_path)
     assert sorted([*data.train, *data.test]) == list(range(300))
-    assert {position for position, name in enumerate(data.split) if name == "test"} == set(data.test)
+    assert {position for position, name in enumerate(data.part_of_job) if name == "test"} == set(data.test)
     np.testing.assert_array_equal(data.features, data.jobs[list(FEATURES)])
     np.testing.assert_array_equal(data.rows.features[data.rows.row_of_job], data.features)
-    bins = data.jobs["mem_bin"].to_numpy()
-    for value in range(4):
-        assert abs(np.sum(bins[data.test] == value) - 0.2 * np.sum(bins == value)) <= 1
     assert data.sizes() == {
         "n_jobs": 300,
         "n_quarantined": 0,
@@ -39,6 +37,47 @@ def test_the_parts_are_apart_and_make_up_the_whole(jobs, tmp_path):
         "n_train": 300 - len(data.test),
         "n_test": len(data.test),
     }
+
+
+def test_a_growing_table_in_any_order_moves_no_job_between_the_parts(jobs, tmp_path):
+    for split in ("job", "programme"):
+        data = load(jobs, tmp_path, split=split)
+        part = dict(zip(data.jobs["ipst"], data.part_of_job, strict=True))
+        assert 0.05 < np.mean(data.part_of_job == "test") < 0.4
+        fewer = jobs.sample(200, random_state=1).assign(memory=3.0, mem_bin=1)
+        again = load(fewer, tmp_path, split=split)
+        assert again.part_of_job.tolist() == [part[name] for name in again.jobs["ipst"]]
+
+
+def test_what_is_held_out_is_programmes_or_the_newest(jobs, tmp_path):
+    data = load(jobs, tmp_path, split="programme")
+    train, test = (set(programmes(data.jobs["ipst"].iloc[part])) for part in (data.train, data.test))
+    assert not train & test
+    data = load(jobs, tmp_path, split="time")
+    assert data.jobs["timestamp"].iloc[data.train].max() < data.jobs["timestamp"].iloc[data.test].min()
+    assert abs(len(data.test) - 60) <= 3
+
+
+def test_earlier_runs_that_the_test_jobs_could_not_know_are_not_known(jobs, tmp_path):
+    reruns = jobs.assign(timestamp=jobs["timestamp"] - 5)
+    twice = pd.concat([jobs, reruns])
+    data = load(twice, tmp_path, split="programme")
+    names = data.jobs["ipst"].iloc[data.train]
+    assert sorted(data.earlier["ipst"]) == sorted(names)
+    data = load(twice, tmp_path, split="time")
+    newest = data.jobs["timestamp"].iloc[data.train].max()
+    assert sorted(data.earlier["ipst"]) == sorted(reruns["ipst"][reruns["timestamp"] <= newest])
+    assert 0 < len(data.earlier) < 300
+    assert len(load(twice, tmp_path, split="job").earlier) == 300
+
+
+def test_a_table_that_cannot_be_split_says_what_was_found(jobs, tmp_path):
+    few = jobs[np.isin(programmes(jobs["ipst"]), np.unique(programmes(jobs["ipst"]))[:8])]
+    with pytest.raises(InputError, match=r"trains on \d programmes and holds out \d; expected 5 .*split=job"):
+        load(pd.concat([few] * 20).assign(ipst=[f"{name[:4]}{i:05d}" for i, name in enumerate([*few["ipst"]] * 20)]),
+             tmp_path, split="programme")  # fmt: skip
+    with pytest.raises(InputError, match="300 jobs have one timestamp; expected 2 at least for split=time"):
+        load(jobs.assign(timestamp=5), tmp_path, split="time")
 
 
 def test_the_scaling_does_not_see_the_test_jobs(jobs, tmp_path):
@@ -74,6 +113,11 @@ def test_a_value_out_of_range_is_named(data, seed, test_size, words):
         load_training_data(data, seed, test_size)
 
 
+def test_an_unknown_split_is_named():
+    with pytest.raises(InputError, match="split is 'visit'; expected programme, job or time"):
+        load_training_data("sample:100", 0, 0.2, "visit")
+
+
 @pytest.mark.parametrize(
     ("network", "column", "members"),
     [("mem_clf", "mem_bin", 2), ("mem_reg", "memory", 3), ("wall_reg", "wallclock", 5)],
@@ -94,15 +138,39 @@ def test_the_training_jobs_of_a_network_are_dealt_by_bin_and_seed(network, colum
     assert np.any(other.member_of_job != found.member_of_job)
 
 
-def test_a_fold_is_cut_from_its_pool_and_no_other_job_takes_part():
-    data = load_training_data("sample:400", 0, 0.2)
-    dealt = deal(data.jobs["mem_bin"].to_numpy()[data.train], 3, 0, True)
-    for fold in range(3):
-        held = hold_out(data, data.train, dealt, fold)
-        np.testing.assert_array_equal(np.sort(np.concatenate([held.train, held.test])), data.train)
-        np.testing.assert_array_equal(held.test, data.train[dealt == fold])
-        assert not set(held.test) & set(held.train)
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_fold_is_cut_from_its_pool_and_no_other_job_takes_part(split):
+    data = load_training_data("sample:400", 0, 0.2, split)
+    dealt = deal_folds(data, data.train, 4, 0, stream=1)
+    folds = [hold_out(data, data.train, dealt, fold) for fold in held_out_folds(data.split, 4)]
+    tested = np.concatenate([held.test for held in folds])
+    assert len(np.unique(tested)) == len(tested)
+    for held in folds:
         assert held.scaling == fit_scaling(data.features[held.train])
+        train, test = (data.jobs.iloc[part] for part in (held.train, held.test))
+        if split == "time":
+            assert train["timestamp"].max() < test["timestamp"].min()
+            assert set(held.train) | set(tested) <= set(data.train)
+        else:
+            np.testing.assert_array_equal(np.sort(np.concatenate([held.train, held.test])), data.train)
+        if split == "programme":
+            assert not set(programmes(train["ipst"])) & set(programmes(test["ipst"]))
+    assert len(folds) == (3 if split == "time" else 4)
+    # By time, nothing is earlier than the first block.
+    untested = set(data.train) - set(tested)
+    assert untested == (set(folds[0].train) if split == "time" else set())
+
+
+def test_a_fifth_of_the_folds_is_the_test_split():
+    data, everyone = (load_training_data("sample:400", 3, size, "job") for size in (0.2, None))
+    assert len(everyone.test) == 0
+    np.testing.assert_array_equal(np.flatnonzero(deal_folds(everyone, everyone.train, 5, 3) == 0), data.test)
+
+
+def test_too_many_folds_are_named():
+    data = load_training_data("sample:100", 0, None, "job")
+    with pytest.raises(InputError, match="split=job of 90 folds and seed 0 trains on 100 jobs and holds out 0"):
+        deal_folds(data, data.train, 90, 0)
 
 
 # -- Killed jobs ------------------------------------------------------------------------------------------------------

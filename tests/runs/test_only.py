@@ -171,6 +171,41 @@ def test_evidence_alone_is_rebuilt_from_a_store_without_training(own_server, cha
     )
     assert (before["evidence"][0, 1], after["evidence"][0, 1]) == (0, 30)
     assert abs(after["mem_pred"][0] - 4 * row["memory"]) < abs(before["mem_pred"][0] - 4 * row["memory"])
+    # The networks have not seen these jobs: to retrain they are new still.
+    code = f"""
+import pandas as pd
+from calmlflow.registry.tracking import connect
+from calmlflow.runs.retrain import new_jobs, read_seen
+connect()
+jobs = pd.read_csv({str(tmp_path / "jobs.csv")!r})
+print(*(len(new_jobs(jobs, read_seen(version).jobs)) for version in (1, 3)))
+"""
+    assert run(own_server, "python", "-c", code).stdout.splitlines()[-1:] == ["30 30"]
+
+
+@pytest.mark.parametrize(("test_size", "is_scored"), [(0.5, True), (0.05, False)])
+def test_an_answer_is_scored_on_jobs_that_no_network_was_trained_on(
+    own_server, champion, tmp_path, test_size, is_scored
+):
+    given = {"data": champion, "output": tmp_path, "only": "evidence", "register": "false"}
+    done = mlflow_run(own_server, "main", **given, split="job", seed=1, test_size=test_size)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (tree,) = tmp_path.iterdir()
+    of_champion, table, answers = (
+        pd.read_csv(path, index_col="ipst")["split"]
+        for path in (champion / "data" / "latest.csv", tree / "data" / "latest.csv", tree / "data" / "answers.csv")
+    )
+    test = table.index[table == "test"]
+    newest = runs_named(own_server, "main")[0]
+    new, held_out = (int(newest.data.params[name]) for name in ("n_test_answer", "n_test"))
+    assert 0 < new < held_out
+    assert len(test) == (new if is_scored else 0)
+    assert (of_champion[test] == "test").all()
+    assert (answers == table).all()
+    assert f"{new} of {held_out} test jobs are new to the trainings of mem_clf, mem_reg, wall_reg: " in done.stderr
+    assert ("too few for scores" in done.stderr) != is_scored
+    assert any(name.startswith("answer_") for name in newest.data.metrics) == is_scored
+    assert (tree / "report.html").is_file()
 
 
 def test_without_a_version_in_production_nothing_is_read_or_trained(tracking, tmp_path, monkeypatch):

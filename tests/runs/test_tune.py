@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calmlflow.errors import CalmlflowError, InputError
-from calmlflow.networks.config import DEFAULTS, TrainingConfig, read_config
+from calmlflow.networks.config import DEFAULTS, Searched, TrainingConfig, read_config, read_found_on
+from calmlflow.runs.data import load_training_data
 from calmlflow.runs.tune import TuneRequest, ended_trials, objective_of, search_space, tune
 from calmlflow.server.processes import wait_until
 from tests.samples.commands import environment
@@ -181,6 +182,10 @@ def test_the_winner_is_a_config_and_the_best_trial(killed):
     assert "members" not in params
     assert configs["mem_clf"].members == 2
     assert configs["mem_reg"] == DEFAULTS["mem_reg"]
+    found_on = read_found_on(str(output / "config.json"))
+    data = load_training_data("sample:400", 0, 0.2, "programme")
+    newest = data.jobs["timestamp"].iloc[data.train].max()
+    assert found_on == {"mem_clf": Searched("sample:400", "programme", 0, 0.2, newest)}
     # The first trial is the config that the search set out from.
     first, *_ = ended(output)
     assert first[0]["epochs"] == 45
@@ -192,6 +197,7 @@ def test_the_winner_is_a_config_and_the_best_trial(killed):
     [
         ({"trials": 0}, "trials is 0; expected"),
         ({"network": "forest"}, "'forest' does not exist"),
+        ({"split": "job"}, "holds a search for mem_clf with split programme, not job"),
         ({"seed": 1}, "holds a search for mem_clf with seed 0, not 1"),
         ({"data": "sample:401"}, "holds a search for mem_clf with data sample:400, not sample:401"),
         ({"config": "default"}, "holds a search for mem_clf with config"),
