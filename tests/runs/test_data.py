@@ -59,7 +59,7 @@ def test_what_is_held_out_is_programmes_or_the_newest(jobs, tmp_path):
 
 
 def test_earlier_runs_that_the_test_jobs_could_not_know_are_not_known(jobs, tmp_path):
-    reruns = jobs.assign(timestamp=jobs["timestamp"] - 5)
+    reruns = jobs.assign(timestamp=jobs["timestamp"] - 5, wallclock=jobs["wallclock"] + 1)
     twice = pd.concat([jobs, reruns])
     data = load(twice, tmp_path, split="programme")
     names = data.jobs["ipst"].iloc[data.train]
