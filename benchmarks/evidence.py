@@ -1,6 +1,5 @@
 """`make bench-evidence`: score networks, answers and forests on splits by job, programme and time."""
 
-import hashlib
 import os
 import sys
 import tempfile
@@ -20,11 +19,12 @@ from rich.table import Table
 from benchmarks.figures import Figure, show
 from benchmarks.rivals import WITH_EVIDENCE, Rival, forest_with_evidence, networks_and_answer, random_forest
 from benchmarks.scores import score_of
-from benchmarks.seed_recipe import split_by_bin
 from benchmarks.tables import ROWS
 from calmlflow.console import say, script
+from calmlflow.hst.dataset import programmes
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import needed_bin
+from calmlflow.networks.preprocess import hashed
 from calmlflow.predictor.bundle import Bundle, Predictions, combine
 from calmlflow.predictor.evidence import LEVELS, Finished, build_evidence, fit_strength
 from calmlflow.results.comparison import compare_predictions
@@ -34,6 +34,7 @@ from calmlflow.runs.train import TrainingRequest
 
 SEEDS = (0, 1, 2)
 FOLDS = 5
+TEST_SIZE = 0.2
 RUN = LEVELS.index("run")
 MAX_COLLECTIONS = 10
 """The jobs of a collection have one time. Jobs of more different times were not collected so."""
@@ -106,18 +107,17 @@ def verdict(key: str, row: Mapping[str, float]) -> str:
 
 
 def fold_of_programme(jobs: pd.DataFrame) -> NDArray[np.int64]:
-    """Deal the programmes of jobs to `FOLDS` folds by a hash of their names."""
-    programmes, of_job = np.unique(jobs["ipst"].str[:4].to_numpy(str), return_inverse=True)
-    folds = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % FOLDS for name in programmes]
-    return np.array(folds)[of_job]
+    """Deal the programmes of jobs to `FOLDS` folds by a hash of their names, as `crossval` does."""
+    return (hashed(programmes(jobs["ipst"]), 0) * FOLDS).astype(np.int64)
 
 
 def splits_of(data: TrainingData) -> dict[str, list[TrainingData]]:
     """Train and test jobs of each split; the tests of several parts are scored together."""
-    everyone, bins = np.arange(len(data.jobs)), data.jobs["mem_bin"].to_numpy()
+    everyone, jobs = np.arange(len(data.jobs)), data.jobs
     splits = {}
     for seed in SEEDS:
-        splits[RANDOM.format(seed)] = [hold_out(data, everyone, split_by_bin(bins, 0.2, seed), 1)]
+        is_test = (hashed(jobs["ipst"], seed) < TEST_SIZE).astype(np.int64)
+        splits[RANDOM.format(seed)] = [hold_out(data, everyone, is_test, 1)]
     times, collection = np.unique(data.jobs["timestamp"], return_inverse=True)
     for last in range(1, len(times)) if len(times) <= MAX_COLLECTIONS else ():
         pool = np.flatnonzero(collection <= last)

@@ -54,17 +54,12 @@ class SeedRecipe:
 def load_jobs(data: str, seed: int, test_size: float) -> TrainingData:
     """Read jobs and hold out a share of each memory bin, as trainings did when the stored run was made."""
     everyone = load_training_data(data, seed, None, "job")
-    return hold_out(everyone, everyone.train, split_by_bin(everyone.jobs["mem_bin"].to_numpy(), test_size, seed), 1)
-
-
-def split_by_bin(bins: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
-    """Put a share of the jobs of each memory bin into part 1, and the others into part 0; shape (n,)."""
-    generator = np.random.default_rng(seed)
-    part = np.zeros(len(bins), dtype=np.int64)
+    bins, generator = everyone.jobs["mem_bin"].to_numpy(), np.random.default_rng(seed)
+    is_test = np.zeros(len(bins), dtype=np.int64)
     for value in np.unique(bins):
         members = generator.permutation(np.flatnonzero(bins == value))
-        part[members[: min(max(round(share * len(members)), 1), len(members) - 1)]] = 1
-    return part
+        is_test[members[: min(max(round(test_size * len(members)), 1), len(members) - 1)]] = 1
+    return hold_out(everyone, everyone.train, is_test, 1)
 
 
 def build(network: str) -> keras.Model:

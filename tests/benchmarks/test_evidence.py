@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def data():
-    return load_training_data("sample:600", seed=0, test_size=0.2)
+    return load_training_data("sample:600", seed=0, test_size=0.2, split="job")
 
 
 # -- Splits ---------------------------------------------------------------------------------------------------------
