@@ -191,7 +191,7 @@ def measure_reruns(file: str, data: TrainingData, bundle: Bundle) -> dict[str, p
         answers = np.array([corrected.answers for corrected in with_run])[fold, np.arange(len(fold))]
         both = (
             combine(outputs, bundle.decision, bundle.kill_time, one)
-            for one in (without._replace(answers=answers), without)
+            for one in (with_run[0]._replace(answers=answers), without)
         )
         found[title] = compare(second, *both)
     return found
