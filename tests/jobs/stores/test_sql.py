@@ -31,7 +31,8 @@ def store(uri):
 
 
 def database(uri: str) -> sa.Engine:
-    return sa.create_engine(uri.replace("postgresql://", "postgresql+psycopg://"))
+    # Without a pool: nothing is left open for the garbage collector to complain about.
+    return sa.create_engine(uri.replace("postgresql://", "postgresql+psycopg://"), poolclass=sa.NullPool)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
@@ -184,6 +185,7 @@ def test_the_first_schema_is_brought_up_to_date(uri, tmp_path):
     store.close()
     with database(uri).connect() as connection:
         assert connection.scalar(sa.text(f"SELECT version_num FROM {VERSION_TABLE}")) == HEAD
+    store.close()
 
 
 def test_the_newest_migration_is_what_the_tables_say(uri, store):
@@ -211,7 +213,8 @@ def test_many_who_start_at_once_make_one_schema(uri):
     code = f"from calmlflow.jobs.stores.sql import open_sql; open_sql({uri!r}, create=True).close()"
     started = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(6)]
     assert [(process.communicate()[1], process.returncode) for process in started] == [(b"", 0)] * 6
-    assert open_sql(uri).count(JOBS) == 0
+    with closing(open_sql(uri)) as store:
+        assert store.count(JOBS) == 0
 
 
 def test_it_lives_beside_the_tables_of_others(uri, tmp_path):
@@ -221,7 +224,8 @@ def test_it_lives_beside_the_tables_of_others(uri, tmp_path):
         connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32))")
     with pytest.raises(InputError, match="holds no job records; expected a store that"):
         open_sql(uri)
-    assert open_sql(uri, create=True).count(JOBS) == 0
+    with closing(open_sql(uri, create=True)) as store:
+        assert store.count(JOBS) == 0
     assert {"jobs", "alembic_version", "calcloud_jobs"} <= set(sa.inspect(database(uri)).get_table_names())
 
 
