@@ -155,7 +155,8 @@ def test_spark_answers_with_the_columns_of_the_signature(built, tmp_path):
         line.split(" ", 1) for line in done.stdout.splitlines() if line.split(" ")[0] in ("TYPE", "ANSWERS", "FEW")
     )
     assert said["TYPE"] == (
-        "struct<memBin:bigint,probabilities:array<double>,unseen:boolean,memVal:double,clockTime:bigint,killTime:bigint>"
+        "struct<memBin:bigint,probabilities:array<double>,unseen:boolean,memVal:double,clockTime:bigint,killTime:bigint,"
+        "evidence:struct<programme:bigint,row:bigint,run:bigint,visit:bigint>,warnings:array<string>>"
     )
     found = json.loads(said["ANSWERS"])
     close([found[job["ipppssoot"]] for job in jobs], built.published.expected(*jobs))

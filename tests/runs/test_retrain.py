@@ -358,7 +358,7 @@ def test_of_two_at_once_one_trains(own_server, retrained, folder, jobs):
 def test_a_version_that_the_gate_refuses_fails_the_run_and_changes_no_stage(own_server, retrained, folder):
     before = stages()
     with pytest.raises(CalmlflowError, match="may not go to Staging"):
-        retrain(own_server, saved(draw_sample(60, seed=9), folder / "sixty.csv"), min_new=10)
+        retrain(own_server, saved(draw_sample(300, seed=9), folder / "few.csv"), min_new=10)
     run = latest_run(own_server)
     assert (run.info.status, run.data.tags["retrain.decision"]) == ("FAILED", "trained")
     after = stages()
