@@ -115,10 +115,10 @@ table = spark.createDataFrame([tuple(map(job.get, types)) for job in jobs], ", "
 predict = mlflow.pyfunc.spark_udf(spark, uri, env_manager="local")
 found = table.repartition(2).withColumn("answer", predict(struct(*table.columns)))
 print("TYPE", found.schema["answer"].dataType.simpleString())
-print("ANSWERS", json.dumps({row.ipppssoot: row.answer.asDict() for row in found.collect()}))
+print("ANSWERS", json.dumps({row.ipppssoot: row.answer.asDict(True) for row in found.collect()}))
 few = table.select("ipppssoot", "n_files", "total_mb")
 row = few.withColumn("answer", predict(struct(*few.columns))).where("ipppssoot like 'o%'").first()
-print("FEW", json.dumps(row.answer.asDict()))
+print("FEW", json.dumps(row.answer.asDict(True)))
 spark.stop()
 """
 

@@ -141,7 +141,7 @@ def test_versions_and_run_say_what_was_adopted_and_on_which_jobs_it_was_scored(a
     # The page of the run shows scores with intervals, and the command prints them.
     shown = SCORES["wallclock"]["mae"].text(mae)
     (row,) = re.findall(r"\| wallclock \| mean absolute error \|.*", run.data.tags["mlflow.note.content"])
-    cells = re.fullmatch(rf".*\| {shown} \| ([\d,]+) s \| ([\d,]+) s to ([\d,]+) s \| 1,500 in [\d,]+ \|", row)
+    cells = re.fullmatch(rf".*\| {shown} \| ([\d,]+) s \| ([\d,]+) to ([\d,]+) s \| 1,500 in [\d,]+ \|", row)
     floor, low, high = (int(cell.replace(",", "")) for cell in cells.groups())
     assert floor < mae
     assert low < mae < high
