@@ -25,7 +25,7 @@ from calmlflow.hst.dataset import programmes
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import needed_bin
 from calmlflow.networks.preprocess import hashed
-from calmlflow.predictor.bundle import Bundle, Predictions, combine
+from calmlflow.predictor.bundle import Bundle, Predictions, in_logs
 from calmlflow.predictor.evidence import LEVELS, Finished, build_evidence, fit_strength
 from calmlflow.results.comparison import compare_predictions
 from calmlflow.results.scores import PREDICTED
@@ -172,7 +172,7 @@ def measure_reruns(file: str, data: TrainingData, bundle: Bundle) -> dict[str, p
     second["mem_bin"] = needed_bin(second["memory"])
     features, names, fold = table[list(FEATURES)].to_numpy(float), table["ipst"].to_numpy(), fold_of_programme(table)
     outputs = bundle.run(features)
-    logs = np.hstack([outputs[:, :4], np.log(outputs[:, 4:6])])
+    logs = in_logs(outputs)
     fitted = bundle.evidence
     assert fitted is not None
     strengths = np.array([fitted.strength] * FOLDS)
@@ -189,10 +189,7 @@ def measure_reruns(file: str, data: TrainingData, bundle: Bundle) -> dict[str, p
             for strength, runs in [(fitted.strength, None), *((one, Finished.of(first)) for one in strengths)]
         )
         answers = np.array([corrected.answers for corrected in with_run])[fold, np.arange(len(fold))]
-        both = (
-            combine(outputs, bundle.decision, bundle.kill_time, one)
-            for one in (with_run[0]._replace(answers=answers), without)
-        )
+        both = (bundle.answer(outputs, one) for one in (with_run[0]._replace(answers=answers), without))
         found[title] = compare(second, *both)
     return found
 

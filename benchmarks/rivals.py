@@ -13,7 +13,7 @@ from benchmarks.growth import Fit, fit_networks
 from calmlflow.hst.dataset import INSTRUMENTS
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import LADDER
-from calmlflow.predictor.bundle import Bundle, Predictions, combine
+from calmlflow.predictor.bundle import Bundle, Predictions, combine, in_logs
 from calmlflow.predictor.evidence import Finished, build_evidence, fit_campaign, fit_strength
 from calmlflow.runs.data import TrainingData
 from calmlflow.runs.fit import calibrate, fit_answers
@@ -107,8 +107,7 @@ def forest_with_evidence(forest: Rival, data: TrainingData, bundle: Bundle) -> R
     seconds = forest.fit_seconds + time.perf_counter() - started
     outputs, found = bundle.run(test.features), forest.predictions
     outputs[:, :6] = np.column_stack([found["probabilities"], found["mem_pred"], found["wall_pred"]])
-    logs = np.column_stack([found["probabilities"], np.log(outputs[:, 4:6])])
-    corrected = evidence.correct(logs, test.features, test.names, at=test.timestamp)
+    corrected = evidence.correct(in_logs(outputs), test.features, test.names, at=test.timestamp)
     return Rival(WITH_EVIDENCE, combine(outputs, bundle.decision, kill_time, corrected), seconds)
 
 

@@ -53,6 +53,13 @@ _BINS, _GB, _S, _NEAREST = slice(0, 4), 4, 5, slice(6, 9)
 _N_OUTPUTS = 9
 
 
+def in_logs(outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Outputs of networks in the columns of an answer, shape (n, 6): four probabilities, ln GB and ln s."""
+    # There is no logarithm of what a foreign network may say.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.hstack([outputs[:, _BINS], np.log(outputs[:, _GB : _S + 1])])
+
+
 def combine(
     outputs: NDArray[np.float64],
     decision: Decision | None = None,
@@ -69,7 +76,7 @@ def combine(
         # Exactly 1 where nothing is corrected.
         with np.errstate(invalid="ignore"):
             factors = np.exp(corrected.answers[:, 4:] - corrected.steps[0][:, 4:])
-        # There is no logarithm of what a foreign network may say.
+        # What has no logarithm stays as it is.
         values = values * np.where(np.isfinite(factors), factors, 1.0)
         known, in_programme = corrected.jobs[:, 0] > 0, corrected.in_programme
     rows = outputs[:, _NEAREST]
@@ -222,18 +229,6 @@ class Bundle:
                 known = {**{row: known[row] for row in rows if row in known}, **found}
         return np.array([known[row] for row in rows])
 
-    def answer(
-        self,
-        outputs: NDArray[np.float64],
-        features: ArrayLike,
-        names: Sequence[str] | NDArray[Any] | None = None,
-        finished: Finished | None = None,
-        whole_programme: bool = False,
-    ) -> Predictions:
-        """Answer n jobs by the outputs of `run`; see `predict` and `correct`."""
-        corrected = self.correct(outputs, features, names, finished, whole_programme)
-        return combine(outputs, self.decision, self.kill_time, corrected, self.networks)
-
     def correct(
         self,
         outputs: NDArray[np.float64],
@@ -245,17 +240,21 @@ class Bundle:
         """Correct the outputs of `run` by the evidence, if there is any; see `predict` and `Evidence.correct`."""
         if self.evidence is None:
             return None
-        with np.errstate(divide="ignore", invalid="ignore"):
-            networks = np.hstack([outputs[:, _BINS], np.log(outputs[:, _GB : _S + 1])])
+        answers = in_logs(outputs)
         if finished is None:
-            return self.evidence.correct(networks, features, names)
-        return self.evidence.correct(networks, features, names, finished.observed, whole_programme, finished.timestamp)
+            return self.evidence.correct(answers, features, names)
+        return self.evidence.correct(answers, features, names, finished.observed, whole_programme, finished.timestamp)
+
+    def answer(self, outputs: NDArray[np.float64], corrected: Corrected | None) -> Predictions:
+        """Answer n jobs by the outputs of `run` and by what `correct` makes of them; None: as the networks alone."""
+        return combine(outputs, self.decision, self.kill_time, corrected, self.networks)
 
     def predict(
         self,
         features: ArrayLike,
         names: Sequence[str] | NDArray[Any] | None = None,
         finished: Finished | None = None,
+        whole_programme: bool = False,
     ) -> Predictions:
         """Answer n jobs.
 
@@ -268,8 +267,11 @@ class Bundle:
         finished : Finished, optional
             The jobs, where they are finished: each is answered as of its own time, and left out of its own answer if
             the evidence holds it. Default: the jobs are still to run.
+        whole_programme : bool
+            Leave out all jobs of its programme and row, too.
         """
-        return self.answer(self.run(features), features, names, finished)
+        outputs = self.run(features)
+        return self.answer(outputs, self.correct(outputs, features, names, finished, whole_programme))
 
 
 def _session(model: bytes, network: str) -> onnxruntime.InferenceSession:

@@ -182,8 +182,10 @@ class Evidence:
         left_out = None
         if observed is not None:
             is_own = found.has_run & (found.run == observed[:, _LOGS].astype(np.float32)).all(axis=1)
-            left_out = found.programme if whole_programme else observed * is_own[:, None]
+            left_out = observed * is_own[:, None]
             found = found._replace(has_run=found.has_run & ~is_own)
+        if whole_programme:
+            left_out = found.programme
         if at is not None:
             days = (self.newest - np.asarray(at, dtype=float)) / 86_400
             found = found._replace(shift=found.shift * 0.5 ** (np.maximum(days, 0).reshape(-1, 1) / HALF_LIFE_DAYS))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from calmlflow.hst.features import FEATURES, Features
 from calmlflow.hst.ladder import BIN_NAMES, LADDER
-from calmlflow.predictor.bundle import Bundle, Predictions, combine
+from calmlflow.predictor.bundle import Bundle, Predictions
 from calmlflow.predictor.evidence import KINDS, LEVELS, N_BINS, NEVER, Evidence
 from calmlflow.settings import KILL_TIME_MAX_S, KILL_TIME_MIN_S, NETWORKS
 
@@ -46,7 +46,7 @@ def explain(
         return found
     outputs = bundle.run_known([features])
     corrected = bundle.correct(outputs, [features], [dataset])
-    predictions = combine(outputs, bundle.decision, bundle.kill_time, corrected, bundle.networks)
+    predictions = bundle.answer(outputs, corrected)
     memory_gb, wallclock_s = outputs[0, N_BINS : N_BINS + 2]
     found["levels"].append(_level("networks", outputs[0, :N_BINS], memory_gb, wallclock_s))
     if bundle.evidence and corrected:

@@ -43,7 +43,8 @@ class Serving:
     def answer(self, name: str, features: Features) -> dict[str, Any]:
         if self.bundle is None:
             return fallback_policy()
-        found = self.bundle.answer(self.bundle.run_known([features]), [features], [name])
+        outputs = self.bundle.run_known([features])
+        found = self.bundle.answer(outputs, self.bundle.correct(outputs, [features], [name]))
         return {**as_answers(found)[0], "version": self.version, "source": self.source}
 
 

@@ -37,7 +37,8 @@ class ServedBundle(PythonModel):
         answers = dict.fromkeys(range(len(jobs)), mosaic_policy())
         if asked:
             names, rows = zip(*asked.values(), strict=True)
-            found = as_answers(self.bundle.answer(self.bundle.run_known(rows), rows, names))
+            outputs = self.bundle.run_known(rows)
+            found = as_answers(self.bundle.answer(outputs, self.bundle.correct(outputs, rows, names)))
             answers |= dict(zip(asked, found, strict=True))
         # By columns: from a list of answers, pandas takes twice as long.
         return pd.DataFrame({key: [answer[key] for answer in answers.values()] for key in self.bundle.answer_keys})

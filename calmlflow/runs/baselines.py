@@ -38,8 +38,7 @@ class Champion:
         Too good where its networks were trained on some of them, and where, by time, its evidence is later than they.
         """
         finished = Finished.of(data.jobs.iloc[data.test])
-        outputs, by_programme = self.bundle.run(finished.features), data.split == "programme"
-        return self.bundle.answer(outputs, finished.features, finished.names, finished, by_programme)
+        return self.bundle.predict(finished.features, finished.names, finished, data.split == "programme")
 
 
 def random_forest(data: TrainingData, target: str, seed: int) -> dict[str, float]:

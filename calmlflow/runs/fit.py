@@ -18,7 +18,7 @@ from calmlflow.networks.config import TrainingConfig
 from calmlflow.networks.onnx import export_onnx
 from calmlflow.networks.rows import distinct_rows
 from calmlflow.networks.training import train_network
-from calmlflow.predictor.bundle import Bundle, Predictions, combine
+from calmlflow.predictor.bundle import Bundle, Predictions, combine, in_logs
 from calmlflow.predictor.decision import fit_decision
 from calmlflow.predictor.evidence import (
     DEFAULT_STRENGTH,
@@ -66,6 +66,7 @@ class AnswerFit:
     results: dict[str, ClassificationResults | RegressionResults]  # by target
     scores: dict[str, dict[str, float]]
     networks: Predictions  # of the same networks without evidence
+    warning: str  # where jobs are too few to calibrate kill times
 
 
 def fit_network(
@@ -92,12 +93,7 @@ def fit_network(
         tables["decision.json"] = fit_decision(values, wallclock_s, seen.row_of_job, risk).to_json()
     if network == "wall_reg":
         kill_time = fit_kill_time(trained.left_out[:, 0], values, seen.row_of_job)
-        tables["killtime.json"] = kill_time.to_json()
-        if kill_time.held_coverage < kill_time.coverage:
-            warning = (
-                f"warning: {min(kill_time.jobs):,} jobs to calibrate kill times on are too few for "
-                f"{kill_time.coverage:.1%}; they cover {kill_time.held_coverage:.1%}"
-            )
+        tables["killtime.json"], warning = kill_time.to_json(), coverage_warning(kill_time)
     (models / network).mkdir(parents=True)
     trained.model.save(models / network / f"{network}.keras")
     fit = export_and_score(network, trained.model, data, tables, models, trained.history)
@@ -119,32 +115,36 @@ def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champ
     """
     alone = Bundle.load(models)
     outputs = alone.run(data.rows.features)[data.rows.row_of_job]
+    said = in_logs(outputs)
     # In place of a network that was not trained here, what it answers; it may know these jobs.
-    columns = np.hstack([outputs[:, :4], np.log(outputs[:, 4:6])])[data.train]
+    out_of_fold = said[data.train]
     for network, kept in {"mem_clf": slice(0, 4), "mem_reg": slice(4, 5), "wall_reg": slice(5, 6)}.items():
         if network in fits and (left_out := fits[network].left_out) is not None:
-            columns[:, kept] = left_out if network == "mem_clf" else np.log(left_out)
+            out_of_fold[:, kept] = left_out if network == "mem_clf" else np.log(left_out)
     finished = Finished.of(data.jobs.iloc[data.train])
-    strength = fit_strength(columns, finished, Finished.of(data.earlier))
+    strength = fit_strength(out_of_fold, finished, Finished.of(data.earlier))
     # What a network answers to jobs that it knows fits no strength.
     taken = [network not in fits for network in NETWORKS]
     strength[:, taken] = (champion.strength if champion else DEFAULT_STRENGTH)[:, taken]
-    shift = fit_campaign(columns, finished, strength, time.time())
+    shift = fit_campaign(out_of_fold, finished, strength, time.time())
+    runs = Finished.of(data.jobs.iloc[data.train], data.earlier)
+    measured, kill_time, warning = build_evidence(finished, strength, shift, runs), alone.kill_time, ""
 
     if "wall_reg" in fits:
         # A row that no finished job has gets the longest kill time anyway.
         known_rows = np.isin(row_codes(data.killed[list(FEATURES)]), row_codes(finished.features))
         killed = Finished.of(data.killed[known_rows & (data.killed["wallclock"] > 0)])
-        said = alone.run(killed.features)
-        answers = np.vstack([columns, np.hstack([said[:, :4], np.log(said[:, 4:6])])])
-        kill_time = calibrate(build_evidence(finished, strength, shift), answers, finished, killed)
+        answers = np.vstack([out_of_fold, in_logs(alone.run(killed.features))])
+        kill_time = calibrate(measured, answers, finished, killed)
+        warning = coverage_warning(kill_time)
         (models / "killtime.json").write_text(kill_time.to_json())
-    runs = Finished.of(data.jobs.iloc[data.train], data.earlier)
-    _write_evidence(build_evidence(finished, strength, shift, runs), models)
     everyone = Finished.of(data.jobs)
-    bundle = Bundle.load(models)
-    predictions = bundle.answer(outputs, data.features, everyone.names, everyone)
-    _write_evidence(build_evidence(everyone, strength, shift), models)
+    corrected = measured.correct(said, data.features, everyone.names, everyone.observed, at=everyone.timestamp)
+    predictions = combine(outputs, alone.decision, kill_time, corrected)
+    for name, content in build_evidence(everyone, strength, shift).files().items():
+        (models / name).parent.mkdir(exist_ok=True)
+        (models / name).write_bytes(content)
+    write_manifest(models)
 
     jobs, scored = data.jobs.iloc[data.test], NETWORKS if len(data.test) else ()
     of_test = {name: column[data.test] for name, column in predictions.items()}
@@ -152,7 +152,8 @@ def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champ
         predictions,
         {TARGETS[name]: network_results(name, jobs, of_test[ANSWERS[name]], None, ()) for name in scored},
         {TARGETS[name]: score_predictions(TARGETS[name], jobs, of_test) for name in scored},
-        combine(outputs, alone.decision, alone.kill_time),
+        alone.answer(outputs, None),
+        warning,
     )
 
 
@@ -167,32 +168,31 @@ def calibrate(
     n = len(finished.names)
     found = []
     for whole_programme in (False, True):
-        of_finished = evidence.correct(
-            answers[:n], finished.features, finished.names, finished.observed, whole_programme, finished.timestamp
-        )
-        nothing = np.zeros((len(killed.names), answers.shape[1])) if whole_programme else None
-        of_killed = evidence.correct(
-            answers[n:], killed.features, killed.names, nothing, whole_programme, killed.timestamp
+        of_finished, of_killed = (
+            evidence.correct(said, jobs.features, jobs.names, observed, whole_programme, jobs.timestamp)
+            for said, jobs, observed in ((answers[:n], finished, finished.observed), (answers[n:], killed, None))
         )
         predicted_s = np.exp(np.append(of_finished.answers[:, 5], of_killed.answers[:, 5]))
         found.append((predicted_s, np.append(of_finished.jobs[:, 1], of_killed.in_programme)))
     known, (new_s, _) = found
-    rows = distinct_rows(np.vstack([finished.features, killed.features]))
     return fit_kill_time(
         new_s,
         np.append(finished.wallclock_s, killed.wallclock_s),
-        rows.row_of_job,
+        distinct_rows(np.vstack([finished.features, killed.features])).row_of_job,
         programmes([*finished.names, *killed.names]),
         known,
         was_killed=np.arange(len(new_s)) >= n,
     )
 
 
-def _write_evidence(evidence: Evidence, models: Path) -> None:
-    for name, content in evidence.files().items():
-        (models / name).parent.mkdir(exist_ok=True)
-        (models / name).write_bytes(content)
-    write_manifest(models)
+def coverage_warning(kill_time: KillTime) -> str:
+    """A sentence where jobs are too few to keep the promise of kill times."""
+    if kill_time.held_coverage >= kill_time.coverage:
+        return ""
+    return (
+        f"warning: {min(kill_time.jobs):,} jobs to calibrate kill times on are too few for {kill_time.coverage:.1%}; "
+        f"they cover {kill_time.held_coverage:.1%}"
+    )
 
 
 def export_and_score(

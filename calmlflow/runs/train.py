@@ -176,8 +176,8 @@ def train(
                     fits[network] = fit
                     clock.lap("references")
 
-                    # Write and log.
-                    if fit.warning:
+                    # Write and log. With evidence, the kill times that are served are judged below.
+                    if fit.warning and not bundle:
                         say(fit.warning)
                     write_results(fit.results, tree.partial / "results" / target)
                     figures[target] = _network_plots(network, fit, data, models)
@@ -199,6 +199,8 @@ def train(
                 if found and taken:
                     assemble(models, found.folder)
                 answer = fit_answers(fits, judged, models, champion_evidence)
+                if answer.warning:
+                    say(answer.warning)
                 predictions = answer.networks
                 own_scores = answer.scores
                 for target, results in answer.results.items():

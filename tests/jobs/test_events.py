@@ -1,4 +1,4 @@
-"""What tells ingest of finished jobs: trigger files, names, and anything else that a Lambda may be called with."""
+"""Events that tell ingest of finished jobs: trigger files, names, and anything else that a Lambda may be given."""
 
 import pytest
 from hypothesis import given

@@ -208,7 +208,7 @@ def test_what_has_no_logarithm_stays_what_the_network_says(folder, said):
     bundle = Bundle.load(folder)
     outputs = bundle.run(FEATURES)
     outputs[0, 4:6] = said
-    found = bundle.answer(outputs, FEATURES, NAMES)
+    found = bundle.answer(outputs, bundle.correct(outputs, FEATURES, NAMES))
     assert found["mem_pred"][0] == pytest.approx(said, nan_ok=True)
     assert np.isfinite(found["mem_pred"][1:]).all()
 

@@ -1,4 +1,4 @@
-"""What `calmlflow stages` shows, from versions of the real server: all that their tags say, and no more."""
+"""The table of `calmlflow stages`, from versions of the real server: all that their tags say, and no more."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What the registry holds, read by plain HTTP or by MLflow; versions by whatever a user calls them."""
+"""Versions of the registry, read by plain HTTP or by MLflow, and found by whatever a user calls them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a network is held against: scored like it, on the same split."""
+"""Rivals of a network: scored like it, on the same split."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What a training warns of before it begins."""
+"""Warnings of a training before it begins."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What the members of an ensemble say, asked of Keras one by one."""
+"""Answers of the members of an ensemble, asked of Keras one by one."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""What S3 tells of new objects, whatever the handler: where, how large, and what is wrong with a record."""
+"""Records of S3 about new objects, whatever the handler: their place and size, and the faults of a record."""
 
 from urllib.parse import quote_plus
 

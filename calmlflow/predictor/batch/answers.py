@@ -47,7 +47,7 @@ def _answers(bundle: Bundle, features: NDArray[np.int64], names: pa.Array) -> ND
     """The numbers of `SCHEMA` from ``bin_pred`` on, shape (n, 12); NaN for a missing one."""
     _, first, row_of_job = np.unique(row_codes(features), return_index=True, return_inverse=True)
     outputs = bundle.run_known([Features(*row) for row in features[first].tolist()])[row_of_job]
-    found = bundle.answer(outputs, features, names.to_numpy(zero_copy_only=False))
+    found = bundle.answer(outputs, bundle.correct(outputs, features, names.to_numpy(zero_copy_only=False)))
     nothing = np.full((len(features), len(BIN_NAMES)), np.nan)
     counts = found.get("evidence", np.zeros((len(features), len(COUNTED))))
     columns = [found.get(name, nothing[:, 0]) for name in _COLUMNS]
