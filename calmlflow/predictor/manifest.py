@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from calmlflow.errors import InputError
+from calmlflow.predictor.evidence import FOLDER as EVIDENCE
 from calmlflow.settings import NETWORKS
 
 MANIFEST = "bundle.json"
@@ -85,7 +86,7 @@ def write_manifest(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     digests = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     has_own_tables = any(f"{network}/{table}" in digests for network in networks for table in OWN_TABLES)
-    has_evidence = any(name.startswith("evidence/") for name in digests)
+    has_evidence = any(name.startswith(f"{EVIDENCE}/") for name in digests)
     manifest = {"format": 3 if has_evidence else 2 if has_own_tables else 1, "networks": networks, "sha256": digests}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
 
