@@ -9,6 +9,9 @@ from calmlflow.hst.ladder import needed_bin
 
 MAX_METRICS_FILE_BYTES = 1_048_576
 
+KILLS = ("time", "memory", "machine", "failed")
+"""What ends a job early: its kill time, lack of memory, its machine, or a failure of its own."""
+
 _ELAPSED = "Elapsed (wall clock) time (h:mm:ss or m:ss)"
 _RESIDENT = "Maximum resident set size (kbytes)"
 _STATUS = "Exit status"

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from calmlflow.hst.dataset import INSTRUMENTS
 from calmlflow.hst.ladder import BIN_NAMES
+from calmlflow.hst.resources import KILLS
 from calmlflow.jobs.killed import killed_jobs
-from calmlflow.jobs.records import KILLS
 from calmlflow.jobs.stores.base import JOBS, MOSAICS, PREDICTIONS, QUARANTINE, Source, Table
 
 DAY_S = 86_400
@@ -101,9 +101,9 @@ def check_health(store: Source, max_age_s: float | None, now: float | None = Non
     by_day = np.bincount(days_back[days_back < WINDOW_DAYS].astype(int), minlength=WINDOW_DAYS)
 
     kills = killed_jobs(store, moment)
-    is_late = kills["timestamp"] > moment - WINDOW_DAYS * DAY_S
     kinds = entries["resolved_at"].isna().groupby(entries["kind"].fillna("unknown")).sum()
     since = moment - WINDOW_DAYS * DAY_S
+    is_recent = kills["timestamp"] > since
     health = Health(
         store=store.name,
         moment=moment,
@@ -111,7 +111,7 @@ def check_health(store: Source, max_age_s: float | None, now: float | None = Non
         mosaics=len(mosaics),
         predictions=store.count(PREDICTIONS),
         killed={kind: int(kills["kind"].eq(kind).sum()) for kind in KILLS},
-        killed_7d={kind: int(kills["kind"][is_late].eq(kind).sum()) for kind in KILLS},
+        killed_7d={kind: int(kills["kind"][is_recent].eq(kind).sum()) for kind in KILLS},
         table=table.astype(np.int64),
         newest=str(jobs["ipst"].iloc[times.argmax()]) if newest_time else "",
         newest_age_s=max(moment - newest_time, 0) if newest_time else None,

@@ -17,7 +17,15 @@ from calmlflow.hst.dataset import Dataset, parse_dataset
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, job_features, parse_control
 from calmlflow.hst.resources import MAX_METRICS_FILE_BYTES, StepFailedError, job_targets
 from calmlflow.jobs.events import FailedJob
-from calmlflow.jobs.killed import FILE_MISSING, STEP_FAILED, STEPS, find_killed, killed_jobs, told_by_files
+from calmlflow.jobs.killed import (
+    FILE_MISSING,
+    SHOWN_BYTES,
+    STEP_FAILED,
+    STEPS,
+    find_killed,
+    killed_jobs,
+    told_by_files,
+)
 from calmlflow.jobs.quarantine import IMPOSSIBLE
 from calmlflow.jobs.stores.base import JOBS, MOSAICS, PREDICTIONS, QUARANTINE, Store
 from calmlflow.jobs.upsert import Batch, Counts, upsert
@@ -47,7 +55,6 @@ NO_DATASET = "no dataset"
 BAD_CONTROL = "bad control file"
 BAD_METRICS = "bad metrics file"
 _ALWAYS = -math.inf
-_SHOWN_BYTES = 2_000
 
 
 @dataclass(frozen=True)
@@ -162,12 +169,7 @@ def ingest(
     started = time.perf_counter()
     client = client or new_client(connections=WORKERS)
     source = f"s3://{bucket}"
-    if isinstance(datasets, str):
-        pages = list_pages(client, S3Object(bucket, "outputs/"), "a bucket of finished jobs", Delimiter="/")
-        folders = [folder["Prefix"] for page in pages for folder in page.get("CommonPrefixes", ())]
-        names = sorted(folder.removeprefix("outputs/").removesuffix("/") for folder in folders)
-    else:
-        names = list(dict.fromkeys(datasets))
+    names = sorted(_folders(client, bucket, "outputs/")) if isinstance(datasets, str) else list(dict.fromkeys(datasets))
     plan = _plan(store, names, source, retry_quarantine) if datasets == "new" else dict.fromkeys(names, _ALWAYS)
     if isinstance(datasets, str):
         vanished = _vanished(store, client, bucket, names)
@@ -199,8 +201,7 @@ def ingest_failure(store: Store, failed: FailedJob, client: Any = None) -> Inges
     job = parse_dataset(failed.name)
     with suppress(InputError):
         if failed.bucket and not job.is_hap:
-            target = S3Object(failed.bucket, job.control_key)
-            control = read_object(client or new_client(), target, MAX_CONTROL_FILE_BYTES, "a control file")
+            control = _read_control(client or new_client(), failed.bucket, job)
             features = job_features(failed.name, parse_control(control))._asdict()
     killed = find_killed(store, [{**kill, **features} for kill in failed.kills])
     refused = pd.DataFrame()
@@ -232,26 +233,30 @@ def _plan(store: Store, names: Iterable[str], source: str, retry_quarantine: boo
     return {name: refused.get(name, dismissed.get(name, _ALWAYS)) for name in wanted}
 
 
-def _vanished(store: Store, client: Any, bucket: str, there: Iterable[str]) -> list[str]:
+def _folders(client: Any, bucket: str, prefix: str) -> list[str]:
+    """Datasets that have a folder below a prefix."""
+    pages = list_pages(client, S3Object(bucket, prefix), "a bucket of finished jobs", Delimiter="/")
+    folders = (folder["Prefix"] for page in pages for folder in page.get("CommonPrefixes", ()))
+    return [folder.removeprefix(prefix).removesuffix("/") for folder in folders]
+
+
+def _vanished(store: Store, client: Any, bucket: str, there: list[str]) -> list[str]:
     """Jobs of this bucket that were sized, and of which nothing is heard after twice their kill time."""
-    now, sized = time.time(), dict[str, float]()
-    for part in store.read(PREDICTIONS, ["ipst", "timestamp", "kill_time"]):
-        is_late = (part["timestamp"] + 2 * part["kill_time"].astype(float)) < now
-        for name, moment in zip(part["ipst"][is_late], part["timestamp"][is_late], strict=True):
-            sized[name] = max(moment, sized.get(name, 0.0))
-    heard = {*there}
-    if not sized.keys() - heard:
+    parts = list(store.read(PREDICTIONS, ["ipst", "timestamp", "kill_time"]))
+    if not parts:
+        return []
+    # A job that was sized anew may still run.
+    sized = pd.concat(parts).sort_values("timestamp").drop_duplicates("ipst", keep="last")
+    is_late = sized["timestamp"] + 2 * sized["kill_time"].astype(float) < time.time()
+    late = sized[is_late & ~sized["ipst"].isin(there)].set_index("ipst")["timestamp"]
+    if late.empty:
         return []
     for table in (JOBS, MOSAICS, QUARANTINE):
         for part in store.read(table, ["ipst", "timestamp"]):
-            ended = part["ipst"].map(sized) <= (math.inf if table is QUARANTINE else part["timestamp"].astype(float))
-            heard.update(part["ipst"][ended.fillna(False)])
-    if not (late := sized.keys() - heard):
-        return []
+            heard = part["ipst"].map(late) <= (math.inf if table is QUARANTINE else part["timestamp"].astype(float))
+            late = late[~late.index.isin(part["ipst"][heard])]
     # A prediction may be for a plan that was never carried out: a job has a control file.
-    pages = list_pages(client, S3Object(bucket, "control/"), "a bucket of finished jobs", Delimiter="/")
-    folders = (folder["Prefix"] for page in pages for folder in page.get("CommonPrefixes", ()))
-    return sorted(late & {folder.removeprefix("control/").removesuffix("/") for folder in folders})
+    return sorted({*late.index} & {*_folders(client, bucket, "control/")}) if len(late) else []
 
 
 def _store(store: Store, outcomes: list[Outcome | None], source: str, begun: float) -> Ingested:
@@ -309,14 +314,13 @@ def read_finished(client: Any, bucket: str, name: str) -> Found | Refused:
             target = S3Object(bucket, _metrics_key(name, step))
             metrics[step] = read_content(client, target, MAX_METRICS_FILE_BYTES, "the output of time --verbose")
         targets = job_targets(name, *(metrics[step].data for step in STEPS))
-        timestamp = int(max(content.modified for content in metrics.values()))
-        used = {"ipst": name, "timestamp": timestamp, "wallclock": targets.wallclock, "memory": targets.memory}
+        used = {"ipst": name, "timestamp": _newest(metrics), "wallclock": targets.wallclock, "memory": targets.memory}
         if job.is_hap:
             pages = list_pages(client, S3Object(bucket, f"outputs/{name}/"), "the outputs of a job")
             size = sum(item["Size"] for page in pages for item in page.get("Contents", ()))
             return Found({**used, "disk": size / 1e9}, True)
-        kind, target = BAD_CONTROL, S3Object(bucket, job.control_key)
-        control = read_object(client, target, MAX_CONTROL_FILE_BYTES, "a control file")
+        kind = BAD_CONTROL
+        control = _read_control(client, bucket, job)
         features = job_features(name, parse_control(control))
         record = {**used, **features._asdict(), "mem_bin": targets.mem_bin}
         return Found(record, False, _told(name, metrics, control))
@@ -331,21 +335,27 @@ def read_finished(client: Any, bucket: str, name: str) -> Found | Refused:
             kind = STEP_FAILED
         if is_step and kind != BAD_METRICS and not job.is_hap:
             with suppress(InputError):
-                control = read_object(
-                    client, S3Object(bucket, job.control_key), MAX_CONTROL_FILE_BYTES, "a control file"
-                )
+                control = _read_control(client, bucket, job)
             kills = _told(name, metrics, control)
-        newest = max((int(content.modified) for content in metrics.values()), default=None)
         # The beginnings of the files that were read.
         files = {f"{step}_metrics.txt": content.data for step, content in metrics.items()}
         files |= {"control": control} if control is not None else {}
-        shown = {name: data[:_SHOWN_BYTES].decode(errors="replace") for name, data in files.items()}
-        return Refused(name, kind, str(error), newest, json.dumps(shown), kills)
+        shown = {name: data[:SHOWN_BYTES].decode(errors="replace") for name, data in files.items()}
+        return Refused(name, kind, str(error), _newest(metrics), json.dumps(shown), kills)
 
 
 def _told(name: str, metrics: Mapping[str, Content], control: bytes | None) -> tuple[Mapping[str, Any], ...]:
-    newest = max((int(content.modified) for content in metrics.values()), default=None)
-    return tuple(told_by_files(name, {step: content.data for step, content in metrics.items()}, newest, control))
+    texts = {step: content.data for step, content in metrics.items()}
+    return tuple(told_by_files(name, texts, _newest(metrics), control))
+
+
+def _newest(metrics: Mapping[str, Content]) -> int | None:
+    """Time of the newest file."""
+    return max((int(content.modified) for content in metrics.values()), default=None)
+
+
+def _read_control(client: Any, bucket: str, job: Dataset) -> bytes:
+    return read_object(client, S3Object(bucket, job.control_key), MAX_CONTROL_FILE_BYTES, "a control file")
 
 
 def _metrics_key(name: str, step: str) -> str:

@@ -1,7 +1,6 @@
 """Find out what killed a job, keep killed jobs in a store, and read them."""
 
 import json
-import math
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -31,6 +30,9 @@ NO_METRICS = "no metrics files after twice the kill time"
 BATCH = "Batch: "
 """Beginning of reasons that Batch gave."""
 
+SHOWN_BYTES = 2_000
+"""A quarantine entry shows so much of the beginning of a file."""
+
 SAME_RUN_S = 600
 """Kills of one dataset that are no further apart are one kill, seen twice: by Batch and in the metrics files."""
 
@@ -43,8 +45,6 @@ _MEMORY_STATUSES = (31, 32, 33, 34)
 _KILLED, _TERMINATED = 137, 143
 _STATUS = re.compile(r"says exit status ([0-9]{1,5});")
 _METRICS_MISSING = re.compile(r"/outputs/[^/]+/[a-z]+_metrics\.txt cannot be read")
-# Longer texts in the quarantine may be cut off.
-_MAX_SHOWN = 2_000
 
 
 def read_killed(uri: str) -> pd.DataFrame:
@@ -98,12 +98,11 @@ def find_killed(source: Source, told: Iterable[Mapping[str, Any]], now: float | 
     """
     moment = time.time() if now is None else now
     told = list(told)
-    answers: dict[str, list[dict[str, Any]]] = {}
+    answers: dict[Any, list[dict[Any, Any]]] = {}
     if told:
         predictions = source.get(PREDICTIONS, {one["ipst"] for one in told}).sort_values("timestamp")
         plain = predictions.astype(object).where(predictions.notna(), None)
-        for answer in plain.to_dict("records"):
-            answers.setdefault(str(answer["ipst"]), []).append({str(name): cell for name, cell in answer.items()})
+        answers = {name: part.to_dict("records") for name, part in plain.groupby("ipst")}
     rows = [_judge(one, answers.get(one["ipst"], []), moment) for one in told]
     return conform(pd.DataFrame([row for row in rows if row]), KILLED).drop_duplicates(list(KILLED.key))
 
@@ -159,12 +158,12 @@ def told_by_files(
                     }
                 )
             after_s += usage.elapsed_s
-        # The step after a failed one has nothing to work on.
-        if told:
-            break
         before = runs[-1]
+        # The step after a failed one has nothing to work on.
+        if before.exit_status != 0:
+            break
     else:
-        # Every file that is there tells of success.
+        # Every file that is there ends with success.
         told += [{}] if len(metrics) < len(STEPS) else []
     features = {}
     with suppress(InputError):
@@ -177,30 +176,29 @@ def told_by_files(
 
 def kind_of(exit_status: int, wallclock_s: float | None, kill_time_s: float | None) -> str:
     """What ended a job with an exit status, given the time it ran and the kill time it had, where known."""
-    known = bool(wallclock_s and kill_time_s)
-    at_limit = known and (wallclock_s or 0) >= _NEARLY * (kill_time_s or 0)
+    share = wallclock_s / kill_time_s if wallclock_s and kill_time_s else None
     if exit_status == _KILLED:
-        return "time" if at_limit else "memory"
+        return "time" if share is not None and share >= _NEARLY else "memory"
     if exit_status == _TERMINATED:
-        return "time" if at_limit or not known else "machine"
+        return "machine" if share is not None and share < _NEARLY else "time"
     return "memory" if exit_status in _MEMORY_STATUSES else "failed"
 
 
-def _judge(told: Mapping[str, Any], answers: list[dict[str, Any]], now: float) -> dict[str, Any] | None:
-    timestamp, kind, status = told.get("timestamp"), told.get("kind"), told.get("exit_status")
+def _judge(told: Mapping[str, Any], answers: list[dict[Any, Any]], now: float) -> dict[str, Any] | None:
+    row: dict[str, Any] = {name: told.get(name) for name in KILLED.columns}
+    kind, status = row["kind"], told.get("exit_status")
     is_seen = kind is not None or status is not None
-    latest = now if not is_seen or timestamp is None else timestamp + _CLOCKS_APART_S
-    answer: dict[str, Any] = next((one for one in reversed(answers) if one["timestamp"] <= latest), {})
+    if is_seen and row["timestamp"] is None:
+        return None
+    latest = row["timestamp"] + _CLOCKS_APART_S if is_seen else now
+    answer: dict[Any, Any] = next((one for one in reversed(answers) if one["timestamp"] <= latest), {})
     kill_time = answer.get("kill_time")
-    row = {name: told.get(name) for name in KILLED.columns}
     if not is_seen:
         if kill_time is None or now < answer["timestamp"] + 2 * kill_time:
             return None
         row |= {"timestamp": int(answer["timestamp"] + kill_time), "kind": "time", "reason": NO_METRICS}
     elif kind is None:
-        row["kind"] = kind_of(int(told["exit_status"]), row["wallclock"], kill_time)
-    if row["timestamp"] is None:
-        return None
+        row["kind"] = kind_of(told["exit_status"], row["wallclock"], kill_time)
     # A job that was killed for a limit needs at least the limit.
     if row["kind"] == "time" and kill_time is not None:
         row["wallclock"] = max(row["wallclock"] or 0.0, float(kill_time))
@@ -236,19 +234,20 @@ def _files_of(record: object) -> dict[str, str]:
     except (ValueError, RecursionError):
         return {}
     found = files.items() if isinstance(files, dict) else ()
-    return {str(name): text for name, text in found if isinstance(text, str) and len(text) < _MAX_SHOWN}
+    texts = {str(name): text for name, text in found if isinstance(text, str)}
+    # Longer ones are cut off.
+    return {name: text for name, text in texts.items() if len(text.encode(errors="replace")) < SHOWN_BYTES}
 
 
 def _same_kill(rows: pd.DataFrame, others: pd.DataFrame) -> pd.Series:
     """Index of the nearest kill of the same dataset, at most `SAME_RUN_S` away; NaN where there is none."""
-    times: dict[str, list[tuple[int, int]]] = {}
-    for at, name, timestamp in zip(others.index, others["ipst"], others["timestamp"], strict=True):
-        times.setdefault(name, []).append((int(timestamp), int(at)))
-    nearest = []
-    for name, timestamp in zip(rows["ipst"], rows["timestamp"], strict=True):
-        away, at = min(((abs(other - int(timestamp)), at) for other, at in times.get(name, ())), default=(math.inf, -1))
-        nearest.append(float(at) if away <= SAME_RUN_S else math.nan)
-    return pd.Series(nearest, index=rows.index, dtype=float)
+    these, those = (
+        kills[["ipst", "timestamp"]].astype({"timestamp": "int64"}).sort_values("timestamp") for kills in (rows, others)
+    )
+    nearest = pd.merge_asof(
+        these, those.assign(at=those.index), on="timestamp", by="ipst", direction="nearest", tolerance=SAME_RUN_S
+    )
+    return pd.Series(nearest["at"].to_numpy(dtype=float), index=these.index).reindex(rows.index)
 
 
 def _knowledge(rows: pd.DataFrame) -> pd.Series:

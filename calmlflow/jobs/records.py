@@ -12,6 +12,7 @@ from calmlflow.errors import InputError
 from calmlflow.hst.dataset import INSTRUMENT_CODES, INSTRUMENTS
 from calmlflow.hst.features import FEATURES, MAX_FILES, MAX_TOTAL_MB
 from calmlflow.hst.ladder import LADDER, needed_bin
+from calmlflow.hst.resources import KILLS
 
 COLUMNS = ("ipst", "timestamp", *FEATURES, "wallclock", "memory", "mem_bin")
 """Columns of every table of job records, in order."""
@@ -38,8 +39,8 @@ def _whole(low: int, high: int) -> pa.Check:
     )
 
 
-def _number(low: float, high: float, error: str) -> pa.Check:
-    return pa.Check(lambda cells: cells.between(low, high), error=error, ignore_na=False)
+def _number(low: float, high: float, error: str, ignore_na: bool = False) -> pa.Check:
+    return pa.Check(lambda cells: cells.between(low, high), error=error, ignore_na=ignore_na)
 
 
 _CHECKS: dict[str, list[pa.Check]] = {
@@ -77,23 +78,14 @@ RECORDS = pa.DataFrameSchema(
 )
 _MOSAICS = RECORDS.select_columns(["timestamp", "wallclock", "memory"])
 
-KILLS = ("time", "memory", "machine", "failed")
-"""What ends a job early: its kill time, lack of memory, its machine, or a failure of its own."""
-
 # What a killed job had reached may be little, and may be unknown.
-_REACHED = {
-    "wallclock": pa.Check(
-        lambda cells: cells.between(0, MAX_WALLCLOCK_S), error=f"is not a number of seconds, 0 to {MAX_WALLCLOCK_S}"
-    ),
-    "memory": pa.Check(
-        lambda cells: cells.between(0, MAX_MEMORY_GB), error=f"is not a number of GB, 0 to {MAX_MEMORY_GB}"
-    ),
+_KILLED_CHECKS = {
+    "kind": pa.Check.isin(KILLS, error=f"is none of {', '.join(KILLS)}", ignore_na=False),
+    "wallclock": _number(0, MAX_WALLCLOCK_S, f"is not a number of seconds, 0 to {MAX_WALLCLOCK_S}", ignore_na=True),
+    "memory": _number(0, MAX_MEMORY_GB, f"is not a number of GB, 0 to {MAX_MEMORY_GB}", ignore_na=True),
 }
 _KILLED = RECORDS.select_columns(["ipst", "timestamp", *FEATURES]).add_columns(
-    {
-        "kind": pa.Column(checks=pa.Check.isin(KILLS, error=f"is none of {', '.join(KILLS)}", ignore_na=False)),
-        **{name: pa.Column(checks=check, nullable=True) for name, check in _REACHED.items()},
-    }
+    {name: pa.Column(checks=check, nullable=True) for name, check in _KILLED_CHECKS.items()}
 )
 
 
@@ -126,7 +118,7 @@ class Checked:
         """
         if self.quarantine.empty:
             return self.valid[:0]
-        earlier = record_cells(self.quarantine[self.quarantine["reason"] == SUPERSEDED])[list(COLUMNS)]
+        earlier = record_cells(self.quarantine[self.quarantine["reason"] == SUPERSEDED])
         newest = self.valid.set_index("ipst").loc[earlier["ipst"], ["memory", "wallclock"]].to_numpy()
         return earlier[(earlier[["memory", "wallclock"]].to_numpy() != newest).any(axis=1)].reset_index(drop=True)
 

@@ -243,6 +243,14 @@ def test_killed_jobs_are_kept_beside_the_quarantine_with_what_they_had_reached(s
         pd.testing.assert_frame_equal(contents(store, KILLED), killed.reset_index())
 
 
+def test_a_job_that_was_sized_anew_may_still_run(s3, bucket, store):
+    put_job(s3, bucket, "jrunning0", process=None, preview=None)
+    size(store, "jrunning0")
+    size(store, "jrunning0", age_s=60)
+    assert ingest(store, bucket).total == 0
+    assert open_entries(store).empty
+
+
 def test_a_killed_job_that_finishes_has_a_record_and_stays_killed(s3, bucket, store):
     put_job(s3, bucket, "j8c601020", process=metrics("0:41.00", status=137))
     ingest(store, bucket)

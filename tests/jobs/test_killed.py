@@ -99,7 +99,11 @@ def test_a_job_that_left_nothing_was_killed_by_time_once_twice_its_kill_time_has
     ({"process": metrics("0:41.00", 1_000_000, 137)}, [(137, 41.0, 1.0, 1700)]),
     ({"process": metrics("0:41.00", 1_000_000, 137), "preview": metrics(status=1)}, [(137, 41.0, 1.0, 1700)]),
     ({"process": metrics("0:40.00", 1_000_000), "preview": metrics("0:02.00", 500_000, 143)}, [(143, 42.0, 1.5, 1700)]),
-    ({"process": metrics("0:41.00", 1_000_000, 137) + metrics("1:40.00")}, [(137, 41.0, 1.0, 1600)]),
+    # A run after the kill went well, and the next step failed.
+    ({"process": metrics("0:41.00", 1_000_000, 137) + metrics("1:40.00", 1_000_000), "preview":
+      metrics("0:02.00", 500_000, 1)}, [(137, 41.0, 1.0, 1600), (1, 102.0, 1.5, 1700)]),
+    ({"process": metrics("0:41.00", 1_000_000, 137) + metrics("1:40.00")},
+     [(137, 41.0, 1.0, 1600), (None, None, None, None)]),
     ({"process": metrics(), "preview": metrics()}, []),
     ({"process": "rubbish"}, []),
     ({"process": metrics()}, [(None, None, None, None)]),
@@ -160,6 +164,7 @@ def test_what_breaks_the_schema_is_quarantined(store, cells, reason):
     (told,) = list_open(store)
     assert told["ipst"] == JOB
     assert reason in told["reason"]
+    assert ";" not in told["reason"]
 
 
 # -- Reading --------------------------------------------------------------------------------------------------------

@@ -121,8 +121,10 @@ def _open_table(name: str, uri: str | Path, shown: str = "", close: Callable[[],
 
 def _read_beside(uri: str | Path) -> Iterator[pd.DataFrame]:
     """The killed jobs beside a table; none where there is no such file."""
+    if not str(uri).lower().endswith(SUFFIXES):
+        return
     beside = _beside(str(uri))
-    if not str(uri).lower().endswith(SUFFIXES) or not (beside.startswith("s3://") or Path(beside).is_file()):
+    if not (beside.startswith("s3://") or Path(beside).is_file()):
         return
     with suppress(NoSuchObjectError), open_table(beside, ("ipst", "kind", "reason"), KILLED.columns) as opened:
         for batch in opened.batches(CHUNK_ROWS):
@@ -130,7 +132,7 @@ def _read_beside(uri: str | Path) -> Iterator[pd.DataFrame]:
 
 
 def _beside(uri: str) -> str:
-    return uri[: uri.rindex(".")] + _BESIDE if "." in uri else uri
+    return uri[: uri.rindex(".")] + _BESIDE
 
 
 def _open_archive(archive: Path, shown: str) -> FileSource:
@@ -183,9 +185,8 @@ def write_file(uri: str, source: Source, on_progress: Callable[[int, int | None]
             f"{' or '.join(SUFFIXES)}"
         )
     written = _write_table(uri, JOBS, source, on_progress)
-    beside = _beside(uri)
     if next(_read_beside(uri), None) is not None or source.count(KILLED):
-        _write_table(beside, KILLED, source, lambda done, total: None)
+        _write_table(_beside(uri), KILLED, source, lambda done, total: None)
     return written
 
 
