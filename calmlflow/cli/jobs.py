@@ -185,12 +185,12 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Hold recorded predictions against finished and killed jobs: cost, losses and kill times, month by month."""
-    from calmlflow.results.report.realised import realised_figures, realised_html, realised_verdict
+    from calmlflow.results.report.realised import realised_html, realised_verdict
     from calmlflow.runs.realised import read_realised
     from calmlflow.storage.files import replacing
 
     content = read_realised(data or settings.jobs_uri(), predictions)
-    print(json.dumps(realised_figures(content)) if as_json else realised_verdict(content))
+    print(json.dumps(content.figures) if as_json else realised_verdict(content))
     if output or not as_json:
         with replacing(Path(output or "realised.html")) as file:
             file.write(realised_html(content))

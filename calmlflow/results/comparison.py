@@ -19,7 +19,7 @@ from calmlflow.results.scores import PREDICTED, Score
 
 RESAMPLES = 1000
 INTERVAL_PERCENT = 95
-_TAIL = 0.025
+_TAIL = (100 - INTERVAL_PERCENT) / 200
 
 
 class BinAnswers(NamedTuple):
@@ -176,14 +176,13 @@ def compare_values(this: ValueAnswers, other: ValueAnswers, seed: int = 0) -> Co
 # -- Intervals ------------------------------------------------------------------------------------------------------
 
 
-def resampled_sums(terms: NDArray, names: ArrayLike, seed: int) -> NDArray[np.float64]:
-    """Sums over the jobs of 1000 bootstrap resamples: terms of n jobs, shape (n, k), and their names -> (1000, k).
+def resampled_sums(sums: NDArray, seed: int) -> NDArray[np.float64]:
+    """Sums of 1000 bootstrap resamples of programmes, shape (1000, k), from those of `programme_sums`.
 
     Jobs of one programme are alike, so whole programmes are drawn, with replacement, as many as there are (the cluster
     bootstrap: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8).
     """
-    sums, generator = programme_sums(terms, names), np.random.default_rng(seed)
-    n = len(sums)
+    generator, n = np.random.default_rng(seed), len(sums)
     drawn = np.stack([np.bincount(generator.integers(n, size=n), minlength=n) for _ in range(RESAMPLES)])
     return drawn @ sums
 
@@ -293,8 +292,9 @@ def _compared(
         ratios[..., is_root] = np.sqrt(ratios[..., is_root])
         return ratios
 
-    (left, right), (lefts, rights) = scores(terms.sum(axis=0)), scores(resampled_sums(terms, names, seed))
-    hits, _, stakes = np.split(programme_sums(terms, names), 3, axis=-1)
+    by_programme = programme_sums(terms, names)
+    (left, right), (lefts, rights) = scores(terms.sum(axis=0)), scores(resampled_sums(by_programme, seed))
+    hits, _, stakes = np.split(by_programme, 3, axis=-1)
     numbers = effective_number(stakes)
     rows = {}
     for k, name in enumerate(at_stake):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from calmlflow.hst.dataset import programmes
 from calmlflow.hst.ladder import LADDER, allocation_cost
@@ -92,7 +92,7 @@ def realised_scores(
             found.append(Realised(score, float(now.mean()), float(before.mean()), *bounds, *behind))
     if "bin_pred" in held_out and held_out["bin_pred"].notna().all():
         (excess, resamples, number), (other, others, other_number) = (
-            _resampled_excess(side, seed) for seed, side in enumerate((judged, held_out))
+            resampled_excess(_dollars(side), side["ipst"], seed) for seed, side in enumerate((judged, held_out))
         )
         bounds = resampled_interval(resamples - others, min(number, other_number))
         found.append(Realised(SCORES["mem_bin"]["excess_cost"], excess, other, *bounds, *behind))
@@ -129,12 +129,19 @@ def _difference_interval(
     return difference - float(below), difference + float(above)
 
 
-def _resampled_excess(jobs: pd.DataFrame, seed: int) -> tuple[float, NDArray[np.float64], float]:
-    """Excess cost of the jobs, the same of resamples of them, and the effective number of programmes."""
+def _dollars(jobs: pd.DataFrame) -> NDArray[np.float64]:
+    """What each job cost, and what it costs on the rung that it needs."""
     needed, wallclock_s = jobs["mem_bin"].to_numpy(), jobs["wallclock"].to_numpy()
     chosen = jobs["bin_pred"].to_numpy(dtype=int)
-    dollars = np.column_stack([allocation_cost(bins, needed, wallclock_s) for bins in (chosen, needed)])
-    sums = np.vstack([dollars.sum(axis=0), resampled_sums(dollars, jobs["ipst"], seed)])
-    excess = sums[:, 0] / sums[:, 1] - 1
-    number = effective_number(programme_sums(dollars[:, 1:], jobs["ipst"]))
-    return float(excess[0]), excess[1:], float(number[0])
+    return np.column_stack([allocation_cost(bins, needed, wallclock_s) for bins in (chosen, needed)])
+
+
+def resampled_excess(dollars: NDArray, names: ArrayLike, seed: int) -> tuple[float, NDArray[np.float64], float]:
+    """Excess cost of n jobs, the same of resamples of them, and the effective number of programmes.
+
+    ``dollars`` are those paid and those of a perfect choice, shape (n, 2). Resamples without the latter are NaN.
+    """
+    by_programme = programme_sums(dollars, names)
+    paid, perfect = np.vstack([dollars.sum(axis=0), resampled_sums(by_programme, seed)]).T
+    excess = paid / np.where(perfect > 0, perfect, np.nan) - 1
+    return float(excess[0]), excess[1:], float(effective_number(by_programme[:, 1:])[0])

@@ -22,7 +22,7 @@ from calmlflow.registry.load import load_results
 from calmlflow.registry.tracking import environment_params, log_new_params, tracked_run
 from calmlflow.registry.versions import State, find_version, read_state
 from calmlflow.results.realised import Realised, join_predictions, realised_scores
-from calmlflow.results.report.realised import realised_figures, realised_html
+from calmlflow.results.report.realised import realised_html
 from calmlflow.results.scores import FEWEST_JUDGED
 from calmlflow.results.table import PROBABILITIES
 from calmlflow.runs.data import MIN_JOBS
@@ -145,7 +145,7 @@ def retrain_in_run(request: RetrainRequest) -> tuple[Decision, Outcome | None]:
             print_findings(change.criteria)
         realised = read_realised(training.data, request.predictions)
         mlflow.log_text(realised_html(realised), "realised.html")
-        mlflow.log_text(json.dumps(realised_figures(realised)), "realised.json")
+        mlflow.log_text(json.dumps(realised.figures), "realised.json")
         print(decision.verdict, flush=True)
         if decision.decision != "training":
             return decision, None

@@ -15,6 +15,7 @@ from calmlflow.results.comparison import (
     ValueAnswers,
     compare_bins,
     compare_values,
+    programme_sums,
     resampled_interval,
     resampled_sums,
     score_intervals,
@@ -176,7 +177,7 @@ def test_scores_have_intervals_of_their_own():
 
 def test_whole_programmes_are_drawn():
     names = ["aaaa01010", "bbbb01010", "aaaa02010", "bbbb02010", "bbbb03010"]
-    sums = resampled_sums(np.array([[1.0, 1], [10, 1], [2, 1], [20, 1], [30, 1]]), names, seed=0)
+    sums = resampled_sums(programme_sums(np.array([[1.0, 1], [10, 1], [2, 1], [20, 1], [30, 1]]), names), seed=0)
     # Two are drawn of two programmes: one of them twice, or each once.
     assert {tuple(found) for found in sums} == {(6, 4), (63, 5), (120, 6)}
 
@@ -198,7 +199,7 @@ def test_intervals_of_alike_jobs_hold():
         sizes = draw.geometric(1 / 30, 60)
         of_job = np.repeat(np.arange(60), sizes)
         errors = np.exp(draw.normal(-0.125, 0.5, 60))[of_job] * draw.exponential(size=len(of_job))
-        sums = resampled_sums(np.column_stack([errors, np.ones(len(errors))]), apart(60)[of_job], seed)
+        sums = resampled_sums(programme_sums(np.column_stack([errors, np.ones(len(errors))]), apart(60)[of_job]), seed)
         low, high = resampled_interval(sums[:, 0] / sums[:, 1], sizes.sum() ** 2 / np.sum(sizes**2))
         held["mean"] += low < 1 < high
         held["mean, by jobs"] += abs(errors.mean() - 1) < 1.96 * errors.std() / np.sqrt(len(errors))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,23 +12,19 @@ import plotly.graph_objects as go
 
 from calmlflow.hst.dataset import programmes
 from calmlflow.hst.ladder import allocation_cost
+from calmlflow.hst.resources import KILLS
 from calmlflow.results.comparison import (
     INTERVAL_PERCENT,
-    effective_number,
     programme_sums,
     resampled_interval,
-    resampled_sums,
     share_interval,
 )
 from calmlflow.results.plots import theme
 from calmlflow.results.plots.common import instruments
-from calmlflow.results.realised import join_predictions
+from calmlflow.results.realised import join_predictions, resampled_excess
 from calmlflow.results.report.page import render
 from calmlflow.results.report.training import Table
 from calmlflow.results.scores import FEWEST_PROGRAMMES, SCORES, Score
-
-KILLS = ("time", "memory", "machine", "failed")
-"""What ended a job early, see `calmlflow.jobs.stores.base.KILLED`."""
 
 _COUNTS = ("finished", *(f"killed_{kind}" for kind in KILLS), "too_low", "too_high")
 _DOLLARS = ("paid", "perfect", "lost_to_kills", "lost_to_air")
@@ -60,6 +57,22 @@ class RealisedContent:
     ended: int  # finished and killed jobs, with a prediction or without
     left_out: int = 0  # jobs that a policy answered, or whose prediction is incomplete
     unreadable: int = 0  # recorded predictions that cannot be read
+
+    @cached_property
+    def figures(self) -> dict[str, Any]:
+        """All figures, for JSON: of all runs, by month, by instrument, and by both; None where undefined."""
+        return {
+            "data": self.data,
+            "created": self.created,
+            "ended": self.ended,
+            "predicted": len(self.runs),
+            "left_out": self.left_out,
+            "unreadable": self.unreadable,
+            _EVERY: _summed(self.runs),
+            "by_month": _by(self.runs, "month"),
+            "by_instrument": _by(self.runs, "instrument"),
+            "by_month_and_instrument": _by(self.runs, "month", "instrument"),
+        }
 
 
 def realised_runs(jobs: pd.DataFrame, killed: pd.DataFrame, predictions: pd.DataFrame) -> tuple[pd.DataFrame, int]:
@@ -117,26 +130,9 @@ def realised_runs(jobs: pd.DataFrame, killed: pd.DataFrame, predictions: pd.Data
     return pd.DataFrame(found | sums), joined.left_out
 
 
-def realised_figures(content: RealisedContent) -> dict[str, Any]:
-    """All figures of the page, for JSON: of all runs, by month, by instrument, and by both; None where undefined."""
-    runs = content.runs
-    return {
-        "data": content.data,
-        "created": content.created,
-        "ended": content.ended,
-        "predicted": len(runs),
-        "left_out": content.left_out,
-        "unreadable": content.unreadable,
-        _EVERY: _summed(runs),
-        "by_month": _by(runs, "month"),
-        "by_instrument": _by(runs, "instrument"),
-        "by_month_and_instrument": _by(runs, "month", "instrument"),
-    }
-
-
 def realised_html(content: RealisedContent) -> str:
     """The page, about 5 MB with plots; it loads nothing, and texts of the content are never read as HTML."""
-    found = realised_figures(content)
+    found = content.figures
     tables: dict[str, Table] = {}
     figures: dict[str, go.Figure] = {}
     if len(content.runs):
@@ -169,7 +165,7 @@ def realised_verdict(content: RealisedContent) -> str:
             f"No prediction was recorded before the end of any of {content.ended:,} jobs, so there is nothing to hold"
             " against them yet. `calmlflow predict --emit` keeps predictions."
         )
-    found = _summed(content.runs)
+    found = content.figures[_EVERY]
     more = "" if found["excess_cost"] is None else f"{_cell(_EXCESS, found, 'excess_cost')} more than "
     covered = (
         "" if found["coverage"] is None else f" {_cell(_COVERAGE, found, 'coverage')} ended before their kill time."
@@ -206,14 +202,10 @@ def _summed(runs: pd.DataFrame) -> dict[str, Any]:
     found |= {"programmes": len(np.unique(programmes(runs["ipst"])))}
     found |= dict.fromkeys(f"{name}{end}" for name in ("excess_cost", "coverage") for end in ("", "_low", "_high"))
     if found["perfect"] > 0:
-        found["excess_cost"] = found["paid"] / found["perfect"] - 1
         dollars = runs[["paid", "perfect"]].to_numpy()
-        number = float(effective_number(programme_sums(dollars[:, 1:], runs["ipst"]))[0])
+        found["excess_cost"], resamples, number = resampled_excess(dollars, runs["ipst"], seed=0)
         if found["programmes"] >= FEWEST_PROGRAMMES:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                resamples = np.divide(*resampled_sums(dollars, runs["ipst"], seed=0).T) - 1
-            bounds = resampled_interval(np.where(np.isfinite(resamples), resamples, np.nan), number)
-            found["excess_cost_low"], found["excess_cost_high"] = bounds
+            found["excess_cost_low"], found["excess_cost_high"] = resampled_interval(resamples, number)
     judged = runs[runs["judged"]]
     if len(judged):
         found["coverage"] = found["covered"] / found["judged"]

@@ -11,7 +11,6 @@ from calmlflow.jobs.predictions import Recorded
 from calmlflow.jobs.sample import draw_sample
 from calmlflow.results.report.realised import (
     RealisedContent,
-    realised_figures,
     realised_html,
     realised_runs,
     realised_verdict,
@@ -107,7 +106,7 @@ def test_each_run_is_held_against_the_latest_answer_before_its_end():
 
 
 def test_groups_add_up_and_what_was_paid_is_what_was_needed_and_lost(content):
-    found = json.loads(json.dumps(realised_figures(content), allow_nan=False))
+    found = json.loads(json.dumps(content.figures, allow_nan=False))
     total = found["all"]
     for rows in (found["by_month"], found["by_instrument"], found["by_month_and_instrument"]):
         for name in ("finished", "killed_time", "too_low", "judged", "covered", "paid", "lost_to_air"):
@@ -127,7 +126,7 @@ def test_few_programmes_get_no_interval(content):
     programmes = runs["ipst"].str[:4]
     for count, known in ((4, False), (5, True)):
         of_some = runs[programmes.isin(programmes[runs["finished"]].unique()[:count])]
-        found = realised_figures(replace(content, runs=of_some))["all"]
+        found = replace(content, runs=of_some).figures["all"]
         assert found["programmes"] == count
         assert [found[name] is not None for name in ("excess_cost_low", "coverage_high")] == [known, known]
 
@@ -143,7 +142,7 @@ def test_where_nothing_ended_or_nothing_was_predicted_the_page_says_so():
         page = realised_html(empty)
         assert said in page
         assert len(page) < 20_000
-        found = json.loads(json.dumps(realised_figures(empty), allow_nan=False))
+        found = json.loads(json.dumps(empty.figures, allow_nan=False))
         assert (found["by_month"], found["all"]["paid"], found["all"]["coverage"]) == ([], 0, None)
 
 
