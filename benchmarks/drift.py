@@ -1,19 +1,18 @@
 """Count false alarms of drift, and real shifts that are found, in jobs of whole programmes."""
 
-import argparse
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from calmlflow.console import progress
+from calmlflow.console import progress, script
 from calmlflow.hst.dataset import programmes
-from calmlflow.jobs.drift import drift_table
-from calmlflow.jobs.records import sort_records
-from calmlflow.jobs.stores.open import read_table
-from calmlflow.runs.retrain import Limits
+from calmlflow.jobs.stores.open import read_jobs
+from calmlflow.runs.retrain import Limits, judge_jobs
 
 NEW = (200, 500, 1000, 3000)
 
@@ -42,10 +41,10 @@ def new_programmes(jobs: pd.DataFrame, n: int, seed: int, without: str = "") -> 
     return jobs[~is_new], jobs[is_new]
 
 
-def alarms(seen: pd.DataFrame, new: pd.DataFrame, limit: float = Limits().drift) -> list[str]:
-    """What `retrain` would name as drifted."""
-    table = drift_table(seen, new)
-    return [str(name) for name in table.index[(table["psi"] >= limit) & (table["psi"] > table["chance"])]]
+def has_drifted(seen: pd.DataFrame, new: pd.DataFrame) -> bool:
+    """Whether `retrain` would train anew because of drift."""
+    (drift,) = (one for one in judge_jobs(new, seen, Limits()).criteria if one.name == "drift")
+    return drift.met
 
 
 def simulate(jobs: pd.DataFrame, sizes: tuple[int, ...], draws: int) -> dict[str, list[int]]:
@@ -56,25 +55,25 @@ def simulate(jobs: pd.DataFrame, sizes: tuple[int, ...], draws: int) -> dict[str
             for seed in range(draws):
                 seen, new = new_programmes(jobs, n, seed)
                 for name, shift in SHIFTS.items():
-                    found[name][at] += bool(alarms(seen, shift(new)))
-                found[MIX][at] += bool(alarms(*new_programmes(jobs, n, seed, "i")))
+                    found[name][at] += has_drifted(seen, shift(new))
+                found[MIX][at] += has_drifted(*new_programmes(jobs, n, seed, "i"))
                 update(at * draws + seed + 1, len(sizes) * draws)
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", default="sample", help="a store of job records (default: %(default)s)")
-    parser.add_argument("--draws", type=int, default=40, help="of each size (default: %(default)s)")
-    options = parser.parse_args()
-    jobs = sort_records(read_table(options.data), options.data).valid
-    table = Table(title=f"Alarms in {options.draws} draws of new jobs, {len(jobs):,} jobs", title_justify="left")
+def main(
+    data: Annotated[str, typer.Option(help="A store of job records.")] = "sample",
+    draws: Annotated[int, typer.Option(help="Of each size.")] = 40,
+) -> None:
+    """Print a table of alarms by shift and number of new jobs."""
+    jobs = read_jobs(data).valid
+    table = Table(title=f"Alarms in {draws} draws of new jobs, {len(jobs):,} jobs", title_justify="left")
     for heading in ("shift", *(f"{n:,} new jobs" for n in NEW)):
         table.add_column(heading)
-    for name, counts in simulate(jobs, NEW, options.draws).items():
+    for name, counts in simulate(jobs, NEW, draws).items():
         table.add_row(name, *map(str, counts))
     Console(highlight=False).print(table)
 
 
 if __name__ == "__main__":
-    main()
+    script(main)
