@@ -31,6 +31,10 @@ class NoSuchBucketError(NoSuchObjectError):
     """There is no such bucket."""
 
 
+class DeniedError(CalmlflowError):
+    """The credentials may not ask; where they may not list a bucket, S3 answers so for a missing key too."""
+
+
 class TryAgainError(CalmlflowError):
     """S3 was busy, or an object could not be read to its end."""
 
@@ -38,6 +42,7 @@ class TryAgainError(CalmlflowError):
 _ERRORS: dict[str, type[CalmlflowError]] = {
     **dict.fromkeys(("NoSuchKey", "404"), NoSuchObjectError),
     **dict.fromkeys(("NoSuchBucket", "InvalidBucketName"), NoSuchBucketError),
+    **dict.fromkeys(("AccessDenied", "403"), DeniedError),
     **dict.fromkeys(("InternalError", "SlowDown", "ServiceUnavailable", "500", "503"), TryAgainError),
 }
 # Code of S3 -> error; every other one is a CalmlflowError.

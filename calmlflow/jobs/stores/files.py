@@ -9,12 +9,13 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
+from calmlflow.console import say
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.jobs.stores.base import CHUNK_ROWS, JOBS, KILLED, Source, Table, conform
 from calmlflow.settings import hide_password
 from calmlflow.storage.archive import SUFFIXES as ARCHIVES
 from calmlflow.storage.archive import extract
-from calmlflow.storage.s3 import NoSuchObjectError, asking, download, new_client, parse_s3
+from calmlflow.storage.s3 import DeniedError, NoSuchObjectError, asking, download, new_client, parse_s3
 from calmlflow.storage.tables import SUFFIXES, as_numbers, new_table, open_table
 
 DATABASES = (".db", ".sqlite", ".sqlite3")
@@ -126,9 +127,13 @@ def _read_beside(uri: str | Path) -> Iterator[pd.DataFrame]:
     beside = _beside(str(uri))
     if not (beside.startswith("s3://") or Path(beside).is_file()):
         return
-    with suppress(NoSuchObjectError), open_table(beside, ("ipst", "kind", "reason"), KILLED.columns) as opened:
-        for batch in opened.batches(CHUNK_ROWS):
-            yield conform(batch.to_pandas().replace("", None), KILLED)
+    try:
+        with suppress(NoSuchObjectError), open_table(beside, ("ipst", "kind", "reason"), KILLED.columns) as opened:
+            for batch in opened.batches(CHUNK_ROWS):
+                yield conform(batch.to_pandas().replace("", None), KILLED)
+    except DeniedError as error:
+        # The jobs themselves can be read, and most have no such file.
+        say(f"warning: {error}; without it no killed jobs count")
 
 
 def _beside(uri: str) -> str:

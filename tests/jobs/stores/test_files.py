@@ -12,9 +12,11 @@ import pytest
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.jobs.killed import read_killed
 from calmlflow.jobs.sample import draw_sample
+from calmlflow.jobs.stores import files
 from calmlflow.jobs.stores.base import HISTORY, JOBS, KILLED, TABLES, conform
 from calmlflow.jobs.stores.files import FileSource, write_file
 from calmlflow.jobs.stores.open import open_source, open_store, read_jobs, read_table
+from calmlflow.storage.s3 import DeniedError
 from tests.samples.store_samples import ANSWER, ROWS, contents, frame, record
 
 SAMPLE = draw_sample(30)
@@ -95,6 +97,22 @@ def test_every_place_gives_the_same_records(place, kind):
         assert [source.count(table) for table in TABLES if table is not JOBS] == [0] * 5
     with pytest.raises(InputError, match=r"is no database; expected sqlite:///FILE, .*written as a whole by `copy`"):
         open_store(uri, create=True)
+
+
+def test_jobs_can_be_read_where_a_missing_key_is_denied(place, monkeypatch, capsys):
+    """AWS answers 403 for a missing key to those who may not list the bucket; the server of the tests does not."""
+    whole = files.open_table
+
+    def refuse(uri, *words):
+        if "killed_jobs" in str(uri):
+            raise DeniedError(f"{uri} cannot be read (AccessDenied); expected a bucket that can be read")
+        return whole(uri, *words)
+
+    monkeypatch.setattr(files, "open_table", refuse)
+    uri = place("s3/jobs.csv", SAMPLE)
+    assert len(read_jobs(uri).valid) == len(SAMPLE)
+    assert read_killed(uri).empty
+    assert "without it no killed jobs count" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["jobs.csv", "jobs.parquet"])
