@@ -91,12 +91,12 @@ def champion_checks(
 def limit_checks(jobs: pd.DataFrame, answers: Predictions, limits: Limits) -> list[Check]:
     """Compare the scores of answers with the limits; a recall of fewer than `FEWEST_JOBS` jobs is not decided."""
     checks = []
+    needing = np.bincount(jobs["mem_bin"].to_numpy(), minlength=len(BIN_NAMES))
+    counts = {f"recall_{rung}": int(count) for rung, count in zip(BIN_NAMES, needing, strict=True)}
     for target, prediction in PREDICTED.items():
         if prediction not in answers:
             continue
         scores = score_predictions(target, jobs, answers)
-        needing = np.bincount(jobs["mem_bin"].to_numpy(), minlength=len(BIN_NAMES))
-        counts = {f"recall_{rung}": int(count) for rung, count in zip(BIN_NAMES, needing, strict=True)}
         for name, bounds in limits.scores.get(target, {}).items():
             count = counts.get(name, len(jobs))
             # The recall of a bin that no job needs is undefined.

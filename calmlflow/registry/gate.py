@@ -20,7 +20,6 @@ from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.predictor.bundle import Bundle, Predictions
 from calmlflow.predictor.evidence import Finished
-from calmlflow.predictor.manifest import read_manifest
 from calmlflow.registry.against import champion_checks, limit_checks, rung_checks, settled
 from calmlflow.registry.checks import (
     Check,
@@ -37,7 +36,7 @@ from calmlflow.registry.history import in_production_since
 from calmlflow.registry.limits import Limits
 from calmlflow.registry.versions import State, Version
 from calmlflow.results.scores import DECISIVE, FEWEST_JUDGED, PREDICTED, score_predictions
-from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS
+from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS, NETWORKS, TARGETS
 
 NETWORKS_OF_MODEL = {BUNDLE_MODEL: NETWORKS} | {model: (network,) for network, model in NETWORK_MODELS.items()}
 """What a version of each registered model must hold; of others, what their champion holds."""
@@ -73,8 +72,8 @@ def reference_version(state: State, challenger: Version, champion: Version | Non
     """The earlier version that a challenger is held against beside the champion, so that losses do not add up.
 
     The best of those that were in Production within a year and that no rollback left: by the scores of their own
-    held-out jobs. None without a champion, or where there is none; an InputError where the
-    version that is ``named`` does not exist.
+    held-out jobs. None without a champion, or where there is none; an InputError where the version that is ``named``
+    does not exist.
     """
     if champion is None or named == "none":
         return None
@@ -91,11 +90,12 @@ def reference_version(state: State, challenger: Version, champion: Version | Non
 
 
 def _own_scores(version: Version) -> tuple[float, int]:
-    """Product of the scores that sum up each target; infinite where one is not known."""
+    """Product of the scores that sum up each target of the model; infinite where one is not known."""
     product = 1.0
-    for target, score in DECISIVE.items():
+    for network in NETWORKS_OF_MODEL.get(version.model, NETWORKS):
+        target = TARGETS[network]
         try:
-            product *= float(version.tags[f"score.{target}.{score}"])
+            product *= float(version.tags[f"score.{target}.{DECISIVE[target]}"])
         except (KeyError, ValueError):
             return float("inf"), version.number
     return product, version.number
@@ -140,22 +140,22 @@ def judge(
         on_step(1, "fetching the version")
         expected = "complete, as registered"
         try:
-            model, bundle = _fetched(challenger, Path(temporary) / "challenger")
-            figure = check_whole(bundle, challenger.tags.get("bundle_sha256"), NETWORKS_OF_MODEL.get(challenger.model))
+            model, files = _fetched(challenger, Path(temporary) / "challenger")
+            figure = check_whole(files, challenger.tags.get("bundle_sha256"), NETWORKS_OF_MODEL.get(challenger.model))
+            bundle = Bundle.load(files)
         except CalmlflowError as error:
             # The folder is gone when the user reads this.
             figure = str(error).replace(f"{temporary}/challenger/", "")
             return Verdict((*checks, Check("artifacts", False, figure, expected)))
         checks.append(Check("artifacts", True, figure, expected))
         if jobs.scored is None:
-            return Verdict(tuple(checks))
+            return Verdict((*checks, guarded("serving", "works", lambda: check_serving(model, files, bundle.networks))))
         features = _features_of(jobs.scored)
-        networks = read_manifest(bundle)["networks"]
         on_step(2, "scoring, serving, comparing ONNX with Keras")
         with ThreadPoolExecutor(1) as served:
-            of_onnx = (bundle, networks, features)
+            of_onnx = (files, bundle.networks, features)
             onnx = beside.apply_async(check_onnx, of_onnx) if beside else None
-            serving = served.submit(guarded, "serving", "works", lambda: check_serving(model, bundle, networks))
+            serving = served.submit(guarded, "serving", "works", lambda: check_serving(model, files, bundle.networks))
             scored, metrics = _scored(bundle, jobs.scored, jobs.known, limits)
             compared: list[Check] = []
             if all(check.passed for check in scored if check.name == "answers"):
@@ -182,10 +182,10 @@ def _answered(onnx: "AsyncResult[list[Check]]") -> list[Check]:
         return [Check("onnx", False, figure, "as Keras answers")]
 
 
-def _answers(bundle: Path, jobs: pd.DataFrame) -> Predictions:
+def _answers(bundle: Bundle, jobs: pd.DataFrame) -> Predictions:
     """Answers of a bundle to finished jobs, each left out of its own answer, so that no job vouches for itself."""
     finished = Finished.of(jobs)
-    return Bundle.load(bundle).predict(finished.features, finished.names, finished)
+    return bundle.predict(finished.features, finished.names, finished)
 
 
 def _features_of(jobs: pd.DataFrame) -> np.ndarray:
@@ -215,7 +215,7 @@ def _data_checks(jobs: Jobs, limits: Limits) -> Iterator[Check]:
 
 
 def _scored(
-    bundle: Path, jobs: pd.DataFrame, known: pd.DataFrame | None, limits: Limits
+    bundle: Bundle, jobs: pd.DataFrame, known: pd.DataFrame | None, limits: Limits
 ) -> tuple[list[Check], dict[str, float]]:
     """Compare the scores of a bundle with the limits."""
     answers = _answers(bundle, jobs)
@@ -239,7 +239,7 @@ def _against(
     role: str,
     other: Version,
     folder: Path,
-    challenger: Path,
+    challenger: Bundle,
     jobs: pd.DataFrame,
     known: pd.DataFrame | None,
     limits: Limits,
@@ -247,7 +247,7 @@ def _against(
     """Compare the challenger's bundle with another version."""
     name, expected = f"version {other.number}", f"a {role} to compare with"
     try:
-        _, bundle = _fetched(other, folder)
+        bundle = Bundle.load(_fetched(other, folder)[1])
         others = _answers(bundle, jobs)
     except CalmlflowError as error:
         # Of old versions the files may be gone; where nobody asked for this one, that stops nothing.

@@ -102,9 +102,13 @@ def _judged(
     mlflow.log_text(json.dumps(found, indent=2), "gate.json")
     mlflow.log_text(table, "gate.md")
     note = f"Version {challenger.number} for {stage}\n\n{table}"
-    mlflow.set_tags({"champion_version": "none" if holder is None else holder, "mlflow.note.content": note})
     mlflow.set_tags(
-        {"reference_version": reference.number if reference else "none", "gate.checks": counted(verdict.checks)}
+        {
+            "champion_version": "none" if holder is None else holder,
+            "reference_version": reference.number if reference else "none",
+            "gate.checks": counted(verdict.checks),
+            "mlflow.note.content": note,
+        }
     )
     return verdict
 

@@ -202,6 +202,17 @@ def test_training_jobs_must_be_valid_and_of_known_age(client, model, trained, tm
     assert set(failed) <= {name, "data.jobs", "data.age"}
 
 
+def test_a_version_without_jobs_to_score_on_must_still_be_servable(client, model, monkeypatch):
+    def broken(*of):
+        raise InputError("it does not answer")
+
+    monkeypatch.setattr(gate, "check_serving", broken)
+    number = add(client, model, run_id="0" * 32)
+    assert {"data.schema", "serving"} <= {check.name for check in verdict(model, number).failed}
+    with pytest.raises(CalmlflowError, match="may not go to Staging: serving: it does not answer"):
+        promote_in_run(PromotionRequest("Staging", number, model, force=True, reason="test"))
+
+
 # -- Which jobs, and which other version -------------------------------------------------------------------------------
 
 
@@ -222,7 +233,7 @@ def test_the_champion_is_not_judged_by_jobs_that_it_was_trained_on(client, model
     assert compared(held_out["ipst"][:-10]) == len(held_out)
 
 
-def past(versions: dict[int, tuple], *moves: tuple[int, str]) -> State:
+def past(versions: dict[int, tuple], *moves: tuple[int, str], model: str = "m") -> State:
     """Versions with their scores (None: unknown), and their moves to Production, with the day."""
     names = [f"score.{target}.{score}" for target, score in DECISIVE.items()]
     events: dict[int, dict] = {number: {} for number in versions}
@@ -230,10 +241,10 @@ def past(versions: dict[int, tuple], *moves: tuple[int, str]) -> State:
         event = Event(count, "promotion", number, "Production", None, "me", f"{day}T00:00:00+00:00")
         events[number][event.tag] = event.to_json()
     return State(
-        "m",
+        model,
         {
             number: Version(
-                "m", number, "None", "READY", "", "", "", 0,
+                model, number, "None", "READY", "", "", "", 0,
                 events[number] | {name: str(s) for name, s in zip(names, scores, strict=True) if s is not None},
             )
             for number, scores in versions.items()
@@ -261,6 +272,14 @@ def test_the_reference_is_the_best_version_of_the_last_year():
     assert (reference(1), reference(5), reference("none"), reference("best", champion=None)) == (1, None, None, None)
     with pytest.raises(InputError, match="reference 9 of the gate is no version of m"):
         reference(9)
+
+
+def test_the_reference_of_a_single_network_is_the_best_by_its_own_score():
+    today = str(datetime.now(UTC).date())
+    worse, best, fair = ((None, score, None) for score in (0.5, 0.3, 0.4))
+    state = past({1: worse, 2: best, 3: fair, 4: fair}, (1, today), (2, today), (3, today), model="calcloud-memory")
+    versions = state.versions
+    assert reference_version(state, versions[4], versions[3], "best") is versions[2]
 
 
 def test_a_reference_whose_files_are_gone_stops_nothing_unless_it_is_named(quick, client, model, tmp_path):
