@@ -13,6 +13,7 @@ from calmlflow.hst.ladder import LADDER, needed_bin
 from calmlflow.hst.scaling import Scaling
 from calmlflow.jobs.killed import read_killed
 from calmlflow.jobs.records import Checked
+from calmlflow.jobs.stores.base import KILLED, conform
 from calmlflow.jobs.stores.open import read_jobs
 from calmlflow.networks.preprocess import SPLITS, Split, deal, fit_scaling, hashed, parts_of_jobs
 from calmlflow.networks.rows import DistinctRows, TrainingRows, distinct_rows, training_rows
@@ -38,15 +39,24 @@ class TrainingData:
     rows: DistinctRows  # of all n jobs
     split: Split  # what the test jobs were held out by
     # Datasets that were killed and have not finished since, see `calmlflow.jobs.killed.read_killed`.
-    killed: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["kind"]))
+    killed: pd.DataFrame = field(default_factory=lambda: conform(pd.DataFrame(), KILLED))
 
     @property
     def earlier(self) -> pd.DataFrame:
         """Records of earlier runs of the same datasets that may be known when the test jobs are answered."""
-        earlier, known = Checked(self.jobs, self.quarantine).earlier, self.jobs.iloc[self.train]
+        return self._known(Checked(self.jobs, self.quarantine).earlier)
+
+    @property
+    def known_killed(self) -> pd.DataFrame:
+        """Those of ``killed`` that may be known when the test jobs are answered."""
+        return self._known(self.killed)
+
+    def _known(self, records: pd.DataFrame) -> pd.DataFrame:
         if self.split == "programme":
-            return earlier[np.isin(programmes(earlier["ipst"]), programmes(known["ipst"]))]
-        return earlier[earlier["timestamp"] <= known["timestamp"].max()] if self.split == "time" else earlier
+            held_out = np.delete(self.jobs["ipst"].to_numpy(), self.train)
+            return records[~np.isin(programmes(records["ipst"]), programmes(held_out))]
+        newest = self.jobs["timestamp"].iloc[self.train].max()
+        return records[records["timestamp"] <= newest] if self.split == "time" else records
 
     @property
     def part_of_job(self) -> NDArray[np.str_]:
@@ -62,7 +72,8 @@ class TrainingData:
         """
         features, values = self.features[self.train], self.jobs[TARGETS[network]].to_numpy()[self.train]
         member_of_job = deal(self.jobs["mem_bin"].to_numpy()[self.train], members, seed + 1)
-        killed = self.killed[self.killed["kind"] == "memory"]
+        killed = self.known_killed
+        killed = killed[killed["kind"] == "memory"]
         if network == "mem_clf" and len(killed):
             values = np.vstack([np.eye(len(LADDER))[values], bins_above(killed["memory"], values)])
             features = np.vstack([features, killed[list(FEATURES)].to_numpy(dtype=float)])

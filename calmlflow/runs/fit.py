@@ -132,8 +132,9 @@ def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champ
 
     if "wall_reg" in fits:
         # A row that no finished job has gets the longest kill time anyway.
-        known_rows = np.isin(row_codes(data.killed[list(FEATURES)]), row_codes(finished.features))
-        killed = Finished.of(data.killed[known_rows & (data.killed["wallclock"] > 0)])
+        killed_jobs = data.known_killed
+        known_rows = np.isin(row_codes(killed_jobs[list(FEATURES)]), row_codes(finished.features))
+        killed = Finished.of(killed_jobs[known_rows & (killed_jobs["wallclock"] > 0)])
         answers = np.vstack([out_of_fold, in_logs(alone.run(killed.features))])
         kill_time = calibrate(measured, answers, finished, killed)
         warning = coverage_warning(kill_time)

@@ -209,6 +209,23 @@ def test_a_job_killed_for_lack_of_memory_trains_the_classifier_to_expect_a_rung_
     np.testing.assert_allclose(classifier.train.targets[0, row], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("split", ["programme", "time"])
+def test_kills_that_the_test_jobs_could_not_know_are_not_known(jobs, tmp_path, split):
+    names = [f"{name[:4]}zz{name[6:]}" for name in jobs["ipst"]]
+    killed = kills(jobs, *((name, "memory", 1.792) for name in names)).assign(timestamp=jobs["timestamp"])
+    killed.to_csv(tmp_path / "jobs.killed_jobs.csv", index=False)
+    data = load(jobs, tmp_path, split=split)
+    at_test = data.jobs.iloc[data.test]
+    known = data.known_killed
+    assert 0 < len(known) < len(data.killed)
+    if split == "programme":
+        assert not set(known["ipst"].str[:4]) & set(at_test["ipst"].str[:4])
+    else:
+        assert known["timestamp"].max() < at_test["timestamp"].min()
+    assert len(data.training_rows("mem_clf", 2, 0).row_of_job) == len(data.train) + len(known)
+    assert len(load(jobs, tmp_path, split="job").known_killed) == len(data.killed)
+
+
 def test_a_killed_job_needs_one_of_the_rungs_that_its_memory_leaves():
     bins = np.array([0] * 9 + [1] * 5 + [2] * 2 + [3] * 1)
     shares = bins_above([0.5, 1.792, 8.0, 100.0, np.nan], bins)
