@@ -19,12 +19,12 @@ from rich.table import Table
 from benchmarks.figures import Figure, show
 from benchmarks.rivals import WITH_EVIDENCE, Rival, forest_with_evidence, networks_and_answer, random_forest
 from benchmarks.scores import score_of
-from benchmarks.tables import ROWS
+from benchmarks.tables import ROWS, empty_table
 from calmlflow.console import say, script
 from calmlflow.hst.dataset import programmes
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import needed_bin
-from calmlflow.networks.preprocess import hashed
+from calmlflow.networks.preprocess import hashed, parts_of_jobs
 from calmlflow.predictor.bundle import Bundle, Predictions, in_logs
 from calmlflow.predictor.evidence import LEVELS, Finished, build_evidence, fit_strength
 from calmlflow.results.comparison import compare_predictions
@@ -116,8 +116,8 @@ def splits_of(data: TrainingData) -> dict[str, list[TrainingData]]:
     everyone, jobs = np.arange(len(data.jobs)), data.jobs
     splits = {}
     for seed in SEEDS:
-        is_test = (hashed(jobs["ipst"], seed) < TEST_SIZE).astype(np.int64)
-        splits[RANDOM.format(seed)] = [hold_out(data, everyone, is_test, 1)]
+        part = parts_of_jobs(jobs["ipst"], jobs["timestamp"], "job", seed, [TEST_SIZE])
+        splits[RANDOM.format(seed)] = [hold_out(data, everyone, part, 0)]
     times, collection = np.unique(data.jobs["timestamp"], return_inverse=True)
     for last in range(1, len(times)) if len(times) <= MAX_COLLECTIONS else ():
         pool = np.flatnonzero(collection <= last)
@@ -223,11 +223,9 @@ def reach(splits: Mapping[str, Split], reruns: Mapping[str, pd.DataFrame]) -> li
 
 def score_table(title: str, rivals: Mapping[str, pd.DataFrame], ours: str = "answer") -> Table:
     """Scores of everybody, and what ours differ by from each rival of which it is asked."""
-    table = Table(title=title, title_justify="left", caption=CAPTION, caption_justify="left")
-    table.add_column("score", no_wrap=True)
     compared = [rival for rival in rivals if rival != WITH_EVIDENCE]
-    for heading in (ours, *rivals, *(f"less {rival}, 95 %" for rival in compared)):
-        table.add_column(heading, justify="right")
+    headings = (ours, *rivals, *(f"less {rival}, 95 %" for rival in compared))
+    table = empty_table("score", title, headings, CAPTION)
     # A forest has no kill times; the first rival has every score.
     for key, first in next(iter(rivals.values())).to_dict("index").items():
         label, form = ROWS[str(key)]

@@ -1,6 +1,7 @@
 """Print the results of `make bench`."""
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def score_table(found: Measured) -> Table:
         f"seed recipe: seconds extrapolated from timed epochs; scores of: {found.seed_recipe['scores_of']}\n"
         "recall is of the most probable bin, excess cost of the bin decided on; APE: absolute percentage error"
     )
-    table = _table("score", "Held-out jobs", RIVALS, caption)
+    table = empty_table("score", "Held-out jobs", RIVALS, caption)
     for key, (label, form) in ROWS.items():
         scores = [found.scores[name].get(key) for name in RIVALS]
         table.add_row(label, *("-" if score is None else form.format(score) for score in scores))
@@ -95,7 +96,7 @@ def score_table(found: Measured) -> Table:
 def reach_table(found: Measured) -> Table:
     """What had to be reached, and whether it was."""
     caption = "tie: the rival scored better, by no more than the paired bootstrap over the test jobs can tell from 0"
-    table = _table("to reach", "Reach", ("networks", "limit", "verdict", "difference, 95 %"), caption)
+    table = empty_table("to reach", "Reach", ("networks", "limit", "verdict", "difference, 95 %"), caption)
     for reach in found.reach:
         label, form = ROWS.get(reach.name, (reach.name, "{:.4f}"))
         limit = f"{reach.sign} {form.format(reach.limit)}" + (f" ({reach.rival})" if reach.rival else "")
@@ -107,7 +108,7 @@ def reach_table(found: Measured) -> Table:
 def growth_table(found: Measured) -> Table:
     """How the time of a fit grows with the jobs."""
     headings = ("training jobs", "distinct rows", "epochs", "fit, s", "x the first", "with export, checks, results, s")
-    table = _table("jobs", "Growth: 3x and 10x the training jobs are drawn from them with replacement", headings)
+    table = empty_table("jobs", "Growth: 3x and 10x the training jobs are drawn from them with replacement", headings)
     for fit in found.growth:
         ratio = fit.fit_seconds / found.growth[0].fit_seconds
         counts = (f"{count}" for count in (fit.train_jobs, fit.distinct_rows, fit.epochs))
@@ -115,7 +116,8 @@ def growth_table(found: Measured) -> Table:
     return table
 
 
-def _table(first: str, title: str, headings: tuple[str, ...], caption: str | None = None) -> Table:
+def empty_table(first: str, title: str, headings: Iterable[str], caption: str | None = None) -> Table:
+    """A table without rows: a first column of words, then columns of figures."""
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.add_column(first, no_wrap=True)
     for heading in headings:

@@ -15,7 +15,7 @@ from calmlflow.jobs.killed import read_killed
 from calmlflow.jobs.records import Checked
 from calmlflow.jobs.stores.base import KILLED, conform
 from calmlflow.jobs.stores.open import read_jobs
-from calmlflow.networks.preprocess import SPLITS, Split, deal, fit_scaling, hashed, parts_of_jobs
+from calmlflow.networks.preprocess import SPLITS, Split, deal, fit_scaling, parts_of_jobs
 from calmlflow.networks.rows import DistinctRows, TrainingRows, distinct_rows, training_rows
 from calmlflow.settings import TARGETS
 
@@ -165,7 +165,7 @@ def _check_parts(names: pd.Series, is_test: NDArray[np.bool_], split: Split, req
     """Raise an InputError where a part has no job or, by programme, hardly any programme."""
     fewest, what = (FEWEST_PROGRAMMES, "programmes") if split == "programme" else (1, "jobs")
     train, test = (
-        len(np.unique(hashed(programmes(names[part]), 0))) if split == "programme" else part.sum()
+        len(np.unique(programmes(names[part]))) if split == "programme" else part.sum()
         for part in (~is_test, is_test)
     )
     if min(train, test) < fewest:

@@ -242,21 +242,22 @@ def read_seen(version: int) -> Seen:
     results = load_results(source)
     # Recorded predictions are answers, so they are held against answers.
     table = (results.answer or results).jobs
-    if table is not None:
-        carried = [name for name in ("bin_pred", "split", "kill_time", *PROBABILITIES) if name in table]
-        table = sort_records(table, f"data/latest.csv of {source}", carried).valid
+    lost = CalmlflowError(
+        f"data/latest.csv of {source} has no jobs that all its networks saw; expected those it was trained on"
+    )
+    if table is None:
+        raise lost
+    carried = [name for name in ("bin_pred", "split", "kill_time", *PROBABILITIES) if name in table]
+    table = sort_records(table, f"data/latest.csv of {source}", carried).valid
     found = find_version(str(version), BUNDLE_MODEL)
-    for network in NETWORKS:
+    for run in {found.tags[f"run.{network}"] for network in NETWORKS if f"part.{network}" in found.tags}:
         # Its own table is of the newest training; a network that was taken over saw the jobs of its own.
-        if table is not None and f"part.{network}" in found.tags:
-            own = training_table(found.tags[f"run.{network}"]).drop_duplicates("ipst").set_index("ipst")["timestamp"]
-            known = own.reindex(table["ipst"]).to_numpy()
-            older = table.assign(timestamp=np.fmin(table["timestamp"], known).astype(np.int64))
-            table = older[~np.isnan(known)].reset_index(drop=True)
-    if table is None or table.empty:
-        raise CalmlflowError(
-            f"data/latest.csv of {source} has no jobs that all its networks saw; expected those it was trained on"
-        )
+        own = training_table(run).drop_duplicates("ipst").set_index("ipst")["timestamp"]
+        known = own.reindex(table["ipst"]).to_numpy()
+        older = table.assign(timestamp=np.fmin(table["timestamp"], known).astype(np.int64))
+        table = older[~np.isnan(known)].reset_index(drop=True)
+    if table.empty:
+        raise lost
     scores = {score: float(found.tags[tag]) for score, tag in _HELD_OUT.items() if tag in found.tags}
     return Seen(version, found.stage, table, scores)
 

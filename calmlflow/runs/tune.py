@@ -70,12 +70,12 @@ def tune(request: TuneRequest) -> TuneOutcome:
         jobs = lineage(data.jobs.iloc[data.train], request.data, "tuning")
         mlflow.log_input(jobs, context="tuning")
         config = Path(request.output) / "config.json"
+        newest = int(data.jobs["timestamp"].iloc[data.train].max())
+        found_on = Searched(request.data, data.split, request.seed, TEST_SIZE, newest)
         with _open_storage(config.with_name("study.db")) as storage:
             searches = {}
             for network in networks:
                 study = open_study(storage, network, starts[network], request, jobs.digest)
-                newest = int(data.jobs["timestamp"].iloc[data.train].max())
-                found_on = Searched(request.data, data.split, request.seed, TEST_SIZE, newest)
                 study.set_user_attr("found_on", asdict(found_on))
                 searches[network] = _search(study, network, starts[network], data, request)
                 _write_winners(storage, config)
