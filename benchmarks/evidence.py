@@ -21,10 +21,9 @@ from benchmarks.rivals import WITH_EVIDENCE, Rival, forest_with_evidence, networ
 from benchmarks.scores import score_of
 from benchmarks.tables import ROWS, empty_table
 from calmlflow.console import say, script
-from calmlflow.hst.dataset import programmes
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import needed_bin
-from calmlflow.networks.preprocess import hashed, parts_of_jobs
+from calmlflow.networks.preprocess import parts_of_jobs
 from calmlflow.predictor.bundle import Bundle, Predictions, in_logs
 from calmlflow.predictor.evidence import LEVELS, Finished, build_evidence, fit_strength
 from calmlflow.results.comparison import compare_predictions
@@ -108,7 +107,7 @@ def verdict(key: str, row: Mapping[str, float]) -> str:
 
 def fold_of_programme(jobs: pd.DataFrame) -> NDArray[np.int64]:
     """Deal the programmes of jobs to `FOLDS` folds by a hash of their names, as `crossval` does."""
-    return (hashed(programmes(jobs["ipst"]), 0) * FOLDS).astype(np.int64)
+    return parts_of_jobs(jobs["ipst"], [], "programme", 0, [fold / FOLDS for fold in range(1, FOLDS)])
 
 
 def splits_of(data: TrainingData) -> dict[str, list[TrainingData]]:

@@ -165,8 +165,7 @@ def _check_parts(names: pd.Series, is_test: NDArray[np.bool_], split: Split, req
     """Raise an InputError where a part has no job or, by programme, hardly any programme."""
     fewest, what = (FEWEST_PROGRAMMES, "programmes") if split == "programme" else (1, "jobs")
     train, test = (
-        len(np.unique(programmes(names[part]))) if split == "programme" else part.sum()
-        for part in (~is_test, is_test)
+        len(np.unique(programmes(names[part]))) if split == "programme" else part.sum() for part in (~is_test, is_test)
     )
     if min(train, test) < fewest:
         raise InputError(
