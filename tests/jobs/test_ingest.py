@@ -344,7 +344,7 @@ def test_killed_at_any_request_and_run_again(server, s3, bucket, tmp_path):
             command = [sys.executable, "-c", INGEST, uri, bucket]
             child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
             line.on_request.append(lambda number, child=child, fatal=fatal: number == fatal and child.kill())
-            _, errors = child.communicate()
+            _, errors = child.communicate(timeout=120)
         assert child.returncode == -signal.SIGKILL, (seed, fatal, errors)
         with closing(open_sql(uri, create=True)) as store:
             before, entries = ({*contents(store, table)["ipst"]} for table in (JOBS, QUARANTINE))

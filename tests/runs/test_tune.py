@@ -107,7 +107,7 @@ def killed(server, tiny, tmp_path_factory) -> tuple[Path, list[tuple[int, str]]]
     with subprocess.Popen(command(output, tiny), cwd=ROOT, env=env, stderr=subprocess.PIPE) as search:
         assert wait_until(lambda: search.poll() is not None or is_amid(), 120)
         os.kill(search.pid, signal.SIGKILL)
-        search.communicate()
+        search.communicate(timeout=120)
     assert search.returncode == -signal.SIGKILL
     before = trials_in(output)
     # The killed trial counts as killed after a second instead of a minute.

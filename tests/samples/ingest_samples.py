@@ -80,7 +80,7 @@ def bad_line(endpoint: str, fault: Fault = lambda number, request: "") -> Iterat
             if spoil == "503":
                 self.send_error(503)
                 return
-            upstream = http.client.HTTPConnection(host)
+            upstream = http.client.HTTPConnection(host, timeout=60)
             upstream.request(self.command, self.path, headers=dict(self.headers.items()))
             with closing(upstream), upstream.getresponse() as answer:
                 content = answer.read()

@@ -80,9 +80,11 @@ def foreground(tmp_path):
     yield begin
     for process in started:
         process.kill()
-        process.communicate()
+    # They hold the pipe that is read to its end.
     for pid in processes_of(home):
         os.kill(pid, signal.SIGKILL)
+    for process in started:
+        process.communicate(timeout=60)
 
 
 def await_ready(process, home):

@@ -212,7 +212,7 @@ def test_a_schema_of_the_future_is_told(uri, store):
 def test_many_who_start_at_once_make_one_schema(uri):
     code = f"from calmlflow.jobs.stores.sql import open_sql; open_sql({uri!r}, create=True).close()"
     started = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(6)]
-    assert [(process.communicate()[1], process.returncode) for process in started] == [(b"", 0)] * 6
+    assert [(process.communicate(timeout=120)[1], process.returncode) for process in started] == [(b"", 0)] * 6
     with closing(open_sql(uri)) as store:
         assert store.count(JOBS) == 0
 
