@@ -10,7 +10,7 @@ from calmlflow.hst.dataset import parse_dataset
 from calmlflow.jobs.killed import BATCH
 from calmlflow.jobs.records import MAX_TIMESTAMP
 from calmlflow.storage.s3 import check_bucket
-from calmlflow.storage.s3_events import is_notification, read_notices
+from calmlflow.storage.s3_events import EventError, is_notification, read_notices
 
 EXPECTED = 'expected {"Bucket": ..., "Ipppssoot": ...} or a notification of S3 for messages/processed-IPPPSSOOT.trigger'
 
@@ -47,11 +47,11 @@ def read_event(event: object) -> tuple[list[FinishedJob], list[InputError]]:
     objects, its own or EventBridge's, whose keys are ``messages/processed-{ipppssoot}.trigger``.
     """
     if not isinstance(event, dict):
-        raise InputError(f"the event is a {type(event).__name__}; {EXPECTED}")
+        raise EventError(f"the event is a {type(event).__name__}; {EXPECTED}")
     if not is_notification(event):
         told = [event[key] for key in ("Ipppssoot", "Dataset") if event.get(key) not in (None, "")]
         if not told:
-            raise InputError(f"the event has no Ipppssoot; {EXPECTED}")
+            raise EventError(f"the event has no Ipppssoot; {EXPECTED}")
         check_bucket(event.get("Bucket"))
         names = [parse_dataset(name).name for name in told]
         if names[0] != names[-1]:

@@ -1,4 +1,4 @@
-"""Handle calcloud's event and S3's notification of new control files on AWS Lambda."""
+"""Handle calcloud's event and S3's notification of new control files, also through SQS or SNS, on AWS Lambda."""
 
 import functools
 import logging
@@ -9,31 +9,36 @@ from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor.control import ControlObject, read_control_object
 from calmlflow.predictor.emit import Emitter, open_emitter
-from calmlflow.predictor.events import read_job, read_notification
+from calmlflow.predictor.events import read_job, read_message
 from calmlflow.predictor.logs import place_of, use_json_logs
 from calmlflow.predictor.predictor import Predictor, answer_mosaic
-from calmlflow.storage.s3_events import is_notification
+from calmlflow.storage.s3_events import EventError, handle_messages, is_notification
 
 log = logging.getLogger(__name__)
 
 
 def handler(event: Any, context: object = None) -> dict[str, Any]:
-    """Answer the job of an event ``{"Bucket", "Key", "Ipppssoot"}``, or those of a notification of S3 or EventBridge.
+    """Answer the job of an event ``{"Bucket", "Key", "Ipppssoot"}``, or those of a notification of S3 or EventBridge,
+    which may come inside messages of SQS or SNS.
 
     Gives for one job the answer of `Predictor.predict`, or ``errorType`` and ``errorMessage`` if the event breaks a
-    rule; for a notification ``{"answers": [...]}``, for each record in order ``dataset`` with either of these.
-    Raises a CalmlflowError, so that Lambda tries again, if S3 or the registry is out of reach. For a notification this
-    holds only if no record was answered; otherwise the error stands in the record's place, and in the log.
+    rule; for a notification ``{"answers": [...]}``, for each record in order ``dataset`` with either of these,
+    and for SQS ``batchItemFailures``, see `calmlflow.storage.s3_events.handle_messages`.
+    Raises an EventError if the event is none of these, and a CalmlflowError, so that Lambda tries again, if S3 or the
+    registry is out of reach. For a notification this holds only if no record was answered; otherwise the error stands in
+    the record's place, and in the log.
     """
     del context
     if "AWS_LAMBDA_RUNTIME_API" in os.environ:
         use_json_logs()
+    if is_notification(event):
+        answers, failed = handle_messages(event, lambda inner: _answer_records(read_message(inner)))
+        return {"answers": [answer for one in answers for answer in one], **failed}
     try:
-        if is_notification(event):
-            return {"answers": _answer_records(read_notification(event))}
         return _answer(read_job(event))
+    except EventError:
+        raise
     except InputError as error:
-        # The answer to an event of S3 is read by nobody.
         log.warning("an event was refused: %s", error)
         return _error(error)
 
@@ -49,12 +54,13 @@ def _answer_records(jobs: list[ControlObject | InputError]) -> list[dict[str, An
             answers.append({"dataset": name, **_answer(job)})
         except CalmlflowError as error:
             answers.append({"dataset": name, **_error(error)})
-            if isinstance(error, InputError):
+            if isinstance(error, InputError) and not isinstance(error, EventError):
                 log.warning("a record of a notification was refused: %s", error)
             else:
                 faults.append(error)
-    if faults and all("errorType" in answer for answer in answers):
-        raise faults[0]
+    lost = [fault for fault in faults if isinstance(fault, EventError)]
+    if lost or (faults and all("errorType" in answer for answer in answers)):
+        raise (lost or faults)[0]
     for fault in faults:
         log.error("a record of a notification was not answered: %s", fault)
     return answers

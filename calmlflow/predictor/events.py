@@ -7,7 +7,7 @@ from calmlflow.errors import InputError
 from calmlflow.hst.dataset import parse_dataset
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES
 from calmlflow.predictor.control import ControlObject, control_object
-from calmlflow.storage.s3_events import Notice, read_notices
+from calmlflow.storage.s3_events import EventError, Notice, is_notification, read_notices
 
 EXPECTED = 'expected {"Bucket": ..., "Key": ..., "Ipppssoot": ...} or a notification of S3'
 
@@ -15,7 +15,9 @@ EXPECTED = 'expected {"Bucket": ..., "Key": ..., "Ipppssoot": ...} or a notifica
 def read_job(event: object) -> ControlObject:
     """Read ``{"Bucket", "Key", "Ipppssoot"}``; ``Dataset`` is accepted for ``Ipppssoot``, and ``Key`` may be absent."""
     if not isinstance(event, dict):
-        raise InputError(f"the event is a {type(event).__name__}; {EXPECTED}")
+        raise EventError(f"the event is a {type(event).__name__}; {EXPECTED}")
+    if not event.keys() & {"Bucket", "Ipppssoot", "Dataset"}:
+        raise EventError(f"the event has neither Bucket nor Ipppssoot; {EXPECTED}")
     names = [event[name] for name in ("Ipppssoot", "Dataset") if event.get(name) not in (None, "")]
     for name, value in (("Ipppssoot", names[0] if names else None), ("Bucket", event.get("Bucket"))):
         if not isinstance(value, str) or not value:
@@ -26,8 +28,10 @@ def read_job(event: object) -> ControlObject:
     return control_object(found[0].name, event["Bucket"], event.get("Key"))
 
 
-def read_notification(event: Mapping[str, Any]) -> list[ControlObject | InputError]:
-    """Read a notification of new control files: for each record, in order, the file or the error."""
+def read_message(event: Mapping[str, Any]) -> list[ControlObject | InputError]:
+    """Read one job, or a notification of new control files: for each record, in order, the file or the error."""
+    if not is_notification(event):
+        return [read_job(event)]
     notices = read_notices(event, EXPECTED)
     return [notice if isinstance(notice, InputError) else _locate(notice) for notice in notices]
 

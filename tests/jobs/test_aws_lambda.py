@@ -15,7 +15,8 @@ from calmlflow.jobs.aws_lambda import handler
 from calmlflow.jobs.ingest import STEP_FAILED
 from calmlflow.jobs.stores.base import JOBS, KILLED, QUARANTINE
 from calmlflow.jobs.stores.open import open_store
-from tests.samples.event_samples import BUCKET, batch_event, s3_record
+from calmlflow.storage.s3_events import EventError
+from tests.samples.event_samples import BUCKET, batch_event, s3_record, sns, sns_event, sqs_event
 from tests.samples.ingest_samples import bad_line, metrics, put_job
 from tests.samples.store_samples import contents
 
@@ -51,6 +52,7 @@ def stored(uri: str, table=JOBS) -> list[str]:
         return contents(store, table)["ipst"].tolist()
 
 
+TEST_EVENT = {"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "b"}
 NOTHING = {
     **dict.fromkeys(("datasets", "stored", "updated", "unchanged", "older", "quarantined"), 0),
     **{"reasons": {}, "killed": {}},
@@ -95,11 +97,31 @@ def test_a_job_that_batch_gave_up_is_kept_once_or_quarantined(uri, buckets):
     assert stored(uri) == []
 
 
-@pytest.mark.parametrize("event", [{"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "b"}, None, {"x": 1}])
-def test_an_event_without_finished_jobs_makes_no_store(uri, tmp_path, event):
-    answer = handler(event)
-    assert answer == {**NOTHING, "refused": answer["refused"]}
-    assert all("; expected " in text for text in answer["refused"])
+def test_messages_of_a_queue_are_stored_and_those_that_are_not_understood_come_back(uri, buckets):
+    finished = {"Records": [s3_record(trigger(JOB), buckets[0]), s3_record("messages/error-x.trigger")]}
+    gave_up = json.loads(json.dumps(batch_event(FAILED)).replace(BUCKET, buckets[0]))
+    answer = handler(sqs_event(TEST_EVENT, "no JSON", sns(finished), gave_up, {"x": 1}))
+    assert answer["batchItemFailures"] == [{"itemIdentifier": "1"}, {"itemIdentifier": "4"}]
+    assert (answer["stored"], answer["killed"], len(answer["refused"])) == (1, {"failed": 1}, 1)
+    assert stored(uri) == [JOB]
+    # What SNS hands to Lambda itself has no way back but the whole call.
+    with pytest.raises(EventError, match="has no Ipppssoot; expected"):
+        handler(sns_event({"x": 1}, {"Bucket": buckets[1], "Ipppssoot": OTHER}))
+    assert stored(uri) == [JOB, OTHER]
+
+
+def test_a_record_that_is_not_understood_fails_the_call_after_the_others_are_stored(uri, buckets):
+    with pytest.raises(CalmlflowError, match="a record is not one of S3's"):
+        handler({"Records": [{"eventSource": "aws:kinesis"}, s3_record(trigger(JOB), buckets[0])]})
+    assert stored(uri) == [JOB]
+
+
+def test_an_event_without_finished_jobs_makes_no_store(uri, tmp_path):
+    assert handler(TEST_EVENT) == {**NOTHING, "refused": []}
+    assert len(handler({"Bucket": "b", "Ipppssoot": JOB})["refused"]) == 1
+    for event in (None, {"x": 1}, {"Records": 5}):
+        with pytest.raises(EventError, match="expected"):
+            handler(event)
     assert list(tmp_path.iterdir()) == []
 
 

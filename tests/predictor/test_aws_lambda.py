@@ -12,7 +12,8 @@ import calmlflow.storage.s3
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor import Predictor, aws_lambda
 from calmlflow.predictor.answers import fallback_policy, mosaic_policy
-from tests.samples.event_samples import BUCKET, FOLDER, JOB, KEY, s3_record
+from calmlflow.storage.s3_events import EventError
+from tests.samples.event_samples import BUCKET, FOLDER, JOB, KEY, s3_record, sns, sns_event, sqs_event
 from tests.samples.predictor_samples import (
     ALIASES,
     CONTROL,
@@ -93,7 +94,7 @@ def test_a_mosaic_needs_neither_registry_nor_s3(no_s3, monkeypatch, ports, tmp_p
 
 @pytest.mark.parametrize(
     ("event", "words"),
-    [({"Ipppssoot": JOB}, "the event has no Bucket"), ({"Records": 5}, "Records are no list")],
+    [({"Ipppssoot": JOB}, "the event has no Bucket"), ({"Bucket": BUCKET}, "the event has no Ipppssoot")],
 )
 def test_an_event_that_cannot_be_answered_is_told_why(event, words):
     answer = aws_lambda.handler(event)
@@ -158,6 +159,19 @@ def test_a_fault_is_raised_where_a_second_try_loses_nothing(registry, no_s3, eve
     with pytest.raises(CalmlflowError, match="EndpointConnectionError") as caught:
         aws_lambda.handler(event)
     assert not isinstance(caught.value, InputError)
+
+
+def test_messages_of_a_queue_are_answered_and_those_that_are_not_understood_come_back(control_file):
+    event = sqs_event(EVENT, "no JSON", sns({"Records": [s3_record()]}), sns({"Records": [s3_record(), {}]}))
+    told = aws_lambda.handler(event)
+    assert told["batchItemFailures"] == [{"itemIdentifier": "1"}, {"itemIdentifier": "3"}]
+    assert told["answers"] == [{"dataset": JOB, **Predictor().predict(JOB, CONTROL)}] * 2
+
+
+@pytest.mark.parametrize("event", [None, {}, {"x": 1}, {"Records": 5}, sns_event("x"), {"Records": [s3_record(), {}]}])
+def test_an_event_that_is_not_understood_fails_the_call(control_file, event):
+    with pytest.raises(EventError):
+        aws_lambda.handler(event)
 
 
 # -- What is kept and told ------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from calmlflow.errors import InputError
-from calmlflow.predictor.events import read_job, read_notification
+from calmlflow.predictor.events import read_job, read_message
 from calmlflow.storage.s3_events import is_notification
 from tests.samples.event_samples import BUCKET, EVENTS, EXTREMES, FOLDER, JOB, JOB_EVENT, KEY, eventbridge, s3_record
 
@@ -53,7 +53,7 @@ def test_an_event_that_is_no_job_is_told_why(event, words):
 def test_the_jobs_of_a_notification_are_read_in_order():
     event = {"Records": [s3_record(), s3_record("control/acs_8ph_01/x"), s3_record(bucket="other-bucket")]}
     assert is_notification(event)
-    found = [(job.dataset.name, job.bucket, job.key) for job in read_notification(event)]
+    found = [(job.dataset.name, job.bucket, job.key) for job in read_message(event)]
     assert found == [
         (JOB, BUCKET, KEY),
         ("acs_8ph_01", BUCKET, "control/acs_8ph_01/acs_8ph_01_MemModelFeatures.txt"),
@@ -67,8 +67,8 @@ def test_keys_are_url_encoded_by_s3_and_plain_by_eventbridge(name):
     if {".", ".."} & set(name.split("/")):
         return
     key = FOLDER + name.strip("/")
-    (encoded,) = read_notification({"Records": [s3_record(quote_plus(key, safe="/"))]})
-    (plain,) = read_notification(eventbridge(key))
+    (encoded,) = read_message({"Records": [s3_record(quote_plus(key, safe="/"))]})
+    (plain,) = read_message(eventbridge(key))
     assert encoded == plain
     assert plain.key == key
 
@@ -76,7 +76,7 @@ def test_keys_are_url_encoded_by_s3_and_plain_by_eventbridge(name):
 def test_a_test_of_s3s_holds_no_job():
     event = {"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": BUCKET, "RequestId": "1"}
     assert is_notification(event)
-    assert read_notification(event) == []
+    assert read_message(event) == []
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_test_of_s3s_holds_no_job():
     ],
 )
 def test_a_record_that_is_no_job_is_told_in_its_place(record):
-    before, error, after = read_notification({"Records": [s3_record(), record, s3_record()]})
+    before, error, after = read_message({"Records": [s3_record(), record, s3_record()]})
     assert isinstance(error, InputError)
     assert before == after
 
@@ -104,7 +104,7 @@ def test_a_record_that_is_no_job_is_told_in_its_place(record):
 def check(event: object) -> None:
     """It is read, or refused with a message that quotes nothing longer than a name and can be printed."""
     try:
-        found = read_notification(event) if is_notification(event) else [read_job(event)]
+        found = read_message(event)
     except InputError as error:
         found = [error]
     for one in found:

@@ -1,5 +1,7 @@
 """Events as AWS Lambda gets them, whole and damaged."""
 
+import json
+
 from hypothesis import strategies as st
 
 BUCKET = "calcloud-processing"
@@ -17,6 +19,21 @@ def s3_record(key: object = KEY, bucket: object = BUCKET, **more) -> dict:
 def eventbridge(key: object = KEY, **more) -> dict:
     detail = {"bucket": {"name": BUCKET}, "object": {"key": key, "size": 120}, "reason": "PutObject"}
     return {"version": "0", "source": "aws.s3", "detail-type": "Object Created", "detail": detail, **more}
+
+
+def sns(event: object) -> dict:
+    """What SNS makes of an event, for SQS or HTTP, or in a record for Lambda."""
+    return {"Type": "Notification", "TopicArn": "arn:aws:sns:us-east-1:1:jobs", "Message": json.dumps(event)}
+
+
+def sns_event(*events: object) -> dict:
+    return {"Records": [{"EventSource": "aws:sns", "EventVersion": "1.0", "Sns": sns(event)} for event in events]}
+
+
+def sqs_event(*bodies: object) -> dict:
+    """Messages 0, 1, ... of a queue; a body is a text, or an event as JSON."""
+    texts = [body if isinstance(body, str) else json.dumps(body) for body in bodies]
+    return {"Records": [{"messageId": str(i), "eventSource": "aws:sqs", "body": body} for i, body in enumerate(texts)]}
 
 
 def batch_event(job: str = JOB, reason: str = "Essential container in task exited", **more) -> dict:

@@ -7,8 +7,25 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from calmlflow.errors import InputError
-from calmlflow.storage.s3_events import MAX_RECORDS, Notice, is_notification, read_notices
-from tests.samples.event_samples import ANYTHING, BUCKET, EXTREMES, damaged, eventbridge, s3_record
+from calmlflow.storage.s3_events import (
+    MAX_RECORDS,
+    EventError,
+    Notice,
+    handle_messages,
+    is_notification,
+    read_notices,
+)
+from tests.samples.event_samples import (
+    ANYTHING,
+    BUCKET,
+    EXTREMES,
+    damaged,
+    eventbridge,
+    s3_record,
+    sns,
+    sns_event,
+    sqs_event,
+)
 
 EXPECTED = "expected what this handler takes"
 TEST_EVENT = {"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": BUCKET}
@@ -60,7 +77,7 @@ def test_any_way_to_make_an_object_counts_and_a_try_of_the_connection_does_not()
 def test_a_bad_record_is_told_and_costs_no_other_one(record, words):
     before, error, after = read_notices({"Records": [s3_record("a"), record, s3_record("b")]}, EXPECTED)
     assert (before, after) == (Notice(BUCKET, "a", 120), Notice(BUCKET, "b", 120))
-    assert isinstance(error, InputError)
+    assert isinstance(error, EventError)
     assert words in str(error)
 
 
@@ -76,12 +93,65 @@ def test_records_that_are_none_or_too_many_are_refused(records):
 )
 def test_what_eventbridge_tells_of_other_things_is_refused(event):
     (error,) = read_notices(event, EXPECTED)
-    assert isinstance(error, InputError)
+    assert isinstance(error, EventError)
 
 
 @pytest.mark.parametrize("event", [None, 5, "Records", ["Records"], {}, {"Bucket": BUCKET}, {"Event": "other"}])
 def test_anything_else_is_no_notification(event):
     assert not is_notification(event)
+
+
+# -- Messages of SQS and SNS ----------------------------------------------------------------------------------------
+
+PLAIN = {"Records": [s3_record("a")]}
+
+
+def read(event: object) -> list[Notice]:
+    if not is_notification(event):
+        raise EventError("no notification")
+    found = read_notices(event, EXPECTED)
+    for one in found:
+        if isinstance(one, InputError):
+            raise one
+    return found
+
+
+@pytest.mark.parametrize("event", [PLAIN, eventbridge("a")], ids=["s3", "eventbridge"])
+@pytest.mark.parametrize("wrap", [
+    lambda event: event, sns, sns_event, sqs_event, lambda event: sqs_event(sns(event)),
+    lambda event: sqs_event(sns(sns(event))),
+])  # fmt: skip
+def test_an_event_is_found_in_any_envelope(event, wrap):
+    wrapped = wrap(event)
+    failures = {"batchItemFailures": []} if "body" in str(wrapped) else {}
+    assert handle_messages(wrapped, read) == ([[Notice(BUCKET, "a", 120)]], failures)
+    assert handle_messages(wrap(TEST_EVENT), read)[0] == [[]]
+
+
+@pytest.mark.parametrize("bad", ["no JSON", "5", "[" * 100_000, sns(5), {**sns(PLAIN), "Message": 5}, sns_event(5)])
+def test_a_message_that_is_not_understood_fails_alone_in_a_queue_and_with_its_call_elsewhere(bad):
+    tried = []
+
+    def look(event: object) -> list[Notice]:
+        tried.append(event)
+        return read(event)
+
+    results, told = handle_messages(sqs_event(TEST_EVENT, bad, PLAIN), look)
+    assert (results, told) == ([[], read(PLAIN)], {"batchItemFailures": [{"itemIdentifier": "1"}]})
+    nameless = {"Records": [{**record, "messageId": None} for record in sqs_event(bad, PLAIN)["Records"]]}
+    for event in (sqs_event(bad), sns_event(bad, PLAIN), nameless):
+        tried.clear()
+        with pytest.raises(EventError):
+            handle_messages(event, look)
+        assert (PLAIN in tried) == (len(event["Records"]) == 2)
+
+
+@given(st.one_of(ANYTHING, damaged(sqs_event(PLAIN)), damaged(sns_event(PLAIN)), damaged(sns(PLAIN))))
+def test_any_message_is_read_or_refused_with_the_documented_error(event):
+    try:
+        handle_messages(event, read)
+    except InputError as error:
+        assert str(error).isprintable()
 
 
 @given(st.one_of(ANYTHING, damaged({"Records": [s3_record()]}), damaged(eventbridge()), damaged(TEST_EVENT)))
