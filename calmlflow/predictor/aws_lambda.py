@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import os
 from typing import Any
 
@@ -28,9 +29,9 @@ def handler(event: Any, context: object = None) -> dict[str, Any]:
     registry is out of reach. For a notification this holds only if no record was answered; otherwise the error stands in
     the record's place, and in the log.
     """
-    del context
     if "AWS_LAMBDA_RUNTIME_API" in os.environ:
         use_json_logs()
+    _look_for_version(context)
     if is_notification(event):
         answers, failed = handle_messages(event, lambda inner: _answer_records(read_message(inner)))
         return {"answers": [answer for one in answers for answer in one], **failed}
@@ -85,6 +86,13 @@ def _answer(job: ControlObject) -> dict[str, Any]:
         where = place_of(error)
         log.error("internal error: %s", where)
         raise CalmlflowError(f"internal error ({where}); expected an answer: this is a bug of calmlflow") from error
+
+
+def _look_for_version(context: object) -> None:
+    """Follow the registry within the call, as Lambda stops every thread with the answer; in half its time at most."""
+    if _predictor.cache_info().currsize:
+        left_ms = getattr(context, "get_remaining_time_in_millis", lambda: math.inf)()
+        _predictor().look(min(settings.timeout_s(), left_ms / 2000))
 
 
 @functools.cache

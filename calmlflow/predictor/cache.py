@@ -1,7 +1,7 @@
 """Keep bundles on disk: a folder for each version, and for each stage a note of the versions it held last."""
 
-# A version appears whole, by one rename. One process at a time fetches while the others wait. A disk that is full or
-# read-only costs the cache, not the answer.
+# A version appears whole, by one rename. One process at a time fetches while the others wait; the files that it has
+# when its time is over stay for the next try. A disk that is full or read-only costs the cache, not the answer.
 
 import contextlib
 import hashlib
@@ -12,14 +12,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.manifest import MANIFEST, parse_manifest
-from calmlflow.predictor.registry_client import IMPORT_S, RegistryUnavailableError, StagedVersion, fetch
+from calmlflow.predictor.registry_client import RegistryUnavailableError, StagedVersion, fetch, left_until
 from calmlflow.settings import hide_password
 from calmlflow.storage.files import LockedError, locked, replacing
 
@@ -27,9 +26,7 @@ log = logging.getLogger(__name__)
 
 # Age of temporary files after which the process that wrote them was killed.
 LEFT_BEHIND_S = 3600
-# Time limits of a fetch, in `calmlflow.settings.timeout_s`, without and with another version to go on with.
-PATIENCE, HURRIED = 10, 3
-# Between two tries to fetch, if there is another version to go on with.
+# Between two tries to fetch while a caller waits, if there is another version to go on with.
 RETRY_S = 60.0
 
 _VERSION_FOLDER = re.compile(r"\d+-[0-9a-f]{12}")
@@ -47,29 +44,33 @@ class Cache:
     def path(self, staged: StagedVersion) -> Path:
         return self.folder / staged.folder
 
-    def load(self, staged: StagedVersion, hurried: bool = False) -> Bundle:
-        """Load a version from disk, or fetch it from the registry; a hurried caller has another to go on with."""
+    def load(self, staged: StagedVersion, timeout_s: float, hurried: bool = False) -> Bundle:
+        """Load a version from disk, or fetch it from the registry within ``timeout_s``.
+
+        A ``hurried`` caller waits, but has another version to go on with: it does not try what has just failed.
+        """
         if bundle := self.load_kept(staged):
             return bundle
-        failed = self.folder / f".failed-{staged.folder}"
+        failed, partial = (self.folder / f".{word}-{staged.folder}" for word in ("failed", "partial"))
         with contextlib.suppress(OSError):
             if hurried and 0 <= time.time() - failed.stat().st_mtime < RETRY_S:
                 raise RegistryUnavailableError(
                     f"the last fetch of version {staged.version} failed; expected to try again {RETRY_S:.0f} s after it"
                 )
-        patience_s = (HURRIED if hurried else PATIENCE) * settings.timeout_s()
-        with self.alone("fetch", patience_s):
+        deadline = time.monotonic() + timeout_s
+        with self.alone("fetch", deadline):
             # Fetched by another process while this one waited.
             if bundle := self.load_kept(staged):
                 return bundle
             try:
-                files = fetch(staged, self._registry_uri, patience_s + (0 if hurried else IMPORT_S))
+                files = fetch(staged, self._registry_uri, left_until(deadline), partial)
                 name = f"version {staged.version}"
                 bundle = Bundle.read(parse_manifest(files[MANIFEST], name), files, name, settings.NETWORKS)
             except CalmlflowError:
                 with contextlib.suppress(OSError):
                     failed.touch()
                 raise
+            shutil.rmtree(partial, ignore_errors=True)
             self._keep(staged, files)
         return bundle
 
@@ -91,32 +92,50 @@ class Cache:
         """The version that a stage held when the registry was last asked, and the one before; may be empty."""
         try:
             noted = json.loads((self.folder / f"{stage}.json").read_text())["versions"]
-            return [StagedVersion(str(one["version"]), str(one["source"]), one.get("sha256", "")) for one in noted]
+            return [StagedVersion(str(int(one["version"])), str(one["source"]), one.get("sha256", "")) for one in noted]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return []
 
-    def remember(self, stage: str, staged: StagedVersion) -> None:
-        """Record what a stage holds, and remove versions that no stage held last or before; failures are logged."""
+    def remember(self, stage: str, staged: StagedVersion) -> bool:
+        """Record what a stage holds, and remove versions that no stage held last or before; failures are logged.
+
+        Gives whether that is news. Where the stage went back to an earlier version, those after it are not kept to
+        answer in its place.
+        """
         known = self.recall(stage)
         if known[:1] == [staged]:
-            return
-        kept = [staged, *(one for one in known if one != staged)][:2]
+            return False
+        if staged in known:
+            before = known[known.index(staged) + 1 :]
+        else:
+            before = [one for one in known if int(one.version) < int(staged.version)]
         try:
             with replacing(self.folder / f"{stage}.json") as file:
-                json.dump({"versions": [asdict(one) for one in kept]}, file)
+                noted = [
+                    {"version": one.version, "source": one.source, "sha256": one.sha256} for one in (staged, *before)
+                ]
+                json.dump({"versions": noted[:2]}, file)
             self._prune()
         except CalmlflowError as error:
             log.warning("%s", error)
+        return True
 
     @contextlib.contextmanager
-    def alone(self, work: str, patience_s: float) -> Iterator[None]:
-        """Keep other processes from the same work for ``patience_s``, if a lock can be had; twice does no harm."""
+    def alone(self, work: str, deadline: float) -> Iterator[None]:
+        """Keep other processes from the same work, if a lock can be had at all: twice does no harm.
+
+        Raises a RegistryUnavailableError where another process is still at it at the deadline (monotonic clock).
+        """
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(locked(self.folder / f".{work}.lock", patience_s))
+                stack.enter_context(locked(self.folder / f".{work}.lock", deadline - time.monotonic()))
+            except LockedError as error:
+                raise RegistryUnavailableError(
+                    f"another process, which fetches for all, got no version from {hide_password(self._registry_uri)} "
+                    "in time; expected one: set CALMLFLOW_TIMEOUT higher, or try again"
+                ) from error
             except CalmlflowError as error:
-                if not isinstance(error, LockedError):
-                    log.warning("%s", error)
+                log.warning("%s", error)
             yield
 
     def _keep(self, staged: StagedVersion, files: Mapping[str, bytes]) -> None:

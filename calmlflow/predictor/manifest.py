@@ -50,11 +50,18 @@ def parse_manifest(content: bytes, bundle: str) -> dict[str, Any]:
     return manifest
 
 
-def read_listed(manifest: Mapping[str, Any], bundle: str, read: Callable[[str], Any]) -> dict[str, Any]:
-    """Read every file that a manifest lists with ``read``; an InputError names one whose SHA-256 differs."""
+def read_listed(
+    manifest: Mapping[str, Any], bundle: str, read: Callable[[str, str], Any], whole: bool = False
+) -> dict[str, Any]:
+    """Read the files that a manifest lists with ``read(name, digest)``, those for further training only if ``whole``.
+
+    An InputError names one whose SHA-256 differs.
+    """
     files: dict[str, Any] = {}
     for name, digest in manifest["sha256"].items():
-        files[name] = read(name)
+        if name.endswith(".keras") and not whole:
+            continue
+        files[name] = read(name, digest)
         if hashlib.sha256(files[name]).hexdigest() != digest:
             raise InputError(f"bundle {bundle}: {name} does not match its SHA-256 in {MANIFEST}; expected it unchanged")
         if sum(map(len, files.values())) > MAX_BYTES:
@@ -69,15 +76,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return parse_manifest(_bytes_of(folder, MANIFEST, "expected a bundle's folder"), str(folder))
 
 
-def read_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Read every file of a folder that a manifest lists, see `read_listed`; tables of evidence are memory-mapped."""
+def read_files(folder: Path, manifest: Mapping[str, Any], whole: bool = False) -> dict[str, Any]:
+    """Read the files of a folder that a manifest lists, see `read_listed`; tables of evidence are memory-mapped."""
 
-    def read(name: str) -> Any:
+    def read(name: str, digest: str) -> Any:
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise InputError(f"bundle {folder}: {MANIFEST} lists {name!r}, which lies outside the bundle")
         return _bytes_of(folder, name, f"expected it as listed in {MANIFEST}")
 
-    return read_listed(manifest, str(folder), read)
+    return read_listed(manifest, str(folder), read, whole)
 
 
 def write_manifest(folder: Path) -> None:

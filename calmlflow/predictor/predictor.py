@@ -15,10 +15,10 @@ from calmlflow.hst.dataset import Dataset, parse_dataset
 from calmlflow.hst.features import Features, job_features
 from calmlflow.predictor.answers import as_answers, fallback_policy, mosaic_policy
 from calmlflow.predictor.bundle import Bundle
-from calmlflow.predictor.cache import HURRIED, PATIENCE, Cache
+from calmlflow.predictor.cache import Cache
 from calmlflow.predictor.emit import Emitter, prediction_record
 from calmlflow.predictor.logs import log_answer
-from calmlflow.predictor.registry_client import NoSuchVersionError, StagedVersion, resolve_stage
+from calmlflow.predictor.registry_client import StagedVersion, left_until, resolve_stage
 
 if TYPE_CHECKING:
     from calmlflow.predictor.batch import BatchOutcome
@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 # Seconds after which a predictor without a bundle asks the registry again, if ``refresh`` is longer.
 RETRY_S = 10.0
-# Seconds after which another check may begin, even if the last has not ended: a forked process lacks its thread.
-CHECK_S = 60.0
+# Time limits of a look for which nobody waits, and of the registry's part of any.
+LOOK_S, ASK_S = 300.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,16 @@ class Predictor:
         Seconds, 0 or more, after which an answer triggers another look at the registry, in the background; infinity:
         never. The present version answers until a new one is loaded.
     policy_fallback : bool
-        Without a bundle, answer by `fallback_policy` instead of failing.
+        Without a bundle, answer by `fallback_policy` instead of failing. Either comes within
+        `calmlflow.settings.timeout_s`.
     emit : callable, optional
         Called with the record of every prediction, see `calmlflow.predictor.emit`; its failures are logged.
 
     Raises
     ------
     CalmlflowError
-        The stage is empty, or the registry is out of reach and nothing is cached, without ``policy_fallback``.
+        The stage is empty, or the registry or its artifact store is out of reach, no version is in the cache or the
+        image, and ``policy_fallback`` is false.
     """
 
     def __init__(
@@ -110,11 +112,14 @@ class Predictor:
         self._policy_fallback = policy_fallback
         self._emit = emit
         # A wrong setting must not pass for a registry out of reach.
-        settings.timeout_s()
+        timeout_s = settings.timeout_s()
         self.serving = Serving(None, None, "policy")
         self._next_check = 0.0
+        self._checking: threading.Thread | None = None
+        # What the registry said last.
+        self._asked: StagedVersion | None = None
         try:
-            self.serving = self._begin()
+            self.serving = self._begin(timeout_s)
         except CalmlflowError as error:
             if not policy_fallback:
                 raise
@@ -169,21 +174,34 @@ class Predictor:
         self._refresh_if_due()
         return predict_many(self.serving, data, output, **options)
 
+    def look(self, timeout_s: float) -> None:
+        """Look for a new version now, for ``timeout_s`` at most, if ``refresh`` seconds have passed.
+
+        For a process that is frozen between two answers, where nothing happens in the background.
+        """
+        if time.monotonic() >= self._next_check and self._asks:
+            self._check(timeout_s)
+
     def _refresh_if_due(self) -> None:
         """Ask the registry in the background if ``refresh`` seconds have passed since it was asked."""
         now = time.monotonic()
         if now < self._next_check or not self._asks:
             return
-        self._next_check = now + CHECK_S
+        self._next_check = now + RETRY_S
+        # Of a check that began before a fork, the child sees a thread that has ended.
+        if self._checking and self._checking.is_alive():
+            return
+        self._checking = threading.Thread(target=self._check, name="calmlflow-refresh", daemon=True)
         try:
-            threading.Thread(target=self._check, name="calmlflow-refresh", daemon=True).start()
+            self._checking.start()
         except RuntimeError as error:
             self._plan_check()
             log.warning("looking for a new version must wait (%s)", error)
 
-    def _check(self) -> None:
+    def _check(self, timeout_s: float | None = None) -> None:
+        """Look for a new version; without ``timeout_s`` nobody waits."""
         try:
-            self.serving = self._pull() if self.serving.bundle else self._begin()
+            self.serving = self._pull(timeout_s) if self.serving.bundle else self._begin(timeout_s)
         except CalmlflowError as error:
             log.warning("%s; answering with %s as before", error, self.serving.version or "the policy")
             # The version in memory is newer than any on disk.
@@ -198,46 +216,49 @@ class Predictor:
         wait_s = self._refresh_s if self.serving.bundle else min(self._refresh_s, RETRY_S)
         self._next_check = time.monotonic() + wait_s
 
-    def _begin(self) -> Serving:
-        """The version in the stage, or else the last good one."""
+    def _begin(self, timeout_s: float | None) -> Serving:
+        """The version in the stage, or else the last good one: a stage that is empty never empties a predictor."""
         baked = settings.baked_bundle()
         if baked and not self._asks:
             return _load_baked(baked)
         try:
-            return self._pull_first()
-        except NoSuchVersionError:
-            # The stage is empty: no version may answer for it.
-            raise
+            return self._pull(timeout_s)
         except Exception as error:
             if not isinstance(error, CalmlflowError):
                 log.exception("asking the registry failed")
             return self._last_good(error)
 
-    def _pull_first(self) -> Serving:
-        """As `_pull`; of processes that start together without a cache, one asks for all."""
-        if self._cache.recall(self._stage) or settings.baked_bundle():
-            return self._pull()
-        patience = HURRIED if self._policy_fallback else PATIENCE
-        with self._cache.alone("ask", patience * settings.timeout_s()):
-            # Recorded by another process while this one waited.
+    def _pull(self, timeout_s: float | None) -> Serving:
+        """The version in the stage, as the registry has it now, within ``timeout_s``; None: nobody waits."""
+        deadline = time.monotonic() + (LOOK_S if timeout_s is None else timeout_s)
+        if self.serving.bundle or settings.baked_bundle() or self._cache.recall(self._stage):
+            return self._ask(deadline, hurried=timeout_s is not None)
+        # Of processes that start together without a version, one asks and fetches for all.
+        with self._cache.alone("ask", deadline):
             for staged in self._cache.recall(self._stage)[:1]:
                 if bundle := self._cache.load_kept(staged):
                     return Serving(bundle, staged.version, "registry", staged)
-            return self._pull()
+            return self._ask(deadline, hurried=False)
 
-    def _pull(self) -> Serving:
-        """The version in the stage, as the registry answers now."""
-        staged = resolve_stage(self._stage, self._registry_uri)
+    def _ask(self, deadline: float, hurried: bool) -> Serving:
+        self._asked = staged = resolve_stage(self._stage, self._registry_uri, min(left_until(deadline), ASK_S))
         if staged == self.serving.staged:
             return replace(self.serving, source="registry")
-        hurried = bool(self.serving.bundle or self._cache.recall(self._stage) or settings.baked_bundle())
-        bundle = self._cache.load(staged, hurried)
-        self._cache.remember(self._stage, staged)
+        bundle = self._cache.load(staged, left_until(deadline), hurried)
+        if self._cache.remember(self._stage, staged) and not staged.recorded:
+            log.warning(
+                "version %s was moved to %s without the gate; expected `calmlflow promote`, or `calmlflow stages "
+                "--repair` to record it",
+                staged.version,
+                self._stage,
+            )
         return Serving(bundle, staged.version, "registry", staged)
 
     def _last_good(self, error: Exception) -> Serving:
         """The version that the stage held last, or before that, or that an image carries; else raise the error."""
-        for staged in self._cache.recall(self._stage):
+        for noted in self._cache.recall(self._stage):
+            # The registry's digest counts, not the one that it had when the version was noted.
+            staged = self._asked if self._asked and self._asked.folder == noted.folder else noted
             if bundle := self._cache.load_kept(staged):
                 log.warning("%s; answering with version %s from the cache", error, staged.version)
                 return Serving(bundle, staged.version, "cache", staged)

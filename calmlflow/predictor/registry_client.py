@@ -4,6 +4,7 @@ import base64
 import contextlib
 import hashlib
 import http.client
+import importlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ PATIENCE_S, IMPORT_S = 15.0, 20.0
 BUNDLE_FOLDER = "artifacts/bundle/"
 # Tag of a version: the SHA-256 of its ``bundle.json``.
 DIGEST_TAG = "bundle_sha256"
+# Tags of a version that calmlflow moved, see `calmlflow.registry.history`: a move made, and one that comes next.
+HISTORY_TAG, PLANNED_TAG = "calmlflow.history.", "calmlflow.planned"
 
 
 class RegistryUnavailableError(CalmlflowError):
@@ -57,7 +60,9 @@ class StagedVersion:
 
     version: str
     source: str
-    sha256: str = field(default="", compare=False)
+    sha256: str = ""
+    # Whether the version's history says that calmlflow brought it to the stage.
+    recorded: bool = field(default=True, compare=False)
 
     @property
     def folder(self) -> str:
@@ -88,9 +93,14 @@ def check_reachable(uri: str) -> None:
 # -- The version in a stage -------------------------------------------------------------------------------------------
 
 
-def resolve_stage(stage: str, registry_uri: str) -> StagedVersion:
-    """Ask the registry which version of the bundle a stage, or else the alias of the same name, holds."""
-    found = _ask_http(stage, registry_uri) if is_http(registry_uri) else _ask_mlflow(stage, registry_uri)
+def resolve_stage(stage: str, registry_uri: str, timeout_s: float | None = None) -> StagedVersion:
+    """Ask the registry which version of the bundle a stage, or else the alias of the same name, holds.
+
+    Takes ``timeout_s`` at most, by default `calmlflow.settings.timeout_s`.
+    """
+    timeout_s = settings.timeout_s() if timeout_s is None else timeout_s
+    ask = _ask_http if is_http(registry_uri) else _ask_mlflow
+    found = ask(stage, registry_uri, timeout_s)
     shown = hide_password(registry_uri)
     if found is None:
         raise NoSuchVersionError(
@@ -104,7 +114,8 @@ def resolve_stage(stage: str, registry_uri: str) -> StagedVersion:
     return found
 
 
-def _ask_http(stage: str, registry_uri: str) -> StagedVersion | None:
+def _ask_http(stage: str, registry_uri: str, timeout_s: float) -> StagedVersion | None:
+    deadline = time.monotonic() + timeout_s
     model, versions = quote(settings.BUNDLE_MODEL), None
     faults: list[NoEndpointError] = []
     for query, key in (
@@ -112,7 +123,8 @@ def _ask_http(stage: str, registry_uri: str) -> StagedVersion | None:
         (f"alias?name={model}&alias={quote(stage.lower())}", "model_version"),
     ):
         try:
-            answer = get_json(registry_uri, f"/api/2.0/mlflow/registered-models/{query}", (key,)) or {}
+            path = f"/api/2.0/mlflow/registered-models/{query}"
+            answer = get_json(registry_uri, path, (key,), left_until(deadline)) or {}
         except NoEndpointError as error:
             # A server without stages, which MLflow has announced. Without aliases too it is not a registry.
             faults.append(error)
@@ -125,14 +137,20 @@ def _ask_http(stage: str, registry_uri: str) -> StagedVersion | None:
         return None
     try:
         version = versions[0] if isinstance(versions, list) else versions
-        number, source = str(version["version"]), str(version["source"])
-        digests = [str(tag.get("value", "")) for tag in version.get("tags", ()) if tag["key"] == DIGEST_TAG]
-        return StagedVersion(number, source, *digests[:1])
-    except (TypeError, KeyError):
+        tags = {str(tag["key"]): str(tag.get("value", "")) for tag in version.get("tags", ())}
+        return _staged(version["version"], version["source"], tags, stage)
+    except (TypeError, KeyError, AttributeError):
         return StagedVersion("", "")
 
 
-def _ask_mlflow(stage: str, registry_uri: str) -> StagedVersion | None:
+def _staged(version: object, source: object, tags: Mapping[str, str], stage: str) -> StagedVersion:
+    """A version of which the tags tell the digest, and whether a promotion to the stage was made or has begun."""
+    events = [value for key, value in tags.items() if key.startswith(HISTORY_TAG) or key == PLANNED_TAG]
+    recorded = stage not in settings.STAGES or any(f'"stage":"{stage}"' in event for event in events)
+    return StagedVersion(str(version), str(source), tags.get(DIGEST_TAG, ""), recorded)
+
+
+def _ask_mlflow(stage: str, registry_uri: str, timeout_s: float) -> StagedVersion | None:
     path = registry_uri.removeprefix("sqlite:///").partition("?")[0]
     if path not in (registry_uri, "", ":memory:") and not Path(path).exists():
         # MLflow would create an empty database.
@@ -147,11 +165,11 @@ def _ask_mlflow(stage: str, registry_uri: str) -> StagedVersion | None:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             versions = client.get_latest_versions(settings.BUNDLE_MODEL, [stage])
         found = versions[0] if versions else client.get_model_version_by_alias(settings.BUNDLE_MODEL, stage.lower())
-        return StagedVersion(str(found.version), str(found.source), str(found.tags.get(DIGEST_TAG, "")))
+        return _staged(found.version, found.source, found.tags, stage)
 
     try:
         # MLflow retries a database that does not answer for minutes.
-        return within(IMPORT_S + settings.timeout_s(), ask)
+        return _with_mlflow(timeout_s, ask)
     except Exception as error:
         # MLflow's own exceptions, or those of the database or file store behind it.
         reason = getattr(error, "error_code", type(error).__name__)
@@ -166,41 +184,77 @@ def _ask_mlflow(stage: str, registry_uri: str) -> StagedVersion | None:
 # -- The files of a version -------------------------------------------------------------------------------------------
 
 
-def fetch(staged: StagedVersion, registry_uri: str, patience_s: float) -> dict[str, bytes]:
-    """Fetch the files of a version's bundle, ``bundle.json`` included, within ``patience_s``.
+def fetch(
+    staged: StagedVersion, registry_uri: str, timeout_s: float, partial: Path | None = None, whole: bool = False
+) -> dict[str, bytes]:
+    """Fetch the files of a version's bundle, ``bundle.json`` included.
 
     Each is compared with its SHA-256 in ``bundle.json``, and that file with its digest in the registry.
+
+    Parameters
+    ----------
+    staged : StagedVersion
+    registry_uri : str
+    timeout_s : float
+        Seconds for all files together. Where MLflow must fetch them, its import is not counted.
+    partial : Path, optional
+        Folder that keeps each file as it comes, for the next try; default: none.
+    whole : bool
+        Fetch the networks for further training too, which no answer reads.
+
+    Raises
+    ------
+    CalmlflowError
+        The registry or its artifact store does not give a file in time, or a file is not the one that is registered.
     """
     name = f"version {staged.version} of {settings.BUNDLE_MODEL}"
-    deadline = time.monotonic() + patience_s
+    shown = hide_password(registry_uri)
+    deadline = time.monotonic() + timeout_s
 
-    def unavailable(what: str) -> RegistryUnavailableError:
-        return RegistryUnavailableError(
-            f"{name} cannot be downloaded from {hide_password(registry_uri)} ({what}); expected its artifacts"
-        )
+    def unavailable(what: str, expected: str = "expected its artifacts") -> RegistryUnavailableError:
+        return RegistryUnavailableError(f"{name} cannot be downloaded from {shown} ({what}); {expected}")
 
     def ask(file: str) -> tuple[int, bytes]:
         query = {"path": BUNDLE_FOLDER + file, "name": settings.BUNDLE_MODEL, "version": staged.version}
         path = f"/model-versions/get-artifact?{urlencode(query, quote_via=quote)}"
-        status, content = _request(registry_uri, path, max(deadline - time.monotonic(), 0.0), MAX_BYTES)
+        try:
+            status, content = _request(registry_uri, path, left_until(deadline), MAX_BYTES, connection)
+        except RegistryUnavailableError as error:
+            if not isinstance(error.__cause__, TimeoutError):
+                raise
+            # The registry itself has just answered.
+            raise unavailable(
+                f"its artifact store gave no {file} in time",
+                f"expected all files within {timeout_s:g} s: set CALMLFLOW_TIMEOUT higher, or try again",
+            ) from error
         if len(content) > MAX_BYTES:
             raise unavailable(f"more than {MAX_BYTES:,} bytes")
         return status, content
 
-    def read(file: str) -> bytes:
+    def read(file: str, digest: str) -> bytes:
+        if partial:
+            with contextlib.suppress(OSError):
+                content = (partial / file).read_bytes()
+                if hashlib.sha256(content).hexdigest() == digest:
+                    return content
         status, content = ask(file)
         if status != 200:
-            raise unavailable(file)
+            raise unavailable(f"its artifact store gave no {file}, but status {status}")
+        if partial:
+            with contextlib.suppress(OSError):
+                (partial / file).parent.mkdir(parents=True, exist_ok=True)
+                (partial / file).write_bytes(content)
         return content
 
     if is_http(registry_uri):
-        status, content = ask(MANIFEST)
-        # Another status: the server does not have it, or cannot read the artifact store.
-        if status == 200:
-            staged.check_manifest(content)
-            return {MANIFEST: content, **read_listed(parse_manifest(content, name), name, read)}
+        with contextlib.closing(_open(registry_uri)) as connection:
+            status, content = ask(MANIFEST)
+            # Another status: the server does not have it, or cannot read the artifact store.
+            if status == 200:
+                staged.check_manifest(content)
+                return {MANIFEST: content, **read_listed(parse_manifest(content, name), name, read, whole)}
     try:
-        files = within(max(deadline - time.monotonic(), 0.0), lambda: _download(staged, registry_uri, name))
+        files = _with_mlflow(left_until(deadline), lambda: _download(staged, registry_uri, name, whole))
     except CalmlflowError:
         raise
     except Exception as error:
@@ -210,7 +264,7 @@ def fetch(staged: StagedVersion, registry_uri: str, patience_s: float) -> dict[s
     return files
 
 
-def _download(staged: StagedVersion, registry_uri: str, name: str) -> dict[str, bytes]:
+def _download(staged: StagedVersion, registry_uri: str, name: str, whole: bool) -> dict[str, bytes]:
     """Fetch the files with MLflow, which knows every kind of registry and artifact store."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -223,7 +277,7 @@ def _download(staged: StagedVersion, registry_uri: str, name: str) -> dict[str, 
         folder = Path(target) / BUNDLE_FOLDER
         if not (folder / MANIFEST).is_file():
             raise InputError(f"{name} holds no {BUNDLE_FOLDER}{MANIFEST}; expected a bundle")
-        return {MANIFEST: (folder / MANIFEST).read_bytes(), **read_files(folder, read_manifest(folder))}
+        return {MANIFEST: (folder / MANIFEST).read_bytes(), **read_files(folder, read_manifest(folder), whole)}
 
 
 # -- HTTP -------------------------------------------------------------------------------------------------------------
@@ -266,13 +320,35 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     return result.result(seconds)
 
 
-def _request(uri: str, path: str, patience_s: float, limit: int = MAX_RESPONSE_BYTES) -> tuple[int, bytes]:
-    """Status and body (at most ``limit`` bytes plus one) of one GET request that takes at most ``patience_s``."""
+def left_until(deadline: float) -> float:
+    """Seconds until a deadline of the monotonic clock; a little, where it has passed."""
+    return max(deadline - time.monotonic(), 0.001)
+
+
+def _with_mlflow(timeout_s: float, work: Callable[[], T]) -> T:
+    """Run work that needs MLflow within ``timeout_s``, not counting the import of MLflow."""
+    within(IMPORT_S, lambda: importlib.import_module("mlflow.artifacts"))
+    return within(timeout_s, work)
+
+
+def _request(
+    uri: str,
+    path: str,
+    timeout_s: float,
+    limit: int = MAX_RESPONSE_BYTES,
+    connection: http.client.HTTPConnection | None = None,
+) -> tuple[int, bytes]:
+    """Status and body (at most ``limit`` bytes plus one) of one GET request that takes at most ``timeout_s``."""
     shown = hide_password(uri)
-    # Each wait for the server is bounded too; a large file may take longer in all.
-    timeout_s = patience_s if limit == MAX_RESPONSE_BYTES else settings.timeout_s()
+
+    def get() -> tuple[int, bytes]:
+        if connection:
+            return _get(connection, uri, path, timeout_s, limit)
+        with contextlib.closing(_open(uri)) as own:
+            return _get(own, uri, path, timeout_s, limit)
+
     try:
-        status, body = within(patience_s, lambda: _get(uri, path, timeout_s, limit))
+        status, body = within(timeout_s, get)
     except (OSError, http.client.HTTPException, ValueError, RuntimeError) as error:
         reason = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
         raise RegistryUnavailableError(
@@ -287,21 +363,30 @@ def _request(uri: str, path: str, patience_s: float, limit: int = MAX_RESPONSE_B
     return status, body
 
 
-def _get(uri: str, path: str, timeout_s: float, limit: int) -> tuple[int, bytes]:
+def _open(uri: str) -> http.client.HTTPConnection:
+    """A connection to a server, which the first request makes."""
     address = urlsplit(uri)
-    host, port = address.hostname or "", address.port
-    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+    host = address.hostname or ""
     if address.scheme == "https":
-        connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=_tls())
-    with contextlib.closing(connection):
-        headers = _authorization(address.username, address.password)
-        connection.request("GET", address.path.rstrip("/") + path, headers=headers)
-        response = connection.getresponse()
-        body = response.read(limit + 1)
-        if response.length and len(body) <= limit:
-            # http.client reports a cut body only if it reads without a limit.
-            raise http.client.IncompleteRead(body, response.length)
-        return response.status, body
+        return http.client.HTTPSConnection(host, address.port, context=_tls())
+    return http.client.HTTPConnection(host, address.port)
+
+
+def _get(
+    connection: http.client.HTTPConnection, uri: str, path: str, timeout_s: float, limit: int
+) -> tuple[int, bytes]:
+    address = urlsplit(uri)
+    connection.timeout = timeout_s
+    if connection.sock:
+        connection.sock.settimeout(timeout_s)
+    headers = _authorization(address.username, address.password)
+    connection.request("GET", address.path.rstrip("/") + path, headers=headers)
+    response = connection.getresponse()
+    body = response.read(limit + 1)
+    if response.length and len(body) <= limit:
+        # http.client reports a cut body only if it reads without a limit.
+        raise http.client.IncompleteRead(body, response.length)
+    return response.status, body
 
 
 def _tls() -> ssl.SSLContext:

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from calmlflow.predictor.registry_client import HISTORY_TAG, PLANNED_TAG
+
 log = logging.getLogger(__name__)
 
-PREFIX = "calmlflow.history."
+PREFIX = HISTORY_TAG
 """One tag per move that was made, with the move's number."""
 
-PLANNED = "calmlflow.planned"
+PLANNED = PLANNED_TAG
 """Tag of a version that passed the gate: the promotion that comes next, written before the stage changes."""
 
 ROLLED_BACK = "calmlflow.rolled_back"

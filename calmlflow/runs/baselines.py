@@ -17,11 +17,13 @@ from calmlflow.networks.rows import DistinctRows
 from calmlflow.predictor.bundle import Bundle, Predictions
 from calmlflow.predictor.cache import Cache
 from calmlflow.predictor.evidence import Finished
-from calmlflow.predictor.registry_client import NoSuchVersionError, resolve_stage
+from calmlflow.predictor.registry_client import NoSuchVersionError, fetch, resolve_stage
 from calmlflow.results.scores import PREDICTED, score_predictions
 from calmlflow.runs.data import TrainingData
 
 TREES = 100
+# Seconds for the files of the champion.
+FETCH_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,11 @@ def champion(needed_for: Sequence[str] = ()) -> Champion | None:
     cache = Cache(registry_uri)
     try:
         staged = resolve_stage("Production", registry_uri)
-        return Champion(staged.version, cache.path(staged), cache.load(staged))
+        bundle = cache.load(staged, FETCH_S)
+        if needed_for:
+            # The networks that training goes on with: the cache has those that answer.
+            fetch(staged, registry_uri, FETCH_S, cache.path(staged), whole=True)
+        return Champion(staged.version, cache.path(staged), bundle)
     except NoSuchVersionError as error:
         if needed_for:
             raise InputError(

@@ -38,17 +38,17 @@ def server(published, monkeypatch, tmp_path):
 
 
 def kept(cache) -> list[str]:
-    """What lies in a cache beside its locks, and notes of what failed."""
-    names = [path.name for path in cache.folder.iterdir()]
-    return sorted(name for name in names if not name.endswith(".lock") and not name.startswith(".failed-"))
+    """What lies in a cache beside its locks, and what the next try needs to know of one that failed."""
+    names = [path.name for path in cache.folder.iterdir() if path.suffix != ".lock"]
+    return sorted(name for name in names if not name.startswith((".failed-", ".partial-")))
 
 
 def test_a_version_is_fetched_once_and_answers_from_disk_after(server, published):
-    first = wallclock(Cache(server.uri).load(VERSION))
+    first = wallclock(Cache(server.uri).load(VERSION, 5))
     shutil.rmtree(published)
     server.queries.clear()
     cache = Cache(server.uri)
-    assert wallclock(cache.load(VERSION)) == first
+    assert wallclock(cache.load(VERSION, 5)) == first
     assert server.queries == []
     assert kept(cache) == [VERSION.folder]
 
@@ -57,14 +57,14 @@ def test_a_version_is_fetched_once_and_answers_from_disk_after(server, published
 @pytest.mark.parametrize("is_gone", [False, True])
 def test_a_damaged_copy_is_fetched_again(server, file, is_gone):
     cache = Cache(server.uri)
-    expected = wallclock(cache.load(VERSION))
+    expected = wallclock(cache.load(VERSION, 5))
     path = cache.path(VERSION) / file
     content = path.read_bytes()
     path.unlink()
     if not is_gone:
         path.write_bytes(content[:-1])
     assert cache.load_kept(VERSION) is None
-    assert wallclock(cache.load(VERSION)) == expected
+    assert wallclock(cache.load(VERSION, 5)) == expected
     assert path.read_bytes() == content
     assert kept(cache) == [VERSION.folder]
 
@@ -73,18 +73,18 @@ def test_a_bundle_that_is_not_the_registered_one_is_never_run(server, published)
     digest = hashlib.sha256((published / "bundle.json").read_bytes()).hexdigest()
     registered = StagedVersion("3", source("3"), digest)
     cache = Cache(server.uri)
-    expected = wallclock(cache.load(registered))
+    expected = wallclock(cache.load(registered, 5))
     cache.remember("Production", registered)
     assert cache.recall("Production")[0].sha256 == digest
     # Whole in itself, but another one: first in the cache, then in the artifact store too.
     shutil.rmtree(cache.path(registered))
     write_bundle(cache.path(registered), seed=1)
     assert cache.load_kept(registered) is None
-    assert wallclock(cache.load(registered)) == expected
+    assert wallclock(cache.load(registered, 5)) == expected
     shutil.rmtree(cache.path(registered))
     write_bundle(published, seed=1)
     with pytest.raises(InputError, match=f"of version 3 has the SHA-256 .*; expected {digest[:12]}"):
-        cache.load(registered)
+        cache.load(registered, 5)
     assert not cache.path(registered).exists()
 
 
@@ -108,24 +108,24 @@ def test_a_download_that_is_not_whole_is_refused_and_leaves_nothing(server, publ
     )
     cache = Cache(server.uri)
     with pytest.raises(CalmlflowError, match="IncompleteRead" if damage == "broken off" else "version 3|no answer"):
-        cache.load(VERSION)
+        cache.load(VERSION, 5)
     assert kept(cache) == []
     monkeypatch.setenv("CALMLFLOW_TIMEOUT", "5")
     server.answers[FILES] = whole
-    assert wallclock(cache.load(VERSION)) > 0
+    assert wallclock(cache.load(VERSION, 5)) > 0
 
 
 def test_a_file_without_end_is_not_read_to_its_end(server, published, monkeypatch):
     monkeypatch.setattr("calmlflow.predictor.registry_client.MAX_BYTES", 400)
     with pytest.raises(RegistryUnavailableError, match="more than 400 bytes"):
-        Cache(server.uri).load(VERSION)
+        Cache(server.uri).load(VERSION, 5)
 
 
 def test_a_bundle_that_lacks_a_network_is_refused(server, published):
     shutil.rmtree(published / "mem_reg")
     write_manifest(published)
     with pytest.raises(InputError, match=r"version 3: mem_reg/mem_reg\.onnx is not listed"):
-        Cache(server.uri).load(VERSION)
+        Cache(server.uri).load(VERSION, 5)
 
 
 def test_a_store_that_the_server_does_not_enter_is_entered_with_mlflow(server, published, monkeypatch):
@@ -143,7 +143,7 @@ def test_a_store_that_the_server_does_not_enter_is_entered_with_mlflow(server, p
     server.answers["/api/2.0/mlflow/model-versions/get"] = 200, json.dumps({"model_version": version}).encode()
     registered = b'{"registered_model": {"name": "calcloud-predictor"}}'
     server.answers["/api/2.0/mlflow/registered-models/get"] = 200, registered
-    assert wallclock(Cache(server.uri).load(VERSION)) > 0
+    assert wallclock(Cache(server.uri).load(VERSION, 5)) > 0
     mlflow.set_tracking_uri(None)
     mlflow.set_registry_uri(None)
 
@@ -152,33 +152,45 @@ def test_who_is_in_a_hurry_does_not_try_again_what_has_just_failed(server, publi
     cache = Cache(server.uri)
     server.answers[FILES] = 404, b""
     with pytest.raises(RegistryUnavailableError, match="cannot be downloaded"):
-        cache.load(VERSION, hurried=True)
+        cache.load(VERSION, 5, hurried=True)
     server.answers[FILES] = files_of(published)
     with pytest.raises(RegistryUnavailableError, match="the last fetch of version 3 failed"):
-        cache.load(VERSION, hurried=True)
+        cache.load(VERSION, 5, hurried=True)
     long_ago = time.time() - RETRY_S - 1
     (failed,) = cache.folder.glob(".failed-*")
     os.utime(failed, (long_ago, long_ago))
-    assert wallclock(cache.load(VERSION, hurried=True)) > 0
+    assert wallclock(cache.load(VERSION, 5, hurried=True)) > 0
 
 
-def test_a_download_that_trickles_is_given_up_in_time(server, published, monkeypatch):
-    # Each file comes, but all of them together take too long.
-    whole = files_of(published)
+def test_a_slow_artifact_store_costs_the_timeout_and_no_file_twice(server, published):
+    for network in ("mem_clf", "mem_reg", "wall_reg"):
+        (published / network / f"{network}.keras").write_bytes(b"for further training")
+    write_manifest(published)
+    whole, store = files_of(published), {"delay_s": 0.25}
 
     def slowly(query):
-        time.sleep(0.25)
+        time.sleep(store["delay_s"])
         return whole(query)
 
     server.answers[FILES] = slowly
-    monkeypatch.setenv("CALMLFLOW_TIMEOUT", "0.3")
-    with pytest.raises(RegistryUnavailableError, match="no answer in time"):
-        Cache(server.uri).load(VERSION, hurried=True)
+    began = time.monotonic()
+    with pytest.raises(RegistryUnavailableError, match=r"its artifact store gave no \S+ in time.*CALMLFLOW_TIMEOUT"):
+        Cache(server.uri).load(VERSION, 0.9)
+    assert time.monotonic() - began < 1.2
+    store["delay_s"] = 0
+    assert wallclock(Cache(server.uri).load(VERSION, 5)) > 0
+    asked = [query["path"][0].removeprefix("artifacts/bundle/") for path, query in server.queries]
+    listed = json.loads((published / "bundle.json").read_bytes())["sha256"]
+    assert set(asked) == {"bundle.json", *(name for name in listed if not name.endswith(".keras"))}
+    # Twice: the list of files, and the one that was on its way when the time was over.
+    assert len(asked) <= len(set(asked)) + 2
+    assert kept(Cache(server.uri)) == [VERSION.folder]
+    assert not list(Cache(server.uri).folder.glob(".partial-*"))
 
 
 def test_a_copy_that_may_not_be_read_is_as_good_as_none(server, monkeypatch, caplog):
     cache = Cache(server.uri)
-    cache.load(VERSION)
+    cache.load(VERSION, 5)
 
     def forbidden(path):
         raise PermissionError(13, "Permission denied")
@@ -192,27 +204,27 @@ def test_a_copy_that_may_not_be_read_is_as_good_as_none(server, monkeypatch, cap
 def test_a_version_of_a_registry_that_was_set_up_anew_is_another(server):
     elsewhere = StagedVersion("3", "elsewhere")
     write_bundle(Cache(server.uri).path(elsewhere), seed=5)
-    assert wallclock(Cache(server.uri).load(VERSION)) != wallclock(Cache(server.uri).load(elsewhere))
+    assert wallclock(Cache(server.uri).load(VERSION, 5)) != wallclock(Cache(server.uri).load(elsewhere, 5))
 
 
 def test_many_at_once_fetch_once(server):
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda _: wallclock(Cache(server.uri).load(VERSION)), range(8)))
+        found = list(threads.map(lambda _: wallclock(Cache(server.uri).load(VERSION, 5)), range(8)))
     assert len(set(found)) == 1
     assert [query["path"][0] for path, query in server.queries].count("artifacts/bundle/bundle.json") == 1
 
 
-def test_who_waits_too_long_for_another_goes_on_alone(server, monkeypatch):
+def test_who_waits_for_another_until_its_time_is_over_is_told(server):
     cache = Cache(server.uri)
-    with cache.alone("fetch", 1):
-        monkeypatch.setenv("CALMLFLOW_TIMEOUT", "0.1")
-        assert wallclock(Cache(server.uri).load(VERSION)) > 0
+    with cache.alone("fetch", time.monotonic()), pytest.raises(RegistryUnavailableError, match="another process"):
+        Cache(server.uri).load(VERSION, 0.1)
+    assert server.queries == []
 
 
 def test_a_disk_that_cannot_be_written_costs_the_cache_and_not_the_answer(server, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     cache = Cache(server.uri, tmp_path / "file" / "cache")
-    assert wallclock(cache.load(VERSION)) > 0
+    assert wallclock(cache.load(VERSION, 5)) > 0
     cache.remember("Production", VERSION)
     assert "CALMLFLOW_CACHE" in caplog.text
     assert "Production.json cannot be written" in caplog.text
@@ -240,10 +252,17 @@ def test_what_a_stage_held_is_remembered_and_what_it_held_before(cache, tmp_path
     assert Cache("http://one", tmp_path).recall("Production") == [version(3), version(2)]
     assert cache.recall("Staging") == [version(4)]
     assert cache.recall("Archived") == []
-    # Back to the one before.
-    cache.remember("Production", version(2))
-    assert cache.recall("Production") == [version(2), version(3)]
     assert kept(cache) == ["Production.json", "Staging.json"]
+
+
+@pytest.mark.parametrize(
+    ("held", "expected"),
+    [((2, 3, 2), [2]), ((3, 5, 4), [4, 3]), ((1, 4, 2), [2, 1]), ((2, 3, 2, 4), [4, 2])],
+)
+def test_the_version_that_a_stage_was_rolled_back_from_is_not_kept_to_answer(cache, held, expected):
+    for number in held:
+        cache.remember("Production", version(number))
+    assert cache.recall("Production") == [version(number) for number in expected]
 
 
 def test_a_cache_stays_where_it_was_when_the_process_moves(tmp_path, monkeypatch):
