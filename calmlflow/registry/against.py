@@ -27,12 +27,12 @@ def champion_checks(
 ) -> tuple[list[Check], dict[str, float]]:
     """Compare a challenger's answers with another version's, for the same jobs.
 
-    A score of too few jobs or programmes is not decided (`Score.verdict`). Where the whole 95 % interval of the paired
-    difference is no wider than the margin, a version that is equal passes 39 times of 40, and the score fails unless
-    the interval ends within the margin (non-inferiority). Elsewhere it fails where it is worse by more than chance (the
-    whole interval is on the wrong side) and by more than the margin. Slices of the jobs have margins of their own; one
-    check is about all slices, so its intervals are wide enough for all of them together (Bonferroni). A network that
-    one of the two lacks is not compared.
+    A score fails where it is worse by more than chance (the whole 95 % interval of the paired difference is on the wrong
+    side) and by more than the margin, and passes where the interval ends within the margin (non-inferiority). Between
+    the two it fails if the interval is no wider than the margin, since a version that is equal then passes 39 times of
+    40; a wider interval, too few jobs or too few programmes decide nothing. Without a margin, what does not fail passes.
+    Slices of the jobs have margins of their own; one check is about all slices, so its intervals are wide enough for all
+    of them together (Bonferroni). A network that one of the two lacks is not compared.
 
     Parameters
     ----------
@@ -166,9 +166,13 @@ def _judged(
     verdict = rule.verdict(row["difference"], (low, high), jobs, allowed, programmes)
     if verdict in ("too few jobs", "too few programmes"):
         return None, f"{figure}, too few jobs ({jobs} of {programmes} programmes) to tell", expected
+    if verdict == "worse" or not margin:
+        return verdict != "worse", figure, expected
+    if (-low if rule.higher_is_better else high) <= allowed:
+        return True, figure, expected
     if high - low <= allowed:
-        return (-low if rule.higher_is_better else high) <= allowed, figure, f"{expected}, the whole interval"
-    return verdict != "worse", figure, expected
+        return False, figure, f"{expected}, the whole interval"
+    return None, f"{figure}, too wide to tell", expected
 
 
 def _slice_check(
