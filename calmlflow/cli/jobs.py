@@ -186,10 +186,10 @@ def report(
 ) -> None:
     """Hold recorded predictions against finished and killed jobs: cost, losses and kill times, month by month."""
     from calmlflow.results.report.realised import realised_html, realised_verdict
-    from calmlflow.runs.realised import read_realised
+    from calmlflow.runs.realised import read_ended, realised_content
     from calmlflow.storage.files import replacing
 
-    content = read_realised(data or settings.jobs_uri(), predictions)
+    content = realised_content(read_ended(data or settings.jobs_uri(), predictions))
     print(json.dumps(content.figures) if as_json else realised_verdict(content))
     if output or not as_json:
         with replacing(Path(output or "realised.html")) as file:

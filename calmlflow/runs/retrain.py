@@ -13,21 +13,21 @@ from mlflow.entities import Run
 
 from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.hst.resources import KILLS
 from calmlflow.jobs.drift import FEWEST_NEW, drift_table
-from calmlflow.jobs.predictions import Recorded, read_recorded
+from calmlflow.jobs.predictions import Recorded
 from calmlflow.jobs.records import sort_records
-from calmlflow.jobs.stores.open import is_database, read_table
 from calmlflow.registry.held_out import training_table
 from calmlflow.registry.load import load_results
 from calmlflow.registry.tracking import environment_params, log_new_params, tracked_run
 from calmlflow.registry.versions import State, find_version, read_state
-from calmlflow.results.realised import Realised, join_predictions, realised_scores
-from calmlflow.results.report.realised import realised_html
+from calmlflow.results.realised import Realised, ended_runs, join_predictions, realised_scores
+from calmlflow.results.report.realised import realised_html, realised_verdict
 from calmlflow.results.scores import FEWEST_JUDGED
 from calmlflow.results.table import PROBABILITIES
 from calmlflow.runs.data import MIN_JOBS
 from calmlflow.runs.promote import PromotionRequest, promote_in_run
-from calmlflow.runs.realised import read_realised
+from calmlflow.runs.realised import Ended, read_ended, realised_content
 from calmlflow.runs.summary import Outcome
 from calmlflow.runs.train import TrainingRequest, train
 from calmlflow.settings import BUNDLE_MODEL, NETWORKS
@@ -136,16 +136,18 @@ def retrain_in_run(request: RetrainRequest) -> tuple[Decision, Outcome | None]:
         client = MlflowClient()
         if not request.dry_run:
             mlflow.set_tags({"retrain.data": training.data, "retrain.decision": "looking"})
-        decision = _decide(request)
+        ended = read_ended(training.data, request.predictions, training.seed)
+        decision = _decide(request, ended)
         if decision.decision == "training" and (obstacle := _obstacle(client, run, decision)):
             decision = replace(decision, decision="not needed", reasons=(obstacle,))
         _log(decision)
         if change := decision.since_champion or decision.since_challenger:
             mlflow.log_metrics(change.figures)
             print_findings(change.criteria)
-        realised = read_realised(training.data, request.predictions)
+        realised = realised_content(ended)
         mlflow.log_text(realised_html(realised), "realised.html")
         mlflow.log_text(json.dumps(realised.figures), "realised.json")
+        print(realised_verdict(realised))
         print(decision.verdict, flush=True)
         if decision.decision != "training":
             return decision, None
@@ -159,12 +161,10 @@ def retrain_in_run(request: RetrainRequest) -> tuple[Decision, Outcome | None]:
         return decision, outcome
 
 
-def _decide(request: RetrainRequest) -> Decision:
-    data, limits = request.training.data, request.limits
-    checked = sort_records(read_table(data, request.training.seed), data)
-    jobs = checked.valid
+def _decide(request: RetrainRequest, ended: Ended) -> Decision:
+    data, limits, jobs = request.training.data, request.limits, ended.jobs.valid
     champion, challenger = read_contenders()
-    decision = Decision("not needed", (), data, len(jobs), len(checked.quarantine), champion, challenger)
+    decision = Decision("not needed", (), data, len(jobs), len(ended.jobs.quarantine), champion, challenger)
     if len(jobs) < MIN_JOBS:
         reason = f"{data} holds {len(jobs):,} valid jobs, {MIN_JOBS} are the fewest to train on"
         return replace(decision, reasons=(reason,))
@@ -173,10 +173,7 @@ def _decide(request: RetrainRequest) -> Decision:
     else:
         seen = read_seen(champion)
         change = judge_jobs(jobs, seen.jobs, limits)
-        new = new_jobs(jobs, seen.jobs)
-        place = data if request.predictions == "none" and is_database(data) else request.predictions
-        recorded = Recorded() if place == "none" else read_recorded(place, new["ipst"].tolist())
-        realised = judge_predictions(new, seen, recorded, limits)
+        realised = judge_predictions(new_jobs(ended_runs(jobs, ended.killed), seen.jobs), seen, ended.recorded, limits)
         change = Change(change.criteria + realised.criteria, change.drift, change.figures | realised.figures)
         decision = replace(decision, since_champion=change, reasons=change.reasons)
         if not change.reasons:
@@ -296,15 +293,18 @@ def judge_jobs(jobs: pd.DataFrame, seen: pd.DataFrame, limits: Limits) -> Change
     return Change((*counts, drift), by_column, figures)
 
 
-def judge_predictions(new: pd.DataFrame, seen: Seen, recorded: Recorded, limits: Limits) -> Change:
-    """Judge recorded predictions of new jobs: worse than on held-out jobs, beyond its limit and beyond chance?"""
-    joined = join_predictions(new, recorded.predictions, str(seen.version))
+def judge_predictions(ended: pd.DataFrame, seen: Seen, recorded: Recorded, limits: Limits) -> Change:
+    """Judge recorded predictions of new `ended_runs`: worse than on held-out jobs, beyond limits and beyond chance?"""
+    joined = join_predictions(ended, recorded.predictions, str(seen.version))
+    runs = joined.judged
+    count = int(runs["charged"].sum())
     scores: dict[str, Realised] = {}
-    if len(joined.judged) >= FEWEST_JUDGED and "split" in seen.jobs:
+    if count >= FEWEST_JUDGED and "split" in seen.jobs:
         held_out = seen.jobs[seen.jobs["split"] == "test"]
-        scores = {one.score.name: one for one in realised_scores(joined.judged, held_out, seen.held_out_scores)}
+        scores = {one.score.name: one for one in realised_scores(runs, held_out, seen.held_out_scores)}
     figures: dict[str, float] = {
-        "realised_jobs": len(joined.judged),
+        "realised_jobs": count,
+        **{f"realised_{name}": int(runs[name].sum()) for name in (f"killed_{kind}" for kind in KILLS)},
         "realised_other_versions": sum(joined.others.values()),
         "realised_left_out": joined.left_out,
         "realised_unreadable": recorded.unreadable,
@@ -312,10 +312,10 @@ def judge_predictions(new: pd.DataFrame, seen: Seen, recorded: Recorded, limits:
     for name, one in scores.items():
         figures |= {f"realised_{name}": one.found, f"held_out_{name}": one.held_out}
     missing = f"version {seen.version} has no such score of held-out jobs"
-    if len(joined.judged) < FEWEST_JUDGED:
-        others = "".join(f", {count:,} by version {name}" for name, count in joined.others.items())
+    if count < FEWEST_JUDGED:
+        others = "".join(f", {number:,} by version {name}" for name, number in joined.others.items())
         left_out = f", {joined.left_out:,} by a policy or incomplete" if joined.left_out else ""
-        missing = f"{len(joined.judged):,} new jobs with a prediction of version {seen.version}{others}{left_out}"
+        missing = f"{count:,} new jobs with a prediction of version {seen.version}{others}{left_out}"
     criteria = []
     for name, option in _MARGINS.items():
         limit, score = getattr(limits, option), scores.get(name)

@@ -10,7 +10,7 @@ from calmlflow.jobs.sample import draw_sample
 from calmlflow.jobs.stores.base import KILLED, conform
 from calmlflow.jobs.stores.open import open_store
 from calmlflow.jobs.upsert import Batch, upsert
-from calmlflow.runs.realised import read_realised
+from calmlflow.runs.realised import read_ended, realised_content
 from tests.samples.prediction_samples import predicted
 
 JOBS = draw_sample(4)
@@ -32,18 +32,18 @@ def uri(tmp_path):
 
 
 def test_jobs_kills_and_predictions_come_from_one_store_or_from_two(uri, tmp_path):
-    content = read_realised(uri)
+    content = realised_content(read_ended(uri))
     assert (content.ended, content.data) == (5, uri)
     counts = content.runs[["finished", "killed_time", "judged", "covered"]].sum()
     assert counts.tolist() == [2, 1, 2, 1]
     JOBS.to_csv(tmp_path / "jobs.csv", index=False)
-    apart = read_realised(str(tmp_path / "jobs.csv"), uri)
+    apart = realised_content(read_ended(str(tmp_path / "jobs.csv"), uri))
     assert (apart.ended, len(apart.runs), apart.runs["killed_time"].sum()) == (4, 2, 0)
-    assert read_realised(str(tmp_path / "jobs.csv")).runs.empty
+    assert realised_content(read_ended(str(tmp_path / "jobs.csv"))).runs.empty
 
 
 def test_an_empty_store_has_an_empty_page(tmp_path):
     uri = f"sqlite:///{tmp_path}/empty.db"
     open_store(uri, create=True).close()
-    content = read_realised(uri)
+    content = realised_content(read_ended(uri))
     assert (content.ended, len(content.runs)) == (0, 0)

@@ -16,9 +16,11 @@ from mlflow import MlflowClient
 
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.jobs.sample import draw_sample
-from calmlflow.jobs.stores.base import PREDICTIONS
+from calmlflow.jobs.stores.base import KILLED, PREDICTIONS, conform
 from calmlflow.jobs.stores.open import open_store
+from calmlflow.jobs.upsert import Batch, upsert
 from calmlflow.registry.versions import State, Version
+from calmlflow.results.realised import ended_runs
 from calmlflow.runs.retrain import (
     Decision,
     Limits,
@@ -37,6 +39,7 @@ from calmlflow.settings import BUNDLE_MODEL
 from tests.conftest import free_ports, turned_to
 from tests.samples.commands import FAST, mlflow_run, runs_named
 from tests.samples.prediction_samples import predicted, recorded
+from tests.samples.realised_samples import killed, killed_table
 
 OFF = Limits(0, 0, 0, 0, 0, 0)
 JOBS = draw_sample(3000)
@@ -119,6 +122,10 @@ def seen_by(jobs: pd.DataFrame, **scores: float) -> Seen:
     return Seen(3, "Production", table, {"accuracy": 1.0, "kill_time_coverage": 1.0, **scores})
 
 
+def ended(jobs: pd.DataFrame, *kills: dict) -> pd.DataFrame:
+    return ended_runs(jobs, killed_table(*kills))
+
+
 @pytest.mark.parametrize(
     ("option", "score", "wrong"),
     [
@@ -130,21 +137,40 @@ def seen_by(jobs: pd.DataFrame, **scores: float) -> Seen:
 def test_each_realised_criterion_is_met_alone_beyond_its_margin_and_beyond_chance(option, score, wrong):
     new, seen = JOBS.iloc[2000:2100], seen_by(JOBS.iloc[:2000])
     answers = recorded(*[predicted(job, **(wrong if n < 20 else {})) for n, (_, job) in enumerate(new.iterrows())])
-    change = judge_predictions(new, seen, answers, Limits())
+    change = judge_predictions(ended(new), seen, answers, Limits())
     assert met(change) == [option]
     worse = change.figures[f"held_out_{score}"] - change.figures[f"realised_{score}"]
     worse = -worse if score == "excess_cost" else worse
     # Worse by the margin is not worse by more than it.
-    assert met(judge_predictions(new, seen, answers, only(**{option: worse}))) == []
-    assert met(judge_predictions(new, seen, answers, only(**{option: np.nextafter(worse, 0)}))) == [option]
-    assert met(judge_predictions(new, seen, answers, OFF)) == []
+    assert met(judge_predictions(ended(new), seen, answers, only(**{option: worse}))) == []
+    assert met(judge_predictions(ended(new), seen, answers, only(**{option: np.nextafter(worse, 0)}))) == [option]
+    assert met(judge_predictions(ended(new), seen, answers, OFF)) == []
+
+
+def test_jobs_that_were_killed_count_and_the_kinds_are_told_apart():
+    """Survivors alone are all right; of 100 sized jobs 20 were killed by time, 15 by memory and 5 by their machine."""
+    new = JOBS.iloc[2000:2100].assign(mem_bin=0)
+    kinds = ["time"] * 20 + ["memory"] * 15 + ["machine"] * 5
+    kills = [
+        killed(ipst=job["ipst"], timestamp=job["timestamp"], kind=kind, wallclock=job["wallclock"])
+        for kind, (_, job) in zip(kinds, new.iloc[60:].iterrows(), strict=True)
+    ]
+    answers = recorded(*[predicted(job) for _, job in new.iterrows()])
+    assert met(judge_predictions(ended(new.iloc[:60]), seen_by(JOBS.iloc[:2000]), answers, Limits())) == []
+    change = judge_predictions(ended(new.iloc[:60], *kills), seen_by(JOBS.iloc[:2000]), answers, Limits())
+    assert met(change) == ["accuracy_drop", "cost_rise", "coverage_drop"]
+    assert {name: change.figures[f"realised_{name}"] for name in ("jobs", "killed_time", "killed_machine")} == {
+        "jobs": 95, "killed_time": 20, "killed_machine": 5,
+    }  # fmt: skip
+    assert change.figures["realised_kill_time_coverage"] == 60 / 80
+    assert change.figures["realised_underallocated"] == 15 / 75
 
 
 def test_a_difference_within_chance_is_not_met():
     new = JOBS.iloc[2000:2040]
     answers = [predicted(job, **({"kill_time": 1} if n < 2 else {})) for n, (_, job) in enumerate(new.iterrows())]
     seen = seen_by(JOBS.iloc[:2000], kill_time_coverage=0.98)
-    change = judge_predictions(new, seen, recorded(*answers), Limits())
+    change = judge_predictions(ended(new), seen, recorded(*answers), Limits())
     assert change.figures["realised_kill_time_coverage"] == 38 / 40
     assert met(change) == []
     assert "perhaps by chance" in change.criteria[2].found
@@ -155,7 +181,7 @@ def test_predictions_are_judged_from_40_jobs_on(count):
     new = JOBS.iloc[2000:2045]
     answers = [predicted(job, kill_time=1) for _, job in new.iloc[:count].iterrows()]
     answers += [predicted(job, version="2", kill_time=1) for _, job in new.iloc[count:].iterrows()]
-    change = judge_predictions(new, seen_by(JOBS.iloc[:2000]), recorded(*answers), Limits())
+    change = judge_predictions(ended(new), seen_by(JOBS.iloc[:2000]), recorded(*answers), Limits())
     assert met(change) == ["coverage_drop"] * (count >= 40)
     assert change.figures["realised_jobs"] == count
     assert change.figures["realised_other_versions"] == 45 - count
@@ -284,23 +310,28 @@ def test_nothing_is_trained_where_nothing_is_new(own_server, champion, capsys):
 
 @pytest.mark.slow
 def test_a_dry_run_trains_nothing(own_server, champion, folder, jobs):
+    """Of 100 new jobs with a prediction, all of them right, 20 were killed by time and 20 for lack of memory."""
     before = stages()
-    uri = f"sqlite:///{folder / 'predictions.db'}"
-    answers = [predicted(job, version="1", kill_time=1) for _, job in jobs.iloc[1000:1060].iterrows()]
+    uri = f"sqlite:///{folder / 'jobs.db'}"
+    dead = jobs.iloc[1060:1100].assign(kind=["time", "memory"] * 20, mem_bin=0)
+    answers = [predicted(job, version="1") for part in (jobs[1000:1060], dead) for _, job in part.iterrows()]
     with closing(open_store(uri, create=True)) as store:
+        upsert(store, Batch(jobs.iloc[:1300].drop(dead.index)), "test")
+        store.put(KILLED, conform(dead, KILLED))
         store.put(PREDICTIONS, recorded(*answers).predictions)
-    table = saved(jobs.iloc[:1300], folder / "dry.csv")
-    done = retrain(own_server, table, dry_run=True, predictions=uri, min_new=301, min_share=0)
-    assert done.verdict.startswith("would train: realised kill_time_coverage 0, held out ")
-    assert done.verdict.endswith("beyond chance (coverage_drop 0.01)")
+    done = retrain(own_server, uri, dry_run=True, min_new=301, min_share=0)
+    assert done.verdict.startswith("would train: realised excess_cost ")
+    assert done.verdict.endswith("worse beyond chance (cost_rise 0.02)")
     run = latest_run(own_server)
     names = {one.path for one in MlflowClient().list_artifacts(run.info.run_id)}
     assert names >= {"decision.json", "realised.html", "realised.json"}
     found = run.data.metrics
-    assert (found["new_jobs"], found["realised_jobs"], found["realised_kill_time_coverage"]) == (300, 60, 0)
+    names = ("jobs", "killed_time", "killed_memory", "killed_machine", "kill_time_coverage", "underallocated")
+    assert [found[f"realised_{name}"] for name in names] == [100, 20, 20, 0, 0.75, 0.25]
+    assert found["new_jobs"] == 260
     # The training itself logged the scores of its answers to held-out jobs.
     trained = runs_named(own_server, "main")[-1].data.metrics
-    for ours in ("mem_bin_accuracy", "mem_bin_excess_cost", "wallclock_kill_time_coverage"):
+    for ours in ("mem_bin_accuracy", "mem_bin_underallocated", "mem_bin_excess_cost", "wallclock_kill_time_coverage"):
         held_out = found["held_out_" + ours.removeprefix("mem_bin_").removeprefix("wallclock_")]
         assert held_out == pytest.approx(trained[f"answer_{ours}"], rel=1e-5, abs=1e-9)
     assert 0 <= found["psi_total_mb"] < 0.25

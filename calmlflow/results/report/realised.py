@@ -11,17 +11,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from calmlflow.hst.dataset import programmes
-from calmlflow.hst.ladder import allocation_cost
 from calmlflow.hst.resources import KILLS
-from calmlflow.results.comparison import (
-    INTERVAL_PERCENT,
-    programme_sums,
-    resampled_interval,
-    share_interval,
-)
+from calmlflow.results.comparison import INTERVAL_PERCENT, resampled_interval
 from calmlflow.results.plots import theme
 from calmlflow.results.plots.common import instruments
-from calmlflow.results.realised import join_predictions, resampled_excess
+from calmlflow.results.realised import ended_runs, join_predictions, resampled_excess, share
 from calmlflow.results.report.page import render
 from calmlflow.results.report.training import Table
 from calmlflow.results.scores import FEWEST_PROGRAMMES, SCORES, Score
@@ -76,58 +70,15 @@ class RealisedContent:
 
 
 def realised_runs(jobs: pd.DataFrame, killed: pd.DataFrame, predictions: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Finished and killed jobs that had a prediction, with counts and dollars; and how many had an incomplete one.
+    """Runs, see `ended_runs`, that had a prediction, and how many had an incomplete one.
 
-    Parameters
-    ----------
-    jobs : DataFrame
-        Valid job records.
-    killed : DataFrame
-        ``ipst``, ``timestamp``, ``kind`` (one of `KILLS`), and ``wallclock``, the seconds reached where known.
-    predictions : DataFrame
-        See `calmlflow.jobs.predictions.Recorded`.
-
-    Returns
-    -------
-    DataFrame of n runs
-        ``ipst``, ``month`` (``2026-01``, UTC) and ``instrument``. Numbers to sum up: counts (``finished``,
-        ``killed_time`` and so on, ``too_low``, ``too_high``, ``covered`` of ``judged`` by their kill time) and dollars
-        (``paid``, ``perfect``, ``lost_to_kills``, ``lost_to_air``).
-    int
+    For ``predictions`` see `calmlflow.jobs.predictions.Recorded`. Beside the columns of `count_runs`, n runs have
+    ``month`` (``2026-01``, UTC) and ``instrument``.
     """
-    names = ["ipst", "timestamp", "kind", "wallclock"]
-    ended = pd.concat([jobs.assign(kind="finished")[[*names, "mem_bin"]], killed[names]], ignore_index=True)
-    joined = join_predictions(ended.astype({"wallclock": float}), predictions)
-    runs, kind = joined.judged, joined.judged["kind"].to_numpy(dtype=str)
-    finished, by_time = kind == "finished", kind == "time"
-    chosen = runs["bin_pred"].to_numpy(dtype=int)
-    needed = runs["mem_bin"].where(finished, chosen).to_numpy(dtype=int)
-    answer = pd.MultiIndex.from_frame(runs[["ipst", "timestamp"]])
-    climbed = answer[finished & (chosen < needed)]
-    # A job that climbed pays for its kills by memory with its own cost.
-    killed_low = (kind == "memory") & ~answer.isin(climbed)
-    used_s = runs["wallclock"].fillna(0).to_numpy()
-    paid = np.where(finished | by_time | killed_low, allocation_cost(chosen, needed, used_s), 0)
-    perfect = np.where(finished, allocation_cost(needed, needed, used_s), 0)
-    too_high = finished & (chosen > needed)
-    # An answer is judged once, however often its job was tried.
-    once = ~pd.MultiIndex.from_arrays([*map(answer.get_level_values, range(2)), by_time]).duplicated()
-    judged = (finished & ~answer.isin(answer[by_time])) | (by_time & once)
-    sums = {
-        "finished": finished,
-        **{f"killed_{name}": kind == name for name in KILLS},
-        "too_low": (finished & (chosen < needed)) | killed_low,
-        "too_high": too_high,
-        "judged": judged,
-        "covered": judged & finished & (runs["wallclock"] <= runs["kill_time"]).to_numpy(),
-        "paid": paid,
-        "perfect": perfect,
-        "lost_to_kills": np.where(too_high, 0, paid - perfect),
-        "lost_to_air": np.where(too_high, paid - perfect, 0),
-    }
-    month = pd.to_datetime(runs["finished"].astype("int64"), unit="s").dt.strftime("%Y-%m")
-    found = {"ipst": runs["ipst"], "month": month, "instrument": instruments(pd.Index(runs["ipst"], dtype=str))}
-    return pd.DataFrame(found | sums), joined.left_out
+    joined = join_predictions(ended_runs(jobs, killed), predictions)
+    runs = joined.judged
+    month = pd.to_datetime(runs["finished_at"], unit="s").dt.strftime("%Y-%m")
+    return runs.assign(month=month, instrument=instruments(pd.Index(runs["ipst"], dtype=str))), joined.left_out
 
 
 def realised_html(content: RealisedContent) -> str:
@@ -170,10 +121,12 @@ def realised_verdict(content: RealisedContent) -> str:
     covered = (
         "" if found["coverage"] is None else f" {_cell(_COVERAGE, found, 'coverage')} ended before their kill time."
     )
+    kills = {kind: found[f"killed_{kind}"] for kind in KILLS if found[f"killed_{kind}"]}
+    killed = f" Killed: {', '.join(f'{count:,} ({kind})' for kind, count in kills.items())}." if kills else ""
     return (
         f"{len(content.runs):,} of {content.ended:,} jobs that ended had a prediction. They cost ${found['paid']:,.2f}:"
         f" {more}the ${found['perfect']:,.2f} of a perfect choice. ${found['lost_to_kills']:,.2f} went to kills and"
-        f" ${found['lost_to_air']:,.2f} to air.{covered}"
+        f" ${found['lost_to_air']:,.2f} to air.{covered}{killed}"
     )
 
 
@@ -202,16 +155,13 @@ def _summed(runs: pd.DataFrame) -> dict[str, Any]:
     found |= {"programmes": len(np.unique(programmes(runs["ipst"])))}
     found |= dict.fromkeys(f"{name}{end}" for name in ("excess_cost", "coverage") for end in ("", "_low", "_high"))
     if found["perfect"] > 0:
-        dollars = runs[["paid", "perfect"]].to_numpy()
-        found["excess_cost"], resamples, number = resampled_excess(dollars, runs["ipst"], seed=0)
+        found["excess_cost"], resamples, number = resampled_excess(runs, seed=0)
         if found["programmes"] >= FEWEST_PROGRAMMES:
             found["excess_cost_low"], found["excess_cost_high"] = resampled_interval(resamples, number)
-    judged = runs[runs["judged"]]
-    if len(judged):
-        found["coverage"] = found["covered"] / found["judged"]
-        sums = programme_sums(judged[["covered", "judged"]].to_numpy(), judged["ipst"])
-        if len(sums) >= FEWEST_PROGRAMMES:
-            found["coverage_low"], found["coverage_high"] = share_interval(*sums.T)
+    if found["judged"]:
+        found["coverage"], low, high = share(runs, "covered", "judged")
+        if len(np.unique(programmes(runs.loc[runs["judged"], "ipst"]))) >= FEWEST_PROGRAMMES:
+            found["coverage_low"], found["coverage_high"] = low, high
     return found
 
 
