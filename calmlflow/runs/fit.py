@@ -92,7 +92,17 @@ def fit_network(
         wallclock_s = data.jobs["wallclock"].to_numpy()[data.train]
         tables["decision.json"] = fit_decision(values, wallclock_s, seen.row_of_job, risk).to_json()
     if network == "wall_reg":
-        kill_time = fit_kill_time(trained.left_out[:, 0], values, seen.row_of_job)
+        killed = censored(data)
+        features = killed[list(FEATURES)].to_numpy(dtype=float)
+        said = (
+            trained.model(data.scaling.apply(features).astype(np.float32)).numpy() if len(killed) else np.empty((0, 1))
+        )
+        kill_time = fit_kill_time(
+            np.append(trained.left_out[:, 0], said[:, 0]),
+            np.append(values, killed["wallclock"].to_numpy(dtype=float)),
+            distinct_rows(np.vstack([data.features[data.train], features])).row_of_job,
+            was_killed=np.arange(len(values) + len(killed)) >= len(values),
+        )
         tables["killtime.json"], warning = kill_time.to_json(), coverage_warning(kill_time)
     (models / network).mkdir(parents=True)
     trained.model.save(models / network / f"{network}.keras")
@@ -131,10 +141,7 @@ def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champ
     measured, kill_time, warning = build_evidence(finished, strength, shift, runs), alone.kill_time, ""
 
     if "wall_reg" in fits:
-        # A row that no finished job has gets the longest kill time anyway.
-        killed_jobs = data.known_killed
-        known_rows = np.isin(row_codes(killed_jobs[list(FEATURES)]), row_codes(finished.features))
-        killed = Finished.of(killed_jobs[known_rows & (killed_jobs["wallclock"] > 0)])
+        killed = Finished.of(censored(data))
         answers = np.vstack([out_of_fold, in_logs(alone.run(killed.features))])
         kill_time = calibrate(measured, answers, finished, killed)
         warning = coverage_warning(kill_time)
@@ -156,6 +163,13 @@ def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champ
         alone.answer(outputs, None),
         warning,
     )
+
+
+def censored(data: TrainingData) -> pd.DataFrame:
+    """Killed jobs to calibrate kill times on: a row that no finished job has gets the longest kill time anyway."""
+    killed = data.known_killed
+    known_rows = np.isin(row_codes(killed[list(FEATURES)]), row_codes(data.features[data.train]))
+    return killed[known_rows & (killed["wallclock"] > 0)]
 
 
 def calibrate(

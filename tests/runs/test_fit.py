@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from calmlflow.hst.scaling import Scaling
@@ -109,6 +110,17 @@ def test_kill_times_are_calibrated_on_every_training_job_as_seen_by_who_left_it_
     factor = np.array(written.factors)[np.searchsorted(written.edges_s, served["wall_pred"][data.train])] ** raised
     expected_s = np.clip(np.ceil(served["wall_pred"][data.train] * factor), 60, 172_800)
     np.testing.assert_allclose(served["kill_time"][data.train], expected_s, atol=1)
+
+
+def test_killed_jobs_lengthen_the_kill_times_of_one_network(wallclock, data, tmp_path):
+    (without, _), _ = wallclock
+    killed = data.jobs.iloc[data.train[:100]]
+    # Two rows that say nothing: of no finished job, and killed at once.
+    killed = pd.concat([killed.assign(wallclock=5 * killed["wallclock"]), killed[:1].assign(n_files=999), killed[:1]])
+    killed = killed.assign(kind="time", wallclock=np.append(killed["wallclock"][:-1], 0.0))
+    found = fit("wall_reg", replace(data, killed=killed), tmp_path, epochs=40, refit_epochs=0)
+    np.testing.assert_array_equal(found.predictions["wall_pred"], without.predictions["wall_pred"])
+    assert np.median(found.predictions["kill_time"] / without.predictions["kill_time"]) > 1.3
 
 
 def test_too_few_jobs_to_calibrate_kill_times_on_give_a_warning(data, tmp_path):
