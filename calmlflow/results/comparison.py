@@ -105,10 +105,41 @@ class Interval(NamedTuple):
 
 
 def score_intervals(target: str, jobs: pd.DataFrame, predictions: Mapping[str, NDArray]) -> dict[str, Interval]:
-    """Intervals of the scores of predictions that a `Comparison` has, over programmes, as those of ``this`` in it."""
+    """Intervals over programmes of the scores of predictions that a `Comparison` has, as those of ``this`` in it.
+
+    And of those that are no sum over jobs: balanced_accuracy and f1_macro, or r2.
+    """
     table = compare_predictions(target, jobs, predictions, predictions).scores
     columns = table[["this_low", "this_high", "jobs", "programmes"]].itertuples()
-    return {str(name): Interval(low, high, int(n), int(count)) for name, low, high, n, count in columns}
+    found = {str(name): Interval(low, high, int(n), int(count)) for name, low, high, n, count in columns}
+    actual, predicted = jobs[target].to_numpy(), predictions[PREDICTED[target]]
+    if target == "mem_bin":
+        needed, chosen = (
+            np.eye(len(BIN_NAMES))[bins] for bins in (actual, predictions["probabilities"].argmax(axis=1))
+        )
+        terms = np.hstack([needed, chosen, needed * chosen])
+    else:
+        centred = actual - actual.mean()
+        terms = np.column_stack([np.ones(len(actual)), centred, centred**2, (predicted - actual) ** 2])
+    by_programme = programme_sums(terms, jobs["ipst"])
+    sums = resampled_sums(by_programme, seed=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if target == "mem_bin":
+            needs, picks, hits = np.split(sums, 3, axis=1)
+            # Means over the bins that a resample has.
+            means = (
+                np.nanmean(np.where(needs > 0, part, np.nan), axis=1)
+                for part in (hits / needs, 2 * hits / (needs + picks))
+            )
+            resamples = dict(zip(("balanced_accuracy", "f1_macro"), means, strict=True))
+        else:
+            n, first, second, squares = sums.T
+            variance = second - first**2 / n
+            resamples = {"r2": 1 - squares / np.where(variance > 1e-9 * centred.var() * n, variance, np.nan)}
+    number = float(effective_number(programme_sums(np.ones((len(jobs), 1)), jobs["ipst"]))[0])
+    behind = len(jobs), len(by_programme)
+    known = {name: values for name, values in resamples.items() if np.isfinite(values).any()}
+    return found | {name: Interval(*resampled_interval(values, number), *behind) for name, values in known.items()}
 
 
 def compare_bins(this: BinAnswers, other: BinAnswers, seed: int = 0) -> Comparison:

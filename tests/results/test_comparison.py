@@ -8,6 +8,9 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from calmlflow.errors import InputError
+from calmlflow.hst.dataset import programmes
+from calmlflow.jobs.sample import draw_sample
+from calmlflow.results import comparison
 from calmlflow.results.classification import classification_scores
 from calmlflow.results.comparison import (
     BinAnswers,
@@ -15,6 +18,7 @@ from calmlflow.results.comparison import (
     ValueAnswers,
     compare_bins,
     compare_values,
+    effective_number,
     programme_sums,
     resampled_interval,
     resampled_sums,
@@ -22,7 +26,7 @@ from calmlflow.results.comparison import (
     share_interval,
 )
 from calmlflow.results.regression import regression_scores
-from calmlflow.results.scores import SCORES
+from calmlflow.results.scores import SCORES, score_predictions
 
 
 def series(names, values, target="mem_bin"):
@@ -160,7 +164,7 @@ def test_scores_have_intervals_of_their_own():
     jobs = jobs.assign(mem_bin=jobs["mem_bin"].astype(int), wallclock=np.random.default_rng(0).uniform(1, 9, n))
     found = score_intervals("mem_bin", jobs, {"probabilities": np.eye(4)[[0] * n], "bin_pred": np.zeros(n, int)})
     shares = {"accuracy", "recall_2g", "recall_8g", "underallocated", "overallocated"}
-    assert set(found) == shares | {"log_loss", "excess_cost"}
+    assert set(found) == shares | {"log_loss", "excess_cost", "balanced_accuracy", "f1_macro"}
     # 998 of 1000, by the formula of Wilson (1927). 0 of 2 says next to nothing.
     assert found["accuracy"] == pytest.approx((0.9927, 0.9995, 1000, 1000), abs=1e-4)
     assert found["recall_8g"][:1] + found["recall_8g"][2:] == (0, 2, 2)
@@ -168,11 +172,33 @@ def test_scores_have_intervals_of_their_own():
     error = np.random.default_rng(1).normal(size=n)
     predicted = {"wall_pred": jobs["wallclock"].to_numpy() + error, "kill_time": np.full(n, 60)}
     found = score_intervals("wallclock", jobs, predicted)
-    assert set(found) == {"rmse", "mae", "log_mae", "kill_time_coverage", "kill_time_reserved"}
+    assert set(found) == {"rmse", "mae", "log_mae", "r2", "kill_time_coverage", "kill_time_reserved"}
     half = 1.96 * np.abs(error).std() / np.sqrt(n)
     assert found["mae"][:2] == pytest.approx(
         (np.abs(error).mean() - half, np.abs(error).mean() + half), abs=0.15 * half
     )
+
+
+def test_scores_that_are_no_sum_over_jobs_are_those_of_whole_resampled_programmes(monkeypatch):
+    monkeypatch.setattr(comparison, "RESAMPLES", 60)
+    jobs = draw_sample(300, seed=2)
+    draw = np.random.default_rng(3)
+    probabilities = draw.dirichlet([1, 1, 1, 1], len(jobs)) + np.eye(4)[jobs["mem_bin"]]
+    given = {"probabilities": probabilities / 2, "bin_pred": jobs["mem_bin"].to_numpy()}
+    given |= {"wall_pred": jobs["wallclock"].to_numpy() * draw.uniform(0.5, 2, len(jobs))}
+    programme = np.unique(programmes(jobs["ipst"]), return_inverse=True)[1]
+    number = effective_number(np.bincount(programme)[:, None])[0]
+    times = resampled_sums(np.eye(programme.max() + 1), seed=0).astype(int)[:, programme]
+    at = [np.repeat(np.arange(len(jobs)), count) for count in times]
+    for target, names in {"mem_bin": ("balanced_accuracy", "f1_macro"), "wallclock": ("r2",)}.items():
+        found = score_intervals(target, jobs, given)
+        answers = [{name: cell[one] for name, cell in given.items()} for one in at]
+        drawn = [score_predictions(target, jobs.iloc[one], said) for one, said in zip(at, answers, strict=True)]
+        for name in names:
+            assert found[name][:2] == pytest.approx(resampled_interval([one[name] for one in drawn], number))
+            assert found[name][2:] == (len(jobs), programme.max() + 1)
+    alike = jobs.assign(wallclock=60.0)
+    assert "r2" not in score_intervals("wallclock", alike, {"wall_pred": alike["wallclock"].to_numpy()})
 
 
 def test_whole_programmes_are_drawn():
