@@ -176,7 +176,7 @@ def test_the_registered_model_answers_as_the_predictor_does(server, trained, tra
     for dataset, text in CONTROLS.items():
         keys = parse_control(text)
         # One row alone, so that absent keys are absent columns.
-        row = {"ipppssoot": dataset, **keys, "n_files": int(keys["n_files"]), "total_mb": float(keys["total_mb"])}
+        row = {"ipppssoot": dataset, **keys, "n_files": float(keys["n_files"]), "total_mb": float(keys["total_mb"])}
         (answer,) = model.predict(pd.DataFrame([row])).to_dict("records")
         expected = predictor.predict(dataset, keys)
         assert answer == {key: expected[key] for key in ANSWER_KEYS[:-2]}

@@ -1,6 +1,7 @@
 """Compute the nine features of a job from its control file."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -8,13 +9,31 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from calmlflow.errors import InputError
-from calmlflow.hst.dataset import Dataset, parse_dataset
+from calmlflow.hst.dataset import INSTRUMENTS, Dataset, parse_dataset
 
 MAX_CONTROL_FILE_BYTES = 65_536
 """A real control file has about 100 bytes."""
 
-OPTIONAL_KEYS = ("DETECTOR", "SUBARRAY", "DRIZCORR", "PCTECORR", "CRSPLIT")
+_STEP = {"PERFORM": 1, "OMIT": 0, "COMPLETE": 0, "SKIPPED": 0}
+_DETECTORS = ("IR", "HRC", "SBC", "FUV", "NUV", "CCD", "FUV-MAMA", "NUV-MAMA")
+
+SWITCHES: dict[str, dict[str, int]] = {
+    "DETECTOR": {"WFC": 1, "UVIS": 1, **dict.fromkeys(_DETECTORS, 0)},
+    "SUBARRAY": {"T": 1, "TRUE": 1, "1": 1, "F": 0, "FALSE": 0, "0": 0},
+    "DRIZCORR": _STEP,
+    "PCTECORR": _STEP,
+    "CRSPLIT": {"1": 1},
+}
+"""Words that HST's headers use for each switch -> value of its feature; CRSPLIT is any whole number from 1 on."""
+
+OPTIONAL_KEYS = tuple(SWITCHES)
 """Keys of a control file that some instruments do not have; absent, empty and NaN mean the same."""
+
+# What a word that no header uses counts as.
+_UNKNOWN = {"CRSPLIT": 2}
+# Switches that every control file has: all, those of ACS and WFC3, and those of WFC and UVIS.
+_ALWAYS, _ALWAYS_OF_CAMERAS, _ALWAYS_OF_CCDS = ("DETECTOR", "SUBARRAY"), ("DRIZCORR",), ("PCTECORR", "CRSPLIT")
+_WHOLE = re.compile(r"0*([0-9]{1,9})(?:\.0*)?")
 
 MAX_FILES = 1_000_000
 MAX_TOTAL_MB = 1_000_000_000
@@ -81,7 +100,7 @@ def parse_control(text: str | bytes) -> dict[str, str]:
     return keys
 
 
-def job_features(name: str, keys: Mapping[str, object]) -> Features:
+def job_features(name: str, keys: Mapping[str, object], strict: bool = False) -> Features:
     """Compute the nine features of one job.
 
     Parameters
@@ -91,6 +110,8 @@ def job_features(name: str, keys: Mapping[str, object]) -> Features:
     keys : mapping
         The control file's own keys. Values may be text or numbers; ``n_files`` and ``total_mb`` (megabytes) must be
         there, any other key may be absent, None, empty or NaN, and unknown keys are ignored.
+    strict : bool
+        Refuse a switch that holds a word which no header uses; by default see `switch_warnings`.
 
     Returns
     -------
@@ -104,18 +125,52 @@ def job_features(name: str, keys: Mapping[str, object]) -> Features:
     """
     dataset = parse_dataset(name)
     instr = dataset.instrument_code
-    crsplit = _text(keys.get("CRSPLIT"))
+    switches = {key: switch_feature(key, keys.get(key)) for key in SWITCHES}
+    for key, value in switches.items():
+        if strict and value is None:
+            raise InputError(f"{dataset.name}: {key} is {_shown(keys[key])}; expected {_expected(key)}")
     return Features(
         n_files=_whole_number(dataset.name, keys.get("n_files")),
         total_mb=_megabytes(dataset.name, keys.get("total_mb")),
-        drizcorr=int(_text(keys.get("DRIZCORR")) == "PERFORM"),
-        pctecorr=int(_text(keys.get("PCTECORR")) == "PERFORM"),
-        crsplit=0 if not crsplit else 1 if crsplit in ("1", "1.0") else 2,
-        subarray=int(_text(keys.get("SUBARRAY")) in ("TRUE", "T")),
-        detector=int(_text(keys.get("DETECTOR")) in ("WFC", "UVIS")),
         dtype=int(dataset.is_association),
         instr=instr,
+        **{key.lower(): _UNKNOWN.get(key, 0) if value is None else value for key, value in switches.items()},
     )
+
+
+def control_features(name: str, content: str | bytes) -> Features:
+    """The nine features by a control file; an InputError also where a switch holds a word that no header uses."""
+    return job_features(name, parse_control(content), strict=True)
+
+
+def switch_feature(key: str, value: object) -> int | None:
+    """The feature of a value of a switch: 0 where it is missing, None for a word that no header uses."""
+    word = _text(value)
+    if not word:
+        return 0
+    if whole := _WHOLE.fullmatch(word):
+        word = whole[1]
+        if key == "CRSPLIT" and int(word) > 1:
+            return 2
+    return SWITCHES[key].get(word)
+
+
+def switch_warnings(name: str, keys: Mapping[str, object]) -> list[str]:
+    """Sentences on the switches of an ipppssoot that hold a word which no header uses, or that are missing."""
+    warnings, detector = [], _text(keys.get("DETECTOR"))
+    always = _ALWAYS + _ALWAYS_OF_CAMERAS * (name[0] in "ij") + _ALWAYS_OF_CCDS * (detector in ("WFC", "UVIS"))
+    for key in SWITCHES:
+        if switch_feature(key, value := keys.get(key)) is None:
+            counts_as = _UNKNOWN.get(key, 0)
+            warnings.append(f"{key} is {_shown(value)} and counts as {counts_as}; expected {_expected(key)}.")
+        elif key in always and not _text(value):
+            whose = detector if key in _ALWAYS_OF_CCDS else INSTRUMENTS[name[0]]
+            warnings.append(f"{key} is missing and counts as 0; expected it, since every job of {whose} has it.")
+    return warnings
+
+
+def _expected(key: str) -> str:
+    return "a whole number, 1 or more" if key == "CRSPLIT" else f"one of {', '.join(SWITCHES[key])}"
 
 
 def row_codes(features: ArrayLike) -> NDArray[np.int64]:
@@ -148,6 +203,10 @@ def _plain(value: object) -> str:
         return "lists within lists"
 
 
+def _shown(value: object) -> str:
+    return repr(_plain(value)[:40])
+
+
 def _text(value: object) -> str:
     """Fold a value of an optional key to upper case; absent, empty and NaN give an empty string."""
     text = "" if value is None else _plain(value).upper()
@@ -162,7 +221,7 @@ def _number(name: str, key: str, value: object, expected: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(value, bool) or (isinstance(value, str) and "_" in value) or not math.isfinite(number):
-        raise InputError(f"{name}: {key} is {_plain(value)[:40]!r}; expected {expected}")
+        raise InputError(f"{name}: {key} is {_shown(value)}; expected {expected}")
     return number
 
 
@@ -170,7 +229,7 @@ def _whole_number(name: str, value: object) -> int:
     expected = f"a whole number of raw files, 1 to {MAX_FILES}"
     number = _number(name, "n_files", value, expected)
     if not 1 <= number <= MAX_FILES or number != int(number):
-        raise InputError(f"{name}: n_files is {_plain(value)[:40]!r}; expected {expected}")
+        raise InputError(f"{name}: n_files is {_shown(value)}; expected {expected}")
     return int(number)
 
 
@@ -178,5 +237,5 @@ def _megabytes(name: str, value: object) -> int:
     expected = f"a number of megabytes, 0 to {MAX_TOTAL_MB}"
     number = _number(name, "total_mb", value, expected)
     if not 0 <= number <= MAX_TOTAL_MB:
-        raise InputError(f"{name}: total_mb is {_plain(value)[:40]!r}; expected {expected}")
+        raise InputError(f"{name}: total_mb is {_shown(value)}; expected {expected}")
     return round(number)

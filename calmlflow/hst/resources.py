@@ -104,7 +104,7 @@ def job_targets(name: str, process: str | bytes, preview: str | bytes) -> Target
     StepFailedError
         A step did not end with exit status 0.
     InputError
-        A file does not parse.
+        A file does not parse, or says that a step took no memory.
     """
     steps = {
         "process_metrics.txt": parse_usage(process, f"{name}: process_metrics.txt"),
@@ -113,6 +113,8 @@ def job_targets(name: str, process: str | bytes, preview: str | bytes) -> Target
     for file, usage in steps.items():
         if usage.exit_status != 0:
             raise StepFailedError(f"{name}: {file} says exit status {usage.exit_status}; expected 0")
+        if usage.resident_kb == 0:
+            raise InputError(f"{name}: {file} says {_RESIDENT} is 0; expected the memory of a step that ran")
     memory_gb = sum(usage.resident_kb for usage in steps.values()) / 1e6
     wallclock_s = sum(usage.elapsed_s for usage in steps.values()) + 1
     return Targets(wallclock=wallclock_s, memory=memory_gb, mem_bin=int(needed_bin(memory_gb)))

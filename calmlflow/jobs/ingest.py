@@ -14,7 +14,7 @@ import pandas as pd
 
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.dataset import Dataset, parse_dataset
-from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, job_features, parse_control
+from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, control_features
 from calmlflow.hst.resources import MAX_METRICS_FILE_BYTES, StepFailedError, job_targets
 from calmlflow.jobs.events import FailedJob
 from calmlflow.jobs.killed import (
@@ -202,7 +202,7 @@ def ingest_failure(store: Store, failed: FailedJob, client: Any = None) -> Inges
     with suppress(InputError):
         if failed.bucket and not job.is_hap:
             control = _read_control(client or new_client(), failed.bucket, job)
-            features = job_features(failed.name, parse_control(control))._asdict()
+            features = control_features(failed.name, control)._asdict()
     killed = find_killed(store, [{**kill, **features} for kill in failed.kills])
     refused = pd.DataFrame()
     if killed.empty:
@@ -321,7 +321,7 @@ def read_finished(client: Any, bucket: str, name: str) -> Found | Refused:
             return Found({**used, "disk": size / 1e9}, True)
         kind = BAD_CONTROL
         control = _read_control(client, bucket, job)
-        features = job_features(name, parse_control(control))
+        features = control_features(name, control)
         record = {**used, **features._asdict(), "mem_bin": targets.mem_bin}
         return Found(record, False, _told(name, metrics, control))
     except NoSuchBucketError:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from calmlflow.errors import InputError
-from calmlflow.hst.features import FEATURES, job_features, parse_control
+from calmlflow.hst.features import FEATURES, control_features
 from calmlflow.hst.ladder import LADDER
 from calmlflow.hst.resources import Usage, parse_runs
 from calmlflow.jobs.records import sort_killed
@@ -167,7 +167,7 @@ def told_by_files(
         told += [{}] if len(metrics) < len(STEPS) else []
     features = {}
     with suppress(InputError):
-        features = job_features(name, parse_control(control))._asdict() if control is not None else {}
+        features = control_features(name, control)._asdict() if control is not None else {}
     return [{"ipst": name, **one, **features} for one in told]
 
 

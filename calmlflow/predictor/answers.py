@@ -1,5 +1,6 @@
 """Word predictions as answers, and answer by policy."""
 
+import math
 from typing import Any
 
 from calmlflow.hst.ladder import LADDER, needed_bin
@@ -22,7 +23,8 @@ def fallback_policy() -> dict[str, Any]:
 def _policy(clock_time_s: int, kill_time_s: int) -> dict[str, Any]:
     return {
         "memBin": 1,
-        "memVal": round(LADDER[1].limit_gb, 2),
+        # Rounded up it would not fit in the rung.
+        "memVal": math.floor(100 * LADDER[1].limit_gb) / 100,
         "clockTime": clock_time_s,
         "killTime": kill_time_s,
         "probabilities": [0.0, 1.0, 0.0, 0.0],

@@ -216,6 +216,11 @@ class Bundle:
                 outputs[:, columns] = session.run(None, {"features": scaled})[0]
                 if rows is not None:
                     outputs[:, 6 + place] = rows
+        # No network has learned from jobs whose input alone fills the largest rung.
+        input_gb = features[:, FEATURES.index("total_mb")] / 1000
+        beyond = input_gb >= LADDER[-1].limit_gb
+        outputs[beyond, _GB] = np.maximum(outputs[beyond, _GB], input_gb[beyond])
+        outputs[beyond, _BINS] = np.where(np.isnan(outputs[beyond, _BINS]), np.nan, np.eye(len(LADDER))[-1])
         return outputs
 
     def run_known(self, rows: Sequence[Features]) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.dataset import Dataset, parse_dataset
-from calmlflow.hst.features import Features, job_features
+from calmlflow.hst.features import Features, job_features, switch_warnings
 from calmlflow.predictor.answers import as_answers, fallback_policy, mosaic_policy
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.cache import Cache
@@ -163,6 +163,7 @@ class Predictor:
         # Another version may take over at any moment.
         serving = self.serving
         answer = serving.answer(job.name, features)
+        answer["warnings"] += switch_warnings(job.name, keys)
         _record(job.name, features, answer, began, self._emit)
         return answer, job.name, features, serving.bundle
 

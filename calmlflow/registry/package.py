@@ -38,11 +38,15 @@ SERVED = Path(__file__).with_name("served.py")
 INPUTS = Schema(
     [
         ColSpec(DataType.string, "ipppssoot"),
-        ColSpec(DataType.long, "n_files"),
+        # A whole number has no gaps in MLflow, which would refuse them in words of its own, and cut off fractions.
+        ColSpec(DataType.double, "n_files"),
         ColSpec(DataType.double, "total_mb"),
         *(ColSpec(DataType.string, key, required=False) for key in OPTIONAL_KEYS),
     ]
 )
+
+# Of versions that are there: n_files was a long.
+INPUTS_BEFORE = Schema([ColSpec(DataType.long, spec.name) if spec.name == "n_files" else spec for spec in INPUTS])
 
 OUTPUTS: dict[str, DataType | Array | Object] = {
     "memBin": DataType.long,
@@ -62,7 +66,7 @@ OPTIONAL_TABLES = ("decision.json", "seen_rows.json")
 """What networks that were trained elsewhere do not have."""
 
 EXAMPLE = pd.DataFrame(
-    [["j8c601020", 17, 9.6, "SBC", "False", "PERFORM", "OMIT", "NaN"]],
+    [["j8c601020", 17.0, 9.6, "SBC", "False", "PERFORM", "OMIT", "NaN"]],
     columns=["ipppssoot", "n_files", "total_mb", "DETECTOR", "SUBARRAY", "DRIZCORR", "PCTECORR", "CRSPLIT"],
 )
 

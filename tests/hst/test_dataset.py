@@ -38,7 +38,10 @@ def test_association_is_told_by_the_last_character(name, association):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("acs_8ph_01", "single-visit"), ("wfc3_a1b_0c", "single-visit"), ("skycell-p0797x14y06", "multi-visit")],
+    [
+        *((f"{camera}_a1b_0c", "single-visit") for camera in ("acs", "wfc3", "wfpc2", "nicmos")),
+        *((f"{prefix}p0797x14y06", "multi-visit") for prefix in ("skycell-", "", "hst_skycell-")),
+    ],
 )
 def test_mosaics_are_no_association_and_have_no_instrument_code(name, kind):
     dataset = parse_dataset(name)
@@ -67,6 +70,23 @@ def test_what_is_no_name_is_refused_in_one_sentence(name):
         parse_dataset(name)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("product", "dataset"),
+    [
+        ("jzzz01010_drz.fits", "jzzz01010"),
+        ("ACS_8PH_01_wfc", "acs_8ph_01"),
+        ("skycell-p0797x14y06_wfc3_ir_f160w", "skycell-p0797x14y06"),
+        ("hst_skycell-p0797x14y06_wfc3_uvis_f606w_coarse-all_drz.fits", "skycell-p0797x14y06"),
+        ("hst_10265_01_acs_wfc_total_j92c01_drc.fits", "acs_92c_01"),
+        ("hst_8553_ph_wfpc2_pc_f606w_u8phabcd_drz.fits", "wfpc2_8ph_ab"),
+    ],
+)
+def test_the_name_of_a_product_is_told_with_its_dataset(product, dataset):
+    with pytest.raises(InputError, match=f"is the name of a product; expected that of its dataset, {dataset}$"):
+        parse_dataset(product)
+    assert parse_dataset(dataset).name == dataset
 
 
 @given(st.one_of(st.text(), st.binary(), st.integers(), st.none(), st.floats(), st.text("jloi_-0acs", max_size=12)))

@@ -13,8 +13,10 @@ from calmlflow.hst.features import (
     MAX_CONTROL_FILE_BYTES,
     MAX_FILES,
     MAX_TOTAL_MB,
+    control_features,
     job_features,
     parse_control,
+    switch_warnings,
 )
 
 # One file per shape that occurs in the archive, with the features worked out by hand.
@@ -78,11 +80,17 @@ def features_of(**keys: object):
             "CRSPLIT",
             {
                 0: (None, "", "NaN", "nan", math.nan, np.float64("nan")),
-                1: ("1", "1.0", 1, 1.0, np.float64(1)),
-                2: ("2", 2.0, "0", "11", "many", UNPRINTABLE),
+                1: ("1", "1.0", "1.00", " 01 ", "1.", 1, 1.0, np.float64(1)),
+                2: ("2", "2.00", 2.0, "0", "11", "many", "1.5", UNPRINTABLE),
             },
         ),
-        ("SUBARRAY", {1: ("True", "TRUE", "T", "t", True, np.True_), 0: ("False", "F", False, "NaN", None, "TRUTH")}),
+        (
+            "SUBARRAY",
+            {
+                1: ("True", "TRUE", "T", "t", True, np.True_, "1", 1.0),
+                0: ("False", "F", False, "0", 0, "NaN", None, "TRUTH"),
+            },
+        ),
         ("DETECTOR", {1: ("WFC", "UVIS", "uvis"), 0: ("IR", "SBC", "HRC", "FUV-MAMA", "", None)}),
         ("n_files", {3: ("3", 3, 3.0, "3.0", " 3 ", np.int64(3)), MAX_FILES: (str(MAX_FILES),)}),
         ("total_mb", {0: ("0", 0.49), 1: ("0.51",), 10: (np.float32(9.6),), MAX_TOTAL_MB: (f"{MAX_TOTAL_MB}",)}),
@@ -93,6 +101,54 @@ def test_the_number_of_each_value_of_a_key(key, values):
         found = [getattr(features_of(**{key: text}), key.lower()) for text in texts]
         assert found == [number] * len(texts)
         assert {type(value) for value in found} == {int}
+
+
+WORDS = {
+    "DETECTOR": ("wfc", "UVIS ", "IR", "HRC", "SBC", "FUV", "NUV", "CCD", "FUV-MAMA", "NUV-MAMA"),
+    "SUBARRAY": ("T", "F", "true", "False", "1", "0", "1.00", True, 0.0),
+    "DRIZCORR": ("PERFORM", "OMIT", "COMPLETE", "skipped "),
+    "PCTECORR": ("PERFORM", "OMIT", "COMPLETE", "SKIPPED"),
+    "CRSPLIT": ("1", "1.00", 2.0, "12"),
+}
+USUAL = {"DETECTOR": "UVIS", "SUBARRAY": "F", "DRIZCORR": "PERFORM", "PCTECORR": "OMIT", "CRSPLIT": "1"}
+
+
+@pytest.mark.parametrize("key", WORDS)
+def test_a_word_that_no_header_uses_is_told_or_refused_by_name(key):
+    for word in WORDS[key]:
+        assert switch_warnings("izzz01010", {**USUAL, key: word}) == []
+    for word in ("PERFROM", "T F", "yes", "-1", "1.5"):
+        keys = {"n_files": 1, "total_mb": 1, **USUAL, key: word}
+        counts_as = getattr(job_features("izzz01010", keys), key.lower())
+        (sentence,) = switch_warnings("izzz01010", keys)
+        assert sentence.startswith(f"{key} is '{word}' and counts as {counts_as}; expected ")
+        with pytest.raises(InputError, match=f"^izzz01010: {key} is '{word}'; expected "):
+            control_features("izzz01010", "\n".join(f"{name}={value}" for name, value in keys.items()))
+
+
+@pytest.mark.parametrize(
+    ("name", "detector", "always"),
+    [
+        ("jzzz01010", "WFC", {"SUBARRAY", "DRIZCORR", "PCTECORR", "CRSPLIT"}),
+        ("jzzz01010", "SBC", {"SUBARRAY", "DRIZCORR"}),
+        ("izzz01010", "UVIS", {"SUBARRAY", "DRIZCORR", "PCTECORR", "CRSPLIT"}),
+        ("izzz01010", "IR", {"SUBARRAY", "DRIZCORR"}),
+        ("lzzz01010", "NUV", {"SUBARRAY"}),
+        ("ozzz01010", "CCD", {"SUBARRAY"}),
+    ],
+)
+def test_a_switch_that_the_instrument_always_has_is_told_where_it_is_missing(name, detector, always):
+    for key in USUAL:
+        for nothing in ({}, {key: "NaN"}):
+            keys = {other: word for other, word in {**USUAL, "DETECTOR": detector}.items() if other != key} | nothing
+            told = [f"{key} is missing and counts as 0"] if key in always | {"DETECTOR"} else []
+            assert [sentence.partition(";")[0] for sentence in switch_warnings(name, keys)] == told
+
+
+def test_control_files_of_the_archive_give_no_warning():
+    for name, text, features in CONTROL_FILES.values():
+        assert switch_warnings(name, parse_control(text)) == []
+        assert control_features(name, text) == features
 
 
 def test_absent_keys_give_zeros_and_unknown_keys_are_ignored():
@@ -173,9 +229,9 @@ def test_any_bytes_give_features_or_an_input_error(content):
     check_features("jzzz01010", keys)
 
 
-WORDS = st.text(st.characters(exclude_characters="\n\r\0", codec="utf-8"), max_size=20)
-NAMES = WORDS.filter(lambda key: key == key.strip() != "" and "=" not in key and not key.startswith(("#", "\ufeff")))
-VALUES = WORDS.filter(lambda value: value == value.strip())
+TEXTS = st.text(st.characters(exclude_characters="\n\r\0", codec="utf-8"), max_size=20)
+NAMES = TEXTS.filter(lambda key: key == key.strip() != "" and "=" not in key and not key.startswith(("#", "\ufeff")))
+VALUES = TEXTS.filter(lambda value: value == value.strip())
 
 
 @given(st.dictionaries(NAMES, VALUES), st.sampled_from(["\n", "\r\n", "\n\n", "\n# a note\n"]), st.booleans())

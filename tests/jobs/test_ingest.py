@@ -67,7 +67,9 @@ BROKEN = {
     "jnoctrl0q": ({"control": None}, FILE_MISSING),
     "jbinary0q": ({"process": bytes(range(256))}, BAD_METRICS),
     "jhuge000q": ({"process": b" " * 1_048_577}, BAD_METRICS),
+    "jnokb000q": ({"process": metrics(resident_kb=0), "preview": metrics(resident_kb=300_000)}, BAD_METRICS),
     "jtwice00q": ({"control": control() + "n_files=18\n"}, BAD_CONTROL),
+    "jword000q": ({"control": control(DRIZCORR="PERFROM")}, BAD_CONTROL),
     "jcontain0": ({"process": metrics(resident_kb=50_000), "preview": metrics(resident_kb=50_000)}, IMPOSSIBLE),
     "x00000000": ({}, NO_DATASET),
     "J8C601020": ({}, NO_DATASET),
@@ -90,9 +92,10 @@ def test_whatever_is_in_the_bucket_is_stored_or_told(s3, bucket, store):
     assert shown["process_metrics.txt"] == metrics(status=1)
 
 
-def test_a_mosaic_has_a_table_of_its_own(s3, bucket, store):
-    put_job(s3, bucket, "acs_8ph_01", control=None)
-    put(s3, bucket, "outputs/acs_8ph_01/drizzled.fits", b"x" * 5_000_000)
+@pytest.mark.parametrize("name", ["acs_8ph_01", "wfpc2_8ph_01", "p0797x14y06"])
+def test_a_mosaic_has_a_table_of_its_own(s3, bucket, store, name):
+    put_job(s3, bucket, name, control=None)
+    put(s3, bucket, f"outputs/{name}/drizzled.fits", b"x" * 5_000_000)
     assert ingest(store, bucket).counts.stored == 1
     (mosaic,) = contents(store, MOSAICS).to_dict("records")
     size = 5_000_000 + len(metrics()) + len(metrics("0:05.00", 100_000))

@@ -53,4 +53,5 @@ def test_the_jobs_behind_an_answer_are_counted_by_level():
 @pytest.mark.parametrize("policy", [mosaic_policy, fallback_policy])
 def test_a_policy_has_the_keys_of_an_answer(policy):
     assert set(policy()) >= set(answer())
+    assert policy()["memVal"] < LADDER[policy()["memBin"]].limit_gb
     assert policy()["evidence"] == {"row": 0, "programme": 0, "visit": 0, "run": 0}

@@ -67,6 +67,15 @@ def test_predictions_are_those_of_the_three_files(folder):
     np.testing.assert_array_equal(found["kill_time"], expected)
 
 
+@pytest.mark.parametrize("networks", [NETWORKS, ("mem_clf",)])
+def test_a_job_whose_input_fills_the_largest_rung_gets_that_rung(folder, networks):
+    features = np.array([[2400, 61_000, 0, 0, 0, 0, 0, 0, letter] for letter in range(4)], dtype=float)
+    found = Bundle.load(folder, networks).predict(features)
+    assert found["bin_pred"].tolist() == [3] * 4
+    if "mem_reg" in networks:
+        assert found["mem_pred"].min() >= 61
+
+
 def add_rows(folder, rows, spread=None, ratio_lines=None):
     """Give a bundle the rows it was trained on, and tables with so many lines."""
     if rows is not None:

@@ -115,8 +115,14 @@ def test_no_bundle_anywhere_is_an_error(server):
 @pytest.mark.parametrize("name", ["acs_8ph_01", "SKYCELL-p0797x14y06"])
 def test_a_mosaic_needs_no_control_file(server, name):
     answer = Predictor().predict(name, {})
-    assert (answer["memBin"], answer["memVal"], answer["clockTime"], answer["killTime"]) == (1, 7.17, 43_200, 259_200)
+    assert (answer["memBin"], answer["memVal"], answer["clockTime"], answer["killTime"]) == (1, 7.16, 43_200, 259_200)
     assert (answer["probabilities"], answer["version"], answer["source"]) == ([0, 1, 0, 0], None, "policy")
+
+
+def test_a_switch_that_is_misspelt_or_missing_is_told_in_the_answer(server):
+    warnings = Predictor().predict(JOB, {**CONTROL, "DRIZCORR": "PERFROM"})["warnings"]
+    assert [text for text in warnings if "DRIZCORR is 'PERFROM' and counts as 0" in text]
+    assert [text for text in warnings if "SUBARRAY is missing and counts as 0" in text]
 
 
 @pytest.mark.parametrize(

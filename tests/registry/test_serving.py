@@ -19,7 +19,6 @@ from mlflow.exceptions import MlflowException
 from benchmarks.serving import serving
 from calmlflow.hst.features import OPTIONAL_KEYS, job_features
 from calmlflow.predictor import Bundle
-from calmlflow.predictor.answers import as_answers
 from calmlflow.registry import served
 from calmlflow.registry.package import write_bundle
 from calmlflow.settings import NETWORKS
@@ -30,6 +29,7 @@ from tests.samples.serving_samples import (
     SPARSE,
     UNLIKE,
     Scorer,
+    answer_of,
     close,
     free_port,
     outside,
@@ -112,7 +112,10 @@ def test_many_clients_of_two_workers_get_their_own_answers(scorer, published):
 # -- Wrong requests ---------------------------------------------------------------------------------------------------
 
 REFUSED = [
-    ({"n_files": 0}, "j8c601020: n_files is '0'; expected a whole number of raw files, 1 to 1000000"),
+    ({"n_files": 0}, "j8c601020: n_files is '0.0'; expected a whole number of raw files, 1 to 1000000"),
+    ({"n_files": 2.5}, "j8c601020: n_files is '2.5'; expected a whole number of raw files, 1 to 1000000"),
+    ({"n_files": None}, "j8c601020: n_files is missing; expected a whole number of raw files, 1 to 1000000"),
+    ({"n_files": 10**30}, "j8c601020: n_files is '1e+30'; expected a whole number of raw files, 1 to 1000000"),
     ({"total_mb": math.inf}, "j8c601020: total_mb is 'inf'; expected a number of megabytes, 0 to 1000000000"),
     ({"total_mb": None}, "j8c601020: total_mb is missing; expected a number of megabytes, 0 to 1000000000"),
     ({"ipppssoot": "no-dataset"}, "'no-dataset' is no dataset name; expected nine characters such as j8c601020"),
@@ -123,20 +126,37 @@ REFUSED = [
 @form
 @pytest.mark.parametrize(("change", "reason"), REFUSED, ids=[str(change) for change, _ in REFUSED])
 def test_a_row_that_breaks_a_rule_fails_the_request_with_the_reason(scorer, form, change, reason):
-    for jobs in ([{**SEEN, **change}], [SPARSE, {**SEEN, **change}, MOSAIC]):
+    for row, jobs in enumerate(([{**SEEN, **change}], [SPARSE, {**SEEN, **change}, MOSAIC]), start=1):
         status, answer = scorer.post(form(jobs))
         assert (status, answer["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
-        assert answer["message"].rpartition("Error: ")[2].startswith(reason)
+        assert answer["message"].rpartition("Error: ")[2].startswith(f"row {row}: {reason}")
         assert "stack_trace" not in answer
         assert "Traceback" not in answer["message"]
 
 
 @form
-@pytest.mark.parametrize("change", [{"n_files": None}, {"n_files": 10**30}, {"total_mb": "large"}], ids=str)
+@pytest.mark.parametrize("change", [{"n_files": "many"}, {"total_mb": "large"}], ids=str)
 def test_what_is_no_number_is_refused_by_the_signature(scorer, form, change):
     status, answer = scorer.post(form([{**SEEN, **change}]))
     assert (status, answer["error_code"]) == (400, "BAD_REQUEST")
     assert "stack_trace" not in answer
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        ("7,11.1\noabc06090,,2", "row 2: oabc06090: n_files is missing; expected a whole number"),
+        ("7,", "row 1: oabc06090: total_mb is missing; expected a number of megabytes"),
+        ("1e30,2", "row 1: oabc06090: n_files is '1e+30'; expected a whole number"),
+    ],
+)
+def test_gaps_and_huge_numbers_of_a_csv_are_named_by_row_and_key(scorer, published, cells, reason):
+    status, answer = scorer.post(f"ipppssoot,n_files,total_mb\noabc06090,{cells}\n", "text/csv")
+    assert (status, answer["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+    assert answer["message"].rpartition("Error: ")[2].startswith(reason)
+    status, answer = scorer.post("ipppssoot,n_files,total_mb\noabc06090,7,11.1\n", "text/csv")
+    close(answer["predictions"], published.expected(SPARSE))
+    assert scorer.post("ipppssoot,n_files,total_mb\n", "text/csv") == (200, {"predictions": []})
 
 
 @pytest.mark.parametrize("key", ["ipppssoot", "n_files", "total_mb"])
@@ -171,7 +191,7 @@ def answer(model, jobs) -> list[dict]:
 
 def alone(folder, jobs) -> list[dict]:
     bundle = Bundle.load(folder)
-    return [as_answers(bundle.predict([job_features(job["ipppssoot"], job)], [job["ipppssoot"]]))[0] for job in jobs]
+    return [answer_of(bundle, job["ipppssoot"], job) for job in jobs]
 
 
 def test_threads_that_share_a_model_get_their_own_answers(folder, model, monkeypatch):
@@ -238,7 +258,7 @@ def test_loading_a_model_brings_its_own_code_and_onnxruntime_and_no_more(server,
 import json, sys
 import mlflow.pyfunc
 before = set(sys.modules)
-mlflow.pyfunc.load_model(sys.argv[1]).predict({"ipppssoot": "j8c601020", "n_files": 2, "total_mb": 3.0})
+mlflow.pyfunc.load_model(sys.argv[1]).predict({"ipppssoot": "j8c601020", "n_files": 2.0, "total_mb": 3.0})
 print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
 print(json.dumps([name for name in sys.modules if name.startswith("calmlflow")]))
 print(sys.modules["calmlflow"].__file__)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from calmlflow.hst.dataset import parse_dataset
-from calmlflow.hst.features import job_features
+from calmlflow.hst.features import job_features, switch_warnings
 from calmlflow.predictor import Bundle
 from calmlflow.predictor.answers import as_answers, mosaic_policy
 from calmlflow.predictor.evidence import Finished
@@ -49,6 +49,12 @@ def write_models(folder: Path) -> Path:
     return folder
 
 
+def answer_of(bundle: Bundle, name: str, keys: dict[str, Any]) -> dict[str, Any]:
+    """What a bundle answers to a job, with warnings of its switches."""
+    answer = as_answers(bundle.predict([job_features(name, keys)], [name]))[0]
+    return {**answer, "warnings": answer["warnings"] + switch_warnings(name, keys)}
+
+
 @dataclass(frozen=True)
 class Published:
     """A version in Production, and the bundle it holds."""
@@ -61,11 +67,7 @@ class Published:
         found = []
         for job in jobs:
             name = parse_dataset(job["ipppssoot"])
-            answer = (
-                mosaic_policy()
-                if name.is_hap
-                else as_answers(self.bundle.predict([job_features(name.name, job)], [name.name]))[0]
-            )
+            answer = mosaic_policy() if name.is_hap else answer_of(self.bundle, name.name, job)
             found.append({key: answer[key] for key in self.bundle.answer_keys})
         return found
 

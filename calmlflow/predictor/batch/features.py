@@ -21,6 +21,7 @@ from calmlflow.hst.features import (
     Features,
     check_features,
     job_features,
+    switch_warnings,
 )
 
 # Columns that may name the dataset; the first one present counts.
@@ -45,12 +46,16 @@ class Form(NamedTuple):
 
 
 class Jobs(NamedTuple):
-    """The right rows of a batch in order, with zeros as the features of a mosaic; position and error of the others."""
+    """The right rows of a batch in order, with zeros as the features of a mosaic; position and error of the others.
+
+    ``warnings`` has sentences on switches, the rows that each is true of, and the first of their names.
+    """
 
     names: pa.Array
     features: NDArray[np.int64]
     is_mosaic: NDArray[np.bool_]
     reasons: dict[int, str]
+    warnings: dict[str, tuple[int, str]]
 
 
 def form_of(columns: Iterable[str], table: str) -> Form:
@@ -61,10 +66,14 @@ def form_of(columns: Iterable[str], table: str) -> Form:
         raise InputError(f"{table} has no column ipst or ipppssoot; expected one that names the dataset")
     lacking = [feature for feature in FEATURES if feature not in columns]
     keys = FEATURES if not lacking else tuple(key for key in _KEYS if key in columns)
-    # Jobs with all features but one must not be answered as if they had no flags.
-    has_some = len(keys) <= len(_SIZES) and len(lacking) < len(FEATURES) - len(_SIZES)
-    if lacking and (has_some or not {*_SIZES} <= {*keys}):
-        raise InputError(f"{table} lacks column {lacking[0]}; expected the nine features, or a control file's keys")
+    # Jobs with some of the features must not be answered as if they had no flags.
+    is_mixed = len(lacking) < len(FEATURES) - sum(size in columns for size in _SIZES)
+    missing = lacking if is_mixed else [size for size in _SIZES if size not in columns]
+    if missing:
+        raise InputError(
+            f"{table} lacks column {', '.join(missing)}; expected the nine features, or the keys of a control file: "
+            f"{', '.join(_KEYS)}"
+        )
     twice = [column for column in (name, *keys) if columns.count(column) > 1]
     if twice:
         raise InputError(f"{table} has column {twice[0]} twice; expected it once")
@@ -110,7 +119,32 @@ def read_jobs(batch: pa.RecordBatch, form: Form) -> Jobs:
             reasons[position] = str(error)
     good = np.ones(batch.num_rows, dtype=bool)
     good[list(reasons)] = False
-    return Jobs(names.filter(pa.array(good)), features[good], is_mosaic[good], reasons)
+    warnings = {} if form.has_features else _warnings(batch, form, names, np.flatnonzero(good & ~is_mosaic))
+    return Jobs(names.filter(pa.array(good)), features[good], is_mosaic[good], reasons, warnings)
+
+
+def _warnings(
+    batch: pa.RecordBatch, form: Form, names: pa.Array, rows: NDArray[np.int64]
+) -> dict[str, tuple[int, str]]:
+    """The warnings of `Jobs`; of rows with the same instrument and switches one goes through the rule."""
+    switches = form.keys[len(_SIZES) :]
+    kinds = np.zeros(len(rows), dtype=np.int64)
+    for column in (pc.utf8_slice_codeunits(names, 0, 1), *(_plain(batch.column(key)) for key in switches)):
+        try:
+            encoded = column.dictionary_encode()
+            codes = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False)[rows]
+        except pa.ArrowException:
+            codes = rows
+        # Numbered anew at each column, so that the numbers stay small.
+        kinds = np.unique(kinds * (batch.num_rows + 1) + codes, return_inverse=True)[1]
+    _, first, counts = np.unique(kinds, return_index=True, return_counts=True)
+    found: dict[str, tuple[int, str]] = {}
+    cells = [cells_at(column, rows[first]) for column in (names, *(batch.column(key) for key in switches))]
+    for (name, *values), count in zip(zip(*cells, strict=True), counts.tolist(), strict=True):
+        for sentence in switch_warnings(name, dict(zip(switches, values, strict=True))):
+            known, example = found.get(sentence, (0, name))
+            found[sentence] = known + count, example
+    return found
 
 
 def cells_at(column: pa.Array, positions: Sequence[int] | NDArray[np.int64]) -> list[Any]:

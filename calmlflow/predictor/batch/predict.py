@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _ADDED = ("row", "reason")
 _THREADS = 16
+_SHOWN_WARNINGS = 20
 _CONTROL_COLUMNS = ("ipst", "n_files", "total_mb", *OPTIONAL_KEYS)
 _CONTROL_KEY = re.compile(r"control/([^/\s]+)/\1_MemModelFeatures\.txt")
 
@@ -46,13 +47,17 @@ class _Serving(Protocol):
 
 @dataclass(frozen=True)
 class BatchOutcome:
-    """Where predictions are, and the rows without an answer (a CSV file, or None); version of the bundle or policy."""
+    """Where predictions are, and the rows without an answer (a CSV file, or None); version of the bundle or policy.
+
+    ``warnings`` counts the rows of each sentence of `calmlflow.hst.features.switch_warnings`.
+    """
 
     output: str
     answered: int
     errors: str | None
     failed: int
     version: str
+    warnings: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         text = f"{self.answered:,} jobs answered by version {self.version}: {self.output}"
@@ -80,6 +85,7 @@ def predict_many(
     Rows name their dataset in ``ipst`` or ``ipppssoot`` and hold either the nine features of a job record or the keys
     of a control file. Answers are in the order of the rows. A row that breaks a rule goes to ``{stem}.errors.csv``
     beside the output, with its number from 1, the reason and its cells. Output and errors appear when they are whole.
+    A switch with a word that no header uses, or without one, costs no answer: such rows are counted and logged.
 
     Parameters
     ----------
@@ -108,6 +114,8 @@ def predict_many(
         _check_apart(str(data), (place, errors))
     answered = failed = 0
     first_reason = "no rows"
+    warnings: dict[str, int] = {}
+    examples: dict[str, str] = {}
     with ExitStack() as stack:
         source = _open(data, chunk_rows, stack)
         form_of(source.columns, source.name)
@@ -120,6 +128,9 @@ def predict_many(
             jobs = read_jobs(piece.batch, form_of(piece.batch.schema.names, source.name))
             answer_writer.write(answer_table(jobs, serving.bundle))
             answered += len(jobs.names)
+            for sentence, (rows, example) in jobs.warnings.items():
+                warnings[sentence] = warnings.get(sentence, 0) + rows
+                examples.setdefault(sentence, example)
             if wrong := _wrong_rows(piece, jobs.reasons):
                 if error_writer is None:
                     first_reason = wrong[0]["reason"]
@@ -133,7 +144,9 @@ def predict_many(
             raise InputError(f"no row of {source.name} can be answered; the first reason: {first_reason}")
     if not failed:
         _remove(errors)
-    return BatchOutcome(place, answered, errors if failed else None, failed, serving.version or "policy")
+    for sentence in sorted(warnings, key=warnings.__getitem__, reverse=True)[:_SHOWN_WARNINGS]:
+        log.warning("%s rows, the first is %s: %s", f"{warnings[sentence]:,}", examples[sentence], sentence)
+    return BatchOutcome(place, answered, errors if failed else None, failed, serving.version or "policy", warnings)
 
 
 def _check_apart(data: str, outputs: tuple[str, ...]) -> None:

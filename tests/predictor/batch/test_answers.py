@@ -22,7 +22,7 @@ def bundle(tmp_path):
 def jobs_of(features, mosaics=()):
     is_mosaic = np.isin(np.arange(len(features)), mosaics)
     names = pa.array([f"job {number}" for number in range(len(features))])
-    return Jobs(names, np.asarray(features, dtype=np.int64), is_mosaic, {})
+    return Jobs(names, np.asarray(features, dtype=np.int64), is_mosaic, {}, {})
 
 
 JOBS = draw_sample(3000)
@@ -30,7 +30,7 @@ SAMPLE = JOBS[list(FEATURES)].to_numpy()
 
 
 def test_answers_are_those_of_the_bundle_by_name_and_row(bundle):
-    jobs = Jobs(pa.array(JOBS["ipst"]), SAMPLE.astype(np.int64), np.zeros(3000, dtype=bool), {})
+    jobs = Jobs(pa.array(JOBS["ipst"]), SAMPLE.astype(np.int64), np.zeros(3000, dtype=bool), {}, {})
     found = answer_table(jobs, bundle)
     expected = bundle.predict(SAMPLE, JOBS["ipst"].to_numpy())
     for name in ("bin_pred", "mem_pred", "wall_pred", "kill_time"):

@@ -1,5 +1,6 @@
 """Features by columns: the same as the strict rules give row by row, right or wrong, whatever the cells hold."""
 
+from collections import Counter
 from decimal import Decimal
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from calmlflow.errors import InputError
 from calmlflow.hst.dataset import parse_dataset
-from calmlflow.hst.features import FEATURES, OPTIONAL_KEYS
+from calmlflow.hst.features import FEATURES, OPTIONAL_KEYS, switch_warnings
 from calmlflow.predictor.batch.features import form_of, read_jobs, row_features
 
 KEYS = ("n_files", "total_mb", *OPTIONAL_KEYS)
@@ -85,7 +86,7 @@ def name_of(name):
 def agree(batch):
     form = form_of(batch.schema.names, "the table")
     found = read_jobs(batch, form)
-    position = 0
+    position, warned = 0, Counter()
     for number, row in enumerate(batch.to_pylist()):
         row = {key: cell.decode() if isinstance(cell, bytes) else cell for key, cell in row.items()}
         try:
@@ -98,8 +99,10 @@ def agree(batch):
         assert found.is_mosaic[position] == parse_dataset(row["ipst"]).is_hap
         if expected is not None:
             assert tuple(found.features[position].tolist()) == tuple(expected)
+            warned.update([] if form.has_features else switch_warnings(parse_dataset(row["ipst"]).name, row))
         position += 1
     assert position == len(found.names) == len(found.features) == len(found.is_mosaic)
+    assert {sentence: count for sentence, (count, _) in found.warnings.items()} == warned
 
 
 @given(batch=batches(KEYS) | batches(FEATURES))
@@ -138,9 +141,11 @@ def test_a_slice_of_a_batch_is_read_as_if_it_were_alone():
     ("columns", "words"),
     [
         (["n_files", "total_mb"], "has no column ipst or ipppssoot"),
-        (["ipst", "total_mb"], "lacks column n_files"),
-        (["ipst", *FEATURES[:-1]], "lacks column instr"),
-        (["ipst", "n_files", "total_mb", "crsplit"], "lacks column drizcorr"),
+        (["ipst", "total_mb"], "lacks column n_files; expected the nine features, or the keys of a control file"),
+        (["ipst", *FEATURES[:-1]], "lacks column instr; expected"),
+        (["ipst", "n_files", "total_mb", *FEATURES[3:8], "DRIZCORR"], "lacks column drizcorr, instr; expected"),
+        (["ipst", *FEATURES[1:], *OPTIONAL_KEYS], "lacks column n_files; expected"),
+        (["ipst", "n_files", "total_mb", "CRSPLIT", "instr"], "lacks column drizcorr, pctecorr, crsplit, subarray"),
         (["ipst", "n_files", "total_mb", "CRSPLIT", "CRSPLIT"], "has column CRSPLIT twice"),
         (["ipst", "ipst", "n_files", "total_mb"], "has column ipst twice"),
     ],
@@ -152,8 +157,7 @@ def test_columns_that_would_give_wrong_answers_are_refused(columns, words):
 
 def test_the_columns_that_count():
     assert form_of(["x", "ipppssoot", "ipst", *FEATURES, "DETECTOR"], "t") == ("ipst", FEATURES, True)
-    # One feature alone, beside keys, is a column like any other.
-    form = form_of(["ipppssoot", "n_files", "total_mb", "CRSPLIT", "instr"], "t")
+    form = form_of(["ipppssoot", "n_files", "total_mb", "CRSPLIT"], "t")
     assert form.keys == ("n_files", "total_mb", "CRSPLIT")
 
 

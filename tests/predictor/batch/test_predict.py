@@ -82,7 +82,7 @@ def test_the_columns_of_both_kinds_of_output(tmp_path, serving):
         predict_many(serving, TABLE, tmp_path / f"out{suffix}")
     lines = (tmp_path / "out.csv").read_text().splitlines()
     assert lines[0] == ",".join(COLUMNS)
-    assert lines[2] == "skycell-p0797x14y06,1,7.17,43200,259200,0,1,0,0,0,0,0,0"
+    assert lines[2] == "skycell-p0797x14y06,1,7.16,43200,259200,0,1,0,0,0,0,0,0"
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.schema.names == COLUMNS
     kinds = [str(kind) for kind in table.schema.types]
@@ -99,6 +99,15 @@ def test_features_and_control_keys_agree(tmp_path, serving):
     for name, table in (("keys", TABLE), ("features", by_features)):
         predict_many(serving, table, tmp_path / f"{name}.csv")
     assert (tmp_path / "features.csv").read_text() == (tmp_path / "keys.csv").read_text()
+
+
+def test_rows_with_odd_switches_are_counted_and_the_first_is_named(tmp_path, serving, caplog):
+    table = TABLE.assign(SUBARRAY="F", DRIZCORR="PERFORM").fillna({"DETECTOR": "NUV"})
+    table.loc[[0, 6], "DRIZCORR"] = "PERFROM"
+    outcome = predict_many(serving, table, tmp_path / "out.csv", chunk_rows=2)
+    ((sentence, rows),) = outcome.warnings.items()
+    assert (outcome.answered, rows, sentence.partition(";")[0]) == (7, 2, "DRIZCORR is 'PERFROM' and counts as 0")
+    assert caplog.messages == [f"2 rows, the first is jabc03020: {sentence}"]
 
 
 def test_without_a_bundle_every_right_row_gets_the_policy(tmp_path):
