@@ -107,7 +107,7 @@ def stage() -> str:
 
 
 def timeout_s() -> float:
-    """Seconds the predictor waits for the registry or S3: ``CALMLFLOW_TIMEOUT``, default 2."""
+    """Seconds the predictor waits for a version of the registry, or for S3: ``CALMLFLOW_TIMEOUT``, default 2."""
     value = os.environ.get("CALMLFLOW_TIMEOUT") or "2"
     try:
         seconds = float(value)

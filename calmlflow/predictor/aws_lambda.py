@@ -26,8 +26,8 @@ def handler(event: Any, context: object = None) -> dict[str, Any]:
     rule; for a notification ``{"answers": [...]}``, for each record in order ``dataset`` with either of these,
     and for SQS ``batchItemFailures``, see `calmlflow.storage.s3_events.handle_messages`.
     Raises an EventError if the event is none of these, and a CalmlflowError, so that Lambda tries again, if S3 or the
-    registry is out of reach. For a notification this holds only if no record was answered; otherwise the error stands in
-    the record's place, and in the log.
+    registry is out of reach. For a notification this holds only if no record was answered; otherwise the error stands
+    in the record's place, and in the log.
     """
     if "AWS_LAMBDA_RUNTIME_API" in os.environ:
         use_json_logs()

@@ -80,9 +80,11 @@ class Predictor:
     refresh : float
         Seconds, 0 or more, after which an answer triggers another look at the registry, in the background; infinity:
         never. The present version answers until a new one is loaded.
+    timeout_s : float, optional
+        Seconds in which the registry must give its version, files included; then the last good one is taken, or none.
+        Default: `calmlflow.settings.timeout_s`.
     policy_fallback : bool
-        Without a bundle, answer by `fallback_policy` instead of failing. Either comes within
-        `calmlflow.settings.timeout_s`.
+        Without a bundle, answer by `fallback_policy` instead of failing.
     emit : callable, optional
         Called with the record of every prediction, see `calmlflow.predictor.emit`; its failures are logged.
 
@@ -99,6 +101,7 @@ class Predictor:
         registry_uri: str | None = None,
         *,
         refresh: float = 300.0,
+        timeout_s: float | None = None,
         policy_fallback: bool = False,
         emit: Emitter | None = None,
     ):
@@ -112,14 +115,14 @@ class Predictor:
         self._policy_fallback = policy_fallback
         self._emit = emit
         # A wrong setting must not pass for a registry out of reach.
-        timeout_s = settings.timeout_s()
+        default_s = settings.timeout_s()
         self.serving = Serving(None, None, "policy")
         self._next_check = 0.0
         self._checking: threading.Thread | None = None
         # What the registry said last.
         self._asked: StagedVersion | None = None
         try:
-            self.serving = self._begin(timeout_s)
+            self.serving = self._begin(default_s if timeout_s is None else timeout_s)
         except CalmlflowError as error:
             if not policy_fallback:
                 raise

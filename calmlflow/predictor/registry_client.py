@@ -225,7 +225,7 @@ def fetch(
             # The registry itself has just answered.
             raise unavailable(
                 f"its artifact store gave no {file} in time",
-                f"expected all files within {timeout_s:g} s: set CALMLFLOW_TIMEOUT higher, or try again",
+                "expected all files within CALMLFLOW_TIMEOUT: set that higher, or try again",
             ) from error
         if len(content) > MAX_BYTES:
             raise unavailable(f"more than {MAX_BYTES:,} bytes")

@@ -11,6 +11,7 @@ from pathlib import Path
 import mlflow
 import pyarrow as pa
 
+from calmlflow import settings
 from calmlflow.console import progress
 from calmlflow.hst.features import FEATURES
 from calmlflow.jobs.predictions import store_predictions
@@ -23,6 +24,9 @@ from calmlflow.settings import hide_password
 
 ERRORS = Path("out/predictions.errors.csv")
 """Rows without an answer, if the answers go into a database."""
+
+FETCH_S = 30.0
+"""Many jobs are worth a wait for the version in the stage."""
 
 
 def predict_in_run(data: str, output: str, stage: str) -> str:
@@ -39,7 +43,7 @@ def predict_table(data: str, output: str | Path, stage: str) -> BatchOutcome:
     """Predict a table or store with the version in a stage, into a file or the predictions of a database."""
     if is_database(str(output)):
         return _into_store(data, str(output), stage)
-    predictor = Predictor(stage)
+    predictor = Predictor(stage, timeout_s=max(FETCH_S, settings.timeout_s()))
     with progress("predicting", "jobs") as on_progress:
         if _is_table(data):
             return predictor.predict_many(data, output, on_progress=on_progress)

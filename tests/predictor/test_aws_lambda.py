@@ -2,8 +2,10 @@
 
 import json
 import logging
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,10 @@ from tests.samples.event_samples import BUCKET, FOLDER, JOB, KEY, s3_record, sns
 from tests.samples.predictor_samples import (
     ALIASES,
     CONTROL,
+    FILES,
     NO_ALIAS,
     STAGES,
+    files_of,
     http_registry,
     keep_in_cache,
     staged,
@@ -130,6 +134,51 @@ def test_of_a_bug_the_place_is_told_and_nothing_of_the_data(registry, monkeypatc
     assert type(caught.value) is CalmlflowError
     assert "ValueError at test_aws_lambda.py:" in caplog.text
     assert "secret" not in str(caught.value) + caplog.text
+
+
+# -- A frozen instance ----------------------------------------------------------------------------------------------
+
+
+def test_an_instance_that_was_frozen_answers_with_the_version_that_came_meanwhile(registry, tmp_path):
+    code = f"""
+import json, sys
+from calmlflow.predictor import aws_lambda
+aws_lambda.Predictor.__init__.__kwdefaults__["refresh"] = 0.2
+aws_lambda.read_control_object = lambda *words: {CONTROL}
+for line in sys.stdin:
+    print(json.dumps(aws_lambda.handler(json.loads(line))), flush=True)
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2], **pipes) as instance:
+
+        def call() -> str:
+            print(json.dumps(EVENT), file=instance.stdin, flush=True)
+            return json.loads(instance.stdout.readline())["version"]
+
+        try:
+            assert call() == "3"
+            instance.send_signal(signal.SIGSTOP)
+            registry.answers[FILES] = files_of(write_bundle(tmp_path / "4", 4))
+            registry.answers[STAGES] = staged("4")
+            # Frozen for longer than a version is trusted to be the last.
+            time.sleep(0.3)
+            instance.send_signal(signal.SIGCONT)
+            assert call() == "4"
+        finally:
+            instance.kill()
+
+
+def test_a_look_takes_half_of_the_time_of_a_call_at_most(registry, monkeypatch):
+    class Context:
+        def get_remaining_time_in_millis(self):
+            return 400
+
+    monkeypatch.setitem(Predictor.__init__.__kwdefaults__, "refresh", 0)
+    aws_lambda._predictor()
+    registry.answers[STAGES] = None
+    began = time.monotonic()
+    assert aws_lambda.handler(MOSAIC, Context()) == mosaic_policy()
+    assert 0.2 <= time.monotonic() - began < 1
 
 
 # -- Notifications --------------------------------------------------------------------------------------------------

@@ -2,9 +2,6 @@
 
 import contextlib
 import json
-import os
-import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +14,7 @@ from calmlflow.hst.features import job_features
 from calmlflow.predictor import Bundle
 from calmlflow.predictor.answers import as_answers
 from tests.conftest import free_ports, turned_to
-from tests.samples.commands import ROOT, environment, processes_of
+from tests.samples.commands import ROOT, environment, stopped
 from tests.samples.predictor_samples import NETWORKS, write_bundle
 
 pytestmark = pytest.mark.slow
@@ -74,47 +71,6 @@ def answered(done: subprocess.CompletedProcess[str], answers: dict, version: str
     assert "Traceback" not in done.stderr
 
 
-def told(done: subprocess.CompletedProcess[str], words: str) -> None:
-    """It failed with one sentence that says so; warnings may stand before it."""
-    assert (done.returncode, done.stdout) == (1, "")
-    *warnings, error = done.stderr.splitlines()
-    assert error.startswith("error: ")
-    assert words in error
-    assert "expected" in error
-    assert all("expected" in warning for warning in warnings)
-
-
-@contextlib.contextmanager
-def stopped(home: Path, word: str) -> Iterator[None]:
-    """Processes that hang for a while: connections are taken, and nothing is said."""
-    hanging = processes_of(home, word)
-    assert hanging
-    try:
-        for pid in hanging:
-            os.kill(pid, signal.SIGSTOP)
-        yield
-    finally:
-        for pid in hanging:
-            os.kill(pid, signal.SIGCONT)
-
-
-@pytest.mark.parametrize("part", ["mlflow", "weed"])
-def test_a_part_that_hangs_costs_seconds_and_not_the_answer(own, tmp_path, part):
-    server, answers = own
-    stage(server, "1")
-    answered(predict(server, tmp_path), answers, "1", "registry")
-    stage(server, "2")
-    with stopped(server.home, part):
-        answered(predict(server, tmp_path, CALMLFLOW_TIMEOUT="0.5"), answers, "1", "cache")
-        told(predict(server, tmp_path / "empty", CALMLFLOW_TIMEOUT="0.5"), "no answer in time")
-        done = predict(server, tmp_path / "empty", "--policy-fallback", CALMLFLOW_TIMEOUT="0.5")
-        assert json.loads(done.stdout)["fallback"] is True
-    # What could not be had is tried again after a minute, or where nobody has failed.
-    for failed in tmp_path.rglob(".failed-*"):
-        failed.unlink()
-    answered(predict(server, tmp_path), answers, "2", "registry")
-
-
 def test_a_full_disk_costs_the_cache_and_not_the_answer(own, tmp_path):
     server, answers = own
     stage(server, "3")
@@ -157,28 +113,3 @@ def test_two_hundred_processes_on_an_empty_cache(own, tmp_path):
     assert not any(name.startswith((".fetch-", ".old-", ".note-")) for name in names)
     with stopped(server.home, "mlflow"):
         answered(predict(server, tmp_path / "cache", CALMLFLOW_TIMEOUT="0.2"), answers, "2", "cache")
-
-
-def test_a_dead_server_leaves_the_last_good_version(own, tmp_path):
-    """Last in this file: what it kills stays dead."""
-    server, answers = own
-    stage(server, "1")
-    answered(predict(server, tmp_path), answers, "1", "registry")
-    stage(server, "2")
-    supervisor = server.pid
-    # Held still, so that it does not end MLflow when it sees the store gone.
-    os.kill(supervisor, signal.SIGSTOP)
-    try:
-        for pid in processes_of(server.home, "weed"):
-            os.kill(pid, signal.SIGKILL)
-        answered(predict(server, tmp_path), answers, "1", "cache")
-        told(predict(server, tmp_path / "empty"), "version 2 of calcloud-predictor cannot be downloaded")
-        shutil.rmtree(tmp_path / "empty", ignore_errors=True)
-        for pid in processes_of(server.home, "mlflow"):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        answered(predict(server, tmp_path), answers, "1", "cache")
-        told(predict(server, tmp_path / "empty"), "no MLflow server answers")
-        assert json.loads(predict(server, tmp_path / "empty", "--policy-fallback").stdout)["killTime"] == 7200
-    finally:
-        os.kill(supervisor, signal.SIGCONT)

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +22,8 @@ def environment(server, **more: str) -> dict[str, str]:
         **server.environment(),
         "PATH": path,
         "CALMLFLOW_CACHE": cache,
+        # Two busy cores are no slow registry.
+        "CALMLFLOW_TIMEOUT": "30",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         **more,
     }
@@ -58,3 +62,17 @@ def processes_of(home: Path, word: str = "") -> dict[int, str]:
             if (folder / "cwd").resolve() == home:
                 found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
     return {pid: command for pid, command in found.items() if word in command}
+
+
+@contextlib.contextmanager
+def stopped(home: Path, word: str) -> Iterator[None]:
+    """Processes that hang for a while: connections are taken, and nothing is said."""
+    hanging = processes_of(home, word)
+    assert hanging
+    try:
+        for pid in hanging:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in hanging:
+            os.kill(pid, signal.SIGCONT)

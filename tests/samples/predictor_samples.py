@@ -89,9 +89,11 @@ def source(version: str) -> str:
     return f"models:/m-{version}"
 
 
-def staged(version: str) -> tuple[int, bytes]:
+def staged(version: str, tags: Mapping[str, str] | None = None) -> tuple[int, bytes]:
     """The registry's answer where a stage holds a version."""
-    found = {"name": "calcloud-predictor", "version": version, "source": source(version)}
+    found: dict[str, object] = {"name": "calcloud-predictor", "version": version, "source": source(version)}
+    if tags:
+        found["tags"] = [{"key": key, "value": value} for key, value in tags.items()]
     return 200, json.dumps({"model_versions": [found]}).encode()
 
 
@@ -137,6 +139,7 @@ class HttpRegistry:
     answers: dict[str, Answer | Callable[[Query], Answer]]
     queries: list[tuple[str, dict[str, list[str]]]] = field(default_factory=list)
     authorizations: list[str] = field(default_factory=list)
+    connections: set[tuple[str, int]] = field(default_factory=set)
 
     def passwords(self) -> set[str]:
         """User and password of every request."""
@@ -149,8 +152,12 @@ def http_registry(answers: Mapping[str, Answer | Callable[[Query], Answer]] | No
     over = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
+        # Connections are kept open, as MLflow's server does.
+        protocol_version = "HTTP/1.1"
+
         def do_GET(self) -> None:
             path = urlsplit(self.path)
+            registry.connections.add(self.client_address)
             registry.queries.append((path.path, parse_qs(path.query)))
             registry.authorizations.append(self.headers.get("Authorization", ""))
             answer = registry.answers.get(path.path, NO_PAGE)
@@ -164,6 +171,8 @@ def http_registry(answers: Mapping[str, Answer | Callable[[Query], Answer]] | No
             self.send_header("Content-Length", str(len(answer[1]) + sum(answer[2:])))
             self.end_headers()
             self.wfile.write(answer[1])
+            # Nothing comes after an answer that is shorter than it says.
+            self.close_connection |= len(answer) > 2
 
         def log_message(self, *words: object) -> None:
             pass
