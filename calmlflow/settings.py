@@ -47,6 +47,24 @@ def parse_stage(text: str) -> str:
     raise InputError(f"stage {text!r} does not exist; expected one of {', '.join(STAGES[1:])}")
 
 
+LATEST = "latest"
+CHOICES = f"a stage ({', '.join(STAGES[1:])}), the number of a version, an alias or {LATEST}"
+
+
+def parse_choice(text: str) -> str:
+    """Fold what names a version to ``Production``, ``7``, ``latest`` or ``@alias``; an alias may lack its ``@``."""
+    name = text.strip()
+    if re.fullmatch("[0-9]{1,18}", name):
+        return str(int(name))
+    if name.lower() == LATEST:
+        return LATEST
+    if name.lower() in {stage.lower() for stage in STAGES[1:]}:
+        return parse_stage(name)
+    if not re.fullmatch(r"@?[\w-]{1,100}", name):
+        raise InputError(f"{text[:100]!r} names no version; expected {CHOICES}")
+    return f"@{name.removeprefix('@')}"
+
+
 EXPERIMENT = "calcloud"
 """MLflow experiment of the entry points, where ``MLFLOW_EXPERIMENT_NAME`` names no other."""
 
@@ -101,8 +119,22 @@ def registry_uri() -> str:
     return os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri()
 
 
+def workspace() -> str:
+    """Workspace of the MLflow server: ``MLFLOW_WORKSPACE``, default empty."""
+    return header_value("MLFLOW_WORKSPACE").strip()
+
+
+def header_value(name: str) -> str:
+    """A variable that is sent as a header of HTTP; an InputError, without its value, where that cannot be."""
+    value = os.environ.get(name, "")
+    if not (value.isascii() and value.isprintable()):
+        what = "a line break" if re.search(r"[\r\n]", value) else "a character that no header of HTTP may hold"
+        raise InputError(f"environment variable {name} holds {what}; expected printable ASCII characters")
+    return value
+
+
 def stage() -> str:
-    """Stage that the Lambda handler answers from: ``CALMLFLOW_STAGE``, default Production."""
+    """What the Lambda handler answers from, see `parse_choice`: ``CALMLFLOW_STAGE``, default Production."""
     return os.environ.get("CALMLFLOW_STAGE") or "Production"
 
 

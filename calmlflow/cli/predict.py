@@ -47,7 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--control", type=Path, metavar="FILE", help="control file on disk")
     parser.add_argument("--bucket", help="S3 bucket that holds the control file")
     parser.add_argument("--key", help="its key; default control/IPPPSSOOT/IPPPSSOOT_MemModelFeatures.txt")
-    parser.add_argument("--stage", type=_stage, default="Production", help="stage that answers; default Production")
+    parser.add_argument(
+        "--stage", type=_stage, default="Production", help=f"what answers: {settings.CHOICES}; default Production"
+    )
     parser.add_argument("--explain", action="store_true", help="print tables that explain the answer")
     parser.add_argument("--json", action="store_true", help="print the explanation, as the answer, as one line of JSON")
     parser.add_argument(
@@ -100,9 +102,9 @@ def _open_emitter(uri: str) -> Emitter:
 
 
 def _stage(text: str) -> str:
-    """Check a stage in the terms of argparse."""
+    """Check what names a version in the terms of argparse."""
     try:
-        return settings.parse_stage(text)
+        return settings.parse_choice(text)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -4,7 +4,6 @@
 # when its time is over stay for the next try. A disk that is full or read-only costs the cache, not the answer.
 
 import contextlib
-import hashlib
 import json
 import logging
 import re
@@ -18,7 +17,13 @@ from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.manifest import MANIFEST, parse_manifest
-from calmlflow.predictor.registry_client import RegistryUnavailableError, StagedVersion, fetch, left_until
+from calmlflow.predictor.registry_client import (
+    RegistryUnavailableError,
+    StagedVersion,
+    fetch,
+    left_until,
+    registry_name,
+)
 from calmlflow.settings import hide_password
 from calmlflow.storage.files import LockedError, locked, replacing
 
@@ -37,9 +42,8 @@ class Cache:
 
     def __init__(self, registry_uri: str, root: Path | None = None):
         self._registry_uri = registry_uri
-        # Two registries must not share versions. Absolute: a change of the working directory must not move it.
-        name = hashlib.sha256(hide_password(registry_uri).encode()).hexdigest()[:12]
-        self.folder = (root or settings.cache_dir()).absolute() / name
+        # Absolute: a change of the working directory must not move it.
+        self.folder = (root or settings.cache_dir()).absolute() / registry_name(registry_uri)
 
     def path(self, staged: StagedVersion) -> Path:
         return self.folder / staged.folder

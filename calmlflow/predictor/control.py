@@ -7,7 +7,7 @@ from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.dataset import Dataset, parse_dataset
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, parse_control
-from calmlflow.predictor.registry_client import within
+from calmlflow.predictor.http_client import within
 from calmlflow.storage.s3 import MAX_KEY_BYTES, S3Object, check_bucket, read_object, s3_client
 
 # Time limit of a request to S3, with a second try, in `calmlflow.settings.timeout_s`.

@@ -11,8 +11,8 @@ from calmlflow.hst.dataset import parse_dataset
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import LADDER
 from calmlflow.predictor.control import PATIENCE
+from calmlflow.predictor.http_client import within
 from calmlflow.predictor.logs import to_json
-from calmlflow.predictor.registry_client import within
 from calmlflow.storage.s3 import S3Object, asking, parse_s3, s3_client
 
 # Called with one record after each answer. It may raise: the caller logs a warning and gives the answer all the same.

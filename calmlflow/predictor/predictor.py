@@ -74,7 +74,7 @@ class Predictor:
     Parameters
     ----------
     stage : str
-        Staging, Production or Archived.
+        Staging, Production or Archived; or a version's number, an alias or latest, see `settings.parse_choice`.
     registry_uri : str, optional
         Default: `calmlflow.settings.registry_uri`.
     refresh : float
@@ -107,7 +107,7 @@ class Predictor:
     ):
         if not refresh >= 0:
             raise InputError(f"refresh is {refresh!r}; expected seconds, 0 or more")
-        self._stage = settings.parse_stage(stage)
+        self._stage = settings.parse_choice(stage)
         self._registry_uri = registry_uri or settings.registry_uri()
         self._asks = registry_uri is not None or settings.baked_bundle() is None or settings.has_registry()
         self._cache = Cache(self._registry_uri)

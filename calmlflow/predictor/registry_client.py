@@ -1,35 +1,31 @@
 """Ask the model registry by plain HTTP which version a stage holds, and fetch its files, without importing MLflow."""
 
-import base64
 import contextlib
 import hashlib
-import http.client
 import importlib
 import json
 import os
 import re
-import ssl
 import tempfile
-import threading
 import time
 import warnings
-from collections.abc import Callable, Container, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.predictor.http_client import RegistryUnavailableError, get, within
 from calmlflow.predictor.manifest import MANIFEST, MAX_BYTES, parse_manifest, read_files, read_listed, read_manifest
 from calmlflow.settings import hide_password
 
 T = TypeVar("T")
 
-MAX_RESPONSE_BYTES = 4_194_304
 # Of requests that have no alternative to the server; and what importing MLflow may take on two busy cores.
 PATIENCE_S, IMPORT_S = 15.0, 20.0
+NEWEST_FIRST = "version_number DESC"
 # Among the files of a logged model.
 BUNDLE_FOLDER = "artifacts/bundle/"
 # Tag of a version: the SHA-256 of its ``bundle.json``.
@@ -38,20 +34,12 @@ DIGEST_TAG = "bundle_sha256"
 HISTORY_TAG, PLANNED_TAG = "calmlflow.history.", "calmlflow.planned"
 
 
-class RegistryUnavailableError(CalmlflowError):
-    """The registry does not answer, or its answer is unusable."""
-
-
 class NoEndpointError(RegistryUnavailableError):
     """The server has no such endpoint: another version of MLflow, or not MLflow."""
 
 
-class AccessDeniedError(CalmlflowError):
-    """The registry refuses the credentials."""
-
-
 class NoSuchVersionError(CalmlflowError):
-    """The stage holds no version."""
+    """The stage is empty, or the registry has no such version or alias."""
 
 
 @dataclass(frozen=True)
@@ -84,29 +72,36 @@ def is_http(uri: str) -> bool:
     return uri.lower().startswith(("http://", "https://"))
 
 
+def registry_name(uri: str) -> str:
+    """Name of a registry's folder in the cache: two registries, or two workspaces of one, must not share versions."""
+    selected_by = [hide_password(uri), settings.workspace()]
+    if not is_http(uri):
+        # The tracking server hands out the artifacts.
+        selected_by.append(hide_password(settings.tracking_uri()))
+    return hashlib.sha256("\n".join(filter(None, selected_by)).encode()).hexdigest()[:12]
+
+
 def check_reachable(uri: str) -> None:
     """Raise a RegistryUnavailableError if ``uri`` is an HTTP server that does not answer."""
     if is_http(uri):
-        _request(uri, "/health", PATIENCE_S)
+        get(uri, "/health", max(PATIENCE_S, settings.timeout_s()))
 
 
 # -- The version in a stage -------------------------------------------------------------------------------------------
 
 
-def resolve_stage(stage: str, registry_uri: str, timeout_s: float | None = None) -> StagedVersion:
-    """Ask the registry which version of the bundle a stage, or else the alias of the same name, holds.
+def resolve_stage(which: str, registry_uri: str, timeout_s: float | None = None) -> StagedVersion:
+    """Ask the registry for the version of the bundle that `settings.parse_choice` names.
 
-    Takes ``timeout_s`` at most, by default `calmlflow.settings.timeout_s`.
+    For a stage that holds none, or on a server without stages, the alias of the same name counts. Takes ``timeout_s``
+    at most, by default `calmlflow.settings.timeout_s`.
     """
     timeout_s = settings.timeout_s() if timeout_s is None else timeout_s
     ask = _ask_http if is_http(registry_uri) else _ask_mlflow
-    found = ask(stage, registry_uri, timeout_s)
+    found = ask(which, registry_uri, timeout_s)
     shown = hide_password(registry_uri)
     if found is None:
-        raise NoSuchVersionError(
-            f"no version of {settings.BUNDLE_MODEL} is in stage {stage} on {shown}; expected one: promote it with "
-            f"`calmlflow promote --stage {stage}`"
-        )
+        raise NoSuchVersionError(_nothing_found(which, shown))
     if not (re.fullmatch("[0-9]{1,18}", found.version) and found.source.isprintable()):
         raise RegistryUnavailableError(
             f"{shown} named the version {found.version[:60]!r}; expected a number, as MLflow gives"
@@ -114,43 +109,70 @@ def resolve_stage(stage: str, registry_uri: str, timeout_s: float | None = None)
     return found
 
 
-def _ask_http(stage: str, registry_uri: str, timeout_s: float) -> StagedVersion | None:
+def _nothing_found(which: str, shown: str) -> str:
+    workspace = settings.workspace()
+    place = f"{shown}, workspace {workspace}" if workspace else shown
+    if which in settings.STAGES:
+        return (
+            f"no version of {settings.BUNDLE_MODEL} is in stage {which} on {place}; expected one: promote it with "
+            f"`calmlflow promote --stage {which}`"
+        )
+    if which.isdecimal() or which == settings.LATEST:
+        what = "no version" if which == settings.LATEST else f"no version {which}"
+        return f"{settings.BUNDLE_MODEL} has {what} on {place}; expected one that `calmlflow stages --all` lists"
+    return f"no version of {settings.BUNDLE_MODEL} has the alias {which[1:]} on {place}; expected {settings.CHOICES}"
+
+
+def _questions(which: str) -> list[tuple[str, str]]:
+    """Paths and queries that are asked in turn, with the key that holds the answer."""
+    model = quote(settings.BUNDLE_MODEL)
+    if which.isdecimal():
+        return [(f"model-versions/get?name={model}&version={which}", "model_version")]
+    if which == settings.LATEST:
+        query = {"filter": f"name = '{settings.BUNDLE_MODEL}'", "order_by": NEWEST_FIRST, "max_results": 1}
+        return [(f"model-versions/search?{urlencode(query)}", "model_versions")]
+    alias = which.removeprefix("@")
+    if alias != which:
+        return [(f"registered-models/alias?name={model}&alias={quote(alias)}", "model_version")]
+    return [
+        (f"registered-models/get-latest-versions?name={model}&stages={quote(which)}", "model_versions"),
+        *_questions(f"@{which.lower()}"),
+    ]
+
+
+def _ask_http(which: str, registry_uri: str, timeout_s: float) -> StagedVersion | None:
     deadline = time.monotonic() + timeout_s
-    model, versions = quote(settings.BUNDLE_MODEL), None
+    versions, questions = None, _questions(which)
     faults: list[NoEndpointError] = []
-    for query, key in (
-        (f"get-latest-versions?name={model}&stages={quote(stage)}", "model_versions"),
-        (f"alias?name={model}&alias={quote(stage.lower())}", "model_version"),
-    ):
+    for query, key in questions:
         try:
-            path = f"/api/2.0/mlflow/registered-models/{query}"
-            answer = get_json(registry_uri, path, (key,), left_until(deadline)) or {}
+            answer = get_json(registry_uri, f"/api/2.0/mlflow/{query}", key, left_until(deadline)) or {}
         except NoEndpointError as error:
             # A server without stages, which MLflow has announced. Without aliases too it is not a registry.
             faults.append(error)
             continue
         if versions := answer.get(key):
             break
-    if len(faults) == 2:
+    if len(faults) == len(questions):
         raise faults[0]
     if not versions:
         return None
     try:
         version = versions[0] if isinstance(versions, list) else versions
         tags = {str(tag["key"]): str(tag.get("value", "")) for tag in version.get("tags", ())}
-        return _staged(version["version"], version["source"], tags, stage)
+        return _staged(version["version"], version["source"], tags, which)
     except (TypeError, KeyError, AttributeError):
         return StagedVersion("", "")
 
 
-def _staged(version: object, source: object, tags: Mapping[str, str], stage: str) -> StagedVersion:
+def _staged(version: object, source: object, tags: Mapping[str, str], which: str) -> StagedVersion:
     """A version of which the tags tell the digest, and whether a promotion to the stage was made or has begun."""
     events = [value for key, value in tags.items() if key.startswith(HISTORY_TAG) or key == PLANNED_TAG]
-    recorded = stage not in settings.STAGES or any(f'"stage":"{stage}"' in event for event in events)
+    recorded = which not in settings.STAGES or any(f'"stage":"{which}"' in event for event in events)
     return StagedVersion(str(version), str(source), tags.get(DIGEST_TAG, ""), recorded)
 
 
-def _ask_mlflow(stage: str, registry_uri: str, timeout_s: float) -> StagedVersion | None:
+def _ask_mlflow(which: str, registry_uri: str, timeout_s: float) -> StagedVersion | None:
     path = registry_uri.removeprefix("sqlite:///").partition("?")[0]
     if path not in (registry_uri, "", ":memory:") and not Path(path).exists():
         # MLflow would create an empty database.
@@ -158,14 +180,25 @@ def _ask_mlflow(stage: str, registry_uri: str, timeout_s: float) -> StagedVersio
             f"the registry {hide_password(registry_uri)} does not exist; expected a database"
         )
 
-    def ask() -> StagedVersion:
+    def ask() -> StagedVersion | None:
         from mlflow import MlflowClient
 
+        model = settings.BUNDLE_MODEL
         client = MlflowClient(tracking_uri=settings.tracking_uri(), registry_uri=registry_uri)
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):
-            versions = client.get_latest_versions(settings.BUNDLE_MODEL, [stage])
-        found = versions[0] if versions else client.get_model_version_by_alias(settings.BUNDLE_MODEL, stage.lower())
-        return _staged(found.version, found.source, found.tags, stage)
+        if which.isdecimal():
+            found = client.get_model_version(model, which)
+        elif which == settings.LATEST:
+            newest = client.search_model_versions(f"name = '{model}'", max_results=1, order_by=[NEWEST_FIRST])
+            if not newest:
+                return None
+            found = newest[0]
+        elif which.startswith("@"):
+            found = client.get_model_version_by_alias(model, which[1:])
+        else:
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):
+                versions = client.get_latest_versions(model, [which])
+            found = versions[0] if versions else client.get_model_version_by_alias(model, which.lower())
+        return _staged(found.version, found.source, found.tags, which)
 
     try:
         # MLflow retries a database that does not answer for minutes.
@@ -218,7 +251,7 @@ def fetch(
         query = {"path": BUNDLE_FOLDER + file, "name": settings.BUNDLE_MODEL, "version": staged.version}
         path = f"/model-versions/get-artifact?{urlencode(query, quote_via=quote)}"
         try:
-            status, content = _request(registry_uri, path, left_until(deadline), MAX_BYTES, connection)
+            status, content = get(registry_uri, path, left_until(deadline), MAX_BYTES)
         except RegistryUnavailableError as error:
             if not isinstance(error.__cause__, TimeoutError):
                 raise
@@ -247,12 +280,11 @@ def fetch(
         return content
 
     if is_http(registry_uri):
-        with contextlib.closing(_open(registry_uri)) as connection:
-            status, content = ask(MANIFEST)
-            # Another status: the server does not have it, or cannot read the artifact store.
-            if status == 200:
-                staged.check_manifest(content)
-                return {MANIFEST: content, **read_listed(parse_manifest(content, name), name, read, whole)}
+        status, content = ask(MANIFEST)
+        # Another status: the server does not have it, or cannot read the artifact store.
+        if status == 200:
+            staged.check_manifest(content)
+            return {MANIFEST: content, **read_listed(parse_manifest(content, name), name, read, whole)}
     try:
         files = _with_mlflow(left_until(deadline), lambda: _download(staged, registry_uri, name, whole))
     except CalmlflowError:
@@ -280,44 +312,35 @@ def _download(staged: StagedVersion, registry_uri: str, name: str, whole: bool) 
         return {MANIFEST: (folder / MANIFEST).read_bytes(), **read_files(folder, read_manifest(folder), whole)}
 
 
-# -- HTTP -------------------------------------------------------------------------------------------------------------
+# -- Answers of the registry ------------------------------------------------------------------------------------------
 
 
-def get_json(
-    registry_uri: str, path: str, keys: Container[str], timeout_s: float | None = None
-) -> dict[str, Any] | None:
-    """Send one GET request; None if MLflow knows no such model, stage or alias. The answer may hold ``keys`` only."""
+def get_json(registry_uri: str, path: str, key: str, timeout_s: float | None = None) -> dict[str, Any] | None:
+    """Send one GET request; None if MLflow knows no such model, stage, version or alias.
+
+    An answer holds ``key``, or nothing at all: what another server answers must not pass for an empty stage. Other keys
+    may stand beside it.
+    """
     shown = hide_password(registry_uri)
-    status, body = _request(registry_uri, path, timeout_s or settings.timeout_s())
+    status, body = get(registry_uri, path, timeout_s or settings.timeout_s())
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
         answer = None
-    code = answer.get("error_code") if isinstance(answer, dict) else None
+    code = str(answer.get("error_code", "")) if isinstance(answer, dict) else ""
     # MLflow answers RESOURCE_DOES_NOT_EXIST to an unknown model, and INVALID_PARAMETER_VALUE to an unknown alias.
     if status != 200 and code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
         return None
     if status in (404, 405, 501):
         raise NoEndpointError(f"{shown} answered with status {status}; expected an MLflow server's registry there")
-    if status != 200 or not isinstance(answer, dict) or any(key not in keys for key in answer):
-        what = str(code)[:60] if code else "other content"
+    if code == "FEATURE_DISABLED" and settings.workspace():
+        raise RegistryUnavailableError(
+            f"{shown} has no workspaces; expected a server that runs with --enable-workspaces, or no MLFLOW_WORKSPACE"
+        )
+    if status != 200 or not isinstance(answer, dict) or (answer and key not in answer):
+        what = code[:60] or ("no JSON" if answer is None else f"no {key}")
         raise RegistryUnavailableError(f"{shown} answered with status {status} ({what}); expected an MLflow server")
     return answer
-
-
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """Return the result of ``work``, or raise a TimeoutError after ``seconds``; the work then ends unattended."""
-    # Only a thread of its own bounds everything that may block, such as name lookup and headers that arrive slowly.
-    result: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            result.set_result(work())
-        except BaseException as error:
-            result.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return result.result(seconds)
 
 
 def left_until(deadline: float) -> float:
@@ -329,82 +352,3 @@ def _with_mlflow(timeout_s: float, work: Callable[[], T]) -> T:
     """Run work that needs MLflow within ``timeout_s``, not counting the import of MLflow."""
     within(IMPORT_S, lambda: importlib.import_module("mlflow.artifacts"))
     return within(timeout_s, work)
-
-
-def _request(
-    uri: str,
-    path: str,
-    timeout_s: float,
-    limit: int = MAX_RESPONSE_BYTES,
-    connection: http.client.HTTPConnection | None = None,
-) -> tuple[int, bytes]:
-    """Status and body (at most ``limit`` bytes plus one) of one GET request that takes at most ``timeout_s``."""
-    shown = hide_password(uri)
-
-    def get() -> tuple[int, bytes]:
-        if connection:
-            return _get(connection, uri, path, timeout_s, limit)
-        with contextlib.closing(_open(uri)) as own:
-            return _get(own, uri, path, timeout_s, limit)
-
-    try:
-        status, body = within(timeout_s, get)
-    except (OSError, http.client.HTTPException, ValueError, RuntimeError) as error:
-        reason = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
-        raise RegistryUnavailableError(
-            f"no MLflow server answers at {shown} ({reason}); expected one: set MLFLOW_TRACKING_URI, or start the "
-            "embedded one with `calmlflow server --detach`"
-        ) from error
-    if status in (401, 403):
-        raise AccessDeniedError(
-            f"{shown} refused the request with status {status}; expected MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of a user who may read it"
-        )
-    return status, body
-
-
-def _open(uri: str) -> http.client.HTTPConnection:
-    """A connection to a server, which the first request makes."""
-    address = urlsplit(uri)
-    host = address.hostname or ""
-    if address.scheme == "https":
-        return http.client.HTTPSConnection(host, address.port, context=_tls())
-    return http.client.HTTPConnection(host, address.port)
-
-
-def _get(
-    connection: http.client.HTTPConnection, uri: str, path: str, timeout_s: float, limit: int
-) -> tuple[int, bytes]:
-    address = urlsplit(uri)
-    connection.timeout = timeout_s
-    if connection.sock:
-        connection.sock.settimeout(timeout_s)
-    headers = _authorization(address.username, address.password)
-    connection.request("GET", address.path.rstrip("/") + path, headers=headers)
-    response = connection.getresponse()
-    body = response.read(limit + 1)
-    if response.length and len(body) <= limit:
-        # http.client reports a cut body only if it reads without a limit.
-        raise http.client.IncompleteRead(body, response.length)
-    return response.status, body
-
-
-def _tls() -> ssl.SSLContext:
-    """TLS settings of MLflow's own client."""
-    tls = ssl.create_default_context(cafile=os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH"))
-    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
-        tls.check_hostname = False
-        tls.verify_mode = ssl.CERT_NONE
-    if certificate := os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH"):
-        tls.load_cert_chain(certificate)
-    return tls
-
-
-def _authorization(username: str | None, password: str | None) -> dict[str, str]:
-    """The header that MLflow's own client sends."""
-    username = os.environ.get("MLFLOW_TRACKING_USERNAME") or unquote(username or "")
-    password = os.environ.get("MLFLOW_TRACKING_PASSWORD") or unquote(password or "")
-    if username and password:
-        return {"Authorization": "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()}
-    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
-    return {"Authorization": f"Bearer {token}"} if token else {}

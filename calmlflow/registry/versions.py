@@ -119,17 +119,15 @@ class State:
 def read_state(model: str) -> State:
     """Ask the registry for a registered model; an InputError where there is none of that name."""
     uri = settings.registry_uri()
-    # Plain HTTP saves the import of MLflow, which takes longer than all else that `calmlflow stages` does. Where a
-    # plugin of MLflow's signs the requests, only MLflow can ask.
-    signed = any(os.environ.get(name) for name in ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4"))
-    found, versions = (_by_http if is_http(uri) and not signed else _by_client)(uri, model)
+    # Plain HTTP saves the import of MLflow, which takes longer than all else that `calmlflow stages` does.
+    found, versions = (_by_http if is_http(uri) else _by_client)(uri, model)
     aliases = {str(entry["alias"]): int(entry["version"]) for entry in found.get("aliases", ())}
     return State(model, {v.number: v for v in sorted(map(_version, versions), key=lambda v: v.number)}, aliases)
 
 
 def _by_http(uri: str, model: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    def ask(path: str, query: dict[str, Any], *keys: str) -> dict[str, Any]:
-        found = get_json(uri, f"/api/2.0/mlflow/{path}?{urlencode(query)}", keys, PATIENCE_S)
+    def ask(path: str, query: dict[str, Any], key: str) -> dict[str, Any]:
+        found = get_json(uri, f"/api/2.0/mlflow/{path}?{urlencode(query)}", key, PATIENCE_S)
         if found is None:
             raise _unknown(f"registered model {model}")
         return found
@@ -138,7 +136,7 @@ def _by_http(uri: str, model: str) -> tuple[dict[str, Any], list[dict[str, Any]]
     query = {"filter": f"name = '{model}'", "max_results": PAGE}
     versions: list[dict[str, Any]] = []
     while True:
-        page = ask("model-versions/search", query, "model_versions", "next_page_token")
+        page = ask("model-versions/search", query, "model_versions")
         versions += page.get("model_versions", [])
         if not page.get("next_page_token"):
             return registered, versions

@@ -32,11 +32,11 @@ NEEDED = ("boto3", "numpy", "onnxruntime")
 
 
 def main(
-    stage: Annotated[str, typer.Option(help="Stage whose version is baked.")] = "Production",
+    stage: Annotated[str, typer.Option(help=f"The version that is baked: {settings.CHOICES}.")] = "Production",
     output: Annotated[Path, typer.Option(help="Folder of the baked image.")] = HERE / "build",
 ) -> None:
-    """Bake the version that a stage of the registry (MLFLOW_TRACKING_URI) holds."""
-    stage = settings.parse_stage(stage)
+    """Bake a version of the registry (MLFLOW_TRACKING_URI)."""
+    stage = settings.parse_choice(stage)
     try:
         with locked(output / ".lock"):
             bake(stage, output)
@@ -73,7 +73,7 @@ def bake(stage: str, output: Path) -> None:
             (output / "image").rename(old)
         new.rename(output / "image")
     image = output / "image"
-    say(f"version {staged.version} of {settings.BUNDLE_MODEL}, in {stage} on {hide_password(registry_uri)}")
+    say(f"version {staged.version} of {settings.BUNDLE_MODEL} ({stage}) on {hide_password(registry_uri)}")
     say(f"{image}: bundle {megabytes(image / 'bundle')}, code {megabytes(image / 'calmlflow')}")
     say(f"packages that the Dockerfile adds: {', '.join(pins)}")
 

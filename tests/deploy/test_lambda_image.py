@@ -55,7 +55,7 @@ def baked(bundle, tmp_path_factory) -> Path:
     with http_registry({STAGES: staged("7"), FILES: files_of(bundle)}) as registry:
         done = bake(registry.uri, output)
     assert done.returncode == 0, done.stderr
-    assert "version 7 of calcloud-predictor, in Production on" in done.stderr
+    assert "version 7 of calcloud-predictor (Production) on" in done.stderr
     assert re.search(r"bundle \d+\.\d\d MB, code \d+\.\d\d MB", done.stderr)
     return output / "image"
 

@@ -307,9 +307,3 @@ def test_what_killed_processes_left_behind_goes_after_some_time(cache):
         os.utime(path, (long_ago, long_ago))
     cache.remember("Production", version(1))
     assert kept(cache) == [".fetch-new", "Production.json"]
-
-
-def test_two_registries_do_not_share(tmp_path, cache):
-    assert cache.folder != Cache("http://other", tmp_path).folder
-    # A password that was changed is no other registry.
-    assert Cache("http://user:new@one", tmp_path).folder == Cache("http://user:old@one", tmp_path).folder

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from calmlflow.errors import InputError
+from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.features import job_features
 from calmlflow.predictor import Bundle, Predictor
 from calmlflow.registry.history import Event
@@ -19,6 +19,8 @@ from tests.samples.predictor_samples import (
     NO_ALIAS,
     NOTHING,
     STAGES,
+    VERSION,
+    aliased,
     files_of,
     http_registry,
     keep_in_cache,
@@ -64,8 +66,20 @@ def test_the_answer_is_that_of_the_bundle_in_the_stage(server):
 def test_the_stage_is_asked_by_its_name(server):
     Predictor("staging")
     assert server.queries[-1][1]["stages"] == ["Staging"]
-    with pytest.raises(InputError, match="stage 'Prod' does not exist"):
-        Predictor("Prod")
+    with pytest.raises(InputError, match=r"'a b' names no version; expected a stage \(Staging, Production, Archived\)"):
+        Predictor("a b")
+
+
+def test_a_deployment_can_be_pinned_to_a_version(server):
+    server.answers = {VERSION: aliased("3"), STAGES: staged("4")}
+    assert Predictor("3").serving.version == "3"
+    assert server.queries[0] == (VERSION, {"name": ["calcloud-predictor"], "version": ["3"]})
+    # Still there when the registry is not.
+    server.answers.clear()
+    pinned = Predictor("3")
+    assert (pinned.serving.version, pinned.serving.source) == ("3", "cache")
+    with pytest.raises(CalmlflowError):
+        Predictor("4")
 
 
 def test_a_registry_that_is_named_comes_before_the_environment(server, monkeypatch, ports):

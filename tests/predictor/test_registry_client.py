@@ -1,19 +1,19 @@
 """Requests to the registry, everything that can be wrong with their answers, and the version in a stage."""
 
-import base64
 import json
 
 import pytest
 
 from calmlflow.errors import CalmlflowError
+from calmlflow.predictor.http_client import AccessDeniedError
 from calmlflow.predictor.registry_client import (
-    AccessDeniedError,
     NoEndpointError,
     NoSuchVersionError,
     RegistryUnavailableError,
     StagedVersion,
     check_reachable,
     get_json,
+    registry_name,
     resolve_stage,
 )
 from calmlflow.settings import BUNDLE_MODEL
@@ -23,6 +23,7 @@ from tests.samples.predictor_samples import (
     NO_PAGE,
     NOTHING,
     STAGES,
+    VERSION,
     aliased,
     empty_database,
     http_registry,
@@ -31,12 +32,11 @@ from tests.samples.predictor_samples import (
 )
 
 MISSING = b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "none"}'
-CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 
 @pytest.fixture(autouse=True)
 def anonymous(monkeypatch):
-    for name in CREDENTIALS:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_WORKSPACE"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -48,11 +48,19 @@ def server():
 
 def ask(server, status: int, body: bytes):
     server.answers["/path"] = status, body
-    return get_json(server.uri, "/path", ("a",))
+    return get_json(server.uri, "/path", "a")
 
 
-def test_an_answer_is_read(server):
+def test_an_answer_is_read_whatever_else_a_later_version_says(server):
     assert ask(server, 200, b'{"a": [1]}') == {"a": [1]}
+    assert ask(server, 200, b'{"a": [1], "b": 2}') == {"a": [1], "b": 2}
+    assert ask(server, 200, b"{}") == {}
+
+
+def test_a_server_without_workspaces_is_told(server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "hst-cal")
+    with pytest.raises(RegistryUnavailableError, match=r"has no workspaces; expected .*--enable-workspaces"):
+        ask(server, 400, b'{"error_code": "FEATURE_DISABLED"}')
 
 
 @pytest.mark.parametrize(("status", "body"), [(404, MISSING), (400, b'{"error_code": "INVALID_PARAMETER_VALUE"}')])
@@ -79,23 +87,9 @@ def test_an_answer_that_cannot_be_used_is_told_with_the_server(server, status, b
     assert server.uri in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("uri", "reason"),
-    [
-        *((uri, "") for uri in ("http://127.0.0.1:notaport", "http://127.0.0.1:99999", "http://[::1", "https://")),
-        ("http://127.0.0.1:{free}", "ConnectionRefusedError"),
-        ("https://127.0.0.1:{server}", "SSLError"),
-    ],
-)
-def test_an_address_without_a_server_is_told(server, ports, uri, reason):
-    uri = uri.format(free=ports[0], server=server.uri.rpartition(":")[2])
-    with pytest.raises(RegistryUnavailableError, match=rf"no MLflow server answers at .*{reason}.*MLFLOW_TRACKING_URI"):
-        get_json(uri, "/path", ())
-
-
 def test_a_path_before_the_api_is_kept(server):
     server.answers["/behind/proxy/path"] = 200, b'{"a": 1}'
-    assert get_json(f"{server.uri}/behind/proxy/", "/path", ("a",)) == {"a": 1}
+    assert get_json(f"{server.uri}/behind/proxy/", "/path", "a") == {"a": 1}
 
 
 SECRET = "http://us%40er:p%2Fss%3Aw0rd@"
@@ -107,28 +101,12 @@ def test_no_error_tells_the_password(server, monkeypatch, answer):
     server.answers["/path"] = answer
     server.authorizations.clear()
     with pytest.raises(CalmlflowError) as caught:
-        get_json(server.uri.replace("http://", SECRET), "/path", ())
+        get_json(server.uri.replace("http://", SECRET), "/path", "a")
     assert server.passwords() == {"us@er:p/ss:w0rd"}
     assert server.uri.removeprefix("http://") in str(caught.value)
     assert ("no answer in time" in str(caught.value)) == (answer is None)
     for part in ("us%40er", "us@er", "w0rd"):
         assert part not in str(caught.value)
-
-
-def test_the_environment_comes_before_the_uri(server, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "operator")
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
-    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "token")
-    server.authorizations.clear()
-    server.answers["/path"] = 200, b"{}"
-    get_json(server.uri.replace("//", "//other:one@"), "/path", ())
-    # Without a password the token, or nothing.
-    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
-    get_json(server.uri, "/path", ())
-    monkeypatch.delenv("MLFLOW_TRACKING_TOKEN")
-    get_json(server.uri, "/path", ())
-    basic = "Basic " + base64.b64encode(b"operator:secret").decode()
-    assert server.authorizations == [basic, "Bearer token", ""]
 
 
 def test_whether_a_server_answers(server, ports):
@@ -160,13 +138,43 @@ def test_the_registry_says_the_digest_of_the_bundle(server):
     assert resolve(server, NOTHING, (200, json.dumps({"model_version": found}).encode())).sha256 == "ab" * 32
 
 
+@pytest.mark.parametrize(
+    ("which", "path", "query", "answer"),
+    [
+        ("7", VERSION, {"version": ["7"]}, aliased("7")),
+        ("@best_one", ALIASES, {"alias": ["best_one"]}, aliased("7")),
+    ],
+)
+def test_a_number_or_an_alias_says_which_version(server, which, path, query, answer):
+    server.answers = {path: answer}
+    server.queries.clear()
+    assert resolve_stage(which, server.uri) == StagedVersion("7", source("7"))
+    assert server.queries == [(path, {"name": ["calcloud-predictor"], **query})]
+
+
+@pytest.mark.parametrize(
+    ("which", "words"),
+    [
+        ("7", "calcloud-predictor has no version 7 on"),
+        ("latest", "calcloud-predictor has no version on"),
+        ("@bset", r"no version of calcloud-predictor has the alias bset on .*expected a stage \(Staging, Production"),
+        ("Staging", "is in stage Staging on"),
+    ],
+)
+def test_what_names_no_version_is_told(server, monkeypatch, which, words):
+    server.answers = {STAGES: NOTHING, ALIASES: NO_ALIAS, VERSION: UNKNOWN, VERSION.replace("get", "search"): NOTHING}
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "hst-cal")
+    with pytest.raises(NoSuchVersionError, match=f"{words}.*, workspace hst-cal;" if which != "@bset" else words):
+        resolve_stage(which, server.uri)
+
+
+UNKNOWN = (404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}')
+
+
 @pytest.mark.parametrize("stages", [NOTHING, (200, b'{"model_versions": []}'), NO_PAGE])
 def test_the_alias_says_where_the_stage_does_not(server, stages):
     assert resolve(server, stages, aliased("8"), "Staging") == StagedVersion("8", source("8"))
     assert server.queries[-1] == (ALIASES, {"name": ["calcloud-predictor"], "alias": ["staging"]})
-
-
-UNKNOWN = (404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}')
 
 
 @pytest.mark.parametrize(
@@ -244,6 +252,10 @@ def test_a_registry_in_a_database_is_asked_too(registry, tmp_path):
     assert resolve_stage("Production", registry) == first
     client.transition_model_version_stage(BUNDLE_MODEL, second.version, "Production")
     assert resolve_stage("Production", registry) == second
+    assert [resolve_stage(which, registry) for which in ("1", "@production", "latest")] == [first, first, second]
+    for missing in ("3", "@best"):
+        with pytest.raises(NoSuchVersionError):
+            resolve_stage(missing, registry)
 
 
 @pytest.mark.parametrize(
@@ -257,3 +269,19 @@ def test_a_database_that_is_none_cannot_be_asked_and_is_not_made(tmp_path, monke
     with pytest.raises(RegistryUnavailableError, match=rf"registry\.db {words}"):
         resolve_stage("Production", uri)
     assert len(list(tmp_path.iterdir())) == bool(content)
+
+
+def test_what_selects_a_registry_names_its_folder_in_the_cache(monkeypatch):
+    def names(**environment: str) -> set[str]:
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            return {registry_name(uri) for uri in ("http://one", "http://two", "sqlite:///a.db")}
+
+    plain, other = names(MLFLOW_TRACKING_URI="http://one"), names(MLFLOW_TRACKING_URI="http://other")
+    assert len(plain) == 3
+    # The tracking server hands out the files of a registry that is no server.
+    assert len(plain & other) == 2
+    spaces = [names(MLFLOW_TRACKING_URI="http://one", MLFLOW_WORKSPACE=name) for name in ("a", "b")]
+    assert len(plain | spaces[0] | spaces[1]) == 9
+    assert registry_name("http://user:new@one") == registry_name("http://user:old@one")

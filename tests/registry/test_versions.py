@@ -13,11 +13,8 @@ from calmlflow.registry.versions import explained, find_version, read_state
 from tests.registry.conftest import SOURCE, add
 
 
-@pytest.mark.parametrize("signed", [False, True], ids=["HTTP", "MLflow"])
-def test_a_state_is_read_whole_by_http_and_by_mlflow(client, model, signed, monkeypatch):
+def test_a_state_is_read_whole(client, model, monkeypatch):
     monkeypatch.setattr(versions, "PAGE", 2)
-    if signed:
-        monkeypatch.setenv("MLFLOW_TRACKING_AWS_SIGV4", "false")
     add(client, model, 4, tags={"a": "b c"})
     add(client, model, description="my words", run_id=None)
     client.transition_model_version_stage(model, 3, "Production")

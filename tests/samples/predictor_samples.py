@@ -30,6 +30,7 @@ CONTROL = {"n_files": "17", "total_mb": "9.6", "DETECTOR": "SBC", "DRIZCORR": "P
 
 STAGES = "/api/2.0/mlflow/registered-models/get-latest-versions"
 ALIASES = "/api/2.0/mlflow/registered-models/alias"
+VERSION = "/api/2.0/mlflow/model-versions/get"
 NO_PAGE = (404, b"<!doctype html><title>404 Not Found</title>")
 NO_ALIAS = (400, b'{"error_code": "INVALID_PARAMETER_VALUE", "message": "Registered model alias not found."}')
 NOTHING = (200, b"{}")
