@@ -124,9 +124,9 @@ def test_baking_again_replaces_what_was_there_unless_the_version_is_damaged(bund
 
 
 def test_a_wrong_stage_is_told_in_one_line(tmp_path, ports):
-    done = bake(f"http://127.0.0.1:{ports[0]}", tmp_path / "build", "--stage", "Prod")
+    done = bake(f"http://127.0.0.1:{ports[0]}", tmp_path / "build", "--stage", "a b")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: stage 'Prod' does not exist")
+    assert done.stderr.startswith("error: 'a b' names no version; expected a stage")
     assert len(done.stderr.splitlines()) == 1
 
 
