@@ -265,12 +265,14 @@ def fetch(
         return status, content
 
     def read(file: str, digest: str) -> bytes:
-        if partial:
-            with contextlib.suppress(OSError):
-                content = (partial / file).read_bytes()
-                if hashlib.sha256(content).hexdigest() == digest:
-                    return content
+        with contextlib.suppress(OSError):
+            content = (partial / file).read_bytes() if partial else b""
+            if hashlib.sha256(content).hexdigest() == digest:
+                return content
         status, content = ask(file)
+        if status != 200 and file == MANIFEST:
+            # The server does not have it, or cannot read the artifact store.
+            return b""
         if status != 200:
             raise unavailable(f"its artifact store gave no {file}, but status {status}")
         if partial:
@@ -279,12 +281,9 @@ def fetch(
                 (partial / file).write_bytes(content)
         return content
 
-    if is_http(registry_uri):
-        status, content = ask(MANIFEST)
-        # Another status: the server does not have it, or cannot read the artifact store.
-        if status == 200:
-            staged.check_manifest(content)
-            return {MANIFEST: content, **read_listed(parse_manifest(content, name), name, read, whole)}
+    if is_http(registry_uri) and (content := read(MANIFEST, staged.sha256)):
+        staged.check_manifest(content)
+        return {MANIFEST: content, **read_listed(parse_manifest(content, name), name, read, whole)}
     try:
         files = _with_mlflow(left_until(deadline), lambda: _download(staged, registry_uri, name, whole))
     except CalmlflowError:

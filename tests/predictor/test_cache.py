@@ -1,5 +1,6 @@
 """A version is fetched once, checked, and kept whole, whatever the server, the disk or another process does."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -166,26 +167,34 @@ def test_a_slow_artifact_store_costs_the_timeout_and_no_file_twice(server, publi
     for network in ("mem_clf", "mem_reg", "wall_reg"):
         (published / network / f"{network}.keras").write_bytes(b"for further training")
     write_manifest(published)
-    whole, store = files_of(published), {"delay_s": 0.25}
+    listed = (published / "bundle.json").read_bytes()
+    registered = StagedVersion("3", source("3"), hashlib.sha256(listed).hexdigest())
+    whole, cache, tries = files_of(published), Cache(server.uri), 0
 
     def slowly(query):
-        time.sleep(store["delay_s"])
+        time.sleep(0.3)
         return whole(query)
 
     server.answers[FILES] = slowly
-    began = time.monotonic()
-    with pytest.raises(RegistryUnavailableError, match=r"its artifact store gave no \S+ in time.*CALMLFLOW_TIMEOUT"):
-        Cache(server.uri).load(VERSION, 0.9)
-    assert time.monotonic() - began < 1.2
-    store["delay_s"] = 0
-    assert wallclock(Cache(server.uri).load(VERSION, 5)) > 0
+    while not cache.path(registered).exists():
+        tries += 1
+        began = time.monotonic()
+        with contextlib.suppress(RegistryUnavailableError):
+            assert wallclock(cache.load(registered, 0.5)) > 0
+        assert time.monotonic() - began < 1
+        # Each gets one file further, although that takes most of its time.
+        assert tries <= 6
     asked = [query["path"][0].removeprefix("artifacts/bundle/") for path, query in server.queries]
-    listed = json.loads((published / "bundle.json").read_bytes())["sha256"]
-    assert set(asked) == {"bundle.json", *(name for name in listed if not name.endswith(".keras"))}
-    # Twice: the list of files, and the one that was on its way when the time was over.
-    assert len(asked) <= len(set(asked)) + 2
-    assert kept(Cache(server.uri)) == [VERSION.folder]
-    assert not list(Cache(server.uri).folder.glob(".partial-*"))
+    assert set(asked) == {"bundle.json", *(name for name in json.loads(listed)["sha256"] if ".keras" not in name)}
+    # The file that was on its way when the time was over is asked for again.
+    assert len(asked) <= len(set(asked)) + tries - 1
+    assert not list(cache.folder.glob(".partial-*"))
+
+
+def test_a_slow_artifact_store_is_told_from_a_slow_registry(server):
+    server.answers[FILES] = None
+    with pytest.raises(RegistryUnavailableError, match=r"its artifact store gave no \S+ in time.*CALMLFLOW_TIMEOUT"):
+        Cache(server.uri).load(VERSION, 0.1)
 
 
 def test_a_copy_that_may_not_be_read_is_as_good_as_none(server, monkeypatch, caplog):
