@@ -48,7 +48,7 @@ def handler(event: Any, context: object = None) -> dict[str, Any]:
     done = sum((found for found, _ in handled), Ingested())
     return {
         "datasets": done.total,
-        **vars(done.counts),
+        **done.counts.outcomes(),
         "reasons": done.reasons,
         "killed": done.killed,
         "refused": [str(refusal) for _, refused in handled for refusal in refused],

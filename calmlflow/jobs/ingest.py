@@ -79,7 +79,7 @@ class Ingested:
 
     def figures(self) -> dict[str, float]:
         """Counts by name, for metrics and scripts."""
-        counted = {"datasets": self.total, **vars(self.counts), "known": self.known, "pending": len(self.pending)}
+        counted = {"datasets": self.total, **self.counts.outcomes(), "known": self.known, "pending": len(self.pending)}
         return {**counted, "killed": sum(self.killed.values()), "seconds": round(self.seconds, 3)}
 
     def __add__(self, other: "Ingested") -> "Ingested":
@@ -93,7 +93,7 @@ class Ingested:
         )
 
     def __str__(self) -> str:
-        counted = {**vars(self.counts), "known": self.known, "pending": len(self.pending)}
+        counted = {**self.counts.outcomes(), "known": self.known, "pending": len(self.pending)}
         shown = ", ".join(f"{number:,} {name}" for name, number in counted.items() if number) or "nothing"
         kinds = ", ".join(f"{number:,} x {kind}" for kind, number in sorted(self.reasons.items()))
         kills = ", ".join(f"{number:,} x {kind}" for kind, number in sorted(self.killed.items()))

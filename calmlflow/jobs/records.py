@@ -100,10 +100,13 @@ class Checked:
         ``memory`` (GB) float64, all others int64. Rows stand in their original order, numbered from 0.
     quarantine : DataFrame
         All other rows as they came, plus ``reason``: text, several reasons joined with ``"; "``.
+    mended : int
+        Other records whose ``mem_bin`` was not the one that ``memory`` needs, which it is now.
     """
 
     valid: pd.DataFrame
     quarantine: pd.DataFrame
+    mended: int = 0
 
     def reasons(self) -> dict[str, int]:
         """Reason -> number of quarantined rows it was found in, the most frequent first."""
@@ -142,8 +145,8 @@ def sort_records(frame: pd.DataFrame, source: str, carry: Sequence[str] = ()) ->
     Parameters
     ----------
     frame : DataFrame
-        With the columns `COLUMNS`. A missing ``timestamp`` stands for 0, and a missing ``mem_bin`` for the bin that
-        ``memory`` needs.
+        With the columns `COLUMNS`. A missing ``timestamp`` stands for 0. ``mem_bin`` is always the bin that ``memory``
+        needs, whatever the table says: old tables have the bin of the nominal sizes.
     source : str
         Origin of the records, for errors.
     carry : sequence of str
@@ -164,12 +167,11 @@ def sort_records(frame: pd.DataFrame, source: str, carry: Sequence[str] = ()) ->
     cells = record_cells(frame)
     reasons = _reasons(RECORDS, cells)
     sound = cells[reasons == ""]
-    for disagrees, reason in (
-        *_disagreements(sound),
-        (sound["mem_bin"] != needed_bin(sound["memory"]), "mem_bin is not the bin that memory needs"),
-    ):
+    for disagrees, reason in _disagreements(sound):
         reasons.loc[sound.index[disagrees]] += f"; {reason}"
     valid = cells[reasons == ""]
+    told = _numbers(frame["mem_bin"]).to_numpy()[valid.index] if "mem_bin" in frame else valid["mem_bin"]
+    mended = int((~np.isnan(told) & (told != valid["mem_bin"])).sum())
     # Few names are there twice, and sorting all records would take most of the time.
     shared = valid[valid["ipst"].duplicated(keep=False)]
     older = shared.sort_values("timestamp", kind="stable").duplicated("ipst", keep="last")
@@ -178,7 +180,7 @@ def sort_records(frame: pd.DataFrame, source: str, carry: Sequence[str] = ()) ->
     checked = _split(frame, cells, reasons)
     valid = checked.valid.astype({c: "int64" for c in COLUMNS if c not in ("ipst", *_FLOATS)})
     kept = {name: frame[name].to_numpy()[reasons == ""] for name in carry}
-    return Checked(valid.assign(total_mb=valid["total_mb"].round(), **kept), checked.quarantine)
+    return Checked(valid.assign(total_mb=valid["total_mb"].round(), **kept), checked.quarantine, mended)
 
 
 def sort_mosaics(frame: pd.DataFrame) -> Checked:
@@ -229,14 +231,17 @@ def _reasons(schema: pa.DataFrameSchema, cells: pd.DataFrame) -> pd.Series:
 
 
 def record_cells(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns `COLUMNS`, rows numbered from 0: names folded, everything else float64, NaN where it is no number."""
+    """The columns `COLUMNS`, rows numbered from 0: names folded, everything else float64, NaN where it is no number.
+
+    ``mem_bin`` follows from ``memory``.
+    """
     frame = frame.reset_index(drop=True)
     if "timestamp" not in frame:
         frame = frame.assign(timestamp=0)
-    cells = {column: _numbers(frame[column]) for column in COLUMNS if column in frame and column != "ipst"}
+    cells = {column: _numbers(frame[column]) for column in COLUMNS if column in frame and column not in ("ipst", "mem_bin")}
     cells["ipst"] = _texts(frame["ipst"]).str.strip().str.lower()
-    if "mem_bin" not in frame:
-        # Invalid memory breaks its own rule, and gets some bin so that it breaks no second one.
+    # Invalid memory breaks its own rule, and gets some bin so that it breaks no second one.
+    if "memory" in cells:
         memory = cells["memory"].where(cells["memory"].between(0, MAX_MEMORY_GB), 0)
         cells["mem_bin"] = pd.Series(needed_bin(memory), dtype=float)
     return pd.DataFrame(cells, columns=list(COLUMNS))

@@ -55,16 +55,22 @@ class Counts:
     # Older than the record that is there; kept in the history only (mosaics have none).
     older: int = 0
     quarantined: int = 0
+    # Of these, those whose ``mem_bin`` was not the one that their memory needs.
+    mended: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
+    def outcomes(self) -> dict[str, int]:
+        return {name: number for name, number in vars(self).items() if name != "mended"}
+
     @property
     def total(self) -> int:
-        return sum(vars(self).values())
+        return sum(self.outcomes().values())
 
     def __str__(self) -> str:
-        return ", ".join(f"{number:,} {name}" for name, number in vars(self).items() if number)
+        mended = f" (mem_bin of {self.mended:,} mended: it follows from memory)" if self.mended else ""
+        return ", ".join(f"{number:,} {name}" for name, number in self.outcomes().items() if number) + mended
 
 
 def upsert(store: Store, batch: Batch, source: str, now: float | None = None, alone: bool = False) -> Counts:
@@ -74,12 +80,12 @@ def upsert(store: Store, batch: Batch, source: str, now: float | None = None, al
     each row is all that the source has of its dataset, as in a bucket.
     """
     moment = int(time.time() if now is None else now)
-    refused, valid, older = batch.refused, pd.DataFrame(), pd.DataFrame()
+    refused, valid, older, mended = batch.refused, pd.DataFrame(), pd.DataFrame(), 0
     if len(batch.jobs):
         carried = [name for name in TRAINING_COLUMNS if name in batch.jobs]
         checked = sort_records(batch.jobs.assign(**_valid_answers(batch.jobs, carried)), source, carried)
         is_older = checked.quarantine["reason"].eq(SUPERSEDED)
-        valid, older = checked.valid, checked.quarantine[is_older]
+        valid, older, mended = checked.valid, checked.quarantine[is_older], checked.mended
         refused = pd.concat([refused, as_refused(checked.quarantine[~is_older], alone)], ignore_index=True)
     mosaics = batch.mosaics
     if len(mosaics):
@@ -92,7 +98,7 @@ def upsert(store: Store, batch: Batch, source: str, now: float | None = None, al
         killed = conform(checked.valid, KILLED)
         refused = pd.concat([refused, as_refused(checked.quarantine, alone=False)], ignore_index=True)
     entries = as_entries(refused, source, moment)
-    counts = Counts(quarantined=len(refused))
+    counts = Counts(quarantined=len(refused), mended=mended)
     with store.change():
         if len(valid):
             counts += _remember_superseded(store, older, valid, moment)

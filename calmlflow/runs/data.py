@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from calmlflow.console import say
 from calmlflow.errors import InputError
 from calmlflow.hst.dataset import programmes
 from calmlflow.hst.features import FEATURES
@@ -107,6 +108,8 @@ def load_training_data(data: str, seed: int, test_size: float | None, split: str
         raise InputError(f"seed is {seed}; expected a whole number, 0 or more")
     checked = read_jobs(data, seed)
     jobs = checked.valid
+    if checked.mended:
+        say(f"mem_bin of {checked.mended:,} records is not the bin that their memory needs: it was taken from memory")
     if len(jobs) < MIN_JOBS:
         raise InputError(f"{data} holds {len(jobs)} valid jobs; expected {MIN_JOBS} at least to train on")
     features = jobs[list(FEATURES)].to_numpy(dtype=float)
