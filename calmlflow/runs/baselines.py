@@ -1,10 +1,12 @@
-"""Score a random forest and the version in Production on the test jobs of a training."""
+"""Scores to hold a training's against: of a random forest, of the version in Production, of other seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Run
 from numpy.typing import NDArray
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from sklearn.utils.parallel import Parallel, delayed
@@ -22,6 +24,11 @@ from calmlflow.results.scores import PREDICTED, score_predictions
 from calmlflow.runs.data import TrainingData
 
 TREES = 100
+# Parameters that say where a training goes, or that follow from its seed.
+_NOT_THE_TRAINING = {
+    "seed", "output", "register", "stage", "writeback", "destination", "n_train", "n_test", "n_train_programmes",
+    "n_test_programmes", "n_test_answer",
+}  # fmt: skip
 # Seconds for the files of the champion.
 FETCH_S = 120.0
 
@@ -66,6 +73,35 @@ def random_forest(data: TrainingData, target: str, seed: int) -> dict[str, float
     if target == "mem_bin":
         return score_predictions(target, jobs, {"probabilities": found, "bin_pred": found.argmax(axis=1)})
     return score_predictions(target, jobs, {PREDICTED[target]: found})
+
+
+def over_seeds(
+    run_id: str, kind: str, scores: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, tuple[float, float, int]]]:
+    """Mean and standard deviation of scores over a run and those that differ from it in their seed alone.
+
+    ``scores`` are those of the run by target, whose parameters are logged; ``kind`` is a key of `KINDS`. Of equal seeds
+    the newest run counts. The third number is how many runs there are; a score that no other run has is left out.
+    """
+    client = MlflowClient()
+    own = client.get_run(run_id)
+
+    def kept(run: Run) -> dict[str, str]:
+        return {name: value for name, value in run.data.params.items() if name not in _NOT_THE_TRAINING}
+
+    query = f"attributes.run_name = '{own.info.run_name}' and attributes.status = 'FINISHED'"
+    runs = client.search_runs([own.info.experiment_id], query)
+    by_seed = {run.data.params["seed"]: run.data.metrics for run in reversed(runs) if kept(run) == kept(own)}
+    by_seed.pop(own.data.params["seed"], None)
+    found: dict[str, dict[str, tuple[float, float, int]]] = {}
+    for target, of_target in scores.items():
+        for name, value in of_target.items():
+            metric = f"{kind}_{target}_{name}"
+            values = [value, *(metrics[metric] for metrics in by_seed.values() if metric in metrics)]
+            if len(values) > 1:
+                spread = float(np.mean(values)), float(np.std(values, ddof=1)), len(values)
+                found.setdefault(target, {})[name] = spread
+    return found
 
 
 def champion(needed_for: Sequence[str] = ()) -> Champion | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
@@ -32,6 +33,7 @@ from calmlflow.results.regression import RegressionResults
 from calmlflow.runs.data import TrainingData, deal_folds, held_out_folds, hold_out, load_training_data
 from calmlflow.runs.fit import ANSWERS, Fit, fit_network, network_results
 from calmlflow.runs.summary import CrossvalOutcome, Spread
+from calmlflow.runs.train import log_pictures
 from calmlflow.settings import TARGETS, parse_networks
 from calmlflow.storage.files import new_tree
 
@@ -225,7 +227,7 @@ def _log_fold(fold: int, fits: Mapping[str, Fit], failures: Mapping[str, str]) -
 def _summarise(
     network: str, plan: Plan, fits: Mapping[int, Fit], failures: Mapping[int, str], folder: Path
 ) -> dict[str, Spread]:
-    """Log the scores of one network over its folds, and write its standard files and ``kfold.json``."""
+    """Log scores and pictures of one network over its folds, and write its standard files and ``kfold.json``."""
     folds = sorted(fits)
     names = sorted({name for fit in fits.values() for name in fit.scores})
     by_fold = {name: [fits[fold].scores.get(name) for fold in folds] for name in names}
@@ -238,7 +240,14 @@ def _summarise(
             if value is not None
         }
     )
-    write_results(_held_out_results(network, plan, fits), folder)
+    held_out = np.flatnonzero(np.isin(plan.fold_of_job, list(fits)))
+    predictions = {
+        name: np.stack([fits[plan.fold_of_job[job]].predictions[name][job] for job in held_out])
+        for name in fits[folds[0]].predictions
+    }
+    results = _held_out_results(network, plan.data.jobs.iloc[held_out], predictions[ANSWERS[network]], fits)
+    write_results(results, folder)
+    log_pictures(TARGETS[network], results, predictions.get("bin_pred"))
     # The first three keys are those of the earlier library: accuracies, or squared errors with scikit-learn's sign.
     if network == "mem_clf":
         per_fold = [fits[fold].scores["accuracy"] for fold in folds]
@@ -268,12 +277,12 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(mean, sd, mean - half, mean + half)
 
 
-def _held_out_results(network: str, plan: Plan, fits: Mapping[int, Fit]) -> ClassificationResults | RegressionResults:
+def _held_out_results(
+    network: str, jobs: pd.DataFrame, answers: NDArray, fits: Mapping[int, Fit]
+) -> ClassificationResults | RegressionResults:
     """Results of all jobs held out, in the order of the table; training scores and curves are means over the folds."""
-    held_out = np.flatnonzero(np.isin(plan.fold_of_job, list(fits)))
-    answers = np.stack([fits[plan.fold_of_job[job]].predictions[ANSWERS[network]][job] for job in held_out])
     histories = [fit.results.history or {} for fit in fits.values()]
     shortest = min(len(history["loss"]) for history in histories)
     history = {name: np.mean([h[name][:shortest] for h in histories], axis=0) for name in histories[0]}
     train_scores = np.mean([fit.train_scores for fit in fits.values()], axis=0).tolist()
-    return network_results(network, plan.data.jobs.iloc[held_out], answers, history, train_scores)
+    return network_results(network, jobs, answers, history, train_scores)

@@ -83,7 +83,7 @@ class TrainingData:
         return training_rows(self.scaling.apply(rows.features), rows, values, member_of_job, network == "mem_clf")
 
     def sizes(self) -> dict[str, int]:
-        """Count jobs, records left out and distinct rows, as parameters of a run."""
+        """Count jobs, records left out, distinct rows and programmes, as parameters of a run."""
         return {
             "n_jobs": len(self.jobs),
             "n_quarantined": len(self.quarantine),
@@ -91,6 +91,8 @@ class TrainingData:
             "n_distinct_rows": len(self.rows.counts),
             "n_train": len(self.train),
             "n_test": len(self.test),
+            "n_train_programmes": len(np.unique(programmes(self.jobs["ipst"].iloc[self.train]))),
+            "n_test_programmes": len(np.unique(programmes(self.jobs["ipst"].iloc[self.test]))),
         }
 
 

@@ -44,7 +44,7 @@ from calmlflow.results.regression import RegressionResults
 from calmlflow.results.report.training import ReportContent, report_html
 from calmlflow.results.scores import FEWEST_JUDGED, PREDICTED, score_predictions
 from calmlflow.results.table import COUNTS, PREDICTIONS, PROBABILITIES, training_table, with_answers
-from calmlflow.runs.baselines import champion, random_forest
+from calmlflow.runs.baselines import champion, over_seeds, random_forest
 from calmlflow.runs.data import TrainingData, load_training_data
 from calmlflow.runs.fit import ANSWERS, Fit, fit_answers, fit_network
 from calmlflow.runs.promote import PromotionRequest, promote_in_run
@@ -120,10 +120,11 @@ def train(
             mlflow.set_tag("champion_version", found.version)
         clock.lap("references")
         data = load_training_data(request.data, request.seed, request.test_size, request.split)
+        sizes = data.sizes()
         for warning in searched_on_test_jobs(data, request):
             say(warning)
         only = {"only": (",".join(networks) or "evidence") if taken else "all"} if bundle else {}
-        log_new_params({**asdict(request), **only, **data.sizes(), **environment_params()})
+        log_new_params({**asdict(request), **only, **sizes, **environment_params()})
         parts = {"training": data.train, "testing": data.test}
         # Made once for all runs: MLflow looks through the whole table each time.
         inputs = [
@@ -160,7 +161,7 @@ def train(
                     params = {"network": network, "hidden_layers": layers, **asdict(configs[network])}
                     if bundle:
                         params |= {name: getattr(request, name) for name in ("data", "split", "seed")}
-                        params |= {**data.sizes(), **environment_params()}
+                        params |= {**sizes, **environment_params()}
                         MlflowClient().log_inputs(own.info.run_id, inputs)
                     log_new_params(params)
                     with progress(f"training {network}", "epochs") as show:
@@ -185,7 +186,7 @@ def train(
                     mlflow.log_metrics({"fit_seconds": fit.fit_seconds, "best_epoch": fit.best_epoch})
                     log_scores({target: scores[target]}, intervals, f"{network} of {request.data}")
                     if not bundle:
-                        _log_pictures(target, fit.results, _decided(fit.predictions, data))
+                        log_pictures(target, fit.results, _decided(fit.predictions, data))
                     mlflow.log_artifacts(str(tree.partial / "results" / target), f"results/{target}")
                     metadata = {"data": request.data, "seed": request.seed, f"run.{network}": own.info.run_id}
                     model = NETWORK_MODELS[network]
@@ -224,7 +225,7 @@ def train(
                     if name in ANSWER_PLOTS
                 }
                 for target, results in answer.results.items():
-                    _log_pictures(target, results, _decided(answer.predictions, judged))
+                    log_pictures(target, results, _decided(answer.predictions, judged))
             figures["jobs"] = data_plots(data.jobs)
             served = _of_test(answer.predictions if bundle else fit.predictions, judged)
             is_judged = np.isin(data.test, judged.test)
@@ -250,7 +251,13 @@ def train(
                 figures=figures,
                 jobs=shown,
                 quarantine=Checked(data.jobs, data.quarantine).reasons(),
-                sizes=data.sizes(),
+                sizes=sizes,
+                split=(
+                    f"split by {data.split}, seed {request.seed}: trained on {sizes['n_train']:,} jobs of "
+                    f"{sizes['n_train_programmes']:,} programmes, tested on {sizes['n_test']:,} jobs of "
+                    f"{sizes['n_test_programmes']:,}"
+                ),
+                seeds=over_seeds(run.info.run_id, "answer" if bundle else "test", own_scores),
             )
             (tree.partial / "report.html").write_text(report_html(content), encoding="utf-8", errors="replace")
             mlflow.log_artifacts(str(tree.partial))
@@ -389,9 +396,10 @@ def _plots(
     return regression_plots(results, jobs, predict)
 
 
-def _log_pictures(
+def log_pictures(
     target: str, results: ClassificationResults | RegressionResults, decided: NDArray | None = None
 ) -> None:
+    """Log the headline plots of a target's answers into the active run; ``decided`` as for `headline_figures`."""
     for name, drawn in headline_figures(results, decided).items():
         mlflow.log_figure(drawn, f"plots/{target}/{name}.png")
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import mlflow
 import numpy as np
 import pytest
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
@@ -15,7 +16,7 @@ from calmlflow.predictor.killtime import KillTime
 from calmlflow.predictor.manifest import write_manifest
 from calmlflow.results.regression import regression_scores
 from calmlflow.results.scores import PREDICTED, score_predictions
-from calmlflow.runs.baselines import _grow_classifier, _grow_regressor, champion, random_forest
+from calmlflow.runs.baselines import _grow_classifier, _grow_regressor, champion, over_seeds, random_forest
 from calmlflow.runs.data import load_training_data
 
 
@@ -162,3 +163,27 @@ def test_a_champion_that_cannot_be_loaded_is_said_and_left_out(registry, tmp_pat
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"http://127.0.0.1:{ports[0]}")
     assert champion() is None
     assert f"no MLflow server answers at http://127.0.0.1:{ports[0]}" in capsys.readouterr().err
+
+
+# -- Other seeds ----------------------------------------------------------------------------------------------------
+
+
+def test_runs_that_differ_in_their_seed_alone_give_a_spread(tracking):
+    mlflow.set_experiment("over-seeds")
+
+    def run(seed, accuracy, name="main", status="FINISHED", **params):
+        with mlflow.start_run(run_name=name) as one:
+            mlflow.log_params({"data": "jobs's.csv", "seed": seed, "output": accuracy, "n_test": 40 + seed, **params})
+            mlflow.log_metric("answer_mem_bin_accuracy", accuracy)
+            mlflow.end_run(status)
+        return one.info.run_id
+
+    alone = run(0, 0.9)
+    assert over_seeds(alone, "answer", {"mem_bin": {"accuracy": 0.9}}) == {}
+    run(1, 0.2)
+    run(1, 0.94)  # the newest of a seed counts
+    run(2, 0.95)
+    for other in ({"name": "memory"}, {"status": "FAILED"}, {"split": "time"}, {"data": "others.csv"}):
+        run(3, 0.1, **other)
+    found = over_seeds(run(0, 0.93), "answer", {"mem_bin": {"accuracy": 0.93, "recall_2g": 1.0}})
+    assert found == {"mem_bin": {"accuracy": (pytest.approx(0.94), pytest.approx(0.01), 3)}}

@@ -100,6 +100,10 @@ def test_one_parent_with_a_child_per_fold_and_summaries(server, done):
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert parent.data.params["folds"] == "3"
     assert parent.data.params["mem_clf_epochs"] == "40"
+    pictures = {
+        one.path for one in mlflow.MlflowClient(server.tracking_uri).list_artifacts(parent.info.run_id, "plots/mem_bin")
+    }
+    assert pictures >= {"plots/mem_bin/confusion.png", "plots/mem_bin/confusion_decided.png"}
     assert [found.tags[0].value for found in parent.inputs.dataset_inputs] == ["cross-validation"]
     for score in ("mem_bin_accuracy", "memory_rmse", "wallclock_log_mae"):
         values = [run.data.metrics[f"test_{score}"] for run in children]

@@ -36,6 +36,10 @@ def test_the_parts_are_apart_and_make_up_the_whole(jobs, tmp_path):
         "n_distinct_rows": len(jobs[list(FEATURES)].drop_duplicates()),
         "n_train": 300 - len(data.test),
         "n_test": len(data.test),
+        **{
+            f"n_{part}_programmes": data.jobs["ipst"].str[:4][data.part_of_job == part].nunique()
+            for part in ("train", "test")
+        },
     }
 
 

@@ -122,11 +122,12 @@ def realised_verdict(content: RealisedContent) -> str:
         "" if found["coverage"] is None else f" {_cell(_COVERAGE, found, 'coverage')} ended before their kill time."
     )
     kills = {kind: found[f"killed_{kind}"] for kind in KILLS if found[f"killed_{kind}"]}
+    too_low = f" Put too low: {found['too_low']:,}." if found["too_low"] else ""
     killed = f" Killed: {', '.join(f'{count:,} ({kind})' for kind, count in kills.items())}." if kills else ""
     return (
         f"{len(content.runs):,} of {content.ended:,} jobs that ended had a prediction. They cost ${found['paid']:,.2f}:"
         f" {more}the ${found['perfect']:,.2f} of a perfect choice. ${found['lost_to_kills']:,.2f} went to kills and"
-        f" ${found['lost_to_air']:,.2f} to air.{covered}{killed}"
+        f" ${found['lost_to_air']:,.2f} to air.{covered}{too_low}{killed}"
     )
 
 

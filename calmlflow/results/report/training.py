@@ -54,6 +54,9 @@ class ReportContent:
     jobs: pd.DataFrame | None = None  # job records with ``split`` and answers, or else predictions of the networks
     quarantine: Mapping[str, int] = field(default_factory=dict)  # reason -> records left out for it
     sizes: Mapping[str, int] = field(default_factory=dict)  # counts such as n_jobs
+    split: str = ""  # what was held out, in words
+    # Target -> score -> mean and standard deviation over training seeds, and how many seeds; where they are known.
+    seeds: Mapping[str, Mapping[str, tuple[float, float, int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def report_html(content: ReportContent) -> str:
         has_plots=bool(content.figures),
         content=content,
         verdict=verdict(content.against, content.champion_name),
-        intervals={target: _intervals(target, scores[target], content.intervals.get(target, {})) for target in scores},
+        beside={target: _beside(target, scores[target], content) for target in scores},
         summary=tables[True],
         others=tables[False],
         columns=list(columns.values()),
@@ -120,16 +123,23 @@ def score_rows(
     return rows
 
 
-def _intervals(
-    target: str, scores: Mapping[str, Mapping[str, float]], intervals: Mapping[str, Interval]
-) -> dict[str, tuple[str, str]]:
-    """Score -> its interval, and the jobs behind it, as texts."""
+def _beside(
+    target: str, scores: Mapping[str, Mapping[str, float]], content: ReportContent
+) -> dict[str, tuple[str, ...]]:
+    """Score -> its interval, the jobs behind it and, where any is known, its spread over training seeds, as texts."""
     own, table = scores.get("answer", scores.get("test", {})), SCORES[target]
-    return {
-        name: (found.text(table[name]), found.behind(table[name], own[name]))
-        for name, found in intervals.items()
-        if name in own
-    }
+    intervals, seeds = content.intervals.get(target, {}), content.seeds.get(target, {})
+    found: dict[str, tuple[str, ...]] = {}
+    for name, value in own.items():
+        score, texts = table[name], ("", "")
+        if name in intervals:
+            texts = intervals[name].text(score), intervals[name].behind(score, value)
+        spread = ""
+        if name in seeds:
+            mean, sd, count = seeds[name]
+            spread = f"{score.text(mean)} ± {score.text(sd)} ({count})"
+        found[name] = (*texts, spread) if content.seeds else texts
+    return found
 
 
 def verdict(against: Mapping[str, Comparison], champion_name: str) -> str:

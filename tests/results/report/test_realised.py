@@ -160,6 +160,11 @@ def test_the_page_has_every_month_and_instrument_and_reads_no_text_as_html(conte
     assert "3 jobs ran with an answer by policy" in page
     assert "2 recorded predictions cannot be read" in page
     assert realised_verdict(content).split(": ")[0] in page
+    found = content.figures["all"]
+    said = (
+        f"Put too low: {found['too_low']}. Killed: {found['killed_time']} (time), {found['killed_memory']} (memory), "
+    )
+    assert said in realised_verdict(content)
     for name in (
         "2026\N{NON-BREAKING HYPHEN}01",
         "2026\N{NON-BREAKING HYPHEN}12",

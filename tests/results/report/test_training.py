@@ -159,7 +159,16 @@ def test_scores_have_their_intervals_beside_them():
     intervals = {"mem_bin": {"recall_64g": Interval(0.1, 0.6, 12, 4)}}
     page = Page(report_html(replace(BARE, scores=scores, intervals=intervals)))
     at = page.texts.index("recall 64g")
-    assert page.texts[at : at + 6] == ["recall 64g", "higher", "25.00%", "50.00%", "10.00% to 60.00%", "3 of 12 in 4"]
+    row = ["recall 64g", "higher", "25.00%", "50.00%", "10.00% to 60.00%", "3 of 12 in 4"]
+    assert page.texts[at : at + 6] == row
+    assert "over seeds" not in page.texts
+    seeds = {"mem_bin": {"recall_64g": (0.2, 0.05, 3)}}
+    said = "split by time, seed 7"
+    page = Page(report_html(replace(BARE, scores=scores, intervals=intervals, seeds=seeds, split=said)))
+    at = page.texts.index("recall 64g")
+    assert page.texts[at : at + 7] == [*row, "20.00% \N{PLUS-MINUS SIGN} 5.00% (3)"]
+    assert "over seeds" in page.texts
+    assert any(text.endswith(f"jobs from sample; {said}") for text in page.texts)
 
 
 def test_the_best_predictor_is_marked_and_the_floor_is_none():
