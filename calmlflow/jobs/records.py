@@ -238,7 +238,8 @@ def record_cells(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.reset_index(drop=True)
     if "timestamp" not in frame:
         frame = frame.assign(timestamp=0)
-    cells = {column: _numbers(frame[column]) for column in COLUMNS if column in frame and column not in ("ipst", "mem_bin")}
+    told = [column for column in COLUMNS if column in frame and column not in ("ipst", "mem_bin")]
+    cells = {column: _numbers(frame[column]) for column in told}
     cells["ipst"] = _texts(frame["ipst"]).str.strip().str.lower()
     # Invalid memory breaks its own rule, and gets some bin so that it breaks no second one.
     if "memory" in cells:

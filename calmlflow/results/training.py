@@ -187,9 +187,20 @@ def _read_targets(results: Path, source: str, jobs: pd.DataFrame | None) -> dict
     found: dict[str, Any] = dict.fromkeys(TARGETS.values())
     for target in found:
         if (results / target).is_dir():
+            _check_format(results / target)
             fields = vars(read_results(results / target, target))
             kind, answers = (
                 (LoadedClassification, "y_scores") if target == "mem_bin" else (LoadedRegression, "predictions")
             )
             found[target] = kind(**fields, target=target, test_jobs=len(fields[answers]), source=source, jobs=jobs)
     return {**found, "jobs": jobs, "source": source}
+
+
+def _check_format(folder: Path) -> None:
+    """Raise an InputError for the folder of an early release of the earlier library, whose files have no endings."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    if files and not any(path.suffix for path in files):
+        raise InputError(
+            f"{folder} holds {files[0].name} and others without endings, which are pickles, and no pickle is read; "
+            "expected .npy, .npz and .csv files: load them with the library that wrote them, and save them anew"
+        )

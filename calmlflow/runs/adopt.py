@@ -155,7 +155,7 @@ def _read_folder(folder: Path, shown: Path) -> dict[str, SourceFile]:
     if len(paths) > MAX_MEMBERS:
         raise InputError(f"{shown} holds more than {MAX_MEMBERS} files and folders; expected those of one training")
     for path in paths:
-        if path.name not in _WANTED:
+        if path.name not in _WANTED or path.is_dir():
             continue
         where, part = shown / path.relative_to(folder), _WANTED[path.name]
         if part in found:
@@ -165,8 +165,16 @@ def _read_folder(folder: Path, shown: Path) -> dict[str, SourceFile]:
                 raise InputError(f"{where} has {size} bytes; expected at most {MAX_FILE_BYTES}")
             found[part] = SourceFile(where, path.read_bytes())
         except OSError as error:
-            raise InputError(f"{where} cannot be read ({error.strerror}); expected a file, as of Keras 3") from error
+            raise InputError(f"{where} cannot be read ({error.strerror}); expected a file") from error
+    saved = next((shown / path.relative_to(folder).parent for path in paths if path.name == "saved_model.pb"), None)
     for name, part in _WANTED.items():
+        if part not in found and part != "scaling" and saved:
+            # Its graph may hold any operation of TensorFlow, also those that read and write files.
+            raise InputError(
+                f"{saved} is a SavedModel of an earlier Keras, a program that is not run here; expected {name}: read "
+                "its weights where it was trained (get_weights), set them in the same layers of Keras 3 (set_weights), "
+                f"and save {name}"
+            )
         if part not in found:
             raise InputError(f"{shown} holds no {name}; expected {', '.join(list(_WANTED)[:4])}")
     return found

@@ -58,6 +58,15 @@ def test_a_folder_of_one_target_opens_alone(tree, tmp_path):
     assert list(load(tree).by_target()) == ["mem_bin", "wallclock"]
 
 
+def test_files_without_endings_are_told_as_pickles_and_never_read(tree):
+    for path in (tree / "results" / "mem_bin").iterdir():
+        path.rename(path.with_suffix(""))
+    with pytest.raises(
+        InputError, match=r"results/mem_bin holds acc_loss and others without endings, which are pickles"
+    ):
+        load(tree)
+
+
 def test_a_folder_without_results_is_named(tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path} holds no results"):
         load(tmp_path)

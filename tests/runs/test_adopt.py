@@ -323,8 +323,10 @@ def test_files_that_are_missing_doubled_or_too_large_are_named(tmp_path, kind, m
     assert f"holds both {place}/mem_reg.keras and {place}/older/mem_reg.keras" in refusal(place)
     assert "pt_transform" in refusal(write(tmp_path / f"scaling-{kind}", {**FLAT, "pt_transform": b"{}"}))
     # As an earlier Keras wrote a network.
-    folder = "mem_reg.keras/" if kind.endswith("zip") else "mem_reg.keras/saved_model.pb"
-    assert "mem_reg.keras cannot be read" in refusal(write(tmp_path / f"earlier-{kind}", {**some, folder: b""}))
+    for name in ("mem_reg", "mem_reg.keras"):
+        place = write(tmp_path / f"earlier-{name}-{kind}", {**some, f"models/{name}/saved_model.pb": b"\x08\x01"})
+        assert refusal(place).startswith(f"{place}/models/{name} is a SavedModel of an earlier Keras, ")
+        assert "expected mem_reg.keras: read its weights where it was trained" in refusal(place)
     monkeypatch.setattr(adoption, "MAX_MEMBERS", 3)
     assert "more than 3 files" in refusal(write(tmp_path / f"many-{kind}", FLAT))
     monkeypatch.undo()
