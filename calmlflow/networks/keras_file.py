@@ -5,6 +5,7 @@
 
 import io
 import json
+import math
 import re
 import tempfile
 import warnings
@@ -19,12 +20,14 @@ from calmlflow.errors import InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import LADDER
 from calmlflow.networks.backend import keras
+from calmlflow.networks.onnx_file import MAX_PARTS, MAX_WIDTH
 
 MAX_BYTES = {"config.json": 1 << 19, "metadata.json": 1 << 16, "model.weights.h5": 1 << 26}
 """Members of a .keras file, all needed, and the bytes that each may have; the largest of our own has 2 MB."""
 
-MAX_WIDTH = 1024
-"""Widest layer. Keras makes a layer's weights from its config, before it looks whether the file has them."""
+# Keras makes a layer's weights from its config, before it looks whether the file has them.
+MAX_WEIGHTS = MAX_BYTES["model.weights.h5"] // 4
+"""Numbers of all layers together."""
 
 # Those that `export_onnx` writes. No Concatenate, with which a short config makes layers of any width.
 LAYERS = (
@@ -156,6 +159,7 @@ def check_config(config: object, shown: Path) -> None:
     if not isinstance(config, dict) or _class_of(config) not in _MODELS:
         raise InputError(f"{shown}: config.json is {config!r:.60}; expected a Functional or Sequential network")
     values: list[tuple[Any, bool]] = [(config, False)]
+    parts, units, widest = 0, 0.0, 0.0
     while values:
         value, is_compiled = values.pop()
         if isinstance(value, list):
@@ -164,12 +168,19 @@ def check_config(config: object, shown: Path) -> None:
             if _OBJECT_KEYS & value.keys() and not _may_load(value, is_compiled):
                 asked = f"class {value.get('class_name')!r:.60} of module {value.get('module')!r:.60}"
                 raise InputError(f"{shown}: config.json asks for {asked}; expected Keras' {', '.join(LAYERS)}")
+            parts += _class_of(value)[0] in ("keras.layers", "None") and "class_name" in value
             for key, child in value.items():
                 if key in _NEVER and child is not None:
                     raise InputError(f"{shown}: config.json has {key} {child!r:.60}; expected plain weights")
-                if (key in _WIDTH_KEYS or "shape" in key) and _widest(child) > MAX_WIDTH:
-                    raise InputError(f"{shown}: config.json has {key} {child!r:.60}; expected at most {MAX_WIDTH}")
+                if key in _WIDTH_KEYS or "shape" in key:
+                    width = _widest(child)
+                    if width > MAX_WIDTH:
+                        raise InputError(f"{shown}: config.json has {key} {child!r:.60}; expected at most {MAX_WIDTH}")
+                    units, widest = units + (width if key == "units" else 0), max(widest, width)
                 values.append((child, is_compiled or key == "compile_config"))
+    for what, found, most in (("layers and calls", parts, MAX_PARTS), ("weights", units * widest, MAX_WEIGHTS)):
+        if found > most:
+            raise InputError(f"{shown}: config.json asks for up to {found:.0f} {what}; expected at most {most}")
 
 
 def _may_load(value: dict[str, Any], is_compiled: bool) -> bool:
@@ -213,8 +224,8 @@ def check_weights(content: bytes, shown: Path) -> None:
             return f"{name!r:.60} is no array of numbers; expected weights"
         if item.external or item.is_virtual:
             return f"{name!r:.60} takes its numbers from another file; expected weights that lie in the file"
-        # A few bytes may unpack to as many as they like.
-        size += item.size * item.dtype.itemsize
+        # A few bytes may unpack to as many as they like, and a chunk is larger than its array if it says so.
+        size += max(item.size, math.prod(item.chunks or ())) * item.dtype.itemsize
         limit = MAX_BYTES["model.weights.h5"]
         return f"{name!r:.60} takes the weights to {size} bytes; expected at most {limit}" if size > limit else None
 

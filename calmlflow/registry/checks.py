@@ -14,7 +14,10 @@ from typing import NamedTuple
 
 import mlflow
 import numpy as np
+from mlflow.environment_variables import MLFLOW_ALLOW_PICKLE_DESERIALIZATION
 from mlflow.models import Model
+from mlflow.pyfunc import FLAVOR_NAME, MAIN
+from mlflow.pyfunc.model import CONFIG_KEY_PYTHON_MODEL, MODEL_CODE_PATH
 from numpy.typing import NDArray
 
 from calmlflow import settings
@@ -24,12 +27,14 @@ from calmlflow.hst.features import job_features
 from calmlflow.hst.scaling import Scaling
 from calmlflow.predictor.answers import as_answers
 from calmlflow.predictor.bundle import Bundle
-from calmlflow.predictor.manifest import MANIFEST, read_manifest
+from calmlflow.predictor.manifest import MANIFEST, read_files, read_manifest
 from calmlflow.predictor.registry_client import RegistryUnavailableError, check_reachable
-from calmlflow.registry.package import EXAMPLE, INPUTS, INPUTS_BEFORE, model_digest, outputs_of
+from calmlflow.registry.package import EXAMPLE, INPUTS, INPUTS_BEFORE, SERVED, model_digest, outputs_of
 from calmlflow.registry.versions import Version
 
 SERVING_TIMEOUT_S = 180
+
+LOADER = "mlflow.pyfunc.loaders.code_model"
 
 # Run in a process of its own: there the version's own code is imported, and can do no harm to this process.
 SERVE = """
@@ -151,8 +156,8 @@ def check_whole(bundle: Path, recorded_sha256: str | None, expected: Sequence[st
         for part in (f"{network}/{network}.keras", f"{network}/{network}.onnx"):
             if part not in manifest["sha256"]:
                 raise InputError(f"{part} is not listed in {MANIFEST}; expected every network in both forms")
-    # Reads every file and compares its SHA-256.
-    Bundle.load(bundle)
+    # Compares the SHA-256 of every file.
+    read_files(bundle, manifest)
     return f"{len(files)} files match their SHA-256"
 
 
@@ -176,7 +181,14 @@ def check_onnx(bundle: Path, networks: Sequence[str], features: NDArray[np.float
 
 def check_serving(model_folder: Path, bundle: Path, networks: Sequence[str]) -> str:
     """See that MLflow serves a version by its signature, and that it answers its own example as the bundle does."""
-    signature = Model.load(str(model_folder)).signature
+    described = Model.load(str(model_folder))
+    flavor, signature = described.flavors.get(FLAVOR_NAME, {}), described.signature
+    code = Path(str(flavor.get(MODEL_CODE_PATH))).name
+    if flavor.get(MAIN) != LOADER or code != SERVED.name or CONFIG_KEY_PYTHON_MODEL in flavor:
+        raise InputError(
+            f"MLmodel loads {flavor.get(CONFIG_KEY_PYTHON_MODEL, code)!r:.60} by {flavor.get(MAIN)!r:.60}; expected "
+            f"the code {SERVED.name} by {LOADER}: no pickle is opened"
+        )
     for side, found, expected in (
         ("inputs", signature and signature.inputs, (INPUTS, INPUTS_BEFORE)),
         ("outputs", signature and signature.outputs, (outputs_of(networks),)),
@@ -207,21 +219,24 @@ def _is_same(served: object, direct: object) -> bool:
 
 
 def _served_answers(model_folder: Path) -> object:
-    kept = {
-        name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH") if name in os.environ
-    }
-    try:
-        done = subprocess.run(
-            # Isolated: without what the environment or the folder would put on Python's path.
-            [sys.executable, "-I", "-c", SERVE, str(model_folder)],
-            env={**kept, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_TRACKING_URI": "sqlite://"},
-            cwd=model_folder,
-            capture_output=True,
-            text=True,
-            timeout=SERVING_TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise InputError(f"mlflow.pyfunc did not answer in {SERVING_TIMEOUT_S} s; expected the example's") from error
+    # No credentials of the user's: none of the environment, and a home of its own.
+    kept = {name: os.environ[name] for name in ("PATH", "TMPDIR", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
+    own = {MLFLOW_ALLOW_PICKLE_DESERIALIZATION.name: "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with tempfile.TemporaryDirectory(prefix="calmlflow-home-") as home:
+        try:
+            done = subprocess.run(
+                # Isolated: without what the environment or the folder would put on Python's path.
+                [sys.executable, "-I", "-c", SERVE, str(model_folder)],
+                env={**kept, **own, "HOME": home, "MLFLOW_TRACKING_URI": "sqlite://"},
+                cwd=model_folder,
+                capture_output=True,
+                text=True,
+                timeout=SERVING_TIMEOUT_S,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise InputError(
+                f"mlflow.pyfunc did not answer in {SERVING_TIMEOUT_S} s; expected the example's"
+            ) from error
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
         reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]

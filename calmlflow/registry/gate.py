@@ -18,6 +18,7 @@ import pandas as pd
 
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.features import FEATURES
+from calmlflow.networks.onnx_file import check_graph
 from calmlflow.predictor.bundle import Bundle, Predictions
 from calmlflow.predictor.evidence import Finished
 from calmlflow.registry.against import champion_checks, limit_checks, rung_checks, settled
@@ -193,11 +194,14 @@ def _features_of(jobs: pd.DataFrame) -> np.ndarray:
 
 
 def _fetched(version: Version, folder: Path) -> tuple[Path, Path]:
-    """Folders of a version's model and of its bundle. Their digest is checked; nothing has run."""
+    """Folders of a version's model and of its bundle. Digest and graphs are checked; nothing has run."""
     folder.mkdir()
     model = download_version(version, folder)
     check_digest(version, model)
-    return model, bundle_folder(model, str(version))
+    bundle = bundle_folder(model, str(version))
+    for network in sorted(bundle.glob("*/*.onnx")):
+        check_graph(network)
+    return model, bundle
 
 
 def _data_checks(jobs: Jobs, limits: Limits) -> Iterator[Check]:

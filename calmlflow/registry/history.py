@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from dataclasses import fields as fields_of
 from datetime import UTC, datetime
 from typing import Any
 
@@ -64,8 +65,12 @@ class Event:
 
     @classmethod
     def from_json(cls, text: str) -> "Event":
-        """Read the text of a tag; a ValueError or TypeError where it is not an event."""
-        fields: dict[str, Any] = dict(json.loads(text))
+        """Read the text of a tag; a ValueError or TypeError where it is not an event.
+
+        Fields that only a later release knows are left out.
+        """
+        known = {field.name for field in fields_of(cls)}
+        fields: dict[str, Any] = {name: value for name, value in dict(json.loads(text)).items() if name in known}
         fields |= {name: printable(value) for name, value in fields.items() if isinstance(value, str)}
         # An event of before has none that are not decided.
         lists = {"failed": fields["failed"], "undecided": fields.get("undecided", ())}

@@ -264,7 +264,9 @@ def _record(client: MlflowClient, model: str, event: Event, checks: Sequence[Che
     while _mend_aliases(client, model):
         pass
     kind = {"promotion": "promoted", "rollback": "restored", "outside": "moved without the gate, recorded"}
-    head = f"**{event.stage}**: {kind[event.action]}{', **forced**' if event.forced else ''} by {_plain(event.who)}"
+    # A later release may know more actions.
+    action = kind.get(event.action, event.action) + (", **forced**" if event.forced else "")
+    head = f"**{event.stage}**: {action} by {_plain(event.who)}"
     head += f" at {event.at}" + (f", in place of version {event.before}." if event.before is not None else ".")
     if event.reason:
         head += f" Reason: {_plain(event.reason)}"

@@ -18,6 +18,8 @@ from calmlflow.networks.architectures import TargetRange, build_classifier, buil
 from calmlflow.networks.backend import keras
 from calmlflow.networks.keras_file import MAX_BYTES, check_config, load_network, parse_network
 from calmlflow.networks.onnx import export_onnx
+from calmlflow.networks.onnx_file import check_graph
+from tests.samples.network_samples import little_memory
 
 SHOWN = Path("elsewhere", "hst_cal", "mem_clf.keras")
 INPUTS = np.random.default_rng(0).normal(0, 1, (50, 9)).astype(np.float32)
@@ -110,6 +112,7 @@ def test_a_plain_network_loads_under_our_names_and_answers_as_it_did(plain, tmp_
 def test_every_layer_on_the_list_loads_and_runs_as_onnx(layer, tmp_path):
     model = parse_network(saved(classifier(layer), tmp_path), SHOWN, "mem_clf")
     export_onnx(model, tmp_path / "mem_clf.onnx", INPUTS)
+    check_graph(tmp_path / "mem_clf.onnx")
 
 
 def test_branches_load_and_run_as_onnx(tmp_path):
@@ -118,6 +121,7 @@ def test_branches_load_and_run_as_onnx(tmp_path):
         x = merge()([layers.Dense(5)(x), layers.Dense(5)(inputs)])
     content = saved(keras.Model(inputs, layers.Dense(1)(x)), tmp_path)
     export_onnx(parse_network(content, SHOWN, "mem_reg"), tmp_path / "mem_reg.onnx", INPUTS)
+    check_graph(tmp_path / "mem_reg.onnx")
 
 
 def test_our_own_networks_load(tmp_path):
@@ -274,6 +278,15 @@ def test_what_would_make_huge_or_other_weights_is_refused(plain, part, key, valu
     assert f"config.json has {key} " in refusal(with_config(plain, config))
 
 
+@pytest.mark.parametrize(("count", "words"), [(5800, "up to 5801 layers and calls"), (900, "up to 943718400 weights")])
+def test_a_config_that_asks_for_gigabytes_is_refused_before_keras_makes_them(plain, count, words):
+    dense = {"class_name": "Dense", "module": "keras.layers", "config": {"units": 1024}}
+    first = {"class_name": "InputLayer", "module": "keras.layers", "config": {"batch_shape": [None, 9]}}
+    bomb = {"name": "bomb", "layers": [first, *([dense] * count)]}
+    with little_memory():
+        assert words in refusal(with_config(plain, {"class_name": "Sequential", "module": "keras", "config": bomb}))
+
+
 # -- The weights ------------------------------------------------------------------------------------------------------
 
 
@@ -308,8 +321,14 @@ def virtual(weights) -> None:
             lambda weights: weights.create_dataset("more", (1 << 40,), "f4", chunks=(1 << 20,), compression="gzip"),
             "expected at most 67108864",
         ),
+        (
+            lambda weights: weights.create_dataset(
+                "more", (1,), "f4", maxshape=(None,), chunks=(1 << 28,), compression="gzip"
+            ),
+            "expected at most 67108864",
+        ),
     ],
-    ids=["external link", "soft link", "external", "virtual", "text", "type", "bomb"],
+    ids=["external link", "soft link", "external", "virtual", "text", "type", "bomb", "chunk"],
 )
 def test_weights_that_lie_elsewhere_or_are_too_many_are_refused(plain, change, words):
     assert words in refusal(with_weights(plain, change))

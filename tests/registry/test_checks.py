@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,7 @@ import yaml
 
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor.manifest import MANIFEST, write_manifest
-from calmlflow.registry.checks import check_digest, check_onnx, check_serving, check_whole, guarded
-from calmlflow.registry.package import model_digest
-from calmlflow.registry.versions import Version
+from calmlflow.registry.checks import check_onnx, check_serving, check_whole, guarded
 
 NETWORKS = ("mem_clf", "mem_reg", "wall_reg")
 
@@ -59,15 +59,6 @@ def test_a_bundle_must_hold_the_networks_of_its_model(downloaded):
         check_whole(bundle, None, NETWORKS)
 
 
-@pytest.mark.parametrize("name", ["served.py", "code/calmlflow/errors.py"])
-def test_the_digest_of_a_version_covers_what_runs_and_is_read(copy, name):
-    version = Version("m", 3, "None", "READY", "", "", "", 0, {"model_sha256": model_digest(copy)})
-    check_digest(version, copy)
-    (copy / name).write_text((copy / name).read_text() + "\n")
-    with pytest.raises(InputError, match=r"the files of version 3 of m have the SHA-256 .* as registered"):
-        check_digest(version, copy)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["mem_clf", "wall_reg"])
 def test_onnx_must_answer_as_keras_does(copy, network):
@@ -113,6 +104,53 @@ def test_a_version_must_be_servable(copy, words, spoil):
     spoil(copy)
     with pytest.raises(InputError, match=words):
         check_serving(copy, copy / "artifacts" / "bundle", NETWORKS)
+
+
+def name_a_pickle(copy: Path, canary: Path) -> None:
+    (copy / "python_model.pkl").write_bytes(pickle.dumps(Opened(str(canary))))
+    change_mlmodel(copy, lambda described: described["flavors"]["python_function"].pop("model_code_path"))
+    more = {"python_model": "python_model.pkl", "cloudpickle_version": "3.1.1"}
+    change_mlmodel(copy, lambda described: described["flavors"]["python_function"].update(more))
+
+
+class Opened:
+    """To unpickle it creates a file."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize(
+    ("words", "spoil"),
+    [
+        ("MLmodel loads 'python_model.pkl' by", name_a_pickle),
+        ("MLmodel loads 'served.py' by 'evil'", lambda copy, canary: change_mlmodel(
+            copy, lambda described: described["flavors"]["python_function"].update(loader_module="evil"))),
+    ],
+)  # fmt: skip
+def test_a_version_is_served_from_code_by_mlflow_and_nothing_is_unpickled(copy, tmp_path, words, spoil):
+    spoil(copy, tmp_path / "canary")
+    with pytest.raises(InputError, match=words):
+        check_serving(copy, copy / "artifacts" / "bundle", NETWORKS)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_the_serving_check_sees_nothing_of_the_user(copy, tmp_path, monkeypatch):
+    for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "CALMLFLOW_JOBS"):
+        monkeypatch.setenv(name, "of the user")
+    seen = tmp_path / "seen.json"
+    look = "import json, os, pathlib; found = [dict(os.environ), os.listdir(pathlib.Path.home())]; "
+    write = f"pathlib.Path({str(seen)!r}).write_text(json.dumps(found))\n"
+    (copy / "served.py").write_text(look + write + (copy / "served.py").read_text())
+    assert check_serving(copy, copy / "artifacts" / "bundle", NETWORKS) == "signature and input example work"
+    environment, at_home = json.loads(seen.read_text())
+    assert not {name for name, value in environment.items() if value == "of the user" or name.startswith("AWS_")}
+    assert (environment["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"], at_home) == ("false", [])
+    assert environment["HOME"] != os.environ["HOME"]
+    assert not Path(environment["HOME"]).exists()
 
 
 def test_a_check_that_breaks_is_one_that_failed():

@@ -1,5 +1,6 @@
 """The gate against the real server: every check fails alone, a refusal changes no stage, force is seen."""
 
+import hashlib
 import json
 import re
 from datetime import UTC, datetime, timedelta
@@ -11,16 +12,19 @@ import pandas as pd
 import pytest
 import yaml
 from mlflow import MlflowClient
+from onnx import TensorProto, helper
 
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.ladder import BIN_NAMES
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.evidence import Finished
+from calmlflow.predictor.manifest import MANIFEST, write_manifest
 from calmlflow.registry import gate
 from calmlflow.registry.gate import judge, reference_version
 from calmlflow.registry.held_out import judged_jobs, new_to, newest_of
 from calmlflow.registry.history import Event
 from calmlflow.registry.limits import DEFAULT, read_limits
+from calmlflow.registry.package import model_digest
 from calmlflow.registry.versions import State, Version, read_state
 from calmlflow.results.scores import DECISIVE, score_predictions
 from calmlflow.runs.promote import PromotionRequest, parse_version, promote_in_run, roll_back_to
@@ -105,18 +109,42 @@ def test_a_version_is_no_worse_than_itself(quick, client, model):
     assert {value for name, value in found.metrics.items() if name.startswith("difference")} == {0.0}
 
 
-def test_nothing_of_a_version_runs_that_is_not_what_was_registered(client, model, trained, copy, tmp_path):
-    known = client.get_model_version("calcloud-predictor", "1").tags
-    (copy / "served.py").write_text(f"open({str(tmp_path / 'has-run')!r}, 'w')\n" + (copy / "served.py").read_text())
+@pytest.mark.parametrize("name", ["served.py", "MLmodel", "requirements.txt", "code/sitecustomize.py"])
+def test_nothing_of_a_version_runs_that_is_not_what_was_registered(client, model, trained, copy, tmp_path, name):
+    canary = f"open({str(tmp_path / 'has-run')!r}, 'w')\n"
+    (copy / "served.py").write_text(canary + (copy / "served.py").read_text())
+    registered = model_digest(copy)
+    # One line more, or one file.
+    line = canary if name.endswith(".py") else "# one line more\n"
+    with (copy / name).open("a") as file:
+        file.write(line)
     files = log_files(copy, trained / "data" / "latest.csv")
-    for tags in ({}, {"model_sha256": files.digest}):
-        add(client, model, files.source, files.run_id, **tags)
+    add(client, model, files.source, files.run_id, model_sha256=registered)
+    words = rf"artifacts: .*expected {registered[:12]}\.\.\. as registered.* register it anew \(--force overrides"
+    for force in (False, True):
+        with pytest.raises(CalmlflowError, match=words):
+            promote_in_run(PromotionRequest("Production", 1, model, force=force, reason="the queue is full"))
+    assert (read_state(model).stages, (tmp_path / "has-run").exists()) == ({1: "None"}, False)
+    assert client.get_model_version(model, "1").tags["gate"] == "refused"
+    if name == "served.py":
+        # With its own digest it is what was registered, and is run.
+        add(client, model, files.source, files.run_id, model_sha256=files.digest)
+        assert verdict(model, 2).failed == []
+        assert (tmp_path / "has-run").exists()
+
+
+def test_a_graph_that_asks_for_gigabytes_is_refused_before_a_session_is_made(quick, client, model, trained, copy):
+    bundle = copy / "artifacts" / "bundle"
+    product = helper.make_node("MatMul", ["features", "w"], ["y"])
+    huge = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[9, 40_000_000])
+    bomb = helper.make_model(helper.make_graph([product], "bomb", [], [], [huge])).SerializeToString()
+    (bundle / "mem_reg" / "mem_reg.onnx").write_bytes(bomb)
+    write_manifest(bundle)
+    digest = hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()
+    files = log_files(copy, trained / "data" / "latest.csv")
+    add(client, model, files.source, files.run_id, model_sha256=files.digest, bundle_sha256=digest)
     (failed,) = [check for check in verdict(model, 1).failed if check.name == "artifacts"]
-    assert f"expected {known['model_sha256'][:12]}... as registered" in failed.figure
-    assert not (tmp_path / "has-run").exists()
-    # With its own digest it is what was registered, and is run.
-    assert verdict(model, 2).failed == []
-    assert (tmp_path / "has-run").exists()
+    assert "mem_reg.onnx has weights of shape [9, 40000000]" in failed.figure
 
 
 def test_a_challenger_must_give_every_answer_that_the_champion_gives(quick, client, model):
@@ -373,14 +401,6 @@ def test_force_goes_through_with_a_reason_and_is_seen(quick, client, model, tmp_
     assert "**forced**" in version.description
     found = next(found for found in runs_of(client, model) if found.info.run_id == event.run_id)
     assert (found.info.status, found.data.tags["gate"]) == ("FINISHED", "forced")
-
-
-def test_nothing_is_forced_past_files_that_are_not_what_was_registered(quick, client, model):
-    add(client, model, model_sha256="0" * 64)
-    with pytest.raises(CalmlflowError, match=r"artifacts: .* register it anew \(--force overrides judgements"):
-        promote_in_run(PromotionRequest("Production", 1, model, force=True, reason="the queue is full"))
-    assert read_state(model).stages == {1: "None"}
-    assert client.get_model_version(model, "1").tags["gate"] == "refused"
 
 
 def test_a_challenger_is_held_against_an_earlier_version_too(quick, client, model):

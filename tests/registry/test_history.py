@@ -79,9 +79,11 @@ def test_versions_that_were_in_production_in_order(moves, order):
     assert production_order([*events, move(9, "promotion", 7, stage="Staging")]) == order
 
 
-def test_an_event_of_before_there_were_undecided_checks_is_read():
+@pytest.mark.parametrize("more", ["", ',"ladder":{"version":2}', ',"approved_by":"a","self":3'])
+def test_an_event_of_an_earlier_or_a_later_release_is_read(more, caplog):
     event = move(1, "promotion", 2)
-    assert recorded_events({event.tag: event.to_json().replace(',"undecided":[]', "")}, "v") == [event]
+    assert recorded_events({event.tag: event.to_json().replace(',"undecided":[]', more)}, "v") == [event]
+    assert caplog.text == ""
 
 
 def test_versions_that_were_in_production_within_a_time():
