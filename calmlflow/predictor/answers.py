@@ -1,10 +1,13 @@
 """Word predictions as answers, and answer by policy."""
 
-import math
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from calmlflow.hst.ladder import LADDER, needed_bin
-from calmlflow.predictor.bundle import Predictions
+from calmlflow.predictor.bundle import FALLBACK, Predictions
+from calmlflow.settings import NETWORKS
 
 # Levels whose finished jobs an answer counts, as the columns of ``evidence`` in predictions.
 COUNTED = ("row", "programme", "visit", "run")
@@ -17,14 +20,13 @@ def mosaic_policy() -> dict[str, Any]:
 
 def fallback_policy() -> dict[str, Any]:
     """The answer without a bundle: the 8g rung, 20 minutes, kill time six times that, and ``fallback`` true."""
-    return {**_policy(1_200, 7_200), "fallback": True}
+    return {**_policy(FALLBACK["wall_pred"], FALLBACK["kill_time"]), "fallback": True}
 
 
 def _policy(clock_time_s: int, kill_time_s: int) -> dict[str, Any]:
     return {
         "memBin": 1,
-        # Rounded up it would not fit in the rung.
-        "memVal": math.floor(100 * LADDER[1].limit_gb) / 100,
+        "memVal": FALLBACK["mem_pred"],
         "clockTime": clock_time_s,
         "killTime": kill_time_s,
         "probabilities": [0.0, 1.0, 0.0, 0.0],
@@ -46,7 +48,7 @@ def as_answers(found: Predictions) -> list[dict[str, Any]]:
     if "mem_pred" in found:
         columns["memVal"] = [round(value, 2) for value in found["mem_pred"].tolist()]
     if "wall_pred" in found:
-        columns["clockTime"] = [int(value) for value in found["wall_pred"].tolist()]
+        columns["clockTime"] = [max(int(value), 1) for value in found["wall_pred"].tolist()]
         columns["killTime"] = found["kill_time"].tolist()
     n = len(next(iter(columns.values())))
     counts = found["evidence"].tolist() if "evidence" in found else [[0] * len(COUNTED)] * n
@@ -55,7 +57,19 @@ def as_answers(found: Predictions) -> list[dict[str, Any]]:
     # As the answer says it: the memory is rounded.
     said = (columns.get(key, nothing) for key in ("memBin", "memVal", "unseen"))
     columns["warnings"] = list(map(_warnings, *said))
+    for job in np.flatnonzero(found["by_policy"].any(axis=1)) if "by_policy" in found else ():
+        columns["warnings"][job] = [by_policy(found["by_policy"][job])]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def by_policy(wrong: NDArray[np.bool_]) -> str:
+    """Say why a job, or some of n, were answered by policy; shape (3,) or (n, 3)."""
+    jobs = f"{wrong.any(axis=1).sum():,} of {len(wrong):,} jobs are" if wrong.ndim == 2 else "This job is"
+    names = np.array(NETWORKS)[wrong.reshape(-1, len(NETWORKS)).any(axis=0)]
+    return (
+        f"{jobs} answered by policy, for {', '.join(names)} gave what cannot be true: not finite, 0 or less, beyond "
+        "every job, or no probabilities."
+    )
 
 
 def _warnings(chosen: int | None, memory_gb: float | None, unseen: bool | None) -> list[str]:

@@ -1,5 +1,6 @@
 """Read a bundle of up to three networks with their tables, and run it with onnxruntime."""
 
+import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,15 @@ ANSWER_KEYS = {
 }
 COMMON_KEYS = ("evidence", "warnings")
 
+# Larger numbers of a network are no answer: a petabyte, and thirty years.
+MAX_GB, MAX_S = 1e6, 1e9
+FALLBACK: dict[str, Any] = {
+    "bin_pred": 1, "probabilities": (0.0, 1.0, 0.0, 0.0), "wall_pred": 1_200, "kill_time": 7_200, "evidence": 0,
+    # Rounded up it would not fit in the rung.
+    "mem_pred": math.floor(100 * LADDER[1].limit_gb) / 100,
+}  # fmt: skip
+"""The policy's answer where no bundle can be had, or where what its networks say cannot be true; as `Predictions`."""
+
 Predictions = dict[str, NDArray[Any]]
 """Predictions of n jobs, by the names of the job record's columns; a key is absent if the bundle lacks its network.
 
@@ -45,6 +55,7 @@ bin_pred (n,) 0..3 (the rung decided on, or the most probable one without a deci
 mem_pred (n,) GB, wall_pred (n,) seconds, kill_time (n,) seconds, evidence (n, 4): finished jobs behind the levels row,
 programme, visit and run, and unseen (n,) bool: unlike any job that one of the networks was trained on. If that is
 mem_clf, the probabilities are widened before the rung is decided on; if wall_reg, the kill time is the longest.
+by_policy (n, 3) bool, there only if some are: the networks whose output cannot be true; `FALLBACK` answers such a job.
 """
 
 # Columns of the outputs of networks: four probabilities, GB, s, and the row of the training that is `SeenRows.nearest`
@@ -74,18 +85,12 @@ def combine(
     if corrected:
         probabilities, found["evidence"] = corrected.answers[:, _BINS], corrected.jobs
         # Exactly 1 where nothing is corrected.
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             factors = np.exp(corrected.answers[:, 4:] - corrected.steps[0][:, 4:])
-        # What has no logarithm stays as it is.
-        values = values * np.where(np.isfinite(factors), factors, 1.0)
+            # What has no logarithm stays as it is.
+            values = values * np.where(np.isfinite(factors), factors, 1.0)
         known, in_programme = corrected.jobs[:, 0] > 0, corrected.in_programme
-    rows = outputs[:, _NEAREST]
-    has_rows = np.logical_and.reduce(~np.isnan(rows))
-    nearest = {
-        name: rows[:, place].astype(np.int64)
-        for place, name in enumerate(NETWORKS)
-        if name in networks and has_rows[place]
-    }
+    nearest = {name: rows for name in networks if (rows := nearest_rows(outputs, name)) is not None}
     # Evidence may be newer than the rows of the training.
     unseen = {network: (rows < 0) & ~known for network, rows in nearest.items()}
     if "mem_clf" in networks:
@@ -105,7 +110,33 @@ def combine(
                 found["kill_time"] = np.where(unseen["wall_reg"], KILL_TIME_MAX_S, found["kill_time"])
     if unseen:
         found["unseen"] = reduce(np.logical_or, unseen.values())
-    return found
+    return _or_policy(found, len(outputs))
+
+
+def nearest_rows(outputs: NDArray[np.float64], network: str) -> NDArray[np.int64] | None:
+    """Row of its training that is nearest to each job, -1 for none; None where the network does not know its rows."""
+    rows = outputs[:, _NEAREST][:, NETWORKS.index(network)]
+    return None if np.isnan(rows).any() else rows.astype(np.int64)
+
+
+def _or_policy(found: Predictions, count: int) -> Predictions:
+    """Predictions of so many jobs, by policy for a job of which a network says what cannot be true."""
+    # A comparison with NaN is false.
+    wrong = np.zeros((count, len(NETWORKS)), dtype=bool)
+    if "probabilities" in found:
+        shares = found["probabilities"]
+        wrong[:, 0] = ~((shares >= 0).all(axis=1) & (np.abs(shares.sum(axis=1) - 1) <= 1e-3))
+    for place, (name, most) in enumerate((("mem_pred", MAX_GB), ("wall_pred", MAX_S)), start=1):
+        if name in found:
+            wrong[:, place] = ~((found[name] > 0) & (found[name] <= most))
+    if not wrong.any():
+        return found
+    jobs = wrong.any(axis=1)
+    replaced = {
+        name: np.where(jobs.reshape(-1, *[1] * (column.ndim - 1)), FALLBACK.get(name, column), column)
+        for name, column in found.items()
+    }
+    return {**replaced, "by_policy": wrong}
 
 
 @dataclass(frozen=True)

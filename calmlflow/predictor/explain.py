@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from calmlflow.hst.features import FEATURES, Features
 from calmlflow.hst.ladder import BIN_NAMES, LADDER
-from calmlflow.predictor.bundle import Bundle, Predictions
+from calmlflow.predictor.bundle import Bundle, Predictions, nearest_rows
 from calmlflow.predictor.evidence import KINDS, LEVELS, N_BINS, NEVER, Evidence
-from calmlflow.settings import KILL_TIME_MAX_S, KILL_TIME_MIN_S, NETWORKS
+from calmlflow.settings import KILL_TIME_MAX_S, KILL_TIME_MIN_S
 
 NEAREST = 5
+NO_ROW = np.array([-1])
 WIDTH = 100
 """Characters of a line of `as_text`."""
 
@@ -47,6 +48,10 @@ def explain(
     outputs = bundle.run_known([features])
     corrected = bundle.correct(outputs, [features], [dataset])
     predictions = bundle.answer(outputs, corrected)
+    if "by_policy" in predictions:
+        # Its warning says why.
+        found["notes"].append("The answer is the fixed one of the policy.")
+        return found
     memory_gb, wallclock_s = outputs[0, N_BINS : N_BINS + 2]
     found["levels"].append(_level("networks", outputs[0, :N_BINS], memory_gb, wallclock_s))
     if bundle.evidence and corrected:
@@ -63,7 +68,7 @@ def explain(
             found["last_run"] = {"memory_gb": round(run[0], 4), "wallclock_s": round(run[1])}
     else:
         found["notes"].append("The bundle has no evidence: the answer is that of the networks.")
-    if _is_unseen("mem_clf", outputs, answer):
+    if _is_unseen(nearest_rows(outputs, "mem_clf"), answer):
         found["levels"].append(_level("unseen", predictions["probabilities"][0], memory_gb, wallclock_s))
     found["rungs"] = _rungs(bundle, outputs, predictions)
     if bundle.decision is None:
@@ -116,14 +121,9 @@ def _nearest(evidence: Evidence, features: Features) -> list[dict[str, Any]]:
     ]
 
 
-def _row_of(network: str, outputs: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Number of the training row nearest to the job, shape (1,); -1 where there is none."""
-    return np.nan_to_num(outputs[:, N_BINS + 2 + NETWORKS.index(network)], nan=-1).astype(np.int64)
-
-
-def _is_unseen(network: str, outputs: NDArray[np.float64], answer: Mapping[str, Any]) -> bool:
+def _is_unseen(nearest: NDArray[np.int64] | None, answer: Mapping[str, Any]) -> bool:
     """Whether neither the training of a network nor the evidence has a job like this one."""
-    return bool(outputs[0, N_BINS + 2 + NETWORKS.index(network)] < 0) and not answer["evidence"]["row"]
+    return nearest is not None and nearest[0] < 0 and not answer["evidence"]["row"]
 
 
 def _rungs(bundle: Bundle, outputs: NDArray[np.float64], predictions: Predictions) -> list[dict[str, Any]]:
@@ -131,7 +131,8 @@ def _rungs(bundle: Bundle, outputs: NDArray[np.float64], predictions: Prediction
     ratio: list[Any] = [None] * N_BINS
     usd: list[Any] = [None] * N_BINS
     if bundle.decision:
-        row = _row_of("mem_clf", outputs)
+        row = nearest_rows(outputs, "mem_clf")
+        row = NO_ROW if row is None else row
         ratio = bundle.decision.wallclock_ratio[row][0].tolist()
         usd = (bundle.decision.costs(probabilities, row) * predictions["wall_pred"])[0].tolist()
     return [
@@ -157,10 +158,11 @@ def _kill_time(
     predicted_s = float(predictions["wall_pred"][0])
     found = {"predicted_s": predicted_s, "factor": None, "spread": None, "jobs": None, "coverage": None}
     # The calibration knows nothing of a job unlike any seen, which gets the longest kill time.
-    if bundle.kill_time and not _is_unseen("wall_reg", outputs, answer):
+    nearest = nearest_rows(outputs, "wall_reg")
+    if bundle.kill_time and not _is_unseen(nearest, answer):
         factor, jobs = bundle.kill_time.group_of(predicted_s, known_jobs)
         spread = bundle.kill_time.spread
-        found |= {"factor": factor, "spread": spread[_row_of("wall_reg", outputs)[0]] if spread else 1.0}
+        found |= {"factor": factor, "spread": spread[NO_ROW[0] if nearest is None else nearest[0]] if spread else 1.0}
         found |= {"jobs": jobs, "coverage": bundle.kill_time.coverage}
     return {**found, "shortest_s": KILL_TIME_MIN_S, "longest_s": KILL_TIME_MAX_S}
 

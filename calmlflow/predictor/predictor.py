@@ -45,7 +45,8 @@ class Serving:
             return fallback_policy()
         outputs = self.bundle.run_known([features])
         found = self.bundle.answer(outputs, self.bundle.correct(outputs, [features], [name]))
-        return {**as_answers(found)[0], "version": self.version, "source": self.source}
+        source = "policy" if "by_policy" in found else self.source
+        return {**as_answers(found)[0], "version": self.version, "source": source}
 
 
 def answer_mosaic(job: Dataset, emit: Emitter | None = None) -> dict[str, Any]:

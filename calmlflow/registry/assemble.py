@@ -18,7 +18,7 @@ def assemble(models: Path, champion: Path) -> Bundle:
     are not whole or do not belong together; then ``models`` is what it was.
     """
     fresh = {path.relative_to(models).as_posix(): path.read_bytes() for path in models.rglob("*") if path.is_file()}
-    others = read_files(champion, read_manifest(champion))
+    others = read_files(champion, read_manifest(champion), whole=True)
     source = {network: fresh if f"{network}/{network}.onnx" in fresh else others for network in NETWORKS}
     files: dict[str, bytes] = {}
     for network, held in source.items():

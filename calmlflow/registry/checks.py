@@ -1,6 +1,7 @@
 """Check the files, the networks and the serving of a version."""
 
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -157,7 +158,7 @@ def check_whole(bundle: Path, recorded_sha256: str | None, expected: Sequence[st
             if part not in manifest["sha256"]:
                 raise InputError(f"{part} is not listed in {MANIFEST}; expected every network in both forms")
     # Compares the SHA-256 of every file.
-    read_files(bundle, manifest)
+    read_files(bundle, manifest, whole=True)
     return f"{len(files)} files match their SHA-256"
 
 
@@ -177,6 +178,18 @@ def check_onnx(bundle: Path, networks: Sequence[str], features: NDArray[np.float
         return f"differs by {check_agreement(keras_network, onnx, scaling.apply(features)):.1g}"
 
     return [guarded(f"onnx.{network}", "as Keras answers", partial(difference, network)) for network in networks]
+
+
+def probe_rows(features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Small and large jobs of every kind: sizes of half and of twice what jobs (n, 9) of the same flags have."""
+    # Within a factor of two a job is not told as unseen, see `calmlflow.predictor.decision.MAX_LOG_SIZE`.
+    flags, kind = np.unique(features[:, 2:], axis=0, return_inverse=True)
+    rows = []
+    for number, of_kind in enumerate(flags):
+        sizes = features[kind.ravel() == number, :2]
+        corners = zip(np.maximum(sizes.min(axis=0) // 2, (1, 0)), sizes.max(axis=0) * 2, strict=True)
+        rows += [[*corner, *of_kind] for corner in itertools.product(*corners)]
+    return np.array(rows)
 
 
 def check_serving(model_folder: Path, bundle: Path, networks: Sequence[str]) -> str:

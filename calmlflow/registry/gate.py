@@ -19,6 +19,7 @@ import pandas as pd
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.features import FEATURES
 from calmlflow.networks.onnx_file import check_graph
+from calmlflow.predictor.answers import by_policy
 from calmlflow.predictor.bundle import Bundle, Predictions
 from calmlflow.predictor.evidence import Finished
 from calmlflow.registry.against import champion_checks, limit_checks, rung_checks, settled
@@ -31,6 +32,7 @@ from calmlflow.registry.checks import (
     check_whole,
     download_version,
     guarded,
+    probe_rows,
 )
 from calmlflow.registry.held_out import Jobs, judged_jobs, known_to_both, new_to, newest_of
 from calmlflow.registry.history import in_production_since
@@ -223,8 +225,13 @@ def _scored(
 ) -> tuple[list[Check], dict[str, float]]:
     """Compare the scores of a bundle with the limits."""
     answers = _answers(bundle, jobs)
-    if not all(np.isfinite(column).all() for column in answers.values()):
-        return [Check("answers", False, "some are not finite", "numbers")], {}
+    rows = probe_rows(_features_of(jobs))
+    sound = [
+        _sound("answers", answers, f"{len(jobs):,} jobs"),
+        _sound("answers.probes", bundle.predict(rows), f"{len(rows):,} made-up jobs"),
+    ]
+    if not sound[0].passed:
+        return sound, {}
     metrics: dict[str, float] = {}
     for target, prediction in PREDICTED.items():
         if prediction in answers:
@@ -236,7 +243,12 @@ def _scored(
         wider = limit_checks(known, answers, limits)
         checks = settled(checks, wider, f"of all {len(known):,} jobs of the training")
     # Needed so rarely that all jobs are looked at.
-    return checks + rung_checks(jobs, answers), metrics
+    return sound + checks + rung_checks(jobs, answers), metrics
+
+
+def _sound(name: str, found: Predictions, asked: str) -> Check:
+    figure = by_policy(found["by_policy"]) if "by_policy" in found else asked
+    return Check(name, "by_policy" not in found, figure, "what can be true")
 
 
 def _against(
@@ -258,7 +270,7 @@ def _against(
         passed = None if role == "reference" and limits.reference == "best" else False
         return [Check(role, passed, str(error).replace(str(folder), name), expected)], {}
     answers = _answers(challenger, jobs)
-    if missing := sorted(set(others) - set(answers) - {"evidence"}):
+    if missing := sorted(set(others) - set(answers) - {"evidence", "by_policy"}):
         return [Check(role, False, f"it gives no {', '.join(missing)}", f"every answer that {name} gives")], {}
     checks, metrics = champion_checks(name, jobs, answers, others, limits, role)
     if known is not None:

@@ -5,18 +5,21 @@ import itertools
 import json
 import re
 import shutil
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import onnxruntime
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import yeojohnson
 
 from calmlflow.errors import InputError
 from calmlflow.hst.features import Features
 from calmlflow.hst.ladder import LADDER
 from calmlflow.hst.scaling import Scaling
-from calmlflow.predictor.answers import as_answers
+from calmlflow.predictor.answers import as_answers, fallback_policy
 from calmlflow.predictor.bundle import Bundle, combine
 from calmlflow.predictor.decision import Decision, widen
 from calmlflow.predictor.evidence import DEFAULT_STRENGTH, Finished, build_evidence
@@ -211,15 +214,50 @@ def test_a_dataset_that_ran_before_gets_the_kill_time_of_a_new_programme(folder)
         np.testing.assert_array_equal(found["kill_time"], expected)
 
 
-@pytest.mark.parametrize("said", [0.0, -5.0, np.nan, np.inf])
-def test_what_has_no_logarithm_stays_what_the_network_says(folder, said):
+@pytest.fixture(scope="module", params=[True, False], ids=["evidence", "networks alone"])
+def sound_and_decided(request, tmp_path_factory):
+    """A bundle with decision and rows, with evidence or without, and what its networks say of `FEATURES`."""
+    folder = write_bundle(tmp_path_factory.mktemp("sound") / "bundle")
+    add_rows(folder, FEATURES[:100], ratio_lines=101)
+    if request.param:
+        add_evidence(folder, FINISHED)
+    bundle = Bundle.load(folder)
+    return bundle, bundle.run(FEATURES)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5), st.floats(width=32)), max_size=8))
+def test_whatever_networks_say_the_answer_is_valid(sound_and_decided, said):
+    bundle, sound = sound_and_decided
+    outputs = sound[:5].copy()
+    for job, column, value in said:
+        outputs[job, column] = value
+    with warnings.catch_warnings(action="error"):
+        found = bundle.answer(outputs, bundle.correct(outputs, FEATURES[:5], NAMES[:5]))
+    for answer in as_answers(found):
+        assert answer["memBin"] in range(4)
+        assert 0 <= answer["memVal"] <= 1e6
+        assert 1 <= answer["clockTime"] <= 1e9
+        assert 60 <= answer["killTime"] <= 172_800
+        assert min(answer["probabilities"]) >= 0
+        assert sum(answer["probabilities"]) == pytest.approx(1, abs=2e-3)
+    # Only the jobs whose outputs were changed.
+    touched = sorted({job for job, _, _ in said})
+    by_policy = found["by_policy"].any(axis=1).nonzero()[0] if "by_policy" in found else []
+    assert set(by_policy) <= set(touched)
+    assert {job for job, column, value in said if column > 3 and outputs[job, column] == value <= 0} <= set(by_policy)
+
+
+@pytest.mark.parametrize("said", [0.0, -39.0, np.nan, np.inf, 1e30])
+def test_a_network_that_says_what_cannot_be_true_is_named_and_the_policy_answers(folder, said):
     add_evidence(folder, FINISHED)
     bundle = Bundle.load(folder)
     outputs = bundle.run(FEATURES)
-    outputs[0, 4:6] = said
-    found = bundle.answer(outputs, bundle.correct(outputs, FEATURES, NAMES))
-    assert found["mem_pred"][0] == pytest.approx(said, nan_ok=True)
-    assert np.isfinite(found["mem_pred"][1:]).all()
+    outputs[0, 5] = said
+    first, second, *_ = as_answers(bundle.answer(outputs, bundle.correct(outputs, FEATURES, NAMES)))
+    (warning,) = first.pop("warnings")
+    assert "by policy, for wall_reg gave what cannot be true" in warning
+    assert first == {key: value for key, value in fallback_policy().items() if key in first}
+    assert not any("policy" in text for text in second["warnings"])
 
 
 def test_evidence_of_no_jobs_changes_no_digit(folder):

@@ -33,7 +33,7 @@ JOBS = [
     (ROW._replace(total_mb=11), "jxxx01020", 9.0, 600.0, 6),
     (ROW._replace(pctecorr=1), "jyyy01010", 4.0, 700.0, 7),
     (ROW._replace(pctecorr=1, subarray=1), "jyyy01020", 5.0, 800.0, 8),
-    (ROW._replace(n_files=10**6, total_mb=10**9), "jzzz01010", 30.0, 20_000.0, 9),
+    (ROW._replace(n_files=10**4, total_mb=10**5), "jzzz01010", 30.0, 20_000.0, 9),
 ]
 NEW_PROGRAMME = "jqqq01020"
 UNSEEN = ("oabc06090", job_features("oabc06090", {**CONTROL, "SUBARRAY": "True", "CRSPLIT": "4"}))
@@ -155,7 +155,7 @@ def test_the_nearest_rows_differ_in_few_flags_and_then_in_size(bundle):
     assert [(row["differs"], row["jobs"]) for row in others] == [
         ({"total_mb": 11}, 1),
         ({"n_files": 34}, 1),
-        ({"n_files": 10**6, "total_mb": 10**9}, 1),
+        ({"n_files": 10**4, "total_mb": 10**5}, 1),
         ({"pctecorr": 1}, 1),
     ]
     for row, (_, _, memory_gb, wallclock_s, _) in zip(others, [JOBS[5], JOBS[4], JOBS[8], JOBS[6]], strict=True):

@@ -6,12 +6,13 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor.manifest import MANIFEST, write_manifest
-from calmlflow.registry.checks import check_onnx, check_serving, check_whole, guarded
+from calmlflow.registry.checks import check_onnx, check_serving, check_whole, guarded, probe_rows
 
 NETWORKS = ("mem_clf", "mem_reg", "wall_reg")
 
@@ -62,8 +63,6 @@ def test_a_bundle_must_hold_the_networks_of_its_model(downloaded):
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["mem_clf", "wall_reg"])
 def test_onnx_must_answer_as_keras_does(copy, network):
-    import numpy as np
-
     from calmlflow.networks.architectures import TargetRange, build_classifier, build_regressor
 
     bundle = copy / "artifacts" / "bundle"
@@ -151,6 +150,16 @@ def test_the_serving_check_sees_nothing_of_the_user(copy, tmp_path, monkeypatch)
     assert (environment["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"], at_home) == ("false", [])
     assert environment["HOME"] != os.environ["HOME"]
     assert not Path(environment["HOME"]).exists()
+
+
+def test_probes_are_smaller_and_larger_than_the_jobs_of_every_kind():
+    jobs = np.array([[2, 9, 0, 1, 0, 0, 0, 0, 2], [6, 30, 0, 1, 0, 0, 0, 0, 2], [1, 0, 1, 0, 0, 0, 0, 0, 3]], float)
+    found = sorted(map(tuple, probe_rows(jobs)))
+    flags, alone = jobs[0, 2:], jobs[2, 2:]
+    assert found == [
+        (1, 0, *alone), (1, 0, *alone), (1, 4, *flags), (1, 60, *flags), (2, 0, *alone), (2, 0, *alone),
+        (12, 4, *flags), (12, 60, *flags),
+    ]  # fmt: skip
 
 
 def test_a_check_that_breaks_is_one_that_failed():

@@ -29,10 +29,11 @@ from calmlflow.registry.versions import State, Version, read_state
 from calmlflow.results.scores import DECISIVE, score_predictions
 from calmlflow.runs.promote import PromotionRequest, parse_version, promote_in_run, roll_back_to
 from tests.registry.conftest import log_files
+from tests.samples.predictor_samples import write_network
 
 NETWORKS = ("mem_clf", "mem_reg", "wall_reg")
 WITHOUT_CHAMPION = {
-    *("artifacts", "serving", "data.schema", "data.jobs", "data.age"),
+    *("artifacts", "serving", "answers", "answers.probes", "data.schema", "data.jobs", "data.age"),
     *(f"onnx.{network}" for network in NETWORKS),
     *("mem_bin.accuracy", "mem_bin.excess_cost", "memory.mae", "memory.log_mae"),
     *("wallclock.log_mae", "wallclock.kill_time_coverage", "wallclock.kill_time_reserved"),
@@ -145,6 +146,22 @@ def test_a_graph_that_asks_for_gigabytes_is_refused_before_a_session_is_made(qui
     add(client, model, files.source, files.run_id, model_sha256=files.digest, bundle_sha256=digest)
     (failed,) = [check for check in verdict(model, 1).failed if check.name == "artifacts"]
     assert "mem_reg.onnx has weights of shape [9, 40000000]" in failed.figure
+
+
+@pytest.mark.parametrize("said", [-39.0, np.nan])
+def test_networks_that_say_what_cannot_be_true_are_refused_by_name(quick, client, model, trained, copy, said):
+    bundle = copy / "artifacts" / "bundle"
+    write_network(bundle / "wall_reg" / "wall_reg.onnx", 1, 0, said)
+    write_manifest(bundle)
+    digest = hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()
+    files = log_files(copy, trained / "data" / "latest.csv")
+    add(client, model, files.source, files.run_id, model_sha256=files.digest, bundle_sha256=digest)
+    found = {check.name: check.figure for check in verdict(model, 1).failed}
+    assert set(found) == {"answers", "answers.probes"}
+    for figure in found.values():
+        assert re.match(r"([\d,]+) of \1 jobs are answered by policy, for wall_reg gave", figure)
+    with pytest.raises(CalmlflowError, match=r"answers: .*wall_reg.*--force overrides judgements"):
+        promote_in_run(PromotionRequest("Production", 1, model, force=True, reason="the queue is full"))
 
 
 def test_a_challenger_must_give_every_answer_that_the_champion_gives(quick, client, model):

@@ -4,12 +4,16 @@ import copy
 import json
 import math
 import random
+import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,9 +23,16 @@ from mlflow.exceptions import MlflowException
 from benchmarks.serving import serving
 from calmlflow.hst.features import OPTIONAL_KEYS, job_features
 from calmlflow.predictor import Bundle
+from calmlflow.predictor.answers import fallback_policy
+from calmlflow.predictor.batch.answers import answer_table
+from calmlflow.predictor.batch.features import Jobs
+from calmlflow.predictor.explain import as_text, explain
+from calmlflow.predictor.manifest import write_manifest
+from calmlflow.predictor.predictor import Serving
 from calmlflow.registry import served
 from calmlflow.registry.package import write_bundle
 from calmlflow.settings import NETWORKS
+from tests.samples.predictor_samples import write_network
 from tests.samples.serving_samples import (
     JOBS,
     MOSAIC,
@@ -192,6 +203,29 @@ def answer(model, jobs) -> list[dict]:
 def alone(folder, jobs) -> list[dict]:
     bundle = Bundle.load(folder)
     return [answer_of(bundle, job["ipppssoot"], job) for job in jobs]
+
+
+def test_every_way_to_ask_answers_by_policy_where_a_network_says_what_cannot_be_true(folder, tmp_path, caplog):
+    broken = shutil.copytree(folder, tmp_path / "bundle")
+    write_network(broken / "wall_reg" / "wall_reg.onnx", 1, 0, -39.0)
+    write_manifest(broken)
+    made = served.ServedBundle()
+    made.load_context(SimpleNamespace(artifacts={"bundle": str(broken)}))
+    name, features = str(SEEN["ipppssoot"]), job_features(str(SEEN["ipppssoot"]), SEEN)
+    single = Serving(made.bundle, "7", "registry").answer(name, features)
+    (warning,) = single["warnings"]
+    assert "wall_reg gave what cannot be true" in warning
+    expected = {**fallback_policy(), "warnings": [warning], "unseen": single["unseen"], "version": "7"}
+    del expected["fallback"]
+    assert single == expected
+    assert answer(made, [SEEN]) == [{key: single[key] for key in made.bundle.answer_keys}]
+    table = answer_table(
+        Jobs(pa.array([name]), np.array([features]), np.array([False]), {}, {}), made.bundle
+    ).to_pylist()
+    assert [table[0][key] for key in ("bin_pred", "wall_pred", "kill_time", "jobs_row")] == [1, 1200, 7200, 0]
+    assert "1 of 1 jobs are answered by policy, for wall_reg gave" in caplog.text
+    explained = explain(single, name, features, made.bundle)
+    assert "".join(warning.split()) in re.sub(r"\s", "", as_text(json.loads(json.dumps(explained, allow_nan=False))))
 
 
 def test_threads_that_share_a_model_get_their_own_answers(folder, model, monkeypatch):

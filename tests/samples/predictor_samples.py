@@ -39,8 +39,11 @@ FILES = "/model-versions/get-artifact"
 PLACE = "/api/2.0/mlflow/model-versions/get-download-uri"
 
 
-def write_network(path: Path, outputs: int, seed: int) -> None:
-    """One dense layer with random weights: four probabilities, or one positive number of about a thousand."""
+def write_network(path: Path, outputs: int, seed: int, says: float | None = None) -> None:
+    """One dense layer with random weights: four probabilities, or one positive number of about a thousand.
+
+    With ``says`` one that says this number for every job.
+    """
     from onnx import TensorProto, helper, numpy_helper, save_model
 
     generator = np.random.default_rng(seed)
@@ -48,9 +51,14 @@ def write_network(path: Path, outputs: int, seed: int) -> None:
         numpy_helper.from_array(generator.normal(0, 0.4, (len(FEATURES), outputs)).astype(np.float32), "weights"),
         numpy_helper.from_array(np.full(outputs, 0 if outputs == 4 else 6, dtype=np.float32), "bias"),
     ]
+    last = "Softmax" if outputs == 4 else "Exp"
+    if says is not None:
+        weights = [numpy_helper.from_array(np.zeros((len(FEATURES), outputs), np.float32), "weights"),
+                   numpy_helper.from_array(np.full(outputs, says, np.float32), "bias")]  # fmt: skip
+        last = "Identity"
     nodes = [
         helper.make_node("Gemm", ["features", "weights", "bias"], ["sums"]),
-        helper.make_node("Softmax" if outputs == 4 else "Exp", ["sums"], ["answer"]),
+        helper.make_node(last, ["sums"], ["answer"]),
     ]
     given = helper.make_tensor_value_info("features", TensorProto.FLOAT, [None, len(FEATURES)])
     answer = helper.make_tensor_value_info("answer", TensorProto.FLOAT, [None, outputs])

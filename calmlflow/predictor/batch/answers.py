@@ -1,14 +1,18 @@
 """Answer jobs by columns; the networks run once for each different row of features."""
 
+import logging
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from calmlflow.hst.features import Features, row_codes
 from calmlflow.hst.ladder import BIN_NAMES
-from calmlflow.predictor.answers import COUNTED, fallback_policy, mosaic_policy
+from calmlflow.predictor.answers import COUNTED, by_policy, fallback_policy, mosaic_policy
 from calmlflow.predictor.batch.features import Jobs
 from calmlflow.predictor.bundle import Bundle
+
+log = logging.getLogger(__name__)
 
 # Of the answers: memory in GB, times in seconds, finished jobs behind each level of evidence; null if the bundle lacks
 # the network.
@@ -48,6 +52,8 @@ def _answers(bundle: Bundle, features: NDArray[np.int64], names: pa.Array) -> ND
     _, first, row_of_job = np.unique(row_codes(features), return_index=True, return_inverse=True)
     outputs = bundle.run_known([Features(*row) for row in features[first].tolist()])[row_of_job]
     found = bundle.answer(outputs, bundle.correct(outputs, features, names.to_numpy(zero_copy_only=False)))
+    if "by_policy" in found:
+        log.warning("%s", by_policy(found["by_policy"]))
     nothing = np.full((len(features), len(BIN_NAMES)), np.nan)
     counts = found.get("evidence", np.zeros((len(features), len(COUNTED))))
     columns = [found.get(name, nothing[:, 0]) for name in _COLUMNS]
