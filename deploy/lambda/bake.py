@@ -17,9 +17,9 @@ import typer
 import calmlflow
 from calmlflow import settings
 from calmlflow.console import say, script
-from calmlflow.errors import CalmlflowError
+from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor.bundle import Bundle
-from calmlflow.predictor.registry_client import fetch, resolve_stage
+from calmlflow.predictor.registry_client import DIGEST_TAG, fetch, resolve_stage
 from calmlflow.settings import hide_password
 from calmlflow.storage.files import locked
 
@@ -55,6 +55,11 @@ def bake(stage: str, output: Path) -> None:
         shutil.rmtree(left_behind)
     registry_uri = settings.registry_uri()
     staged = resolve_stage(stage, registry_uri)
+    if not staged.sha256:
+        raise InputError(
+            f"version {staged.version} of {settings.BUNDLE_MODEL} has no tag {DIGEST_TAG} in the registry; expected "
+            "the digest of its files: register it anew"
+        )
     pins = requirements()
     with tempfile.TemporaryDirectory(dir=output, prefix=".new-") as temporary:
         new, old = Path(temporary) / "image", Path(temporary) / "old"

@@ -3,6 +3,7 @@
 # There is no Docker here: the slow tests lay the image's folder out as the Dockerfile does and run AWS's own runtime
 # interface client from it, against a Runtime API on loopback.
 
+import hashlib
 import json
 import os
 import re
@@ -39,6 +40,11 @@ def bundle(tmp_path_factory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("version") / "bundle")
 
 
+def registered(version: str, bundle: Path) -> tuple[int, bytes]:
+    """The registry's answer for a version with the digest of this bundle."""
+    return staged(version, {"bundle_sha256": hashlib.sha256((bundle / "bundle.json").read_bytes()).hexdigest()})
+
+
 def bake(uri: str, output: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(DEPLOY / "bake.py"), "--output", str(output), *words],
@@ -52,7 +58,7 @@ def bake(uri: str, output: Path, *words: str) -> subprocess.CompletedProcess[str
 @pytest.fixture(scope="module")
 def baked(bundle, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("baked") / "build"
-    with http_registry({STAGES: staged("7"), FILES: files_of(bundle)}) as registry:
+    with http_registry({STAGES: registered("7", bundle), FILES: files_of(bundle)}) as registry:
         done = bake(registry.uri, output)
     assert done.returncode == 0, done.stderr
     assert "version 7 of calcloud-predictor (Production) on" in done.stderr
@@ -101,19 +107,32 @@ assert (answer["version"], answer["source"]) == ("7", "cache")
     assert done.returncode == 0, done.stderr
 
 
+def test_nothing_is_baked_that_is_not_what_was_registered(bundle, tmp_path):
+    other = write_bundle(tmp_path / "other", seed=5)
+    with http_registry({FILES: files_of(other)}) as registry:
+        for answer, words in (
+            (registered("7", bundle), "bundle.json of version 7 has the SHA-256"),
+            (staged("7"), "version 7 of calcloud-predictor has no tag bundle_sha256"),
+        ):
+            registry.answers[STAGES] = answer
+            done = bake(registry.uri, tmp_path / "build")
+            assert (done.returncode, words in done.stderr) == (1, True), done.stderr
+    assert not (tmp_path / "build" / "image").exists()
+
+
 def test_baking_again_replaces_what_was_there_unless_the_version_is_damaged(bundle, tmp_path):
     output = tmp_path / "build"
     other = write_bundle(tmp_path / "other", seed=5)
     (output / ".new-left" / "image").mkdir(parents=True)
-    with http_registry({STAGES: staged("7"), FILES: files_of(bundle)}) as registry:
+    with http_registry({STAGES: registered("7", bundle), FILES: files_of(bundle)}) as registry:
         assert bake(registry.uri, output).returncode == 0
         (output / "image" / "bundle" / "stray").touch()
-        registry.answers |= {STAGES: staged("8"), FILES: files_of(other)}
+        registry.answers |= {STAGES: registered("8", other), FILES: files_of(other)}
         assert bake(registry.uri, output, "--stage", "staging").returncode == 0
         assert registry.queries[-1][1]["version"] == ["8"]
         damaged = shutil.copytree(bundle, tmp_path / "damaged")
         (damaged / "killtime.json").write_bytes(b"{}")
-        registry.answers |= {STAGES: staged("9"), FILES: files_of(damaged)}
+        registry.answers |= {STAGES: registered("9", damaged), FILES: files_of(damaged)}
         done = bake(registry.uri, output)
         assert done.returncode == 1
         assert "killtime.json does not match its SHA-256" in done.stderr
