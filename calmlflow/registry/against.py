@@ -27,12 +27,12 @@ def champion_checks(
 ) -> tuple[list[Check], dict[str, float]]:
     """Compare a challenger's answers with another version's, for the same jobs.
 
-    A score fails where it is worse by more than chance (the whole 95 % interval of the paired difference is on the wrong
-    side) and by more than the margin, and passes where the interval ends within the margin (non-inferiority). Between
-    the two it fails if the interval is no wider than the margin, since a version that is equal then passes 39 times of
-    40; a wider interval, too few jobs or too few programmes decide nothing. Without a margin, what does not fail passes.
-    Slices of the jobs have margins of their own; one check is about all slices, so its intervals are wide enough for all
-    of them together (Bonferroni). A network that one of the two lacks is not compared.
+    A score fails where it is worse by more than chance (the whole 95 % interval of the paired difference is on the
+    wrong side) and by more than the margin, and passes where the interval ends within the margin (non-inferiority).
+    Between the two it fails if the interval is no wider than the margin, since a version that is equal then passes 39
+    times of 40; a wider interval, too few jobs or too few programmes decide nothing. Without a margin, what does not
+    fail passes. Slices of the jobs have margins of their own; one check is about all slices, so its intervals are wide
+    enough for all of them together (Bonferroni). A network that one of the two lacks is not compared.
 
     Parameters
     ----------
