@@ -121,12 +121,11 @@ def registry_uri() -> str:
 
 def workspace() -> str:
     """Workspace of the MLflow server: ``MLFLOW_WORKSPACE``, default empty."""
-    return header_value("MLFLOW_WORKSPACE").strip()
+    return check_header("MLFLOW_WORKSPACE", os.environ.get("MLFLOW_WORKSPACE", "").strip())
 
 
-def header_value(name: str) -> str:
-    """A variable that is sent as a header of HTTP; an InputError, without its value, where that cannot be."""
-    value = os.environ.get(name, "")
+def check_header(name: str, value: str) -> str:
+    """The value of a variable; an InputError, without it, where it cannot be sent as a header of HTTP."""
     if not (value.isascii() and value.isprintable()):
         what = "a line break" if re.search(r"[\r\n]", value) else "a character that no header of HTTP may hold"
         raise InputError(f"environment variable {name} holds {what}; expected printable ASCII characters")

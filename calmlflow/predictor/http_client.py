@@ -272,7 +272,8 @@ def _headers(address: SplitResult) -> dict[str, str]:
         username, password = (os.environ.get(name) or of_file.get(name.lower(), "") for name in names)
         credentials = username, password
         if not all(credentials):
-            if token := settings.header_value("MLFLOW_TRACKING_TOKEN"):
+            name = "MLFLOW_TRACKING_TOKEN"
+            if token := settings.check_header(name, os.environ.get(name, "")):
                 headers["Authorization"] = f"Bearer {token}"
             return headers
     return headers | {"Authorization": _basic(*credentials)}

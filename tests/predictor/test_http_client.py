@@ -107,7 +107,7 @@ NETRC = {"~/.netrc": "machine 127.0.0.1 login net password rc\n"}
         ({"~/.netrc": "machine\n"} | USER, ""), ({"~/_netrc": NETRC["~/.netrc"]}, ""),
         (NETRC | {"NETRC": "~/named", "~/named": "machine 127.0.0.1 account a password rc\n"}, ""),
         (NETRC | {"NETRC": "~/missing"}, ""),
-        ({"MLFLOW_WORKSPACE": " hst-cal "}, ""), ({"MLFLOW_WORKSPACE": " "} | USER, ""),
+        ({"MLFLOW_WORKSPACE": " hst-cal\n"}, ""), ({"MLFLOW_WORKSPACE": " "} | USER, ""),
         ({"HTTP_PROXY": "{stub}"}, ""), ({"http_proxy": "127.0.0.1:{port}"} | USER, ""),
         ({"ALL_PROXY": "http://u%40x:p@127.0.0.1:{port}"} | USER, ""),
         ({"HTTPS_PROXY": "http://127.0.0.1:1"}, ""),
@@ -306,12 +306,12 @@ def test_an_answer_that_is_cut_is_told(stub):
 
 
 @pytest.mark.parametrize("name", ["MLFLOW_TRACKING_TOKEN", "MLFLOW_WORKSPACE"])
-@pytest.mark.parametrize(("value", "words"), [("secret\n", "a line break"), ("sécret", "a character that no header")])
+@pytest.mark.parametrize(("value", "words"), [("sec\nret", "a line break"), ("sécret", "a character that no header")])
 def test_what_no_header_may_hold_is_told_by_its_variable(stub, monkeypatch, name, value, words):
     monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=f"^environment variable {name} holds {words}") as caught:
         get(stub.uri, PATH, 5)
-    assert "cret" not in str(caught.value)
+    assert "ret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["mlflow_tracking_username = a\n", "[mlflow]\nmlflow_tracking_password = s%cret\n"])

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from calmlflow import settings
 from calmlflow.errors import CalmlflowError
 from calmlflow.predictor.http_client import AccessDeniedError
 from calmlflow.predictor.registry_client import (
@@ -41,37 +42,37 @@ def anonymous(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def server():
+def stub():
     with http_registry() as found:
         yield found
 
 
-def ask(server, status: int, body: bytes):
-    server.answers["/path"] = status, body
-    return get_json(server.uri, "/path", "a")
+def ask(stub, status: int, body: bytes):
+    stub.answers["/path"] = status, body
+    return get_json(stub.uri, "/path", "a")
 
 
-def test_an_answer_is_read_whatever_else_a_later_version_says(server):
-    assert ask(server, 200, b'{"a": [1]}') == {"a": [1]}
-    assert ask(server, 200, b'{"a": [1], "b": 2}') == {"a": [1], "b": 2}
-    assert ask(server, 200, b"{}") == {}
+def test_an_answer_is_read_whatever_else_a_later_version_says(stub):
+    assert ask(stub, 200, b'{"a": [1]}') == {"a": [1]}
+    assert ask(stub, 200, b'{"a": [1], "b": 2}') == {"a": [1], "b": 2}
+    assert ask(stub, 200, b"{}") == {}
 
 
-def test_a_server_without_workspaces_is_told(server, monkeypatch):
+def test_a_server_without_workspaces_is_told(stub, monkeypatch):
     monkeypatch.setenv("MLFLOW_WORKSPACE", "hst-cal")
     with pytest.raises(RegistryUnavailableError, match=r"has no workspaces; expected .*--enable-workspaces"):
-        ask(server, 400, b'{"error_code": "FEATURE_DISABLED"}')
+        ask(stub, 400, b'{"error_code": "FEATURE_DISABLED"}')
 
 
 @pytest.mark.parametrize(("status", "body"), [(404, MISSING), (400, b'{"error_code": "INVALID_PARAMETER_VALUE"}')])
-def test_what_the_registry_does_not_have_is_none(server, status, body):
-    assert ask(server, status, body) is None
+def test_what_the_registry_does_not_have_is_none(stub, status, body):
+    assert ask(stub, status, body) is None
 
 
 @pytest.mark.parametrize(("status", "body"), [(404, b"<html>"), (405, b""), (501, b"no"), (404, b'{"message": "no"}')])
-def test_what_has_no_such_endpoint_is_told_from_what_holds_nothing(server, status, body):
+def test_what_has_no_such_endpoint_is_told_from_what_holds_nothing(stub, status, body):
     with pytest.raises(NoEndpointError, match=f"status {status}"):
-        ask(server, status, body)
+        ask(stub, status, body)
 
 
 @pytest.mark.parametrize(
@@ -81,37 +82,37 @@ def test_what_has_no_such_endpoint_is_told_from_what_holds_nothing(server, statu
         (500, b"{}"), (302, b"{}"), (429, b'{"error_code": "REQUEST_LIMIT_EXCEEDED"}'),
     ],
 )  # fmt: skip
-def test_an_answer_that_cannot_be_used_is_told_with_the_server(server, status, body):
+def test_an_answer_that_cannot_be_used_is_told_with_the_server(stub, status, body):
     with pytest.raises(RegistryUnavailableError, match=f"status {status}") as caught:
-        ask(server, status, body)
-    assert server.uri in str(caught.value)
+        ask(stub, status, body)
+    assert stub.uri in str(caught.value)
 
 
-def test_a_path_before_the_api_is_kept(server):
-    server.answers["/behind/proxy/path"] = 200, b'{"a": 1}'
-    assert get_json(f"{server.uri}/behind/proxy/", "/path", "a") == {"a": 1}
+def test_a_path_before_the_api_is_kept(stub):
+    stub.answers["/behind/proxy/path"] = 200, b'{"a": 1}'
+    assert get_json(f"{stub.uri}/behind/proxy/", "/path", "a") == {"a": 1}
 
 
 SECRET = "http://us%40er:p%2Fss%3Aw0rd@"
 
 
 @pytest.mark.parametrize("answer", [(500, b"oops"), (401, b""), None])
-def test_no_error_tells_the_password(server, monkeypatch, answer):
+def test_no_error_tells_the_password(stub, monkeypatch, answer):
     monkeypatch.setenv("CALMLFLOW_TIMEOUT", "0.1")
-    server.answers["/path"] = answer
-    server.authorizations.clear()
+    stub.answers["/path"] = answer
+    stub.authorizations.clear()
     with pytest.raises(CalmlflowError) as caught:
-        get_json(server.uri.replace("http://", SECRET), "/path", "a")
-    assert server.passwords() == {"us@er:p/ss:w0rd"}
-    assert server.uri.removeprefix("http://") in str(caught.value)
+        get_json(stub.uri.replace("http://", SECRET), "/path", "a")
+    assert stub.passwords() == {"us@er:p/ss:w0rd"}
+    assert stub.uri.removeprefix("http://") in str(caught.value)
     assert ("no answer in time" in str(caught.value)) == (answer is None)
     for part in ("us%40er", "us@er", "w0rd"):
         assert part not in str(caught.value)
 
 
-def test_whether_a_server_answers(server, ports):
-    server.answers["/health"] = 200, b"OK"
-    check_reachable(server.uri)
+def test_whether_a_server_answers(stub, ports):
+    stub.answers["/health"] = 200, b"OK"
+    check_reachable(stub.uri)
     check_reachable("sqlite:///nothing.db")
     with pytest.raises(RegistryUnavailableError, match=str(ports[0])):
         check_reachable(f"http://127.0.0.1:{ports[0]}")
@@ -120,22 +121,22 @@ def test_whether_a_server_answers(server, ports):
 # -- The version in a stage ----------------------------------------------------------------------------------------
 
 
-def resolve(server, stages, alias=NO_ALIAS, stage="Production"):
-    server.answers = {STAGES: stages, ALIASES: alias}
-    server.queries.clear()
-    return resolve_stage(stage, server.uri)
+def resolve(stub, stages, alias=NO_ALIAS, stage="Production"):
+    stub.answers = {STAGES: stages, ALIASES: alias}
+    stub.queries.clear()
+    return resolve_stage(stage, stub.uri)
 
 
-def test_the_stage_says_which_version(server):
-    assert resolve(server, staged("7"), aliased("8")) == StagedVersion("7", source("7"))
-    assert server.queries == [(STAGES, {"name": ["calcloud-predictor"], "stages": ["Production"]})]
+def test_the_stage_says_which_version(stub):
+    assert resolve(stub, staged("7"), aliased("8")) == StagedVersion("7", source("7"))
+    assert stub.queries == [(STAGES, {"name": ["calcloud-predictor"], "stages": ["Production"]})]
 
 
-def test_the_registry_says_the_digest_of_the_bundle(server):
+def test_the_registry_says_the_digest_of_the_bundle(stub):
     tags = [{"key": "jobs", "value": "1"}, {"key": "empty"}, {"key": "bundle_sha256", "value": "ab" * 32}]
     found = {"version": "7", "source": source("7"), "tags": tags}
-    assert resolve(server, (200, json.dumps({"model_versions": [found]}).encode())).sha256 == "ab" * 32
-    assert resolve(server, NOTHING, (200, json.dumps({"model_version": found}).encode())).sha256 == "ab" * 32
+    assert resolve(stub, (200, json.dumps({"model_versions": [found]}).encode())).sha256 == "ab" * 32
+    assert resolve(stub, NOTHING, (200, json.dumps({"model_version": found}).encode())).sha256 == "ab" * 32
 
 
 @pytest.mark.parametrize(
@@ -145,11 +146,11 @@ def test_the_registry_says_the_digest_of_the_bundle(server):
         ("@best_one", ALIASES, {"alias": ["best_one"]}, aliased("7")),
     ],
 )
-def test_a_number_or_an_alias_says_which_version(server, which, path, query, answer):
-    server.answers = {path: answer}
-    server.queries.clear()
-    assert resolve_stage(which, server.uri) == StagedVersion("7", source("7"))
-    assert server.queries == [(path, {"name": ["calcloud-predictor"], **query})]
+def test_a_number_or_an_alias_says_which_version(stub, which, path, query, answer):
+    stub.answers = {path: answer}
+    stub.queries.clear()
+    assert resolve_stage(which, stub.uri) == StagedVersion("7", source("7"))
+    assert stub.queries == [(path, {"name": ["calcloud-predictor"], **query})]
 
 
 @pytest.mark.parametrize(
@@ -161,29 +162,29 @@ def test_a_number_or_an_alias_says_which_version(server, which, path, query, ans
         ("Staging", "is in stage Staging on"),
     ],
 )
-def test_what_names_no_version_is_told(server, monkeypatch, which, words):
-    server.answers = {STAGES: NOTHING, ALIASES: NO_ALIAS, VERSION: UNKNOWN, VERSION.replace("get", "search"): NOTHING}
+def test_what_names_no_version_is_told(stub, monkeypatch, which, words):
+    stub.answers = {STAGES: NOTHING, ALIASES: NO_ALIAS, VERSION: UNKNOWN, VERSION.replace("get", "search"): NOTHING}
     monkeypatch.setenv("MLFLOW_WORKSPACE", "hst-cal")
     with pytest.raises(NoSuchVersionError, match=f"{words}.*, workspace hst-cal;" if which != "@bset" else words):
-        resolve_stage(which, server.uri)
+        resolve_stage(which, stub.uri)
 
 
 UNKNOWN = (404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}')
 
 
 @pytest.mark.parametrize("stages", [NOTHING, (200, b'{"model_versions": []}'), NO_PAGE])
-def test_the_alias_says_where_the_stage_does_not(server, stages):
-    assert resolve(server, stages, aliased("8"), "Staging") == StagedVersion("8", source("8"))
-    assert server.queries[-1] == (ALIASES, {"name": ["calcloud-predictor"], "alias": ["staging"]})
+def test_the_alias_says_where_the_stage_does_not(stub, stages):
+    assert resolve(stub, stages, aliased("8"), "Staging") == StagedVersion("8", source("8"))
+    assert stub.queries[-1] == (ALIASES, {"name": ["calcloud-predictor"], "alias": ["staging"]})
 
 
 @pytest.mark.parametrize(
     ("stages", "alias"), [(NOTHING, NO_ALIAS), (UNKNOWN, UNKNOWN), (NOTHING, NO_PAGE), (NO_PAGE, NO_ALIAS)]
 )
-def test_neither_says(server, stages, alias):
+def test_neither_says(stub, stages, alias):
     with pytest.raises(NoSuchVersionError, match=r"no version of calcloud-predictor is in stage Production") as caught:
-        resolve(server, stages, alias)
-    assert server.uri in str(caught.value)
+        resolve(stub, stages, alias)
+    assert stub.uri in str(caught.value)
     assert "calmlflow promote --stage Production" in str(caught.value)
 
 
@@ -195,16 +196,16 @@ def test_neither_says(server, stages, alias):
         (NOTHING, (500, b"oops")),
     ],
 )
-def test_an_answer_that_cannot_be_used_is_no_empty_stage(server, stages, alias):
+def test_an_answer_that_cannot_be_used_is_no_empty_stage(stub, stages, alias):
     with pytest.raises(RegistryUnavailableError):
-        resolve(server, stages, alias)
+        resolve(stub, stages, alias)
 
 
-def test_a_refusal_ends_the_search(server):
+def test_a_refusal_ends_the_search(stub):
     with pytest.raises(AccessDeniedError, match=r"status 401.*MLFLOW_TRACKING_USERNAME"):
-        resolve(server, (401, b""), aliased("8"))
+        resolve(stub, (401, b""), aliased("8"))
     with pytest.raises(AccessDeniedError, match="status 403"):
-        resolve(server, NOTHING, (403, b""))
+        resolve(stub, NOTHING, (403, b""))
 
 
 @pytest.mark.parametrize(
@@ -217,9 +218,33 @@ def test_a_refusal_ends_the_search(server):
         )),
     ],
 )  # fmt: skip
-def test_a_version_that_is_no_number_is_refused(server, answer):
+def test_a_version_that_is_no_number_is_refused(stub, answer):
     with pytest.raises(RegistryUnavailableError, match=r"named the version .*; expected a number"):
-        resolve(server, answer)
+        resolve(stub, answer)
+
+
+@pytest.fixture
+def versions(tracking, monkeypatch):
+    """Ten versions of a model of its own on MLflow's server, of which the ninth was changed last."""
+    from mlflow import MlflowClient
+
+    client, model = MlflowClient(), "choices"
+    monkeypatch.setattr(settings, "BUNDLE_MODEL", model)
+    client.create_registered_model(model)
+    made = [client.create_model_version(model, f"s3://{settings.ARTIFACT_BUCKET}/{number}") for number in range(10)]
+    client.set_registered_model_alias(model, "best_one", "2")
+    client.transition_model_version_stage(model, "9", "Staging")
+    yield {str(found.version): StagedVersion(str(found.version), found.source) for found in made}
+    client.delete_registered_model(model)
+
+
+def test_mlflows_server_knows_numbers_aliases_and_latest(versions):
+    uri = settings.registry_uri()
+    asked = ("7", "10", "latest", "@best_one", "Staging")
+    assert [resolve_stage(which, uri) for which in asked] == [versions[name] for name in ("7", "10", "10", "2", "9")]
+    for missing in ("11", "@best", "Production"):
+        with pytest.raises(NoSuchVersionError):
+            resolve_stage(missing, uri)
 
 
 # -- A registry that is no HTTP server ---------------------------------------------------------------------------------
