@@ -104,7 +104,7 @@ def test_a_mosaic_needs_no_control_file(server, name):
 
 
 def test_a_switch_that_is_misspelt_or_missing_is_told_in_the_answer(server):
-    warnings = Predictor().predict(JOB, {**CONTROL, "DRIZCORR": "PERFROM"})["warnings"]
+    warnings = Predictor().predict(JOB, {**CONTROL, "DRIZCORR": "PERFROM", "SUBARRAY": ""})["warnings"]
     assert [text for text in warnings if "DRIZCORR is 'PERFROM' and counts as 0" in text]
     assert [text for text in warnings if "SUBARRAY is missing and counts as 0" in text]
 

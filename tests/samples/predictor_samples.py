@@ -26,7 +26,7 @@ from tests.samples.http_server import serving
 NETWORKS = ("mem_clf", "mem_reg", "wall_reg")
 SCALING = Scaling((-0.4, 0.1), (1.2, 3.0), (0.3, 1.7))
 KILL_TIME = KillTime((400.0,), (3.5, 2.25), 0.99, (120, 80))
-CONTROL = {"n_files": "17", "total_mb": "9.6", "DETECTOR": "SBC", "DRIZCORR": "PERFORM"}
+CONTROL = {"n_files": "17", "total_mb": "9.6", "DETECTOR": "SBC", "SUBARRAY": "False", "DRIZCORR": "PERFORM"}
 
 STAGES = "/api/2.0/mlflow/registered-models/get-latest-versions"
 ALIASES = "/api/2.0/mlflow/registered-models/alias"
