@@ -187,6 +187,20 @@ def test_evidence_corrects_what_the_networks_say(folder):
     assert np.abs(np.log(bundle.predict(FEATURES, NAMES)["mem_pred"]) - networks[:, 4]).max() > 0.5
 
 
+def test_fields_of_a_later_program_version_are_ignored(folder):
+    add_rows(folder, FEATURES, ratio_lines=len(FEATURES) + 1)
+    add_evidence(folder, FINISHED)
+    now = Bundle.load(folder).predict(FEATURES, NAMES)
+    (folder / "later.json").write_text("[]")
+    known = [path for path in folder.rglob("*.json") if isinstance(json.loads(path.read_text()), dict)]
+    assert {"bundle.json", "tx_data.json", "killtime.json", "decision.json"} < {path.name for path in known}
+    for path in sorted(known, key=lambda path: path.name == "bundle.json"):
+        write_manifest(folder)
+        path.write_text(json.dumps({**json.loads(path.read_text()), "later": {"a": 1}}))
+    for name, values in Bundle.load(folder).predict(FEATURES, NAMES).items():
+        np.testing.assert_array_equal(values, now[name])
+
+
 def test_a_last_run_that_nobody_expected_leaves_probabilities_that_add_up_to_1():
     nobody = Finished(*(column[:0] for column in vars(FINISHED).values()))
     evidence = build_evidence(nobody, DEFAULT_STRENGTH, np.zeros((4, 2)), FINISHED)
