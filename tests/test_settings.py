@@ -1,4 +1,4 @@
-"""What names a version, and what the environment says."""
+"""Names of versions, as a user gives them."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What answers when registry, artifact store, cache or image are at fault, cell by cell, and what the log says."""
+"""Source and warning of the answer at each fault of registry, artifact store, cache and image."""
 
 import contextlib
 import hashlib
