@@ -1,4 +1,4 @@
-"""The predictor against a real server that dies, hangs or lies, a disk that is full, and two hundred others."""
+"""The predictor against a real server that hangs, a disk that is full, and two hundred others."""
 
 import contextlib
 import json
