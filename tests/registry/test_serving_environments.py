@@ -109,7 +109,7 @@ spark = (
     .config("spark.sql.shuffle.partitions", "2")
     .getOrCreate()
 )
-types = {"ipppssoot": "string", "n_files": "long", "total_mb": "double"}
+types = {"ipppssoot": "string", "n_files": "double", "total_mb": "double"}
 types |= dict.fromkeys(("DETECTOR", "SUBARRAY", "DRIZCORR", "PCTECORR", "CRSPLIT"), "string")
 table = spark.createDataFrame([tuple(map(job.get, types)) for job in jobs], ", ".join(map(" ".join, types.items())))
 predict = mlflow.pyfunc.spark_udf(spark, uri, env_manager="local")
@@ -141,7 +141,7 @@ def test_spark_answers_with_the_columns_of_the_signature(built, tmp_path):
         "SPARK_LOCAL_DIRS": str(tmp_path),
         "TMPDIR": str(tmp_path),
     }
-    jobs = [SEEN, SPARSE, MOSAIC]
+    jobs = [{**job, "n_files": float(job["n_files"])} for job in (SEEN, SPARSE, MOSAIC)]
     done = subprocess.run(
         [python, "-c", SPARK_SCRIPT, built.published.uri, json.dumps(jobs)],
         cwd=tmp_path,
