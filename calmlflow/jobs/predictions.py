@@ -1,6 +1,7 @@
 """Keep predictions in a store, and read recorded predictions from a store or from S3."""
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -12,9 +13,12 @@ from typing import Any
 
 import pandas as pd
 
+from calmlflow.errors import InputError
 from calmlflow.jobs.stores.base import CHUNK_ROWS, PREDICTIONS, Store, conform
 from calmlflow.jobs.stores.open import open_store
 from calmlflow.storage.s3 import S3Object, list_pages, new_client, parse_s3, read_object
+
+log = logging.getLogger(__name__)
 
 _READERS = 32
 _MAX_BYTES = 1 << 20
@@ -26,7 +30,7 @@ class Recorded:
 
     # With the columns of `PREDICTIONS`: text and float64, NaN where missing.
     predictions: pd.DataFrame = field(default_factory=lambda: _cells(conform(pd.DataFrame(), PREDICTIONS)))
-    # Objects of S3 that hold no prediction.
+    # Objects of S3 that hold no prediction, or one without a time, or that are gone or too large.
     unreadable: int = 0
 
 
@@ -50,12 +54,17 @@ def read_recorded(uri: str, datasets: Collection[str]) -> Recorded:
     keys = [key for key in listed if key.removeprefix(folder.key).partition("/")[0] in wanted]
 
     def read(key: str) -> dict[str, Any] | None:
-        return _parse(read_object(client, S3Object(bucket, key), _MAX_BYTES, "a recorded prediction"))
+        try:
+            return _parse(read_object(client, S3Object(bucket, key), _MAX_BYTES, "a recorded prediction"))
+        except InputError as error:
+            log.warning("a prediction is left out: %s", error)
+            return None
 
     with ThreadPoolExecutor(_READERS) as readers:
         records = list(readers.map(read, keys))
-    found = pd.DataFrame(filter(None, records), columns=list(PREDICTIONS.columns))
-    return Recorded(_cells(found), records.count(None))
+    found = _cells(pd.DataFrame(filter(None, records), columns=list(PREDICTIONS.columns)))
+    timed = found[found["timestamp"].notna()]
+    return Recorded(timed.reset_index(drop=True), len(records) - len(timed))
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:

@@ -2,16 +2,20 @@
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from botocore.exceptions import ClientError
 
 from calmlflow.console import byte_progress
-from calmlflow.errors import InputError
+from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.storage.archive import pack, unpack
-from calmlflow.storage.s3 import asking, download, new_client, parse_s3, upload
+from calmlflow.storage.s3 import S3Object, asking, download, new_client, parse_s3, upload
 
 SUMS = "SHA256SUMS"
 """Object beside the others that lists their SHA-256, as ``sha256sum --check`` reads it."""
+_TRIES = 20
 
 
 def ship_training(tree: str, output: str, destination: str) -> list[str]:
@@ -44,17 +48,40 @@ def send_training(tree: Path, archives: Sequence[Path], destination: str) -> lis
     total = sum(path.stat().st_size for path in files.values())
     target = parse_s3(f"{destination.rstrip('/')}/{tree.name}")
     client = new_client()
-    lines, sums = [], ""
+    lines: list[str] = []
+    sums: dict[str, str] = {}
     with byte_progress("sending", total) as advance:
         for name, path in files.items():
             one = target._replace(key=f"{target.key}/{name}")
             sha256 = upload(path, one, client, advance)
-            sums += f"{sha256}  {name}\n"
+            sums[name] = sha256
             lines.append(f"{one} sha256 {sha256} ({path.stat().st_size:,} bytes)")
-    listing = target._replace(key=f"{target.key}/{SUMS}")
-    with asking(listing, "written", "a bucket that is there, and credentials that allow it"):
-        client.put_object(Bucket=listing.bucket, Key=listing.key, Body=sums.encode(), ContentType="text/plain")
+    _add_sums(client, target._replace(key=f"{target.key}/{SUMS}"), sums)
     return lines
+
+
+def _add_sums(client: Any, listing: S3Object, sums: Mapping[str, str]) -> None:
+    """Add the SHA-256 of files to a listing; lines that somebody else adds meanwhile stay."""
+    place = {"Bucket": listing.bucket, "Key": listing.key}
+    for _ in range(_TRIES):
+        there: dict[str, str] = {}
+        unchanged = {"IfNoneMatch": "*"}
+        with asking(listing, "written", "a bucket that is there, and credentials that allow it"):
+            try:
+                found = client.get_object(**place)
+                unchanged = {"IfMatch": found["ETag"]}
+                pairs = (line.partition("  ") for line in found["Body"].read().decode(errors="replace").splitlines())
+                there = {name: sha256 for sha256, _, name in pairs}
+            except client.exceptions.NoSuchKey:
+                pass
+            text = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted({**there, **sums}.items()))
+            try:
+                client.put_object(**place, **unchanged, Body=text.encode(), ContentType="text/plain")
+                return
+            except ClientError as error:
+                if error.response["Error"]["Code"] not in ("PreconditionFailed", "ConditionalRequestConflict"):
+                    raise
+    raise CalmlflowError(f"{listing} is changed by others all the time; expected to add lines: ship once more")
 
 
 def fetch_training(source: str, output: str) -> str:

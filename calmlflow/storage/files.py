@@ -14,6 +14,8 @@ from typing import IO, Any, NamedTuple
 from calmlflow.errors import CalmlflowError
 
 _POLL_S = 0.02
+# A hidden folder is locked right after it is made.
+_FRESH_S = 60
 
 
 class LockedError(CalmlflowError):
@@ -99,20 +101,47 @@ class Tree(NamedTuple):
 
 @contextmanager
 def new_tree(output: Path) -> Iterator[Tree]:
-    """Make a folder ``{date}-{epoch}`` in ``output`` that gets its name when the block succeeds."""
+    """Make a folder ``{date}-{epoch}`` in ``output`` that gets its name when the block succeeds.
+
+    Until then it is hidden, and locked. Hidden folders of trainings that were killed are removed.
+    """
     epoch = int(time.time())
     try:
         output.mkdir(parents=True, exist_ok=True)
+        _remove_killed(output)
         while not (tree := _claimed(output, epoch)):
             # Another training began in the same second.
             epoch += 1
     except OSError as error:
         raise CalmlflowError(f"output {output} cannot be written ({error.strerror}); expected a folder") from error
+    with _holding(tree.partial):
+        try:
+            yield tree
+            tree.partial.rename(tree.final)
+        finally:
+            shutil.rmtree(tree.partial, ignore_errors=True)
+
+
+@contextmanager
+def _holding(folder: Path) -> Iterator[bool]:
+    """Lock a folder while the block runs, or as long as the process lives; False where another process holds it."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        yield tree
-        tree.partial.rename(tree.final)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
     finally:
-        shutil.rmtree(tree.partial, ignore_errors=True)
+        os.close(handle)
+
+
+def _remove_killed(output: Path) -> None:
+    for folder in output.glob(".[0-9]*-[0-9]*-[0-9]*-[0-9]*"):
+        if folder.is_symlink() or not folder.is_dir() or time.time() - folder.stat().st_mtime < _FRESH_S:
+            continue
+        with _holding(folder) as is_ours:
+            if is_ours:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _claimed(output: Path, epoch: int) -> Tree | None:

@@ -12,6 +12,7 @@ from calmlflow.jobs.predictions import open_store_emitter, read_recorded, store_
 from calmlflow.jobs.stores.base import PREDICTIONS
 from calmlflow.jobs.stores.open import open_store
 from calmlflow.predictor.emit import prediction_record
+from calmlflow.storage.s3 import list_pages
 from tests.samples.commands import run
 
 FEATURES = (17, 10, 1, 0, 0, 0, 0, 1, 0)
@@ -69,16 +70,33 @@ def test_predictions_of_some_datasets_are_read_from_a_store(uri):
 @pytest.mark.parametrize("prefix", ["some/where/", "some/where", ""])
 def test_predictions_of_some_datasets_are_read_from_s3(s3, bucket, prefix):
     good = json.dumps({**prediction_record("j8c601020", FEATURES, ANSWER, 5.0), "mem_pred": "much", "own": 1})
+    untimed = json.dumps(prediction_record("j8c601020", FEATURES, ANSWER, None))
     files = [("j8c601020/1", good), ("j8c601020/2", '{"half'), ("j8c601020/3", "[1]"), ("jother010/1", good)]
+    files += [("j8c601020/4", untimed), ("j8c601020/5", good + " " * (1 << 20))]
     for name, text in files:
         s3.put_object(Bucket=bucket, Key=f"{prefix.rstrip('/')}/{name}.json".lstrip("/"), Body=text.encode())
     found = read_recorded(f"s3://{bucket}/{prefix}", ["j8c601020"])
     (row,) = found.predictions.to_dict("records")
     assert (row["ipst"], row["timestamp"], row["version"], row["unseen"]) == ("j8c601020", 5.0, "7", 1.0)
     assert pd.isna(row["mem_pred"])
-    assert found.unreadable == 2
+    assert found.unreadable == 4
     with pytest.raises(CalmlflowError, match="cannot be listed"):
         read_recorded("s3://no-such-bucket/x", ["j8c601020"])
+
+
+def test_an_object_that_vanishes_while_all_are_read_is_counted(s3, bucket, monkeypatch, caplog):
+    record = json.dumps(prediction_record("j8c601020", FEATURES, ANSWER, 5.0)).encode()
+    for number in range(2):
+        s3.put_object(Bucket=bucket, Key=f"j8c601020/{number}.json", Body=record)
+
+    def listed(*words):
+        yield from list(list_pages(*words))
+        s3.delete_object(Bucket=bucket, Key="j8c601020/0.json")
+
+    monkeypatch.setattr("calmlflow.jobs.predictions.list_pages", listed)
+    found = read_recorded(f"s3://{bucket}", ["j8c601020"])
+    assert (len(found.predictions), found.unreadable) == (1, 1)
+    assert "a prediction is left out: " in caplog.text
 
 
 def test_a_store_that_is_away_costs_no_answer(server, tmp_path):

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from calmlflow.errors import InputError
-from calmlflow.runs.ship import fetch_training, ship_training
+from calmlflow.runs.ship import _add_sums, fetch_training, ship_training
+from calmlflow.storage.s3 import parse_s3
 
 
 @pytest.fixture
@@ -47,6 +49,16 @@ def test_a_training_goes_to_s3_and_comes_back(s3, tree, tmp_path):
     assert content(tmp_path / "back" / "models") == content(tree / "models")
     # Again: what is there is kept.
     assert fetch_training(f"{address}/models.zip", str(tmp_path / "back")) == models
+
+
+def test_two_who_ship_at_once_keep_the_lines_of_each_other(s3):
+    bucket = f"ship-{uuid.uuid4().hex}"
+    s3.create_bucket(Bucket=bucket)
+    listing = parse_s3(f"s3://{bucket}/a/SHA256SUMS")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: _add_sums(s3, listing, {f"file {n}": f"{n:064}"}), range(8)))
+    text = s3.get_object(Bucket=bucket, Key="a/SHA256SUMS")["Body"].read().decode()
+    assert text == "".join(f"{n:064}  file {n}\n" for n in range(8))
 
 
 def test_a_training_is_packed_without_a_destination(tree, tmp_path):

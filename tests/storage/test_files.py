@@ -120,6 +120,33 @@ def test_a_training_that_fails_leaves_nothing(tmp_path, error):
     assert names(tmp_path) == []
 
 
+def test_the_folder_of_a_training_that_was_killed_goes_with_the_next_one(tmp_path, monkeypatch):
+    code = """
+import pathlib, sys
+from calmlflow.storage.files import new_tree
+with new_tree(pathlib.Path(sys.argv[1])):
+    print("began", flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as training:
+        training.stdout.readline()
+        (partial,) = tmp_path.iterdir()
+        (partial / "models").mkdir()
+        monkeypatch.setattr(files, "_FRESH_S", 0)
+        with new_tree(tmp_path):
+            assert partial.exists()
+        training.kill()
+    monkeypatch.setattr(files, "_FRESH_S", 3600)
+    with new_tree(tmp_path):
+        assert (partial / "models").exists()
+    monkeypatch.setattr(files, "_FRESH_S", 0)
+    with new_tree(tmp_path):
+        # The new folder may have the old one's name.
+        assert not (partial / "models").exists()
+
+
 def test_two_in_the_same_second_have_a_name_each(tmp_path, second):
     # A dangling link takes a name too.
     (tmp_path / ".2021-11-04-1636048291").symlink_to(tmp_path / "nowhere")
