@@ -165,6 +165,10 @@ def http_registry(answers: Mapping[str, Answer | Callable[[Query], Answer]] | No
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            if over.is_set():
+                # A connection that was kept open, and another server has this port now.
+                self.close_connection = True
+                return
             path = urlsplit(self.path)
             registry.connections.add(self.client_address)
             registry.queries.append((path.path, parse_qs(path.query)))
