@@ -401,7 +401,7 @@ def test_a_refusal_is_written_down_and_changes_no_stage(quick, client, model, tm
     assert version.tags["gate"] == "refused"
     assert version.tags["gate.memory.mae"].startswith("failed: ")
     assert version.tags["gate.artifacts"].startswith("passed: ")
-    assert re.search(r"Refused for \*\*Staging\*\*: \d+ of 13 checks passed, 1 failed", version.description)
+    assert re.search(r"Refused for \*\*Staging\*\*: \d+ of 15 checks passed, 1 failed", version.description)
 
 
 def test_force_goes_through_with_a_reason_and_is_seen(quick, client, model, tmp_path):
