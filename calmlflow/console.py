@@ -1,11 +1,13 @@
 """Print what a command says: one line for a failure, and progress on a terminal."""
 
+import errno
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from calmlflow.errors import CalmlflowError
@@ -70,9 +72,13 @@ def run_guarded(command: Callable[[], Any]) -> None:
     refused login) is a failure too: its first line is shown.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # Ended by a scheduler: leave as after an exception, so that runs are marked and temporary files removed.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    # Ended by a scheduler or a closed terminal: leave as after an exception, so that runs are marked and temporary
+    # files removed.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
+        _check_place()
         status = command()
         # Typer returns this exit status for Ctrl-C.
         if status == 130:
@@ -81,6 +87,9 @@ def run_guarded(command: Callable[[], Any]) -> None:
         fail(str(error))
     except KeyboardInterrupt:
         fail("interrupted", status=130)
+    except OSError as error:
+        _fail_of_output(error)
+        raise
     except Exception as error:
         # By their modules: importing Typer and MLflow would take seconds.
         library = type(error).__module__.partition(".")[0]
@@ -95,6 +104,38 @@ def run_guarded(command: Callable[[], Any]) -> None:
             say(text)
             sys.exit(2)
         fail(text, status=2)
+    finally:
+        _flush_output()
+
+
+def _check_place() -> None:
+    """Refuse to work where answers would be lost, or paths lead nowhere."""
+    if sys.stdout is None:
+        raise CalmlflowError("standard output is closed; expected an open one, or /dev/null")
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise CalmlflowError(
+            f"the working folder cannot be used ({error.strerror}); expected one that exists"
+        ) from error
+
+
+def _flush_output() -> None:
+    """Write what is left in the buffer; a failure is one line."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python would write again at exit, and fail with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _fail_of_output(error)
+
+
+def _fail_of_output(error: OSError) -> None:
+    # Of a stream; what opens or replaces files names them.
+    if error.filename is None and error.errno in (errno.ENOSPC, errno.EPIPE, errno.EIO, errno.EBADF):
+        fail(f"output cannot be written ({error.strerror}); expected a reader, and room")
 
 
 def fail(text: str, status: int = 1) -> NoReturn:

@@ -75,6 +75,16 @@ HEALTH_EXPERIMENT = "calcloud-health"
 
 HOST = "127.0.0.1"
 MLFLOW_PORT = 5000
+MLFLOW_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+}
+"""Variables of MLflow's client, where the user sets none: waits of 0, 4, 8, 16 and 32 s, a minute in all.
+
+Its own last 12 minutes.
+"""
 S3_PORT = 8333
 ARTIFACT_BUCKET = "calcloud-artifacts"
 JOBS_BUCKET = "calcloud-processing"
@@ -104,7 +114,18 @@ def cache_dir() -> Path:
 
 def tracking_uri() -> str:
     """The MLflow server: ``MLFLOW_TRACKING_URI``, default where the embedded server of `home` was last started."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"http://{HOST}:{_embedded_port()}"
+    return _address("MLFLOW_TRACKING_URI") or f"http://{HOST}:{_embedded_port()}"
+
+
+def _address(name: str) -> str:
+    """An address of the environment; an InputError where a blank or a line end came with it, as from a Windows file."""
+    value = os.environ.get(name, "")
+    if value != value.strip():
+        raise InputError(
+            f"environment variable {name} is {hide_password(value)!r}; expected an address without blanks or line ends "
+            "around it"
+        )
+    return value
 
 
 def _embedded_port() -> int:
@@ -116,7 +137,7 @@ def _embedded_port() -> int:
 
 def registry_uri() -> str:
     """The model registry: ``MLFLOW_REGISTRY_URI``, default `tracking_uri`."""
-    return os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri()
+    return _address("MLFLOW_REGISTRY_URI") or tracking_uri()
 
 
 def workspace() -> str:

@@ -20,9 +20,10 @@ from tests.samples.commands import ROOT
 def own_signals(monkeypatch):
     """What `run_guarded` sets for a process of its own is taken back."""
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def guarded(command, capsys) -> tuple[object, list[str]]:
@@ -99,7 +100,8 @@ def test_progress_is_for_terminals(capsys):
     assert (captured.out, captured.err) == ("", "done\n")
 
 
-def test_a_command_that_a_scheduler_ends_cleans_up(tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_command_that_is_ended_from_outside_cleans_up(tmp_path, number, status):
     code = """
 import signal
 from contextlib import contextmanager
@@ -123,10 +125,30 @@ run_guarded(command)
     ) as process:  # fmt: skip
         assert process.stdout.readline() == "began\n"
         assert len(list((tmp_path / "output").iterdir())) == 1
-        process.terminate()
+        process.send_signal(number)
         _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (143, "")
+    assert (process.returncode, errors) == (status, "")
     assert list((tmp_path / "output").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("cd {tmp} && exec {run} >/dev/full", "output cannot be written (No space left on device); expected"),
+        ("cd {tmp} && exec {run} >&-", "standard output is closed; expected an open one"),
+        ("cd {tmp} && rmdir {tmp} && exec {run}", "the working folder cannot be used (No such file or directory)"),
+    ],
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_where_nothing_can_be_written_or_read_is_one_sentence(tmp_path, place, words, unbuffered):
+    command = f"{sys.executable} -c 'from calmlflow.__main__ import main; main()' --version"
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    more = {"PYTHONPATH": path, "PYTHONUNBUFFERED": unbuffered}
+    shell = ["sh", "-c", place.format(tmp=tmp_path, run=command)]
+    done = subprocess.run(shell, env={**os.environ, **more}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {words}")
 
 
 WITH_CTRL_C = """

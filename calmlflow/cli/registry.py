@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from multiprocessing import get_context
 from typing import Annotated
 
 import typer
@@ -62,19 +61,10 @@ def promote(
     The version that was there is archived, and aliases follow. Exit status 1 if a check fails, or if somebody else
     moves a version at the same time; then the stages are as they were.
     """
-    # TensorFlow takes as long to import as all else of a promotion: a second process begins with it at once.
-    with get_context("spawn").Pool(1, _import_keras) as beside:
-        from calmlflow.runs.promote import PromotionRequest, parse_version, promote_in_run
+    from calmlflow.runs.promote import PromotionRequest, parse_version, promote_in_run
 
-        jobs = None if data == "held-out" else data
-        request = PromotionRequest(stage, parse_version(version), model, jobs, gate, force, reason)
-        say(promote_in_run(request, beside=beside))
-
-
-def _import_keras() -> None:
-    # A pool would start a process whose beginning fails again and again; the check itself says what is wrong.
-    with suppress(Exception):
-        import calmlflow.networks.keras_file  # noqa: F401
+    jobs = None if data == "held-out" else data
+    say(promote_in_run(PromotionRequest(stage, parse_version(version), model, jobs, gate, force, reason)))
 
 
 def rollback(
@@ -93,7 +83,7 @@ def rollback(
     from calmlflow.runs.promote import roll_back_to
 
     # The way back must not depend on the tracking server.
-    connect(settings.registry_uri())
+    connect(registry_only=True)
     say(roll_back_to(to, reason, model))
 
 
@@ -118,7 +108,7 @@ def stages(
         from calmlflow.registry.promote import repair as mend
         from calmlflow.registry.tracking import connect
 
-        connect(settings.registry_uri())
+        connect(registry_only=True)
         mended = []
         for name in dict.fromkeys((settings.BUNDLE_MODEL, *settings.NETWORK_MODELS.values(), model)):
             # Perhaps nothing of that name has been registered yet.

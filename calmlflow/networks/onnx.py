@@ -1,5 +1,6 @@
 """Export a Keras network to ONNX, and check that both give the same answers."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ ACTIVATIONS = {
 def export_onnx(model: keras.Model, path: Path, inputs: ArrayLike) -> None:
     """Write ``model`` as ONNX, once it agrees with Keras on scaled features, shape (m, 9).
 
+    The file names the SHA-256 of the ``.keras`` file beside it, if there is one, and the relative difference found.
     Raises an InputError where a layer or an activation cannot be expressed, and a CalmlflowError where answers differ.
     """
     graph = _Graph()
@@ -38,9 +40,12 @@ def export_onnx(model: keras.Model, path: Path, inputs: ArrayLike) -> None:
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
     )
-    content = proto.SerializeToString()
-    check_agreement(model, content, inputs)
-    path.write_bytes(content)
+    difference = check_agreement(model, proto.SerializeToString(), inputs)
+    if (saved := path.with_suffix(".keras")).exists():
+        # For the gate, which then need not import TensorFlow to compare the two files again.
+        compared = {"keras_sha256": hashlib.sha256(saved.read_bytes()).hexdigest(), "difference": f"{difference:.1g}"}
+        helper.set_model_props(proto, compared)
+    path.write_bytes(proto.SerializeToString())
 
 
 class _Graph:

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from multiprocessing import TimeoutError as NoAnswerError
-from multiprocessing.pool import AsyncResult, Pool
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +46,6 @@ STEPS = 5
 
 REFERENCE_DAYS = 365
 """How far back a version must have been in Production to be held against."""
-
-KERAS_TIMEOUT_S = 600.0
-"""A pool waits for ever for a process of its own that was killed."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,6 @@ def judge(
     limits: Limits,
     data: str | None,
     on_step: Callable[[int, str], None],
-    beside: Pool | None = None,
     reference: Version | None = None,
     newest: bool = False,
 ) -> Verdict:
@@ -129,8 +123,6 @@ def judge(
         challenger's held-out jobs.
     on_step : callable
         Told the number of steps done, of `STEPS`, and what comes next.
-    beside : Pool, optional
-        Processes to compare ONNX with Keras in. Default: this one, which imports TensorFlow where it has not.
     reference : Version, optional
         An earlier version that the challenger must not be worse than either; see `reference_version`.
     newest : bool
@@ -153,11 +145,8 @@ def judge(
         checks.append(Check("artifacts", True, figure, expected))
         if jobs.scored is None:
             return Verdict((*checks, guarded("serving", "works", lambda: check_serving(model, files, bundle.networks))))
-        features = _features_of(jobs.scored)
-        on_step(2, "scoring, serving, comparing ONNX with Keras")
+        on_step(2, "scoring, serving")
         with ThreadPoolExecutor(1) as served:
-            of_onnx = (files, bundle.networks, features)
-            onnx = beside.apply_async(check_onnx, of_onnx) if beside else None
             serving = served.submit(guarded, "serving", "works", lambda: check_serving(model, files, bundle.networks))
             scored, metrics = _scored(bundle, jobs.scored, jobs.known, limits)
             compared: list[Check] = []
@@ -171,18 +160,10 @@ def judge(
                         folder = Path(temporary) / role
                         found, more = _against(role, other, folder, bundle, among, jobs.known, of_role)
                         compared, metrics = compared + found, metrics | more
-            on_step(4, "waiting for the answers of MLflow and Keras")
-            agreed = _answered(onnx) if onnx else check_onnx(*of_onnx)
+            on_step(4, "comparing ONNX with Keras")
+            agreed = check_onnx(files, bundle.networks, _features_of(jobs.scored))
             checks += [*agreed, serving.result(), *scored, *compared]
     return Verdict(tuple(checks), metrics)
-
-
-def _answered(onnx: "AsyncResult[list[Check]]") -> list[Check]:
-    try:
-        return onnx.get(KERAS_TIMEOUT_S)
-    except NoAnswerError:
-        figure = f"no answer in {KERAS_TIMEOUT_S:.0f} s: the process that compares was killed, or is too slow"
-        return [Check("onnx", False, figure, "as Keras answers")]
 
 
 def _answers(bundle: Bundle, jobs: pd.DataFrame) -> Predictions:

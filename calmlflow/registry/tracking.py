@@ -19,20 +19,24 @@ from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.pandas_dataset import PandasDataset, from_pandas
 from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from calmlflow import settings
+from calmlflow.errors import CalmlflowError
 from calmlflow.predictor.registry_client import check_reachable
-from calmlflow.settings import refuse_password
+from calmlflow.registry.versions import check_named, explained
+from calmlflow.settings import hide_password, refuse_password
+from calmlflow.storage.files import replacing
 
 VERSIONS = ("calmlflow", "keras", "mlflow", "numpy", "onnxruntime", "pandas", "scikit-learn", "tensorflow")
 
 
-def connect(uri: str = "") -> None:
-    """Point MLflow at `settings.tracking_uri`, and silence what it prints about itself.
+def connect(registry_only: bool = False) -> None:
+    """Point MLflow at `settings.tracking_uri`, silence what it prints about itself, and bound its patience.
 
-    ``uri``, by default the tracking server, must answer, or a RegistryUnavailableError is raised; MLflow itself would
-    try for minutes.
+    A CalmlflowError where neither a variable nor a running embedded server names the tracking server (with
+    ``registry_only`` the registry), or where it does not answer.
     """
     for logger in ("mlflow", "alembic"):
         logging.getLogger(logger).setLevel(logging.ERROR)
@@ -40,22 +44,53 @@ def connect(uri: str = "") -> None:
     warnings.filterwarnings("ignore", message=".*Inferred schema contains integer column.*")
     warnings.filterwarnings("ignore", message=".*dataset source can be interpreted in multiple ways.*")
     # Its progress bars and links to runs would stand between lines meant for scripts.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    check_reachable(uri or settings.tracking_uri())
+    quiet = {"DISABLE_TELEMETRY": "true", "ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    quiet["SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    for name, value in {**{f"MLFLOW_{key}": value for key, value in quiet.items()}, **settings.MLFLOW_PATIENCE}.items():
+        os.environ.setdefault(name, value)
+    check_named("MLFLOW_TRACKING_URI", *(("MLFLOW_REGISTRY_URI",) if registry_only else ()))
+    check_reachable(settings.registry_uri() if registry_only else settings.tracking_uri())
     mlflow.set_tracking_uri(settings.tracking_uri())
+    if not registry_only:
+        _end_left_runs()
+
+
+def open_experiment(client: MlflowClient, name: str) -> str:
+    """The id of an experiment, made where it is missing; a CalmlflowError where it was deleted."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException:
+            # Another process was first.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise CalmlflowError(
+            f"experiment {name} is deleted; expected it to be there: "
+            f"mlflow experiments restore --experiment-id {found.experiment_id}"
+        )
+    return str(found.experiment_id)
 
 
 @contextmanager
 def tracked_run(name: str, nested: bool = False) -> Iterator[mlflow.ActiveRun]:
-    """Open a run, or take over the one that `mlflow run` opened; it is marked FAILED if the block raises."""
+    """Open a run, or take over the one that `mlflow run` opened; it is marked FAILED if the block raises.
+
+    Where the server is gone by then, the next command that reaches it marks the run.
+    """
     taken_over = not nested and bool(os.environ.get("MLFLOW_RUN_ID"))
     if not nested:
         connect()
-        if not taken_over and not os.environ.get("MLFLOW_EXPERIMENT_NAME"):
-            mlflow.set_experiment(settings.EXPERIMENT)
-    with mlflow.start_run(run_name=name, nested=nested) as run:
+    try:
+        if not nested and not taken_over:
+            own = os.environ.get("MLFLOW_EXPERIMENT_NAME") or settings.EXPERIMENT
+            mlflow.set_experiment(experiment_id=open_experiment(MlflowClient(), own))
+        run = mlflow.start_run(run_name=name, nested=nested)
+    except MlflowException as error:
+        raise explained(error, "a run", "make", "EDIT on the experiment") from error
+    try:
         if not nested:
             # MLflow's kind of experiment for model training; in 3.17 the view chosen on its page comes before it.
             MlflowClient().set_experiment_tag(
@@ -64,6 +99,65 @@ def tracked_run(name: str, nested: bool = False) -> Iterator[mlflow.ActiveRun]:
         if taken_over:
             mlflow.set_tag("mlflow.runName", name)
         yield run
+        mlflow.end_run()
+    except BaseException as error:
+        is_marked = _mark_failed(run.info.run_id)
+        if is_marked or nested or isinstance(error, CalmlflowError) or not isinstance(error, Exception):
+            raise
+        raise CalmlflowError(
+            f"the MLflow server at {hide_password(settings.tracking_uri())} stopped answering; expected it until the "
+            f"end{''.join(f', and {note}' for note in getattr(error, '__notes__', ()))}: start it again and repeat the "
+            f"command, which marks run {run.info.run_id} as FAILED"
+        ) from error
+
+
+@contextmanager
+def noting(text: str) -> Iterator[None]:
+    """Add to whatever fails in the block what a user should know, for `tracked_run` to say."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(text)
+        raise
+
+
+def _mark_failed(run_id: str) -> bool:
+    """Mark a run FAILED, or note that the next command has to."""
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    patience = os.environ.get(name)
+    # Whoever failed has waited already.
+    os.environ[name] = "0"
+    try:
+        active = mlflow.active_run()
+        if active and active.info.run_id == run_id:
+            mlflow.end_run("FAILED")
+        else:
+            MlflowClient().set_terminated(run_id, "FAILED")
+    except MlflowException:
+        with replacing(_left_runs() / run_id, private=True) as file:
+            file.write(hide_password(settings.tracking_uri()))
+        return False
+    finally:
+        os.environ.pop(name)
+        if patience is not None:
+            os.environ[name] = patience
+    return True
+
+
+def _left_runs() -> Path:
+    return settings.home() / "unfinished-runs"
+
+
+def _end_left_runs() -> None:
+    """Mark the runs of this server that an outage left RUNNING."""
+    for note in _left_runs().glob("[0-9a-f]*"):
+        # Another process may do the same.
+        with suppress(OSError):
+            if note.read_text(encoding="utf-8") == hide_password(settings.tracking_uri()):
+                # The run may have been deleted.
+                with suppress(MlflowException):
+                    MlflowClient().set_terminated(note.name, "FAILED")
+                note.unlink()
 
 
 def log_new_params(params: Mapping[str, Any]) -> None:

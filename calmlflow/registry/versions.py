@@ -14,6 +14,7 @@ from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor.registry_client import PATIENCE_S, get_json, is_http
 from calmlflow.registry.history import Event, planned_events, recorded_events
+from calmlflow.storage.files import is_locked
 
 if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
@@ -116,8 +117,21 @@ class State:
         return {alias: number for alias, number in right.items() if self.aliases.get(alias) != number}
 
 
+def check_named(*variables: str) -> None:
+    """Raise a CalmlflowError where none of these variables names a server and no embedded server of `home` runs.
+
+    By its default port alone a command might reach the server of another folder.
+    """
+    if not any(map(os.environ.get, variables)) and not is_locked(settings.home() / "server.lock"):
+        raise CalmlflowError(
+            f"no MLflow server is named and none runs in {settings.home()}; expected MLFLOW_TRACKING_URI, or an "
+            "embedded server of this folder: start it with `calmlflow server --detach`"
+        )
+
+
 def read_state(model: str) -> State:
     """Ask the registry for a registered model; an InputError where there is none of that name."""
+    check_named("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI")
     uri = settings.registry_uri()
     # Plain HTTP saves the import of MLflow, which takes longer than all else that `calmlflow stages` does.
     found, versions = (_by_http if is_http(uri) else _by_client)(uri, model)
@@ -212,17 +226,24 @@ def who() -> str:
         return "unknown"
 
 
-def explained(error: "MlflowException", what: str, act: str = "read", permission: str = "READ") -> CalmlflowError:
-    """Translate what MLflow refuses to do with a model or a version into one sentence."""
+def explained(
+    error: "MlflowException", what: str, act: str = "read", permission: str = "READ on the registered model"
+) -> CalmlflowError:
+    """Translate what MLflow refuses to do with a model, a version or an experiment into one sentence."""
     if error.error_code == "RESOURCE_DOES_NOT_EXIST":
         return _unknown(what)
-    if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
+    if error.error_code == "UNAUTHENTICATED":
         return CalmlflowError(
-            f"the registry lets {who()} not {act} {what}; expected the permission {permission} on the registered model "
+            f"the server does not know the name or password of {who()}; expected MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of a user"
+        )
+    if error.error_code == "PERMISSION_DENIED":
+        return CalmlflowError(
+            f"the server lets {who()} not {act} {what}; expected the permission {permission} "
             "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD say who asks)"
         )
     reason = settings.hide_password(str(error.message).strip().partition("\n")[0])
-    return CalmlflowError(f"the registry cannot {act} {what}: {reason or type(error).__name__}")
+    return CalmlflowError(f"the server cannot {act} {what}: {reason or type(error).__name__}")
 
 
 def _unknown(what: str) -> InputError:

@@ -75,13 +75,10 @@ def random_forest(data: TrainingData, target: str, seed: int) -> dict[str, float
     return score_predictions(target, jobs, {PREDICTED[target]: found})
 
 
-def over_seeds(
-    run_id: str, kind: str, scores: Mapping[str, Mapping[str, float]]
-) -> dict[str, dict[str, tuple[float, float, int]]]:
-    """Mean and standard deviation of scores over a run and those that differ from it in their seed alone.
+def other_seeds(run_id: str) -> list[dict[str, float]]:
+    """Metrics of the runs that differ from a run, whose parameters are logged, in their seed alone.
 
-    ``scores`` are those of the run by target, whose parameters are logged; ``kind`` is a key of `KINDS`. Of equal seeds
-    the newest run counts. The third number is how many runs there are; a score that no other run has is left out.
+    Of equal seeds the newest run counts.
     """
     client = MlflowClient()
     own = client.get_run(run_id)
@@ -93,11 +90,21 @@ def over_seeds(
     runs = client.search_runs([own.info.experiment_id], query)
     by_seed = {run.data.params["seed"]: run.data.metrics for run in reversed(runs) if kept(run) == kept(own)}
     by_seed.pop(own.data.params["seed"], None)
+    return list(by_seed.values())
+
+
+def over_seeds(
+    others: Sequence[Mapping[str, float]], kind: str, scores: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, tuple[float, float, int]]]:
+    """Mean and standard deviation of scores, by target, of a run and of `other_seeds`.
+
+    ``kind`` is a key of `KINDS`. The third number is how many runs there are; a score that no other has is left out.
+    """
     found: dict[str, dict[str, tuple[float, float, int]]] = {}
     for target, of_target in scores.items():
         for name, value in of_target.items():
             metric = f"{kind}_{target}_{name}"
-            values = [value, *(metrics[metric] for metrics in by_seed.values() if metric in metrics)]
+            values = [value, *(metrics[metric] for metrics in others if metric in metrics)]
             if len(values) > 1:
                 spread = float(np.mean(values)), float(np.std(values, ddof=1)), len(values)
                 found.setdefault(target, {})[name] = spread

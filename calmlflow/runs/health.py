@@ -12,7 +12,7 @@ from calmlflow import settings
 from calmlflow.console import say
 from calmlflow.errors import CalmlflowError
 from calmlflow.jobs.health import Health
-from calmlflow.registry.tracking import connect
+from calmlflow.registry.tracking import connect, open_experiment
 
 _STORE = "calmlflow.store"
 _STORE_ID = "calmlflow.store_id"
@@ -66,7 +66,7 @@ def log_health(health: Health) -> bool:
 
 def _run_of(client: MlflowClient, store: str) -> str:
     """The run of a store, made if need be; of several that were made at once, the oldest."""
-    experiment_id = _experiment(client)
+    experiment_id = open_experiment(client, settings.HEALTH_EXPERIMENT)
     # A name may hold quotes, which a filter cannot.
     store_id = hashlib.sha256(store.encode()).hexdigest()[:16]
 
@@ -82,21 +82,3 @@ def _run_of(client: MlflowClient, store: str) -> str:
         with suppress(MlflowException):
             client.delete_run(other)
     return oldest
-
-
-def _experiment(client: MlflowClient) -> str:
-    found = client.get_experiment_by_name(settings.HEALTH_EXPERIMENT)
-    if found is None:
-        try:
-            return str(client.create_experiment(settings.HEALTH_EXPERIMENT))
-        except MlflowException:
-            # Another process was first.
-            found = client.get_experiment_by_name(settings.HEALTH_EXPERIMENT)
-            if found is None:
-                raise
-    if found.lifecycle_stage != "active":
-        raise CalmlflowError(
-            f"experiment {settings.HEALTH_EXPERIMENT} is deleted; expected it to be there: "
-            f"mlflow experiments restore --experiment-id {found.experiment_id}"
-        )
-    return str(found.experiment_id)

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, dataclass
-from multiprocessing.pool import Pool
 
 import mlflow
 
@@ -38,11 +37,11 @@ def parse_version(text: str) -> int | None:
     return None if text == "auto" else int(text)
 
 
-def promote_in_run(request: PromotionRequest, nested: bool = False, beside: Pool | None = None) -> str:
+def promote_in_run(request: PromotionRequest, nested: bool = False) -> str:
     """Judge a version and move it to a stage; the run keeps every figure of the gate.
 
     A CalmlflowError where the gate or the registry refuses, or somebody else was quicker: the run is marked FAILED, and
-    the stages are as they were. For ``beside`` see `calmlflow.registry.gate.judge`. Returns one sentence for a person.
+    the stages are as they were. Returns one sentence for a person.
     """
     with tracked_run("promote", nested) as run:
         log_new_params(asdict(request))
@@ -57,7 +56,7 @@ def promote_in_run(request: PromotionRequest, nested: bool = False, beside: Pool
             return "; ".join(repair(model)) or f"{challenger} is in {stage} already"
         verdict = Verdict()
         if stage != "Archived":
-            verdict = _judged(state, challenger, stage, limits, request, beside)
+            verdict = _judged(state, challenger, stage, limits, request)
         failed = verdict.failed
         broken = [check for check in failed if check.name in INTEGRITY]
         if failed and (broken or not request.force):
@@ -82,16 +81,14 @@ def promote_in_run(request: PromotionRequest, nested: bool = False, beside: Pool
         return f"{moved}; {counted(verdict.checks)}{forced}"
 
 
-def _judged(
-    state: State, challenger: Version, stage: str, limits: Limits, request: PromotionRequest, beside: Pool | None
-) -> Verdict:
+def _judged(state: State, challenger: Version, stage: str, limits: Limits, request: PromotionRequest) -> Verdict:
     """The verdict, logged in the active run."""
     holder = state.held_by("Production") if stage == "Production" else None
     champion = state.versions[holder] if holder is not None else None
     reference = reference_version(state, challenger, champion, limits.reference)
     with progress(f"judging version {challenger.number}", "steps", STEPS) as update:
         verdict = judge(
-            challenger, champion, limits, request.data, lambda done, note: update(done, note=note), beside,
+            challenger, champion, limits, request.data, lambda done, note: update(done, note=note),
             reference, request.newest,
         )  # fmt: skip
     table = checks_table(verdict.checks)

@@ -1,5 +1,6 @@
 """Train the networks in one MLflow run: read, fit, write the tree, log, register, promote."""
 
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,7 +33,7 @@ from calmlflow.registry.assemble import assemble, runs_of_version
 from calmlflow.registry.held_out import trained_on
 from calmlflow.registry.lineage import Lineage
 from calmlflow.registry.package import LoggedModel, log_model, register
-from calmlflow.registry.tracking import environment_params, lineage, log_history, log_new_params, tracked_run
+from calmlflow.registry.tracking import environment_params, lineage, log_history, log_new_params, noting, tracked_run
 from calmlflow.results.classification import ClassificationResults
 from calmlflow.results.comparison import Interval, compare_predictions, score_intervals
 from calmlflow.results.files import write_results
@@ -44,7 +45,7 @@ from calmlflow.results.regression import RegressionResults
 from calmlflow.results.report.training import ReportContent, report_html
 from calmlflow.results.scores import FEWEST_JUDGED, PREDICTED, score_predictions
 from calmlflow.results.table import COUNTS, PREDICTIONS, PROBABILITIES, training_table, with_answers
-from calmlflow.runs.baselines import champion, over_seeds, random_forest
+from calmlflow.runs.baselines import champion, other_seeds, over_seeds, random_forest
 from calmlflow.runs.data import TrainingData, load_training_data
 from calmlflow.runs.fit import ANSWERS, Fit, fit_answers, fit_network
 from calmlflow.runs.promote import PromotionRequest, promote_in_run
@@ -105,12 +106,12 @@ def train(
     With ``bundle``, networks that are not trained are taken from the version in Production, evidence corrects all
     three, and each training is a child run; otherwise ``networks`` is one, and stays alone. With ``register``, each
     trained network and the bundle become registered versions; with a ``stage``, the bundle (or the one network) is
-    promoted. A failure before the tree is complete leaves no tree and registers nothing; a promotion that fails leaves
-    both.
+    promoted. A failure before the tree is complete leaves no tree and registers nothing; one of the tracking server
+    after that leaves the tree, and a promotion that fails leaves both.
     """
     name = "main" if bundle else TARGETS[networks[0]]
     taken = tuple(network for network in NETWORKS if bundle and network not in networks)
-    with tracked_run(name, nested) as run:
+    with tracked_run(name, nested) as run, tempfile.TemporaryDirectory(prefix="calmlflow-") as scratch:
         stage, configs = _check(request), read_config(request.config)
         clock = Laps()
 
@@ -123,7 +124,11 @@ def train(
         sizes = data.sizes()
         for warning in searched_on_test_jobs(data, request):
             say(warning)
-        only = {"only": (",".join(networks) or "evidence") if taken else "all"} if bundle else {}
+        own_params = {
+            name: {"network": name, "hidden_layers": "-".join(map(str, HIDDEN[name])), **asdict(configs[name])}
+            for name in networks
+        }
+        only = {"only": (",".join(networks) or "evidence") if taken else "all"} if bundle else own_params[networks[0]]
         log_new_params({**asdict(request), **only, **sizes, **environment_params()})
         parts = {"training": data.train, "testing": data.test}
         # Made once for all runs: MLflow looks through the whole table each time.
@@ -147,51 +152,34 @@ def train(
             models = tree.partial / "models"
             runs = runs_of_version(found.version, taken) if found else {}
             judged = _new_to(data, runs.values(), taken) if taken else data
+            others = other_seeds(run.info.run_id)
+            # From here on no word to the tracking server until the tree is whole: an outage costs no training.
             predictions: Predictions = {}
             fits: dict[str, Fit] = {}
             intervals: dict[str, dict[str, Interval]] = {}
             figures: dict[str, dict[str, go.Figure]] = {}
-            logged: dict[str, LoggedModel] = {}
             for network in networks:
                 target = TARGETS[network]
-                with tracked_run(target, nested=True) if bundle else nullcontext(run) as own:
-                    # Fit.
-                    runs[network] = own.info.run_id
-                    layers = "-".join(map(str, HIDDEN[network]))
-                    params = {"network": network, "hidden_layers": layers, **asdict(configs[network])}
-                    if bundle:
-                        params |= {name: getattr(request, name) for name in ("data", "split", "seed")}
-                        params |= {**sizes, **environment_params()}
-                        MlflowClient().log_inputs(own.info.run_id, inputs)
-                    log_new_params(params)
-                    with progress(f"training {network}", "epochs") as show:
-                        fit = fit_network(
-                            network, data, configs[network], request.seed, models, request.risk,
-                            lambda done, total, loss: show(done, total, f"validation loss {loss:.4g}"),
-                        )  # fmt: skip
-                    clock.lap(f"train_{network}")
-                    forest = random_forest(data, target, request.seed)
-                    scores[target] = dict(test=fit.scores, floor=fit.floor, forest=forest, **scores.get(target, {}))
-                    intervals[target] = held_out_intervals(target, data, fit.predictions)
-                    predictions |= fit.predictions
-                    fits[network] = fit
-                    clock.lap("references")
-
-                    # Write and log. With evidence, the kill times that are served are judged below.
-                    if fit.warning and not bundle:
-                        say(fit.warning)
-                    write_results(fit.results, tree.partial / "results" / target)
-                    figures[target] = _network_plots(network, fit, data, models)
-                    log_history(fit.results.history or {})
-                    mlflow.log_metrics({"fit_seconds": fit.fit_seconds, "best_epoch": fit.best_epoch})
-                    log_scores({target: scores[target]}, intervals, f"{network} of {request.data}")
-                    if not bundle:
-                        log_pictures(target, fit.results, _decided(fit.predictions, data))
-                    mlflow.log_artifacts(str(tree.partial / "results" / target), f"results/{target}")
-                    metadata = {"data": request.data, "seed": request.seed, f"run.{network}": own.info.run_id}
-                    model = NETWORK_MODELS[network]
-                    logged[model] = log_model(models, [network], model, metadata)
-                    clock.lap("log")
+                with progress(f"training {network}", "epochs") as show:
+                    fit = fit_network(
+                        network, data, configs[network], request.seed, models, request.risk,
+                        lambda done, total, loss: show(done, total, f"validation loss {loss:.4g}"),
+                    )  # fmt: skip
+                clock.lap(f"train_{network}")
+                forest = random_forest(data, target, request.seed)
+                scores[target] = dict(test=fit.scores, floor=fit.floor, forest=forest, **scores.get(target, {}))
+                intervals[target] = held_out_intervals(target, data, fit.predictions)
+                predictions |= fit.predictions
+                fits[network] = fit
+                clock.lap("references")
+                # With evidence, the kill times that are served are judged below.
+                if fit.warning and not bundle:
+                    say(fit.warning)
+                write_results(fit.results, tree.partial / "results" / target)
+                figures[target] = _network_plots(network, fit, data, models)
+            # Each alone, before evidence corrects them and their kill times.
+            own_models = Path(shutil.copytree(models, Path(scratch) / "models")) if networks else models
+            own_intervals = dict(intervals)
             alone = {target: kinds["test"] for target, kinds in scores.items() if "test" in kinds}
             own_scores = alone
             if bundle:
@@ -209,11 +197,6 @@ def train(
                     intervals[target] = held_out_intervals(target, judged, answer.predictions)
                     write_results(results, tree.partial / "results" / "answer" / target)
                 clock.lap("evidence")
-            parts_from = dict.fromkeys(taken, found.version if found else "")
-            newest = int(data.jobs["timestamp"].iloc[data.train].max())
-            origin = Lineage(
-                request.data, len(data.train), newest, request.seed, own_scores, runs, parts_from, alone, data.split
-            )
             table = write_tables(judged, predictions, tree.partial / "data")
             shown = table
             if bundle:
@@ -224,8 +207,6 @@ def train(
                     for name, figure in _plots(results, judged, decided=_decided(answer.predictions, judged)).items()
                     if name in ANSWER_PLOTS
                 }
-                for target, results in answer.results.items():
-                    log_pictures(target, results, _decided(answer.predictions, judged))
             figures["jobs"] = data_plots(data.jobs)
             served = _of_test(answer.predictions if bundle else fit.predictions, judged)
             is_judged = np.isin(data.test, judged.test)
@@ -257,16 +238,46 @@ def train(
                     f"{sizes['n_train_programmes']:,} programmes, tested on {sizes['n_test']:,} jobs of "
                     f"{sizes['n_test_programmes']:,}"
                 ),
-                seeds=over_seeds(run.info.run_id, "answer" if bundle else "test", own_scores),
+                seeds=over_seeds(others, "answer" if bundle else "test", own_scores),
             )
             (tree.partial / "report.html").write_text(report_html(content), encoding="utf-8", errors="replace")
-            mlflow.log_artifacts(str(tree.partial))
+            clock.lap("log")
+
+        # Log.
+        with noting(f"the training is kept in {tree.final}"):
+            logged: dict[str, LoggedModel] = {}
+            for network in networks:
+                target, fit = TARGETS[network], fits[network]
+                with tracked_run(target, nested=True) if bundle else nullcontext(run) as own:
+                    runs[network] = own.info.run_id
+                    if bundle:
+                        of_parent = {name: getattr(request, name) for name in ("data", "split", "seed")}
+                        log_new_params({**own_params[network], **of_parent, **sizes, **environment_params()})
+                        MlflowClient().log_inputs(own.info.run_id, inputs)
+                    log_history(fit.results.history or {})
+                    mlflow.log_metrics({"fit_seconds": fit.fit_seconds, "best_epoch": fit.best_epoch})
+                    own_kinds = {kind: of_kind for kind, of_kind in scores[target].items() if kind != "answer"}
+                    log_scores({target: own_kinds}, own_intervals, f"{network} of {request.data}")
+                    if not bundle:
+                        log_pictures(target, fit.results, _decided(fit.predictions, data))
+                    mlflow.log_artifacts(str(tree.final / "results" / target), f"results/{target}")
+                    metadata = {"data": request.data, "seed": request.seed, f"run.{network}": own.info.run_id}
+                    model = NETWORK_MODELS[network]
+                    logged[model] = log_model(own_models, [network], model, metadata)
+            mlflow.log_artifacts(str(tree.final))
+            parts_from = dict.fromkeys(taken, found.version if found else "")
+            newest = int(data.jobs["timestamp"].iloc[data.train].max())
+            origin = Lineage(
+                request.data, len(data.train), newest, request.seed, own_scores, runs, parts_from, alone, data.split
+            )
             if bundle:
+                for target, results in answer.results.items():
+                    log_pictures(target, results, _decided(answer.predictions, judged))
                 mlflow.set_tags(origin.origins(NETWORKS))
                 log_scores(scores, intervals, f"Three networks of {request.data}")
                 metadata = {"data": request.data, "seed": request.seed, **origin.origins(NETWORKS)}
-                logged[BUNDLE_MODEL] = log_model(models, NETWORKS, BUNDLE_MODEL, metadata)
-            clock.lap("log")
+                logged[BUNDLE_MODEL] = log_model(tree.final / "models", NETWORKS, BUNDLE_MODEL, metadata)
+        clock.lap("log")
 
         written = sent = promoted = ""
         if request.writeback:
@@ -275,8 +286,9 @@ def train(
                 written = f"{found_records} in {store.name}"
             clock.lap("writeback")
         if request.destination != "none":
-            with tempfile.TemporaryDirectory() as folder:
-                files = send_training(tree.final, pack(tree.final, Path(folder)), request.destination)
+            archives = Path(scratch) / "archives"
+            archives.mkdir()
+            files = send_training(tree.final, pack(tree.final, archives), request.destination)
             sent = f"{len(files)} files to {request.destination.rstrip('/')}/{tree.final.name}/"
             clock.lap("send")
         versions: dict[str, int] = {}

@@ -14,7 +14,7 @@ from typing import NoReturn
 from calmlflow import console, settings
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.server import processes
-from calmlflow.storage.files import LockedError, locked, replacing
+from calmlflow.storage.files import LockedError, is_locked, locked, replacing
 
 # A first start on a slow disk compiles MLflow's bytecode and makes its database.
 _READY_TIMEOUT_S = 180.0
@@ -52,7 +52,7 @@ def running(home: str | Path | None = None) -> Server | None:
     """The server of a home folder (default `settings.home`); None where there is none, or none that is ready yet."""
     home = Path(home or settings.home()).resolve()
     state = _read_state(home)
-    is_ready = state.get("ready") and _is_locked(home)
+    is_ready = state.get("ready") and is_locked(home / "server.lock")
     return Server(state["port"], state["s3_port"], state["pid"], home) if is_ready else None
 
 
@@ -61,7 +61,7 @@ def start(port: int = settings.MLFLOW_PORT, s3_port: int = settings.S3_PORT, hom
     home = _prepare(port, s3_port, home)
     log = home / "logs" / "server.log"
     daemon = None
-    if not _is_locked(home):
+    if not is_locked(home / "server.lock"):
         console.say(f"starting the S3 store and the MLflow server in {home}")
         command = [sys.executable, "-m", "calmlflow.server.supervisor", str(port), str(s3_port), str(home)]
         with log.open("ab") as out:
@@ -69,7 +69,7 @@ def start(port: int = settings.MLFLOW_PORT, s3_port: int = settings.S3_PORT, hom
     try:
         while (server := running(home)) is None:
             # Where another supervisor was quicker than ours, it holds the lock.
-            if (daemon is None or daemon.poll() is not None) and not _is_locked(home):
+            if (daemon is None or daemon.poll() is not None) and not is_locked(home / "server.lock"):
                 raise CalmlflowError(f"the server did not start: {_end_of(log, 1).removeprefix('error: ')}")
             time.sleep(0.05)
     except KeyboardInterrupt:
@@ -87,14 +87,14 @@ def start(port: int = settings.MLFLOW_PORT, s3_port: int = settings.S3_PORT, hom
 def stop(home: str | Path | None = None) -> bool:
     """Stop the server and wait until nothing of it runs; True where there was anything to stop."""
     home = Path(home or settings.home()).resolve()
-    found = _is_locked(home)
+    found = is_locked(home / "server.lock")
     for number, patience_s in ((signal.SIGTERM, 40.0), (signal.SIGKILL, 5.0)):
-        if _is_locked(home):
+        if is_locked(home / "server.lock"):
             # A supervisor that has only just begun may not have written its number yet.
             processes.wait_until(lambda: _read_state(home).get("pid"), 5.0)
             with contextlib.suppress(ProcessLookupError, KeyError):
                 os.kill(_read_state(home)["pid"], number)
-            processes.wait_until(lambda: not _is_locked(home), patience_s)
+            processes.wait_until(lambda: not is_locked(home / "server.lock"), patience_s)
     return found
 
 
@@ -183,18 +183,6 @@ def _prepare(port: int, s3_port: int, home: str | Path | None) -> Path:
     except OSError as error:
         raise CalmlflowError(f"home folder {home}: {error.strerror}; expected a folder that can be written") from error
     return home
-
-
-def _is_locked(home: Path) -> bool:
-    """Whether a supervisor lives."""
-    if not (home / "server.lock").exists():
-        return False
-    try:
-        # Patience for another process that looks just now; a supervisor keeps the lock.
-        with locked(home / "server.lock", patience_s=0.02):
-            return False
-    except LockedError:
-        return True
 
 
 def _read_state(home: Path) -> dict:

@@ -89,6 +89,17 @@ def locked(path: Path, patience_s: float = 0.0) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether another process keeps the lock of a file; patient for one that only looks."""
+    if not path.exists():
+        return False
+    try:
+        with locked(path, patience_s=0.02):
+            return False
+    except LockedError:
+        return True
+
+
 # -- The folder of a training ---------------------------------------------------------------------------------------
 
 

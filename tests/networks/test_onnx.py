@@ -1,5 +1,7 @@
 """An ONNX file is kept only if it answers as Keras does."""
 
+import hashlib
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -34,6 +36,18 @@ def test_the_file_answers_as_keras_for_any_number_of_jobs(exported):
         np.testing.assert_allclose(found, model(INPUTS[:count]), rtol=1e-4)
     assert check_agreement(model, path, INPUTS) <= 1e-4
     assert [file.name for file in path.parent.iterdir()] == ["mem_reg.onnx"]
+
+
+def test_the_file_names_the_keras_file_that_it_was_compared_with(exported, tmp_path):
+    model, plain = exported
+    assert onnxruntime.InferenceSession(plain).get_modelmeta().custom_metadata_map == {}
+    path = tmp_path / "mem_reg.onnx"
+    saved = path.with_suffix(".keras")
+    model.save(saved)
+    export_onnx(model, path, INPUTS)
+    found = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    assert found["keras_sha256"] == hashlib.sha256(saved.read_bytes()).hexdigest()
+    assert 0 <= float(found["difference"]) <= 1e-4
 
 
 @pytest.mark.parametrize("factor", [1.01, np.nan])

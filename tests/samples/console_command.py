@@ -25,13 +25,14 @@ def entry_here(
 def _run(capsys: pytest.CaptureFixture[str], command: Callable[[], object]) -> tuple[object, str, str]:
     capsys.readouterr()
     status: object = 0
-    # A command sets this for a process of its own.
-    before = signal.getsignal(signal.SIGTERM)
+    # A command sets these for a process of its own.
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         run_guarded(command)
     except SystemExit as error:
         status = error.code
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     captured = capsys.readouterr()
     return status, captured.out, captured.err
