@@ -129,7 +129,7 @@ def stages(
         show_versions(found, None if every else SHOWN, Console(highlight=False, width=width))
     wrong = [sentence for state in models.values() for sentence in problems(state)]
     for sentence in wrong:
-        say(f"warning: {sentence}; `calmlflow stages --repair` records it")
+        say(f"warning: {sentence}")
     if wrong:
         sys.exit(1)
 

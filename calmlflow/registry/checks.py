@@ -29,6 +29,7 @@ from calmlflow.hst.features import job_features
 from calmlflow.hst.scaling import Scaling
 from calmlflow.predictor.answers import as_answers
 from calmlflow.predictor.bundle import Bundle
+from calmlflow.predictor.http_client import within
 from calmlflow.predictor.manifest import MANIFEST, read_files, read_manifest
 from calmlflow.predictor.registry_client import RegistryUnavailableError, check_reachable
 from calmlflow.registry.package import EXAMPLE, INPUTS, INPUTS_BEFORE, SERVED, model_digest, outputs_of
@@ -37,6 +38,8 @@ from calmlflow.registry.versions import Version
 SERVING_TIMEOUT_S = 180
 
 LOADER = "mlflow.pyfunc.loaders.code_model"
+
+STORE_PATIENCE_S = 40
 
 # Run in a process of its own: there the version's own code is imported, and can do no harm to this process.
 SERVE = """
@@ -91,20 +94,48 @@ def guarded(name: str, expected: str, check: Callable[[], str]) -> Check:
         return Check(name, False, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}", expected)
 
 
-def download_version(version: Version, folder: Path) -> Path:
-    """Fetch all files of a version, past every cache; a CalmlflowError where they cannot be had."""
+def _artifact_server() -> str:
     server = settings.tracking_uri()
     try:
         check_reachable(server)
     except RegistryUnavailableError:
         # MLflow would try for minutes. The registry's own server hands out artifacts too.
-        server = settings.registry_uri()
+        return settings.registry_uri()
+    return server
+
+
+def download_version(version: Version, folder: Path) -> Path:
+    """Fetch all files of a version, past every cache; a CalmlflowError where they cannot be had."""
     try:
         uri = f"models:/{version.model}/{version.number}"
-        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=server))
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=_artifact_server()))
     except Exception as error:
         # Whatever stands between here and the artifact store (MLflow, requests, boto3) raises its own kind.
         raise CalmlflowError(f"{version} cannot be downloaded ({type(error).__name__}); expected its files") from error
+
+
+def check_store(version: Version) -> None:
+    """See that the artifact store answers and has files of a version.
+
+    An InputError where they are gone, and a CalmlflowError where nobody can say within `STORE_PATIENCE_S`: the server
+    waits for its store for minutes, and MLflow's client asks it again.
+    """
+
+    def list_files() -> list[mlflow.entities.FileInfo]:
+        uri = f"models:/{version.model}/{version.number}"
+        return mlflow.artifacts.list_artifacts(uri, tracking_uri=_artifact_server())
+
+    try:
+        found = within(STORE_PATIENCE_S, list_files)
+    except Exception as error:
+        if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
+            reason = f"no answer in {STORE_PATIENCE_S} s" if isinstance(error, TimeoutError) else type(error).__name__
+            raise CalmlflowError(
+                f"the files of {version} cannot be listed ({reason}); expected an artifact store that answers"
+            ) from error
+        found = []
+    if not found:
+        raise InputError(f"the files of {version} are gone; expected those that were registered")
 
 
 def check_digest(version: Version, folder: Path) -> None:
@@ -112,8 +143,6 @@ def check_digest(version: Version, folder: Path) -> None:
     recorded = version.tags.get("model_sha256")
     if recorded is None:
         raise InputError(f"{version} has no tag model_sha256; expected the SHA-256 of its files")
-    if not any(path.is_file() for path in folder.rglob("MLmodel")):
-        raise InputError(f"the files of {version} are gone; expected those that were registered")
     if (found := model_digest(folder)) != recorded:
         raise InputError(
             f"the files of {version} have the SHA-256 {found[:12]}...; expected {recorded[:12]}... as registered"
@@ -124,7 +153,10 @@ def check_files(version: Version) -> None:
     """See that the files of a version are there and match their digest; only a warning where they cannot be fetched."""
     with tempfile.TemporaryDirectory(prefix="calmlflow-") as temporary:
         try:
+            check_store(version)
             folder = download_version(version, Path(temporary))
+        except InputError:
+            raise
         except CalmlflowError as error:
             say(f"warning: the files of {version} are not checked: {error}")
         else:

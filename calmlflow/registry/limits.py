@@ -116,6 +116,8 @@ def read_limits(source: str) -> Limits:
         where = ".".join(map(str, first["loc"])) or "the file"
         given = "" if first["type"] == "value_error" else f" is {first['input']!r:.60}"
         raise InputError(f"gate {path}: {where}{given}: {first['msg']}") from error
-    if limits == Limits():
+    bounded = any(bounds != Bounds() for scores in limits.scores.values() for bounds in scores.values())
+    compared = any(margins for section in (limits.margins, limits.slices) for margins in section.values())
+    if not (bounded or compared or limits.data != JobLimits() or isinstance(limits.reference, int)):
         raise InputError(f"gate {path} is empty; expected {SECTIONS}")
     return limits

@@ -45,14 +45,21 @@ def by_stage(state: State) -> dict[str, list[Entry]]:
 
 
 def problems(state: State) -> list[str]:
-    """Moves and aliases that `calmlflow stages --repair` would mend, a sentence each."""
-    found = []
+    """Moves and aliases that the history does not explain, and what to do about each, a sentence each."""
+    found, mend = [], "`calmlflow stages --repair` records it"
     for version in state.unrecorded():
         event = state.cut_short(version.number)
-        how = f"its {event.action} was cut short" if event else "it was moved without the gate"
-        found.append(f"{version} is in {version.stage} and the history does not say how: {how}")
+        how = f"its {event.action} was cut short" if event else f"it was moved {version.past_the_gate}"
+        found.append(f"{version} is in {version.stage} and the history does not say how: {how}; {mend}")
     if wrong := state.wrong_aliases():
-        found.append(f"aliases of {state.model} do not name the versions of their stages: {', '.join(wrong)}")
+        found.append(f"aliases of {state.model} do not name the versions of their stages: {', '.join(wrong)}; {mend}")
+    if state.has_stages:
+        return found
+    for alias, number in state.aliases.items():
+        if alias in {stage.lower() for stage in EXCLUSIVE} and (version := state.versions.get(number)):
+            # Predictors follow it.
+            how = f"it was moved {version.past_the_gate}"
+            found.append(f"{version} is @{alias} and in no stage: {how}; `calmlflow promote` judges it")
     return found
 
 

@@ -194,7 +194,9 @@ def repair(model: str) -> list[str]:
             if event:
                 mended.append(f"finished the {event.action} of {version} to {event.stage}")
             else:
-                mended.append(f"recorded that {version} was moved to {version.stage} without the gate")
+                mended.append(f"recorded that {version} was moved to {version.stage} {version.past_the_gate}")
+                if "gate" not in version.tags:
+                    client.set_model_version_tag(model, str(version.number), "gate", "not judged")
                 # In place of the version that the history has there, if that one is gone.
                 last = next((event.version for event in reversed(state.events) if event.stage == version.stage), None)
                 gone = last if last != version.number and state.stages.get(last or 0) != version.stage else None
@@ -203,6 +205,17 @@ def repair(model: str) -> list[str]:
         if changed := _mend_aliases(client, model):
             mended.append(f"aliases of {model} name the versions of their stages again: {', '.join(changed)}")
     return mended
+
+
+def check_may_move(model: str) -> None:
+    """Raise a CalmlflowError where the user may not manage a registered model; nothing is changed."""
+    with _moving(model) as client:
+        try:
+            # Asks for the right to delete, of a version that no registry has.
+            client.delete_model_version_tag(model, "0", PLANNED)
+        except MlflowException as error:
+            if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
+                raise
 
 
 # -- Steps of a move ------------------------------------------------------------------------------------------------
@@ -219,7 +232,7 @@ def _moving(model: str) -> Iterator[MlflowClient]:
     try:
         yield MlflowClient(registry_uri=settings.registry_uri())
     except MlflowException as error:
-        raise explained(error, f"a version of {model}", "move", "MANAGE") from error
+        raise explained(error, f"a version of {model}", "move", "MANAGE on the registered model") from error
 
 
 def _move(client: MlflowClient, seen: State, event: Event) -> None:
@@ -289,7 +302,9 @@ def _mend_aliases(client: MlflowClient, model: str) -> list[str]:
 
 
 def check_reason(reason: str, needed_for: str | None = None) -> str:
-    """Fold white space and what a terminal would obey; an InputError where a reason is missing, or too long."""
+    """Fold white space and what a terminal would obey; an InputError where a reason is missing, too long or no text."""
+    if not reason.isascii() and reason.encode(errors="replace").decode() != reason:
+        raise InputError(f"the reason {reason[:60]!a} is not UTF-8; expected text that is")
     reason = " ".join(printable(reason).split())
     if needed_for and not reason:
         raise InputError(f"no reason is given; expected one to be recorded with {needed_for}: --reason TEXT")

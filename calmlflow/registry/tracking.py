@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from calmlflow import settings
-from calmlflow.errors import CalmlflowError
+from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor.registry_client import check_reachable
 from calmlflow.registry.versions import check_named, explained
 from calmlflow.settings import hide_password, refuse_password
@@ -165,6 +165,8 @@ def log_new_params(params: Mapping[str, Any]) -> None:
     for value in params.values():
         # Before anything of it goes to the server: parameters, tags and lineage come after this.
         refuse_password(str(value))
+        if (shown := str(value).encode(errors="replace").decode()) != str(value):
+            raise InputError(f"the value {shown[:80]!r} is not UTF-8; expected text that is")
     run = mlflow.active_run()
     assert run is not None  # noqa: S101 - a caller without a run is a bug
     known = MlflowClient().get_run(run.info.run_id).data.params

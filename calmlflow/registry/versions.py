@@ -47,6 +47,12 @@ class Version:
         """Name it in a sentence."""
         return f"version {self.number} of {self.model}"
 
+    @property
+    def past_the_gate(self) -> str:
+        """How a version moved that no promotion moved, and what the gate said of it."""
+        said = {"passed": "", "forced": "", "refused": ", which had refused it"}
+        return f"without the gate{said.get(self.tags.get('gate', ''), ', which never judged it')}"
+
 
 @dataclass(frozen=True)
 class State:
@@ -92,8 +98,13 @@ class State:
         return found
 
     def unrecorded(self) -> list[Version]:
-        """Versions in Staging or Production of which the history does not say how they came there."""
-        return [v for v in self.versions.values() if v.stage in EXCLUSIVE and self.told.get(v.number) != v.stage]
+        """Versions that came to Staging or Production, or left it, and the history does not say how."""
+        moved = [v for v in self.versions.values() if v.stage != self.told.get(v.number, "None")]
+        came = [v for v in moved if v.stage in EXCLUSIVE]
+        taken = {v.stage for v in came}
+        # Whoever took a place is told with the one before it.
+        left = [v for v in moved if v not in came and self.told.get(v.number) in {*EXCLUSIVE} - taken]
+        return came + left
 
     def cut_short(self, number: int) -> Event | None:
         """The move that brought a version to its stage and was not recorded; None where nobody planned it."""
@@ -108,9 +119,14 @@ class State:
         came = [e.number for e in self.events if (e.version, e.stage) == (number, "Production")]
         return any(mark.number > max(came, default=0) for mark in marks)
 
+    @property
+    def has_stages(self) -> bool:
+        """Whether any version is in one; else aliases are all there is."""
+        return bool(set(self.stages.values()) - {"None"})
+
     def wrong_aliases(self) -> dict[str, int | None]:
         """Aliases that do not name the newest version of their stage -> that version, None where there is none."""
-        if not set(self.stages.values()) - {"None"}:
+        if not self.has_stages:
             # A server without stages: its aliases are all there is.
             return {}
         right = {stage.lower(): self.held_by(stage) for stage in settings.STAGES[1:]}

@@ -1,6 +1,7 @@
 """Promote a version through the gate, in a run that keeps every figure; roll back."""
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import mlflow
@@ -8,10 +9,19 @@ import mlflow
 from calmlflow import settings
 from calmlflow.console import progress
 from calmlflow.errors import CalmlflowError, InputError
-from calmlflow.registry.checks import INTEGRITY, counted
+from calmlflow.registry.checks import INTEGRITY, check_store, counted
 from calmlflow.registry.gate import STEPS, Verdict, judge, reference_version
 from calmlflow.registry.limits import Limits, read_limits
-from calmlflow.registry.promote import check_reason, checks_table, choose, promote, repair, roll_back, write_refusal
+from calmlflow.registry.promote import (
+    check_may_move,
+    check_reason,
+    checks_table,
+    choose,
+    promote,
+    repair,
+    roll_back,
+    write_refusal,
+)
 from calmlflow.registry.tracking import log_new_params, tracked_run
 from calmlflow.registry.versions import State, Version, read_state
 
@@ -32,9 +42,12 @@ class PromotionRequest:
 
 def parse_version(text: str) -> int | None:
     """A version's number, or None for ``auto``: the one whose turn it is."""
-    if text != "auto" and not text.isdecimal():
-        raise InputError(f"version is {text!r}; expected a number, or auto")
-    return None if text == "auto" else int(text)
+    if text == "auto":
+        return None
+    # A registry counts in 32 bits.
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and 0 < int(text) < 2**31):
+        raise InputError(f"version is {text[:40]!r}; expected a number from 1 to {2**31 - 1}, or auto")
+    return int(text)
 
 
 def promote_in_run(request: PromotionRequest, nested: bool = False) -> str:
@@ -43,11 +56,13 @@ def promote_in_run(request: PromotionRequest, nested: bool = False) -> str:
     A CalmlflowError where the gate or the registry refuses, or somebody else was quicker: the run is marked FAILED, and
     the stages are as they were. Returns one sentence for a person.
     """
+    reason = check_reason(request.reason, "force" if request.force else None)
     with tracked_run("promote", nested) as run:
         log_new_params(asdict(request))
         stage, model, run_id = settings.parse_stage(request.stage), request.model, run.info.run_id
-        reason = check_reason(request.reason, "force" if request.force else None)
         limits = read_limits(request.gate)
+        # What the gate takes a minute for would be lost.
+        check_may_move(model)
         state = read_state(model)
         challenger = choose(state, request.version, stage)
         mlflow.set_tags({"promoted_model": model, "promoted_version": challenger.number})
@@ -56,6 +71,9 @@ def promote_in_run(request: PromotionRequest, nested: bool = False) -> str:
             return "; ".join(repair(model)) or f"{challenger} is in {stage} already"
         verdict = Verdict()
         if stage != "Archived":
+            with suppress(InputError):
+                # Files that are gone are the gate's to judge.
+                check_store(challenger)
             verdict = _judged(state, challenger, stage, limits, request)
         failed = verdict.failed
         broken = [check for check in failed if check.name in INTEGRITY]

@@ -22,7 +22,11 @@ def test_lines_and_sections_may_be_left_out(tmp_path):
     assert (limits.scores, limits.reference, limits.slices) == ({}, 3, {"memory": {"log_mae": 0.1}})
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "{}", "scores:\nmargins:\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "# nothing\n", "{}", "scores:\nmargins:\n", "scores: {memory: {mae: {}}, wallclock: }", "reference: none",
+     "margins: {memory: {}}", "data: {min_jobs: }"],
+)  # fmt: skip
 def test_a_file_without_any_limit_is_an_error(tmp_path, text):
     (tmp_path / "gate.yaml").write_text(text)
     with pytest.raises(InputError, match=r"gate\.yaml is empty; expected scores, margins, slices, reference or data"):

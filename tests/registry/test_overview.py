@@ -238,12 +238,15 @@ def test_the_command_says_what_was_moved_without_the_gate(capsys, client, bundle
     assert [entry["version"] for entry in json.loads(out)[bundle]["Production"]] == [2]
     assert err.splitlines() == [
         f"warning: version 2 of {bundle} is in Production and the history does not say how: it was moved without the "
-        "gate; `calmlflow stages --repair` records it",
+        "gate, which never judged it; `calmlflow stages --repair` records it",
         f"warning: aliases of {bundle} do not name the versions of their stages: production, archived; `calmlflow "
         "stages --repair` records it",
     ]
     status, out, err = run_here(capsys, "stages", "--repair", "--json")
-    assert (status, err) == (0, f"recorded that version 2 of {bundle} was moved to Production without the gate\n")
+    assert (status, err) == (
+        0,
+        f"recorded that version 2 of {bundle} was moved to Production without the gate, which never judged it\n",
+    )
     assert [entry["aliases"] for entry in json.loads(out)[bundle]["Production"]] == [["production"]]
     assert run_here(capsys, "stages", "--repair")[::2] == (0, "nothing to repair\n")
     events = json.loads(run_here(capsys, "stages", "--history", "--model", bundle, "--json")[1])
@@ -254,6 +257,21 @@ def test_the_command_says_what_was_moved_without_the_gate(capsys, client, bundle
     assert "version 1 to Production: forced promotion by" in lines[0]
     assert lines[1:4] == ["    a test", "    gate: run abc", "    failed: data.age: 9 days (expected 8 days)"]
     assert "version 2 to Production, in place of 1: moved without the gate, recorded by" in lines[4]
+
+
+@pytest.mark.parametrize("before", [None, "Production"])
+def test_an_alias_that_was_moved_is_told(capsys, client, bundle, before):
+    add(client, bundle, 2)
+    if before:
+        promote(read_state(bundle), 1, before)
+    client.set_registered_model_alias(bundle, "production", 2)
+    status, _, err = run_here(capsys, "stages")
+    words = (
+        "aliases of {} do not name"
+        if before
+        else "version 2 of {} is @production and in no stage: it was moved without"
+    )
+    assert (status, words.format(bundle) in err) == (1, True), err
 
 
 def test_a_move_that_was_cut_short_is_told_apart(client, bundle, monkeypatch):

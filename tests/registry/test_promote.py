@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
+from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
-from calmlflow.registry.checks import Check
+from calmlflow.registry.checks import Check, check_store
 from calmlflow.registry.history import Event
 from calmlflow.registry.overview import problems
 from calmlflow.registry.promote import (
@@ -30,6 +32,7 @@ from tests.conftest import free_ports
 from tests.registry.conftest import NUMBERS, SOURCE, stages
 from tests.samples import move_faults
 
+OUTSIDE = "without the gate, which never judged it"
 CHECKS = (Check("mem_bin.accuracy", True, "0.95", ">= 0.85"), Check("data.age", False, "no timestamps", "<= 9 days"))
 
 
@@ -186,7 +189,7 @@ def test_what_moved_since_it_was_judged_is_named(client, four):
     # What was refused for another does not explain a move by hand.
     by_hand(client, four, 2, "Production")
     repaired = repair(four)
-    assert f"recorded that version 2 of {four} was moved to Production without the gate" in repaired
+    assert f"recorded that version 2 of {four} was moved to Production {OUTSIDE}" in repaired
     # A version that was only registered changes nothing of what was judged.
     seen = read_state(four)
     client.create_model_version(four, SOURCE, await_creation_for=0)
@@ -291,6 +294,28 @@ def test_a_rollback_passes_over_what_is_not_there_any_more(client, four, capsys)
     assert f"version 2 is passed over: the files of version 2 of {four} have the SHA-256" in capsys.readouterr().err
 
 
+def test_a_rollback_looks_before_it_moves(client, four, files, capsys, s3):
+    """What `mlflow gc` removed is passed over, whether it was named or not."""
+    source = files.source.replace("mlflow-artifacts:", f"s3://{settings.ARTIFACT_BUCKET}")
+    gone = int(client.create_model_version(four, f"{source}-gone", tags={"model_sha256": files.digest}).version)
+    for version in (1, gone, 2):
+        to(four, version)
+    with pytest.raises(InputError, match=f"the files of version {gone} of {four} are gone"):
+        roll_back(four, gone, "x")
+    assert roll_back(four, None, "x").version == 1
+    assert f"version {gone} is passed over: the files of" in capsys.readouterr().err
+
+
+def test_a_store_that_does_not_answer_is_told_in_time(four, monkeypatch):
+    monkeypatch.setattr("calmlflow.registry.checks.STORE_PATIENCE_S", 0.2)
+    # A server that waits for its store.
+    monkeypatch.setattr("mlflow.artifacts.list_artifacts", lambda *given, **named: time.sleep(2))
+    with pytest.raises(
+        CalmlflowError, match=rf"the files of version 1 of {four} cannot be listed \(no answer in 0.2 s\)"
+    ):
+        check_store(read_state(four).versions[1])
+
+
 def test_a_rollback_that_came_too_late_leaves_no_mark(four, monkeypatch):
     for version in (1, 2):
         to(four, version)
@@ -335,7 +360,7 @@ def test_what_was_moved_without_the_gate_is_recorded_and_stays(client, four):
     before = stages(four)
     assert len(problems(read_state(four))) == 3
     said = repair(four)
-    assert said[:2] == [f"recorded that version {n} of {four} was moved to Production without the gate" for n in (1, 3)]
+    assert said[:2] == [f"recorded that version {n} of {four} was moved to Production {OUTSIDE}" for n in (1, 3)]
     assert stages(four) == before
     assert read_state(four).aliases == {"production": 3}
     assert problems(read_state(four)) == repair(four) == []
@@ -346,16 +371,23 @@ def test_a_move_back_by_hand_is_found(client, four):
     to(four, 2)
     by_hand(client, four, 1, "Production")
     assert "version 1 of" in problems(read_state(four))[0]
-    assert repair(four)[0] == f"recorded that version 1 of {four} was moved to Production without the gate"
+    assert repair(four)[0] == f"recorded that version 1 of {four} was moved to Production {OUTSIDE}"
     assert moves(four)[-1] == ("outside", 1, "Production", 2)
 
 
-def test_a_version_that_left_production_by_hand_is_not_brought_back(client, four):
+@pytest.mark.parametrize("stage", ["Archived", "None"])
+def test_a_version_that_left_production_by_hand_is_recorded_and_not_brought_back(client, four, stage):
     to(four, 2)
-    by_hand(client, four, 2, "Archived")
-    repair(four)
-    assert stages(four) == {2: "Archived"}
-    assert read_state(four).aliases == {"archived": 2}
+    by_hand(client, four, 2, stage)
+    (problem, _) = problems(read_state(four))
+    assert f"version 2 of {four} is in {stage} and the history does not say how" in problem
+    assert repair(four)[0] == f"recorded that version 2 of {four} was moved to {stage} {OUTSIDE}"
+    assert read_state(four).stages[2] == stage
+    assert read_state(four).aliases == ({"archived": 2} if stage == "Archived" else {"production": 2})
+    assert moves(four)[-1] == ("outside", 2, stage, None)
+    # In no stage, but predictors follow the alias.
+    assert len(problems(read_state(four))) == (stage == "None")
+    assert repair(four) == []
 
 
 # -- What a version says of itself ------------------------------------------------------------------------------------
@@ -392,7 +424,11 @@ def test_a_long_description_keeps_what_failed(client, four):
 
 @pytest.mark.parametrize(
     ("reason", "needed", "words"),
-    [("", "force", "expected one to be recorded with force"), ("x" * 501, None, "501 characters")],
+    [
+        ("", "force", "expected one to be recorded with force"),
+        ("x" * 501, None, "501 characters"),
+        ("caf\udce9", None, r"the reason 'caf\\udce9' is not UTF-8"),
+    ],
 )
 def test_a_reason_has_its_rules(reason, needed, words):
     with pytest.raises(InputError, match=words):
