@@ -56,10 +56,10 @@ def problems(state: State) -> list[str]:
     if state.has_stages:
         return found
     for alias, number in state.aliases.items():
-        if alias in {stage.lower() for stage in EXCLUSIVE} and (version := state.versions.get(number)):
+        if alias in {stage.lower() for stage in EXCLUSIVE} and (named := state.versions.get(number)):
             # Predictors follow it.
-            how = f"it was moved {version.past_the_gate}"
-            found.append(f"{version} is @{alias} and in no stage: {how}; `calmlflow promote` judges it")
+            how = f"it was moved {named.past_the_gate}"
+            found.append(f"{named} is @{alias} and in no stage: {how}; `calmlflow promote` judges it")
     return found
 
 
