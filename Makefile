@@ -9,9 +9,10 @@ DATA ?= sample
 OUTPUT ?= data
 PORTS := $(if $(PORT),--port $(PORT)) $(if $(S3_PORT),--s3-port $(S3_PORT))
 
-VENV ?= $(CURDIR)/.venv
-export VIRTUAL_ENV := $(VENV)
-export PATH := $(VENV)/bin:$(PATH)
+# Relative: make takes a blank in the name of a target for two.
+VENV ?= .venv
+export VIRTUAL_ENV := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))
+export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
 UV := $(shell sed -n 's/.*"\(uv==[0-9.]*\)".*/\1/p' pyproject.toml)
 export CALMLFLOW_HOME ?= $(CURDIR)/.calmlflow
 # The commands here speak to the embedded server, whatever server the user has turned to.
@@ -41,14 +42,14 @@ endef
 .PHONY: run test test-slow check-python lock bench bench-evidence bench-predict bench-jobs lint format ui server stop clean
 
 run: $(VENV)/installed server
-	@mkdir -p $(CALMLFLOW_HOME)/tmp
-	@calmlflow server env > $(CALMLFLOW_HOME)/env
-	. $(CALMLFLOW_HOME)/env && TMPDIR=$(CALMLFLOW_HOME)/tmp mlflow run . -e main --env-manager local -P data=$(DATA) -P output=$(OUTPUT)
+	@mkdir -p "$$CALMLFLOW_HOME/tmp"
+	@calmlflow server env > "$$CALMLFLOW_HOME/env"
+	. "$$CALMLFLOW_HOME/env" && TMPDIR="$$CALMLFLOW_HOME/tmp" mlflow run . -e main --env-manager local -P data="$(DATA)" -P output="$(OUTPUT)"
 	calmlflow promote --stage Staging
 	calmlflow promote --stage Production
 	calmlflow predict j8c601020 --control examples/j8c601020_MemModelFeatures.txt --stage Production
 	@calmlflow stages
-	@. $(CALMLFLOW_HOME)/env && echo "Open $$MLFLOW_TRACKING_URI and choose 'Model training' for runs, artifacts and models; 'make stop' ends the server."
+	@. "$$CALMLFLOW_HOME/env" && echo "Open $$MLFLOW_TRACKING_URI and choose 'Model training' for runs, artifacts and models; 'make stop' ends the server."
 
 server: $(VENV)/installed
 	calmlflow server --detach $(PORTS)

@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -369,3 +370,24 @@ def test_the_script_of_the_ci_can_be_run():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_make_run_works_in_a_folder_with_a_blank(tmp_path):
+    folder = tmp_path / "a b"
+    programs = folder / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, folder)
+    # In place of the installed programs: each says where it is and what it was asked for.
+    for name in ("calmlflow", "mlflow"):
+        (programs / name).write_text(f'#!/bin/sh\necho "echo {name} $#" | tee -a "$CALMLFLOW_HOME/../asked"\n')
+        (programs / name).chmod(0o755)
+    for name in ("bin/uv", "installed"):
+        (folder / ".venv" / name).touch()
+    kept = {name: value for name, value in os.environ.items() if name != "CALMLFLOW_HOME"}
+    (folder / ".calmlflow").mkdir()
+    done = subprocess.run(["make", "run"], cwd=folder, env=kept, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    asked = [line.split()[1:] for line in (folder / "asked").read_text().splitlines()]
+    assert ["mlflow", "10"] in asked
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a b"]

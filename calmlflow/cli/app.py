@@ -1,5 +1,6 @@
 """The operator's command `calmlflow`."""
 
+import os
 import shlex
 from typing import Annotated
 
@@ -99,5 +100,8 @@ def server_env() -> None:
     running = embedded.running()
     if running is None:
         raise CalmlflowError("no embedded server is running; expected one: start it with `calmlflow server --detach`")
-    for name, value in {**running.environment(), "MLFLOW_EXPERIMENT_NAME": settings.EXPERIMENT}.items():
+    found = {**running.environment(), "MLFLOW_EXPERIMENT_NAME": settings.EXPERIMENT}
+    # `mlflow run` waits too.
+    found |= {name: value for name, value in settings.MLFLOW_PATIENCE.items() if name not in os.environ}
+    for name, value in found.items():
         print(f"export {name}={shlex.quote(value)}")

@@ -18,7 +18,7 @@ from calmlflow import settings
 from calmlflow.cli.options import Model
 from calmlflow.console import say
 from calmlflow.errors import InputError
-from calmlflow.registry.overview import Entry, by_stage, problems, read_models
+from calmlflow.registry.overview import Entry, by_stage, gone_files, problems, read_models
 from calmlflow.registry.versions import State, read_state
 from calmlflow.results.scores import SCORES
 
@@ -120,7 +120,7 @@ def stages(
         _show_history(read_state(model), as_json)
         return
     models = read_models()
-    found = {name: by_stage(state) for name, state in models.items()}
+    found = {name: by_stage(state, gone_files(state)) for name, state in models.items()}
     if as_json:
         print(json.dumps(found))
     else:
@@ -223,6 +223,7 @@ def _paragraphs(entries: Sequence[Placed]) -> Iterator[Text | Padding]:
 def _texts(entry: Entry) -> tuple[str, dict[str, str], str, str]:
     """Name, scores by heading, jobs, and URI that it is served by."""
     status = "" if entry["status"] == "READY" else f" ({entry['status']})"
+    status += " (files gone)" if entry["files_gone"] else ""
     scores = {
         heading: SCORES[target][name].text(entry["scores"][target][name])
         for heading, (target, name) in COLUMNS.items()

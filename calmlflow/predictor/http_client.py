@@ -76,11 +76,10 @@ def get(uri: str, path: str, timeout_s: float, limit: int = MAX_RESPONSE_BYTES) 
             f"it was told of: `mlflow server --allowed-hosts {_host(address)}`, or MLFLOW_SERVER_ALLOWED_HOSTS there"
         )
     if status in (401, 403):
-        # 401: nobody that it knows; 403: somebody without the right.
-        whose = "it knows" if status == 401 else "may read it"
+        user = "whom it knows" if status == 401 else "who may read it"
         raise AccessDeniedError(
             f"{asked} refused the request with status {status}; expected MLFLOW_TRACKING_USERNAME and "
-            f"MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of a user {'whom' if status == 401 else 'who'} {whose}"
+            f"MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of a user {user}"
         )
     if status == 407:
         raise AccessDeniedError(f"{asked}: the proxy wants credentials (status 407); expected them in its address")

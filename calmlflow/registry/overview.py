@@ -1,19 +1,30 @@
 """List every version: its stage, its scores, the jobs it was trained on, where it is served; and what is amiss."""
 
 import math
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlencode
 
 from calmlflow import settings
-from calmlflow.errors import InputError
+from calmlflow.console import say
+from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor.cache import Cache
-from calmlflow.predictor.registry_client import StagedVersion
+from calmlflow.predictor.http_client import get
+from calmlflow.predictor.registry_client import StagedVersion, is_http
+from calmlflow.registry.history import production_order
 from calmlflow.registry.versions import EXCLUSIVE, State, Version, read_state
 from calmlflow.results.scores import SCORES, headlines
 
 Entry = Mapping[str, Any]
+
+LOOKED_AT = 20
+"""Versions of each model whose files are looked for; each takes a request."""
+
+STORE_PATIENCE_S = 10.0
 
 
 def read_models() -> dict[str, State]:
@@ -27,20 +38,45 @@ def read_models() -> dict[str, State]:
     return found
 
 
-def by_stage(state: State) -> dict[str, list[Entry]]:
+def gone_files(state: State) -> set[int]:
+    """Versions that a stage holds or a rollback may go to, and whose files the artifact store has no more.
+
+    The newest `LOOKED_AT` are looked at; none is named where the server or its store does not say.
+    """
+    uri = settings.registry_uri()
+    wanted = {*production_order(state.events), *(n for n, stage in state.stages.items() if stage in EXCLUSIVE)}
+    newest = sorted(wanted & state.versions.keys())[-LOOKED_AT:] if is_http(uri) else []
+
+    def is_gone(number: int) -> bool:
+        query = urlencode({"path": "MLmodel", "name": state.model, "version": number})
+        status, body = get(uri, f"/model-versions/get-artifact?{query}", STORE_PATIENCE_S)
+        return status != 200 and bool(re.search(rb"(?i)\b404\b|not found|no such|does not exist", body))
+
+    pool = ThreadPoolExecutor(8)
+    try:
+        return {number for number, gone in zip(newest, pool.map(is_gone, newest), strict=True) if gone}
+    except CalmlflowError as error:
+        say(f"warning: the files of {state.model} are not looked for: {error}")
+        return set()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def by_stage(state: State, gone: Container[int] = ()) -> dict[str, list[Entry]]:
     """Stage -> versions, newest first; ready for JSON.
 
     A version has ``version``, ``created`` (ISO 8601, UTC) and ``age_days``, ``status`` (READY), ``data`` (URI of its
     jobs), ``jobs`` (how many), ``newest_job`` (date) and ``data_age_days``, ``scores`` (target -> score -> value, of
     its held-out jobs), ``runs`` (network -> run id), ``gate`` (passed, refused or forced), ``aliases``, ``uri`` (what
-    it is served by) and ``cached_here`` (whether the predictor of this machine has it on disk). What a version does
+    it is served by), ``files_gone`` (whether its number is among those that are ``gone``, see `gone_files`) and
+    ``cached_here`` (whether the predictor of this machine has it on disk). What a version does
     not know of itself is None or empty.
     """
     newest_first = sorted(state.versions.values(), key=lambda version: -version.number)
     found = {}
     for stage in ("Production", "Staging", "None", "Archived"):
         if versions := [version for version in newest_first if version.stage == stage]:
-            found[stage] = [_described(state, version) for version in versions]
+            found[stage] = [_described(state, version, version.number in gone) for version in versions]
     return found
 
 
@@ -63,7 +99,7 @@ def problems(state: State) -> list[str]:
     return found
 
 
-def _described(state: State, version: Version) -> Entry:
+def _described(state: State, version: Version, is_gone: bool) -> Entry:
     tags = version.tags
     newest_s = _number(tags.get("newest_job")) or 0
     # 0 stands for a table without timestamps; past the year 5138 it is no second.
@@ -89,6 +125,7 @@ def _described(state: State, version: Version) -> Entry:
         "gate": tags.get("gate"),
         "aliases": sorted(alias for alias, number in state.aliases.items() if number == version.number),
         "uri": f"models:/{version.model}/{version.stage if version.stage in EXCLUSIVE else version.number}",
+        "files_gone": is_gone,
         "cached_here": Cache(settings.registry_uri()).path(staged).is_dir(),
     }
 

@@ -218,6 +218,12 @@ def mlflow_is_ready(port: int) -> bool:
     return _status(port, "GET", "/api/2.0/mlflow/experiments/get?experiment_id=0") == 200
 
 
+def make_experiment(port: int) -> None:
+    """Make the experiment of the entry points, which two `mlflow run` at once would each try to make."""
+    body = json.dumps({"name": settings.EXPERIMENT}).encode()
+    _status(port, "POST", "/api/2.0/mlflow/experiments/create", body, {"Content-Type": "application/json"})
+
+
 def _status(port: int, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> int:
     """HTTP status of a request to this machine, whatever proxies are set; 0 where nobody answers."""
     try:

@@ -160,6 +160,7 @@ def _run(server: Server) -> None:
                 silent = next((name for name, answer in answers.items() if not answer()), None)
                 if silent is None:
                     is_ready = True
+                    processes.make_experiment(server.port)
                     _write_state(server, server.pid, ready=True)
                     console.say(f"MLflow {server.tracking_uri}, S3 store {server.s3_endpoint}: ready")
                 elif time.monotonic() - began > _READY_TIMEOUT_S:

@@ -189,6 +189,16 @@ def test_a_wrong_password_is_one_sentence(guarded):
         assert "Traceback" not in done.stderr
         assert done.stderr.startswith("error: "), done.stderr
         assert len(done.stderr.splitlines()) == 1
+        assert "know" in done.stderr
+        assert "READ" not in done.stderr
+
+
+def test_rights_are_asked_for_before_the_gate(guarded):
+    # Its gate would refuse the version, which has no networks in Keras.
+    for user, right in (("cas", "EDIT on the experiment"), ("ben", "MANAGE on the registered model")):
+        done = guarded.run(user, "calmlflow", "promote", "--version", "3")
+        (line,) = done.stderr.splitlines()
+        assert (done.returncode, f"lets {user} not" in line, right in line) == (1, True, True), line
 
 
 def test_no_password_is_ever_written_down(guarded):

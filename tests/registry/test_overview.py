@@ -15,6 +15,7 @@ from rich.console import Console
 from calmlflow import settings
 from calmlflow.cli.registry import WIDE, show_versions
 from calmlflow.predictor.cache import Cache
+from calmlflow.predictor.http_client import RegistryUnavailableError
 from calmlflow.predictor.registry_client import StagedVersion
 from calmlflow.registry.checks import Check
 from calmlflow.registry.lineage import Lineage
@@ -91,6 +92,7 @@ def test_a_version_says_what_its_tags_say(client, bundle):
         "gate": "passed",
         "aliases": ["good", "production"],
         "uri": f"models:/{bundle}/Production",
+        "files_gone": False,
         "cached_here": False,
     }
 
@@ -272,6 +274,32 @@ def test_an_alias_that_was_moved_is_told(capsys, client, bundle, before):
         else "version 2 of {} is @production and in no stage: it was moved without"
     )
     assert (status, words.format(bundle) in err) == (1, True), err
+
+
+def test_a_version_whose_files_are_gone_is_marked(capsys, client, bundle, files):
+    add(client, bundle)
+    client.create_model_version(bundle, files.source, files.run_id, await_creation_for=0)
+    for version in (1, 2):
+        promote(read_state(bundle), version, "Production")
+    status, out, err = run_here(capsys, "stages", "--json")
+    assert (status, err) == (0, "")
+    marks = {entry["version"]: entry["files_gone"] for of in json.loads(out)[bundle].values() for entry in of}
+    assert marks == {1: True, 2: False}
+    (line,) = [line for line in run_here(capsys, "stages")[1].splitlines() if "(files gone)" in line]
+    assert "Archived" in line
+
+
+def test_a_store_that_does_not_say_marks_nothing(capsys, client, bundle, monkeypatch):
+    add(client, bundle)
+    promote(read_state(bundle), 1, "Production")
+
+    def get(uri: str, path: str, timeout_s: float) -> tuple[int, bytes]:
+        raise RegistryUnavailableError("no answer")
+
+    monkeypatch.setattr("calmlflow.registry.overview.get", get)
+    status, out, err = run_here(capsys, "stages", "--json")
+    assert (status, err) == (0, f"warning: the files of {bundle} are not looked for: no answer\n")
+    assert not json.loads(out)[bundle]["Production"][0]["files_gone"]
 
 
 def test_a_move_that_was_cut_short_is_told_apart(client, bundle, monkeypatch):

@@ -10,6 +10,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.registry.tracking import connect, noting, open_experiment, tracked_run
 from tests.conftest import free_ports
@@ -123,6 +124,10 @@ def test_an_experiment_that_is_there_is_no_error(tracking, monkeypatch):
 
     monkeypatch.setattr(MlflowClient, "get_experiment_by_name", late)
     assert open_experiment(client, name) == open_experiment(client, name)
+
+
+def test_the_embedded_server_begins_with_the_experiment_of_the_entry_points(tracking):
+    assert MlflowClient().get_experiment_by_name(settings.EXPERIMENT)
 
 
 def test_a_deleted_experiment_is_named(tracking, monkeypatch):
