@@ -99,6 +99,7 @@ KILL_TIME_MIN_S = 60
 KILL_TIME_MAX_S = 172_800
 
 # -- Environment ----------------------------------------------------------------------------------------------------
+# ``CALMLFLOW_LADDER`` is read by `calmlflow.hst.ladder`, which may import nothing from here.
 
 
 def home() -> Path:

@@ -159,7 +159,8 @@ def test_what_a_part_never_imports(part, never):
 
 def test_hst_imports_the_standard_library_numpy_and_errors():
     for path in (ROOT / "calmlflow" / "hst").rglob("*.py"):
-        assert outside_imports(path) <= {"numpy"}, name_of(path)
+        # An operator's own ladder is YAML; without one nothing is loaded, see the test below.
+        assert outside_imports(path) <= {"numpy", *(["yaml"] if path.stem == "ladder" else [])}, name_of(path)
         assert part_imports(path) <= {"errors"}, name_of(path)
 
 

@@ -174,11 +174,18 @@ def _show_history(state: State, as_json: bool) -> None:
 
 def show_versions(found: Mapping[str, Mapping[str, Sequence[Entry]]], most: int | None, console: Console) -> None:
     """Print versions by model and stage, at most so many of each stage; as paragraphs where a table has no room."""
+    from calmlflow.hst.ladder import LADDER
+
     entries: list[Placed] = []
     notes = []
     for model, stages_of in found.items():
         if not stages_of:
             notes.append(f"{model}: no versions yet")
+        other = [entry for versions in stages_of.values() for entry in versions if entry["ladder"] != LADDER.version]
+        notes += [
+            f"version {entry['version']} of {model} is for ladder {entry['ladder']}; in force is {LADDER.version}"
+            for entry in other
+        ]
         for stage, versions in stages_of.items():
             entries += [(model, stage, entry) for entry in versions[:most]]
             if most is not None and len(versions) > most:

@@ -204,7 +204,7 @@ def _judge(told: Mapping[str, Any], answers: list[dict[Any, Any]], now: float) -
         row["wallclock"] = max(row["wallclock"] or 0.0, float(kill_time))
     rung = answer.get("bin_pred")
     if row["kind"] == "memory" and rung is not None and 0 <= rung < len(LADDER):
-        row["memory"] = max(row["memory"] or 0.0, LADDER[int(rung)].limit_gb)
+        row["memory"] = max(row["memory"] or 0.0, LADDER.rungs[int(rung)].limit_gb)
     if any(row[name] is None for name in FEATURES):
         row |= {name: answer.get(name) for name in FEATURES}
     return None if any(row[name] is None for name in FEATURES) else row

@@ -73,9 +73,13 @@ def draw_sample(n: int = 20_000, seed: int = 0, reruns: float = 0.0) -> pd.DataF
     rows = _draw_rows(regimes, n, rng)
     jobs = _draw_jobs(regimes, rows, n, rng)
     at_least = min(5, n // 10)
-    while (counts := np.bincount(jobs["mem_bin"], minlength=len(LADDER))).min() < at_least:
-        rare = int(counts.argmin())
+    # Rungs that jobs of the archive need.
+    needed = np.arange(len(LADDER))
+    while (counts := np.bincount(jobs["mem_bin"], minlength=len(LADDER)))[needed].min() < at_least:
+        rare = int(needed[counts[needed].argmin()])
         spare = _draw_jobs(regimes, rows, _SPARE, rng).query("mem_bin == @rare").head(at_least - counts[rare])
+        if spare.empty:
+            needed = needed[needed != rare]
         places = rng.choice(np.flatnonzero(jobs["mem_bin"] == counts.argmax()), len(spare), replace=False)
         jobs.loc[places] = spare.set_axis(places)
     names = _names(jobs)

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from calmlflow.errors import InputError
+from calmlflow.hst.ladder import DEFAULT
 from calmlflow.networks.preprocess import Split
 
 MAX_EPOCHS = 100_000
@@ -56,6 +57,7 @@ class Searched:
     seed: int
     test_size: float
     newest_job: int  # timestamp, epoch seconds
+    ladder: str = DEFAULT.version
 
 
 _FILE: TypeAdapter[Any] = TypeAdapter(dict[Literal["mem_clf", "mem_reg", "wall_reg", "found_on"], dict[str, Any]])

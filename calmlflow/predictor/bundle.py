@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from calmlflow.errors import InputError
 from calmlflow.hst.features import FEATURES, Features
-from calmlflow.hst.ladder import LADDER
+from calmlflow.hst.ladder import LADDER, LADDER_FILE, Ladder
 from calmlflow.hst.scaling import Scaling
 from calmlflow.predictor.decision import Decision, SeenRows, widen
 from calmlflow.predictor.evidence import Corrected, Evidence, Finished
 from calmlflow.predictor.killtime import KillTime
-from calmlflow.predictor.manifest import MANIFEST, OWN_TABLES, read_files, read_manifest, table_of
+from calmlflow.predictor.manifest import MANIFEST, OWN_TABLES, ladder_of, read_files, read_manifest, table_of
 from calmlflow.settings import KILL_TIME_MAX_S, NETWORKS
 
 # Set before the import: onnxruntime reports its use, and keeps a device id in the home folder.
@@ -41,34 +41,36 @@ COMMON_KEYS = ("evidence", "warnings")
 
 # Larger numbers of a network are no answer: a petabyte, and thirty years.
 MAX_GB, MAX_S = 1e6, 1e9
-FALLBACK: dict[str, Any] = {
-    "bin_pred": 1, "probabilities": (0.0, 1.0, 0.0, 0.0), "wall_pred": 1_200, "kill_time": 7_200, "evidence": 0,
-    # Rounded up it would not fit in the rung.
-    "mem_pred": math.floor(100 * LADDER[1].limit_gb) / 100,
-}  # fmt: skip
-"""The policy's answer where no bundle can be had, or where what its networks say cannot be true; as `Predictions`."""
-
 Predictions = dict[str, NDArray[Any]]
 """Predictions of n jobs, by the names of the job record's columns; a key is absent if the bundle lacks its network.
 
-bin_pred (n,) 0..3 (the rung decided on, or the most probable one without a decision.json), probabilities (n, 4),
-mem_pred (n,) GB, wall_pred (n,) seconds, kill_time (n,) seconds, evidence (n, 4): finished jobs behind the levels row,
-programme, visit and run, and unseen (n,) bool: unlike any job that one of the networks was trained on. If that is
-mem_clf, the probabilities are widened before the rung is decided on; if wall_reg, the kill time is the longest.
-by_policy (n, 3) bool, there only if some are: the networks whose output cannot be true; `FALLBACK` answers such a job.
+bin_pred (n,) 0, 1, ... (the rung decided on, or the most probable one without a decision.json), probabilities (n,
+rungs), mem_pred (n,) GB, wall_pred (n,) seconds, kill_time (n,) seconds, evidence (n, 4): finished jobs behind the
+levels row, programme, visit and run, and unseen (n,) bool: unlike any job that one of the networks was trained on. If
+that is mem_clf, the probabilities are widened before the rung is decided on; if wall_reg, the kill time is the longest.
+by_policy (n, 3) bool, there only if some are: the networks whose output cannot be true; `fallback` answers such a job.
 """
 
-# Columns of the outputs of networks: four probabilities, GB, s, and the row of the training that is `SeenRows.nearest`
-# to the job for each network, or -1; NaN where there is none.
-_BINS, _GB, _S, _NEAREST = slice(0, 4), 4, 5, slice(6, 9)
-_N_OUTPUTS = 9
+# Columns of the outputs of networks: a probability for each rung, GB, s, and the row of the training that is
+# `SeenRows.nearest` to the job for each network, or -1; NaN where there is none. Nine on a ladder of four rungs.
+BINS, _GB, _S, NEAREST = slice(None, -5), -5, -4, slice(-3, None)
+
+
+def fallback(ladder: Ladder) -> dict[str, Any]:
+    """The policy's answer where no bundle can be had, or where what its networks say cannot be true; `Predictions`."""
+    return {
+        "bin_pred": 1, "probabilities": tuple(float(rung == 1) for rung in range(len(ladder))),
+        # Rounded up it would not fit in the rung.
+        "mem_pred": math.floor(100 * ladder[1].limit_gb) / 100,
+        "wall_pred": 1_200, "kill_time": 7_200, "evidence": 0,
+    }  # fmt: skip
 
 
 def in_logs(outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Outputs of networks in the columns of an answer, shape (n, 6): four probabilities, ln GB and ln s."""
+    """Outputs of networks in the columns of an answer, shape (n, 6): probabilities, ln GB and ln s."""
     # There is no logarithm of what a foreign network may say.
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.hstack([outputs[:, _BINS], np.log(outputs[:, _GB : _S + 1])])
+        return np.hstack([outputs[:, BINS], np.log(outputs[:, _GB : _S + 1])])
 
 
 def combine(
@@ -77,16 +79,17 @@ def combine(
     kill_time: KillTime | None = None,
     corrected: Corrected | None = None,
     networks: Collection[str] = NETWORKS,
+    ladder: Ladder = LADDER,
 ) -> Predictions:
     """Make predictions of the outputs of networks, shape (n, 9), and of what evidence corrects them to."""
     found: Predictions = {}
-    probabilities, values = outputs[:, _BINS], outputs[:, _GB : _S + 1]
+    probabilities, values = outputs[:, BINS], outputs[:, _GB : _S + 1]
     known, in_programme = np.zeros(len(outputs), dtype=bool), None
     if corrected:
-        probabilities, found["evidence"] = corrected.answers[:, _BINS], corrected.jobs
+        probabilities, found["evidence"] = corrected.answers[:, :-2], corrected.jobs
         # Exactly 1 where nothing is corrected.
         with np.errstate(invalid="ignore", over="ignore"):
-            factors = np.exp(corrected.answers[:, 4:] - corrected.steps[0][:, 4:])
+            factors = np.exp(corrected.answers[:, -2:] - corrected.steps[0][:, -2:])
             # What has no logarithm stays as it is.
             values = values * np.where(np.isfinite(factors), factors, 1.0)
         known, in_programme = corrected.jobs[:, 0] > 0, corrected.in_programme
@@ -110,16 +113,16 @@ def combine(
                 found["kill_time"] = np.where(unseen["wall_reg"], KILL_TIME_MAX_S, found["kill_time"])
     if unseen:
         found["unseen"] = reduce(np.logical_or, unseen.values())
-    return _or_policy(found, len(outputs))
+    return _or_policy(found, len(outputs), ladder)
 
 
 def nearest_rows(outputs: NDArray[np.float64], network: str) -> NDArray[np.int64] | None:
     """Row of its training that is nearest to each job, -1 for none; None where the network does not know its rows."""
-    rows = outputs[:, _NEAREST][:, NETWORKS.index(network)]
+    rows = outputs[:, NEAREST][:, NETWORKS.index(network)]
     return None if np.isnan(rows).any() else rows.astype(np.int64)
 
 
-def _or_policy(found: Predictions, count: int) -> Predictions:
+def _or_policy(found: Predictions, count: int, ladder: Ladder) -> Predictions:
     """Predictions of so many jobs, by policy for a job of which a network says what cannot be true."""
     # A comparison with NaN is false.
     wrong = np.zeros((count, len(NETWORKS)), dtype=bool)
@@ -131,9 +134,9 @@ def _or_policy(found: Predictions, count: int) -> Predictions:
             wrong[:, place] = ~((found[name] > 0) & (found[name] <= most))
     if not wrong.any():
         return found
-    jobs = wrong.any(axis=1)
+    jobs, fixed = wrong.any(axis=1), fallback(ladder)
     replaced = {
-        name: np.where(jobs.reshape(-1, *[1] * (column.ndim - 1)), FALLBACK.get(name, column), column)
+        name: np.where(jobs.reshape(-1, *[1] * (column.ndim - 1)), fixed.get(name, column), column)
         for name, column in found.items()
     }
     return {**replaced, "by_policy": wrong}
@@ -151,10 +154,11 @@ class _Group:
 class Bundle:
     """Networks ready to run, with the evidence that corrects them. Safe to share between threads.
 
-    Files: ``{network}/{network}.onnx``, ``tx_data.json``, ``killtime.json`` (with wall_reg), ``decision.json`` (with
-    mem_clf, optional), ``seen_rows.json`` (optional), the folder ``evidence`` (optional) and ``bundle.json``, which
-    lists the networks and the SHA-256 of every file. A network of another training has its own
-    ``{network}/tx_data.json`` and ``{network}/seen_rows.json``, which replace those at the top.
+    Files: ``{network}/{network}.onnx``, ``ladder.json`` (what the networks were trained for), ``tx_data.json``,
+    ``killtime.json`` (with wall_reg), ``decision.json`` (with mem_clf, optional), ``seen_rows.json`` (optional), the
+    folder ``evidence`` (optional) and ``bundle.json``, which lists the networks and the SHA-256 of every file. A
+    network of another training has its own ``{network}/tx_data.json`` and ``{network}/seen_rows.json``, which replace
+    those at the top.
     """
 
     def __init__(
@@ -163,11 +167,13 @@ class Bundle:
         kill_time: KillTime | None,
         decision: Decision | None,
         evidence: Evidence | None = None,
+        ladder: Ladder = LADDER,
     ):
         self._groups = tuple(groups)
         self.kill_time = kill_time
         self.decision = decision
         self.evidence = evidence
+        self.ladder = ladder
         held = {network for group in groups for network in group.sessions}
         self.networks = tuple(network for network in NETWORKS if network in held)
         self._known: dict[Features, NDArray[np.float64]] = {}
@@ -196,6 +202,10 @@ class Bundle:
             except InputError as error:
                 raise InputError(f"bundle {bundle}: {name} cannot be used ({error})") from error
 
+        try:
+            ladder = ladder_of(files)
+        except InputError as error:
+            raise InputError(f"bundle {bundle}: {LADDER_FILE} cannot be used ({error})") from error
         groups: dict[tuple[str, ...], _Group] = {}
         group_of: dict[str, _Group] = {}
         for network in manifest["networks"] if networks is None else networks:
@@ -206,11 +216,14 @@ class Bundle:
                 seen = parsed(rows, partial(SeenRows.read, scaling=scaling)) if rows in files else None
                 groups[same] = _Group(scaling, seen)
             group_of[network] = groups[same]
-            groups[same].sessions[network] = parsed(f"{network}/{network}.onnx", partial(_session, network=network))
+            groups[same].sessions[network] = parsed(
+                f"{network}/{network}.onnx",
+                partial(_session, network=network, outputs=len(ladder) if network == "mem_clf" else 1),
+            )
         kill_time = parsed("killtime.json", KillTime.from_json) if "wall_reg" in group_of else None
         decision = None
         if "mem_clf" in group_of and "decision.json" in files:
-            decision = parsed("decision.json", Decision.from_json)
+            decision = parsed("decision.json", partial(Decision.from_json, ladder=ladder))
         for name, network, lines in (
             ("decision.json", "mem_clf", len(decision.wallclock_ratio) if decision else 0),
             ("killtime.json", "wall_reg", len(kill_time.spread) if kill_time else 0),
@@ -222,10 +235,10 @@ class Bundle:
                     "expected one line more in the first"
                 )
         try:
-            evidence = Evidence.read(files)
+            evidence = Evidence.read(files, ladder)
         except InputError as error:
             raise InputError(f"bundle {bundle}: {error}") from error
-        return cls(list(groups.values()), kill_time, decision, evidence)
+        return cls(list(groups.values()), kill_time, decision, evidence, ladder)
 
     @property
     def answer_keys(self) -> tuple[str, ...]:
@@ -237,21 +250,21 @@ class Bundle:
         Gives the outputs that `answer` takes, shape (n, 9). They depend on the features alone, so they may be kept.
         """
         features = np.asarray(features, dtype=float)
-        outputs = np.full((len(features), _N_OUTPUTS), np.nan)
+        outputs = np.full((len(features), len(self.ladder) + 5), np.nan)
         for group in self._groups:
             scaled = group.scaling.apply(features)
             rows = group.seen.nearest(features, scaled) if group.seen else None
             for network, session in group.sessions.items():
                 place = NETWORKS.index(network)
-                columns = _BINS if place == 0 else slice(3 + place, 4 + place)
+                columns = BINS if place == 0 else slice(place - 6, place - 5)
                 outputs[:, columns] = session.run(None, {"features": scaled})[0]
                 if rows is not None:
-                    outputs[:, 6 + place] = rows
+                    outputs[:, place - 3] = rows
         # No network has learned from jobs whose input alone fills the largest rung.
         input_gb = features[:, FEATURES.index("total_mb")] / 1000
-        beyond = input_gb >= LADDER[-1].limit_gb
+        beyond = input_gb >= self.ladder[-1].limit_gb
         outputs[beyond, _GB] = np.maximum(outputs[beyond, _GB], input_gb[beyond])
-        outputs[beyond, _BINS] = np.where(np.isnan(outputs[beyond, _BINS]), np.nan, np.eye(len(LADDER))[-1])
+        outputs[beyond, BINS] = np.where(np.isnan(outputs[beyond, BINS]), np.nan, np.eye(len(self.ladder))[-1])
         return outputs
 
     def run_known(self, rows: Sequence[Features]) -> NDArray[np.float64]:
@@ -279,11 +292,12 @@ class Bundle:
         answers = in_logs(outputs)
         if finished is None:
             return self.evidence.correct(answers, features, names)
-        return self.evidence.correct(answers, features, names, finished.observed, whole_programme, finished.timestamp)
+        took = finished.observed(self.ladder)
+        return self.evidence.correct(answers, features, names, took, whole_programme, finished.timestamp)
 
     def answer(self, outputs: NDArray[np.float64], corrected: Corrected | None) -> Predictions:
         """Answer n jobs by the outputs of `run` and by what `correct` makes of them; None: as the networks alone."""
-        return combine(outputs, self.decision, self.kill_time, corrected, self.networks)
+        return combine(outputs, self.decision, self.kill_time, corrected, self.networks, self.ladder)
 
     def predict(
         self,
@@ -310,7 +324,7 @@ class Bundle:
         return self.answer(outputs, self.correct(outputs, features, names, finished, whole_programme))
 
 
-def _session(model: bytes, network: str) -> onnxruntime.InferenceSession:
+def _session(model: bytes, network: str, outputs: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     # The networks are so small that a second thread costs time.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -321,7 +335,7 @@ def _session(model: bytes, network: str) -> onnxruntime.InferenceSession:
         # The exceptions of onnxruntime have no common public base.
         raise InputError(f"{network}.onnx is no ONNX network ({type(error).__name__})") from error
     shapes = tuple([each.shape[1:] for each in some] for some in (session.get_inputs(), session.get_outputs()))
-    expected = [[len(FEATURES)]], [[len(LADDER) if network == "mem_clf" else 1]]
+    expected = [[len(FEATURES)]], [[outputs]]
     if shapes != expected or session.get_inputs()[0].name != "features":
         raise InputError(f"{network}.onnx takes and gives {shapes}; expected {expected}")
     return session

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from calmlflow.errors import InputError
 from calmlflow.hst.features import FEATURES
-from calmlflow.hst.ladder import LADDER, expected_costs
+from calmlflow.hst.ladder import LADDER, Ladder, expected_costs
 from calmlflow.hst.scaling import Scaling
 
 # A job is unlike any seen if no training job of equal flags lies within this distance, in standard deviations of the
@@ -33,39 +33,40 @@ class Decision:
     wallclock_ratio: NDArray[np.float64]
     # Dollars added for each dollar spent on a run that is killed.
     risk: float = 0.0
+    ladder: Ladder = LADDER
 
     def __post_init__(self) -> None:
         ratio = self.wallclock_ratio
-        has_shape = ratio.ndim == 2 and ratio.shape[1] == len(LADDER) and len(ratio)
+        has_shape = ratio.ndim == 2 and ratio.shape[1] == len(self.ladder) and len(ratio)
         if not has_shape or not np.all((ratio > 0) & (ratio < 1e6)):
-            raise InputError("decision.json: wallclock_ratio must be lines of four numbers above 0")
+            raise InputError(f"decision.json: wallclock_ratio must be lines of {len(self.ladder)} numbers above 0")
         if not 0 <= self.risk <= MAX_RISK:
             raise InputError(f"decision.json: risk is {self.risk:g}; expected 0 to {MAX_RISK:g}")
 
     def choose(self, probabilities: ArrayLike, nearest: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rung with the lowest expected cost for each of n jobs; of equals the higher one."""
-        return len(LADDER) - 1 - self.costs(probabilities, nearest)[:, ::-1].argmin(axis=1)
+        return len(self.ladder) - 1 - self.costs(probabilities, nearest)[:, ::-1].argmin(axis=1)
 
     def costs(self, probabilities: ArrayLike, nearest: NDArray[np.int64]) -> NDArray[np.float64]:
         """Expected dollars of each rung per second of the expected wallclock, shape (n, 4)."""
-        return expected_costs(probabilities, self.wallclock_ratio[nearest], self.risk)
+        return expected_costs(probabilities, self.wallclock_ratio[nearest], self.risk, self.ladder)
 
     def to_json(self) -> str:
         return json.dumps({"risk": self.risk, "wallclock_ratio": np.round(self.wallclock_ratio, 6).tolist()})
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> "Decision":
+    def from_json(cls, text: str | bytes, ladder: Ladder = LADDER) -> "Decision":
         """Read the text of ``decision.json``; an InputError names what does not fit."""
         try:
             data = json.loads(text)
             ratio, risk = np.asarray(data["wallclock_ratio"], dtype=float), float(data["risk"])
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise InputError("decision.json does not parse; expected wallclock_ratio and risk") from error
-        return cls(ratio, risk)
+        return cls(ratio, risk, ladder)
 
 
 def fit_decision(bins: ArrayLike, wallclock_s: ArrayLike, row_of_job: ArrayLike, risk: float = 0.0) -> Decision:
-    """Measure on training jobs how wallclock (s) varies with the needed rung (0 to 3) in each feature row."""
+    """Measure on training jobs how wallclock (s) varies with the needed rung in each feature row."""
     bins, row_of_job = np.asarray(bins, dtype=np.int64), np.asarray(row_of_job, dtype=np.int64)
     wallclock_s = np.asarray(wallclock_s, dtype=float)
     shape = int(row_of_job.max()) + 1, len(LADDER)
@@ -84,7 +85,7 @@ def widen(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
 
     The rung is then decided on by expected cost as for every job.
     """
-    return (UNSEEN_JOBS * probabilities + 1 / len(LADDER)) / (UNSEEN_JOBS + 1)
+    return (UNSEEN_JOBS * probabilities + 1 / probabilities.shape[1]) / (UNSEEN_JOBS + 1)
 
 
 class SeenRows:

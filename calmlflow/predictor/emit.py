@@ -9,7 +9,7 @@ from calmlflow import settings
 from calmlflow.errors import InputError
 from calmlflow.hst.dataset import parse_dataset
 from calmlflow.hst.features import FEATURES
-from calmlflow.hst.ladder import LADDER
+from calmlflow.hst.ladder import LADDER, Ladder
 from calmlflow.predictor.control import PATIENCE
 from calmlflow.predictor.http_client import within
 from calmlflow.predictor.logs import to_json
@@ -22,17 +22,17 @@ _ANSWER_COLUMNS = {"memBin": "bin_pred", "memVal": "mem_pred", "clockTime": "wal
 
 
 def prediction_record(
-    dataset: str, features: Sequence[float] | None, answer: Mapping[str, Any], timestamp: float
+    dataset: str, features: Sequence[float] | None, answer: Mapping[str, Any], timestamp: float, ladder: Ladder = LADDER
 ) -> dict[str, Any]:
     """One answer of `Predictor.predict` in the columns of a job record, at epoch seconds; None for a missing value."""
     nine = [None] * len(FEATURES) if features is None else features
-    probabilities = answer.get("probabilities") or [None] * len(LADDER)
+    probabilities = answer.get("probabilities") or [None] * len(ladder)
     return {
         "ipst": parse_dataset(dataset).name,
         "timestamp": timestamp,
         **dict(zip(FEATURES, nine, strict=True)),
         **{column: answer.get(key) for key, column in _ANSWER_COLUMNS.items()},
-        **{f"prob_{rung.name}": value for rung, value in zip(LADDER, probabilities, strict=True)},
+        **{f"prob_{rung.name}": value for rung, value in zip(ladder.rungs, probabilities, strict=True)},
         **{column: answer.get(column) for column in ("unseen", "version", "source")},
     }
 

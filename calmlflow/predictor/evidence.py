@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from calmlflow.errors import InputError
 from calmlflow.hst.dataset import INSTRUMENTS
 from calmlflow.hst.features import FEATURES, row_codes, rows_of_codes
-from calmlflow.hst.ladder import LADDER, needed_bin
+from calmlflow.hst.ladder import LADDER, Ladder, needed_bin
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,19 +32,14 @@ LEVELS = ("row", "campaign", "programme", "visit", "run")
 KINDS = ("mem_bin", "memory", "wallclock")
 """What is corrected, by the name of its target."""
 
-N_BINS = len(LADDER)
-# An answer has six columns: probabilities of the four bins, ln GB and ln s.
-_KIND_OF_COLUMN = np.array([0] * N_BINS + [1, 2])
-_LOGS = slice(N_BINS, None)
-_ONE_HOT, _ONES = np.eye(N_BINS), np.ones((N_BINS, 1))
-_N_COLUMNS = len(_KIND_OF_COLUMN)
-_LOG_LIMITS = np.log([rung.limit_gb for rung in LADDER[:-1]])
+# An answer has a probability for each of the rungs of a ladder, then ln GB and ln s: 6 columns on a ladder of 4 rungs.
+BINS, _LOGS = slice(None, -2), slice(-2, None)
 
 # Largest factor by which a level of full weight, and by which all levels together, correct memory or wallclock.
 # With the least strength it bounds the weight of an absurd record, which programme and visit may both hold.
 _MAX_STEP = np.log(4.0)
 # The same for the last run, a single record.
-_MAX_STEP_OF_RUN = np.where(_KIND_OF_COLUMN == 0, 1.0, np.log(2.0))  # a probability moves by the weight at most
+_MAX_STEP_OF_RUN = np.array([1.0, np.log(2.0), np.log(2.0)])  # by kind; a probability moves by the weight at most
 
 _ROW, _CAMPAIGN, _PROGRAMME, _VISIT, _RUN = range(len(LEVELS))
 NEVER = 1e6
@@ -61,7 +56,8 @@ MIN_RUNS = 100
 # apart, and differ.
 HALF_LIFE_DAYS = 1.0
 FOLDER = "evidence"
-_TABLES = {"rows": 10, "groups": _N_COLUMNS, "runs": 2}
+# Columns of each beside those of an answer; the last runs have ln GB and ln s alone.
+_TABLES = {"rows": 4, "groups": 0, "runs": None}
 _SETTINGS = f"{FOLDER}/evidence.json"
 
 # A key is made of the codes of a name and of a row, times odd numbers of 64 random bits.
@@ -99,15 +95,14 @@ class Finished:
         """Some of the jobs."""
         return Finished(*(column[chosen] for column in vars(self).values()))
 
-    @property
-    def observed(self) -> NDArray[np.float64]:
+    def observed(self, ladder: Ladder = LADDER) -> NDArray[np.float64]:
         """What the jobs took, in the columns of an answer, shape (n, 6): the needed bin as 0 and 1, ln GB, ln s."""
-        bins = _ONE_HOT[needed_bin(self.memory_gb)]
+        bins = np.eye(len(ladder))[needed_bin(self.memory_gb, ladder)]
         return np.column_stack([bins, np.log(self.memory_gb), np.log(self.wallclock_s)])
 
 
 class Corrected(NamedTuple):
-    """Answers to n jobs, shape (n, 6): probabilities of the four bins, ln GB and ln s; NaN without a network."""
+    """Answers to n jobs, shape (n, 6): probabilities of the bins, ln GB and ln s; NaN without a network."""
 
     answers: NDArray[np.float64]
     jobs: NDArray[np.int64]  # (n, 4): jobs behind row, programme, visit and run
@@ -161,6 +156,7 @@ class Evidence:
     strength: NDArray[np.float64]  # (5, 3): by level and kind, the jobs that the answer so far counts as
     shift: NDArray[np.float64]  # (4, 2): of ln GB and ln s, by instrument
     newest: int = 0  # timestamp of the newest job, epoch seconds
+    ladder: Ladder = LADDER
 
     def correct(
         self,
@@ -189,14 +185,14 @@ class Evidence:
         if at is not None:
             days = (self.newest - np.asarray(at, dtype=float)) / 86_400
             found = found._replace(shift=found.shift * 0.5 ** (np.maximum(days, 0).reshape(-1, 1) / HALF_LIFE_DAYS))
-        return _shrink(answers, found, self.strength, left_out)
+        return _shrink(answers, found, self.strength, left_out, self.ladder)
 
     def _find(self, features: NDArray[np.float64], names: Sequence[str] | NDArray[Any] | None) -> _Found:
         codes = row_codes(features)
         row, _ = self.rows.find(codes.view(np.uint64))
         shift = self.shift[features[:, -1].astype(np.int64)]
         if names is None:
-            nothing = np.zeros((len(codes), _N_COLUMNS))
+            nothing = np.zeros((len(codes), len(self.ladder) + 2))
             return _Found(row, nothing, nothing, nothing[:, :2], np.zeros(len(codes), dtype=bool), shift)
         keys = _keys(codes, names)
         groups, _ = self.groups.find(keys[:, :2])
@@ -206,11 +202,11 @@ class Evidence:
     def known_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
         """The m rows of finished jobs: features (m, 9), jobs (m,), and means of the columns of an answer (m, 6)."""
         values = self.rows.values.astype(float)
-        weight = np.maximum(values[:, :3][:, _KIND_OF_COLUMN], 1e-9)
+        weight = np.maximum(values[:, :3][:, _kinds(values[:, 3:-1])], 1e-9)
         return (
             rows_of_codes(self.rows.keys.view(np.int64)),
-            np.rint(values[:, 9]).astype(np.int64),
-            values[:, 3:9] / weight,
+            np.rint(values[:, -1]).astype(np.int64),
+            values[:, 3:-1] / weight,
         )
 
     def last_run(self, features: Sequence[float], name: str) -> tuple[float, float] | None:
@@ -236,8 +232,8 @@ class Evidence:
         }
 
     @classmethod
-    def read(cls, files: Mapping[str, Any]) -> "Evidence | None":
-        """Read the files of a bundle, bytes or memory maps; None where it has no evidence.
+    def read(cls, files: Mapping[str, Any], ladder: Ladder = LADDER) -> "Evidence | None":
+        """Read the files of a bundle with this ladder, bytes or memory maps; None where it has no evidence.
 
         An InputError names a file that is damaged.
         """
@@ -257,12 +253,18 @@ class Evidence:
         if not np.all(np.abs(shift) <= _MAX_STEP):
             raise InputError(f"{_SETTINGS}: a shift of campaign is not between {-_MAX_STEP:.2f} and {_MAX_STEP:.2f}")
         tables = {}
-        for name, columns in _TABLES.items():
+        for name, more in _TABLES.items():
+            columns = 2 if more is None else len(ladder) + 2 + more
             file = f"{FOLDER}/{name}.npy"
             if file not in files:
                 raise InputError(f"{file} is missing; expected it beside {_SETTINGS}")
             tables[name] = _read_table(files[file], file, lines[name], columns)
-        return cls(**tables, strength=strength, shift=shift, newest=newest)
+        return cls(**tables, strength=strength, shift=shift, newest=newest, ladder=ladder)
+
+
+def _kinds(columns: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The place in `KINDS` of each column of an answer."""
+    return np.maximum(np.arange(3 - columns.shape[1], 3), 0)
 
 
 def _shrink(
@@ -270,11 +272,13 @@ def _shrink(
     found: _Found,
     strength: NDArray[np.float64],
     left_out: NDArray[np.float64] | None = None,
+    ladder: Ladder = LADDER,
 ) -> Corrected:
     """Correct answers by what was found, without the jobs whose sums are ``left_out``, shape (n, 6)."""
-    kappa = strength[:, _KIND_OF_COLUMN]
-    weight, sums = found.row[:, :3][:, _KIND_OF_COLUMN], found.row[:, 3:9]
-    programme, visit, in_row = found.programme, found.visit, found.row[:, 9:]
+    kinds = _kinds(answers)
+    kappa = strength[:, kinds]
+    weight, sums = found.row[:, :3][:, kinds], found.row[:, 3:-1]
+    programme, visit, in_row = found.programme, found.visit, found.row[:, -1:]
     if left_out is not None:
         rest = _without(programme, left_out)
         before, after = _credible(programme, kappa[_PROGRAMME]), _credible(rest, kappa[_PROGRAMME])
@@ -290,9 +294,9 @@ def _shrink(
     of_visit = of_run = _near(answers, _draw(of_programme, in_visit, visit, kappa[_VISIT]))
     has_run = found.has_run[:, None]
     if has_run.any():
-        bins = _ONE_HOT[_LOG_LIMITS.searchsorted(found.run[:, 0], side="right")]
+        bins = np.eye(len(ladder))[np.log(ladder.limits_gb[:-1]).searchsorted(found.run[:, 0], side="right")]
         last = np.concatenate([bins, found.run], axis=1) * has_run
-        of_run = _near(answers, _draw(of_visit, has_run.astype(float), last, kappa[_RUN], _MAX_STEP_OF_RUN))
+        of_run = _near(answers, _draw(of_visit, has_run.astype(float), last, kappa[_RUN], _MAX_STEP_OF_RUN[kinds]))
     jobs = np.concatenate([in_row, in_programme, in_visit, has_run], axis=1).astype(np.int64)
     return Corrected(of_run, jobs, (answers, of_row, of_campaign, of_programme, of_visit, of_run))
 
@@ -317,7 +321,7 @@ def _near(answers: NDArray[np.float64], corrected: NDArray[np.float64]) -> NDArr
 
 def _jobs(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """Number of jobs in sums of the columns, shape (n, 1)."""
-    return sums[:, :N_BINS] @ _ONES
+    return sums[:, BINS].sum(axis=1, keepdims=True)
 
 
 def _credible(sums: NDArray[np.float64], kappa: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
@@ -348,7 +352,7 @@ class _Tally:
     @classmethod
     def of(cls, jobs: Finished) -> "_Tally":
         codes, row_of_job = np.unique(row_codes(jobs.features), return_inverse=True)
-        observed = jobs.observed
+        observed = jobs.observed()
         grouped = [np.unique(keys, return_inverse=True) for keys in _keys(codes[row_of_job], jobs.names)[:, :2].T]
         return cls(
             codes, (grouped[0][0], grouped[1][0]), row_of_job, (grouped[0][1], grouped[1][1]),
@@ -359,8 +363,8 @@ class _Tally:
         """The lines of the table of rows, shape (m, 10), by the strength of programmes, shape (3,)."""
         row_of_programme = np.zeros(len(self.keys[0]), dtype=np.int64)
         row_of_programme[self.group_of_job[0]] = self.row_of_job
-        weight, sums = _credible(self.sums[0], kappa[_KIND_OF_COLUMN])
-        first_of_kind = [0, N_BINS, N_BINS + 1]
+        weight, sums = _credible(self.sums[0], kappa[_kinds(self.sums[0])])
+        first_of_kind = [0, -2, -1]
         jobs = np.bincount(self.row_of_job, minlength=len(self.codes))
         return np.column_stack([_sums(np.hstack([weight[:, first_of_kind], sums]), row_of_programme), jobs])
 
@@ -403,7 +407,7 @@ def _last_runs(runs: Finished) -> _Table:
     keys = _keys(row_codes(runs.features), runs.names)[:, 2]
     newest_first = np.lexsort([-runs.timestamp, keys])
     keys, first = np.unique(keys[newest_first], return_index=True)
-    return _Table(keys, runs.observed[newest_first[first], _LOGS].astype(np.float32))
+    return _Table(keys, runs.observed()[newest_first[first], _LOGS].astype(np.float32))
 
 
 def fit_strength(answers: NDArray[np.float64], jobs: Finished, runs: Finished | None = None) -> NDArray[np.float64]:
@@ -416,7 +420,7 @@ def fit_strength(answers: NDArray[np.float64], jobs: Finished, runs: Finished | 
     datasets. Kinds without a network, memory by row, and levels with nothing to fit them on keep the
     `DEFAULT_STRENGTH`.
     """
-    tally, observed = _Tally.of(jobs), jobs.observed
+    tally, observed = _Tally.of(jobs), jobs.observed()
     strength = DEFAULT_STRENGTH.copy()
     programme, jobs_of = np.unique(np.asarray(jobs.names, dtype="S4"), return_inverse=True, return_counts=True)[1:]
     share = 1 / (len(jobs_of) * jobs_of[programme])
@@ -446,7 +450,7 @@ def fit_strength(answers: NDArray[np.float64], jobs: Finished, runs: Finished | 
 
 def _losses(answers: NDArray[np.floating], observed: NDArray[np.floating]) -> NDArray[np.float64]:
     """The loss of each kind, shape (n, 3)."""
-    hit = (answers[:, :N_BINS] * observed[:, :N_BINS]).sum(axis=1)
+    hit = (answers[:, BINS] * observed[:, BINS]).sum(axis=1)
     wrong = answers[:, _LOGS] - observed[:, _LOGS]
     return np.column_stack([-np.log(np.maximum(hit, 1e-6)), np.abs(wrong[:, 0]), np.square(wrong[:, 1])])
 
@@ -463,7 +467,7 @@ def fit_campaign(
     tally = _Tally.of(jobs)
     found = tally.found(strength[_PROGRAMME])
     of_row = _shrink(answers, found, strength, found.programme).steps[_ROW + 1]
-    rest = np.clip(np.nan_to_num((jobs.observed - of_row)[:, _LOGS]), -_MAX_STEP, _MAX_STEP)
+    rest = np.clip(np.nan_to_num((jobs.observed() - of_row)[:, _LOGS]), -_MAX_STEP, _MAX_STEP)
     weight = (jobs.timestamp <= now) / _jobs(found.programme)[:, 0]
     shift = np.zeros((len(INSTRUMENTS), 2))
     for code in range(len(INSTRUMENTS)):

@@ -1,19 +1,19 @@
 """Explain an answer: what each level of evidence changed, the cost of each rung, the kill time."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calmlflow.hst.features import FEATURES, Features
-from calmlflow.hst.ladder import BIN_NAMES, LADDER
-from calmlflow.predictor.bundle import Bundle, Predictions, nearest_rows
-from calmlflow.predictor.evidence import KINDS, LEVELS, N_BINS, NEVER, Evidence
+from calmlflow.hst.ladder import LADDER
+from calmlflow.predictor.bundle import BINS, Bundle, Predictions, nearest_rows
+from calmlflow.predictor.evidence import KINDS, LEVELS, NEVER, Evidence
 from calmlflow.settings import KILL_TIME_MAX_S, KILL_TIME_MIN_S
 
-NEAREST = 5
+SHOWN_ROWS = 5
 NO_ROW = np.array([-1])
 WIDTH = 100
 """Characters of a line of `as_text`."""
@@ -52,14 +52,14 @@ def explain(
         # Its warning says why.
         found["notes"].append("The answer is the fixed one of the policy.")
         return found
-    memory_gb, wallclock_s = outputs[0, N_BINS : N_BINS + 2]
-    found["levels"].append(_level("networks", outputs[0, :N_BINS], memory_gb, wallclock_s))
+    memory_gb, wallclock_s = outputs[0, -5:-3]
+    found["levels"].append(_level("networks", outputs[0, BINS], memory_gb, wallclock_s))
     if bundle.evidence and corrected:
         for number, name in enumerate(LEVELS):
             before, after = (step[0] for step in corrected.steps[number : number + 2])
-            factor = np.exp(after - before)[N_BINS:]
+            factor = np.exp(after - before)[-2:]
             memory_gb, wallclock_s = memory_gb * factor[0], wallclock_s * factor[1]
-            level = _level(name, after[:N_BINS], memory_gb, wallclock_s, factor)
+            level = _level(name, after[:-2], memory_gb, wallclock_s, factor)
             level["jobs"] = answer["evidence"].get(name)
             level["strength"] = dict(zip(KINDS, bundle.evidence.strength[number].tolist(), strict=True))
             found["levels"].append(level)
@@ -113,11 +113,11 @@ def _nearest(evidence: Evidence, features: Features) -> list[dict[str, Any]]:
                 if value != own
             },
             "jobs": int(jobs[row]),
-            "needed_bins": means[row, :N_BINS].tolist(),
-            "memory_gb": float(np.exp(means[row, N_BINS])),
-            "wallclock_s": float(np.exp(means[row, N_BINS + 1])),
+            "needed_bins": means[row, :-2].tolist(),
+            "memory_gb": float(np.exp(means[row, -2])),
+            "wallclock_s": float(np.exp(means[row, -1])),
         }
-        for row in np.lexsort((np.hypot(*distance.T), flags))[:NEAREST]
+        for row in np.lexsort((np.hypot(*distance.T), flags))[:SHOWN_ROWS]
     ]
 
 
@@ -128,8 +128,8 @@ def _is_unseen(nearest: NDArray[np.int64] | None, answer: Mapping[str, Any]) -> 
 
 def _rungs(bundle: Bundle, outputs: NDArray[np.float64], predictions: Predictions) -> list[dict[str, Any]]:
     probabilities = predictions["probabilities"]
-    ratio: list[Any] = [None] * N_BINS
-    usd: list[Any] = [None] * N_BINS
+    ratio: list[Any] = [None] * len(bundle.ladder)
+    usd: list[Any] = [None] * len(bundle.ladder)
     if bundle.decision:
         row = nearest_rows(outputs, "mem_clf")
         row = NO_ROW if row is None else row
@@ -144,7 +144,7 @@ def _rungs(bundle: Bundle, outputs: NDArray[np.float64], predictions: Prediction
             "expected_usd": usd[number],
             "chosen": number == int(predictions["bin_pred"][0]),
         }
-        for number, (rung, probability) in enumerate(zip(LADDER, probabilities[0].tolist(), strict=True))
+        for number, (rung, probability) in enumerate(zip(bundle.ladder.rungs, probabilities[0].tolist(), strict=True))
     ]
 
 
@@ -183,12 +183,17 @@ def as_text(explanation: Mapping[str, Any]) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
+def _names(explanation: Mapping[str, Any]) -> Sequence[str]:
+    """The rungs of the bundle, or without one of the ladder in force."""
+    return [rung["rung"] for rung in explanation["rungs"]] or LADDER.names
+
+
 def _parts(explanation: Mapping[str, Any]) -> Iterator[Any]:
     """Sentences and tables."""
     answer = explanation["answer"]
     version = f"version {answer['version']}, " if answer["version"] else ""
     yield (
-        f"{explanation['dataset']}: rung {BIN_NAMES[answer['memBin']]}, {answer['memVal']:.2f} GB, "
+        f"{explanation['dataset']}: rung {_names(explanation)[answer['memBin']]}, {answer['memVal']:.2f} GB, "
         f"{answer['clockTime']:,} s, kill time {answer['killTime']:,} s ({version}source {answer['source']})"
     )
     if explanation["levels"]:
@@ -202,7 +207,7 @@ def _parts(explanation: Mapping[str, Any]) -> Iterator[Any]:
 
 def _evidence_parts(explanation: Mapping[str, Any]) -> Iterator[Any]:
     yield "\nThe networks, and the answer after each level of evidence"
-    table = _table("level", "jobs", "strength", *BIN_NAMES, "GB", "change", "s", "change")
+    table = _table("level", "jobs", "strength", *_names(explanation), "GB", "change", "s", "change")
     for level in explanation["levels"]:
         changes = [f"x {value:.3f}" for value in (level["factor"] or {}).values()] or ["", ""]
         table.add_row(
@@ -219,7 +224,7 @@ def _evidence_parts(explanation: Mapping[str, Any]) -> Iterator[Any]:
     )
     if explanation["nearest"]:
         yield "\nThe nearest rows of features that finished jobs have"
-        table = _table("jobs", *BIN_NAMES, "GB", "s", "differs in")
+        table = _table("jobs", *_names(explanation), "GB", "s", "differs in")
         for row in explanation["nearest"]:
             table.add_row(
                 f"{row['jobs']:,}",

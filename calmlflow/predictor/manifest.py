@@ -8,13 +8,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from calmlflow.errors import InputError
+from calmlflow.hst.ladder import DEFAULT, LADDER, LADDER_FILE, Ladder
 from calmlflow.predictor.evidence import FOLDER as EVIDENCE
 from calmlflow.settings import NETWORKS
 
 MANIFEST = "bundle.json"
-# 2 if a network has tables of its own, 3 if evidence corrects the networks: a reader that does not know them must
-# refuse the bundle.
-FORMATS = (1, 2, 3)
+# 2 if a network has tables of its own, 3 if evidence corrects the networks, 4 if the ladder is not the default one: a
+# reader that does not know them must refuse the bundle.
+FORMATS = (1, 2, 3, 4)
 # Tables that a network may have in its own folder; otherwise the one at the top counts.
 OWN_TABLES = ("tx_data.json", "seen_rows.json")
 # Limits of all files of a bundle together; evidence of a million datasets has 40 megabytes.
@@ -27,8 +28,13 @@ def table_of(network: str, table: str, files: Container[str]) -> str:
     return own if own in files else table
 
 
+def ladder_of(files: Mapping[str, Any]) -> Ladder:
+    """The ladder that a bundle was trained for; bundles from before they had one know the default ladder."""
+    return Ladder.from_json(files[LADDER_FILE]) if LADDER_FILE in files else DEFAULT
+
+
 def parse_manifest(content: bytes, bundle: str) -> dict[str, Any]:
-    """Read ``bundle.json``: ``format`` (1 to 3), ``networks`` (list) and ``sha256`` (file -> hex digest)."""
+    """Read ``bundle.json``: ``format`` (1 to 4), ``networks`` (list) and ``sha256`` (file -> hex digest)."""
     try:
         manifest = json.loads(content)
         known = (
@@ -88,13 +94,20 @@ def read_files(folder: Path, manifest: Mapping[str, Any], whole: bool = False) -
 
 
 def write_manifest(folder: Path) -> None:
-    """Complete a bundle: list its networks and the SHA-256 of every file in ``folder``."""
+    """Complete a bundle: list its networks and the SHA-256 of every file in ``folder``.
+
+    A bundle without a ladder gets the one in force.
+    """
+    if not (folder / LADDER_FILE).exists():
+        (folder / LADDER_FILE).write_text(LADDER.to_json())
     networks = [network for network in NETWORKS if (folder / network / f"{network}.onnx").is_file()]
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     digests = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     has_own_tables = any(f"{network}/{table}" in digests for network in networks for table in OWN_TABLES)
     has_evidence = any(name.startswith(f"{EVIDENCE}/") for name in digests)
-    manifest = {"format": 3 if has_evidence else 2 if has_own_tables else 1, "networks": networks, "sha256": digests}
+    is_usual = Ladder.from_json((folder / LADDER_FILE).read_bytes()) == DEFAULT
+    number = 4 if not is_usual else 3 if has_evidence else 2 if has_own_tables else 1
+    manifest = {"format": number, "networks": networks, "sha256": digests}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
 
 

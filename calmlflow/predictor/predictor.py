@@ -13,6 +13,7 @@ from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.dataset import Dataset, parse_dataset
 from calmlflow.hst.features import Features, job_features, switch_warnings
+from calmlflow.hst.ladder import LADDER, Ladder
 from calmlflow.predictor.answers import as_answers, fallback_policy, mosaic_policy
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.cache import Cache
@@ -46,7 +47,7 @@ class Serving:
         outputs = self.bundle.run_known([features])
         found = self.bundle.answer(outputs, self.bundle.correct(outputs, [features], [name]))
         source = "policy" if "by_policy" in found else self.source
-        return {**as_answers(found)[0], "version": self.version, "source": source}
+        return {**as_answers(found, self.bundle.ladder)[0], "version": self.version, "source": source}
 
 
 def answer_mosaic(job: Dataset, emit: Emitter | None = None) -> dict[str, Any]:
@@ -58,13 +59,18 @@ def answer_mosaic(job: Dataset, emit: Emitter | None = None) -> dict[str, Any]:
 
 
 def _record(
-    dataset: str, features: Features | None, answer: dict[str, Any], began: float, emit: Emitter | None
+    dataset: str,
+    features: Features | None,
+    answer: dict[str, Any],
+    began: float,
+    emit: Emitter | None,
+    ladder: Ladder = LADDER,
 ) -> None:
     """Log an answer and emit it; a failure never costs the answer."""
     log_answer(dataset, features, answer, 1000 * (time.perf_counter() - began))
     if emit is not None:
         try:
-            emit(prediction_record(dataset, features, answer, time.time()))
+            emit(prediction_record(dataset, features, answer, time.time(), ladder))
         except Exception as error:
             log.warning("the prediction of %s was not kept (%s)", dataset, error)
 
@@ -138,7 +144,7 @@ class Predictor:
         Returns
         -------
         dict
-            ``memBin``, ``memVal`` (GB), ``clockTime`` (s), ``killTime`` (s), ``probabilities`` of the four bins,
+            ``memBin``, ``memVal`` (GB), ``clockTime`` (s), ``killTime`` (s), ``probabilities`` of the bins,
             ``unseen`` (true for a job unlike any in training), ``evidence`` (finished jobs behind the answer: row,
             programme, visit, run), ``warnings`` (sentences), ``version`` of the bundle, and ``source``: registry, cache
             (registry or version out of reach) or policy (with ``fallback`` true if it replaces a bundle).
@@ -168,7 +174,7 @@ class Predictor:
         serving = self.serving
         answer = serving.answer(job.name, features)
         answer["warnings"] += switch_warnings(job.name, keys)
-        _record(job.name, features, answer, began, self._emit)
+        _record(job.name, features, answer, began, self._emit, serving.bundle.ladder if serving.bundle else LADDER)
         return answer, job.name, features, serving.bundle
 
     def predict_many(self, data: Any, output: str | Path, **options: Any) -> "BatchOutcome":

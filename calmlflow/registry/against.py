@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from calmlflow.hst.dataset import INSTRUMENTS
-from calmlflow.hst.ladder import BIN_NAMES
+from calmlflow.hst.ladder import BIN_NAMES, LADDER, Ladder
 from calmlflow.predictor.bundle import Predictions
 from calmlflow.registry.checks import Check
 from calmlflow.registry.limits import COMPARED, Limits
@@ -86,6 +86,13 @@ def champion_checks(
                 if score in rows
             ]
     return checks, metrics
+
+
+def on_this_ladder(answers: Predictions, ladder: Ladder) -> Predictions:
+    """Answers of a bundle with this ladder, without memory bins where those in force are others."""
+    if ladder.has_bins_of(LADDER):
+        return answers
+    return {name: values for name, values in answers.items() if name not in ("bin_pred", "probabilities")}
 
 
 def limit_checks(jobs: pd.DataFrame, answers: Predictions, limits: Limits) -> list[Check]:

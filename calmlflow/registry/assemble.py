@@ -4,8 +4,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from calmlflow.errors import InputError
+from calmlflow.hst.ladder import LADDER
 from calmlflow.predictor.bundle import TABLE_OF_NETWORK, Bundle
-from calmlflow.predictor.manifest import OWN_TABLES, read_files, read_manifest, table_of, write_manifest
+from calmlflow.predictor.manifest import OWN_TABLES, ladder_of, read_files, read_manifest, table_of, write_manifest
 from calmlflow.registry.versions import find_version
 from calmlflow.settings import BUNDLE_MODEL, NETWORKS
 
@@ -19,6 +21,11 @@ def assemble(models: Path, champion: Path) -> Bundle:
     """
     fresh = {path.relative_to(models).as_posix(): path.read_bytes() for path in models.rglob("*") if path.is_file()}
     others = read_files(champion, read_manifest(champion), whole=True)
+    if not ladder_of(others).has_bins_of(LADDER):
+        raise InputError(
+            f"the champion was trained for {ladder_of(others)} and {LADDER} is in force; expected the same: train all "
+            "three networks, with only=all"
+        )
     source = {network: fresh if f"{network}/{network}.onnx" in fresh else others for network in NETWORKS}
     files: dict[str, bytes] = {}
     for network, held in source.items():

@@ -254,7 +254,8 @@ def check_serving(model_folder: Path, bundle: Path, networks: Sequence[str]) -> 
     row = EXAMPLE.to_dict("records")[0]
     name = str(row["ipppssoot"])
     features = job_features(name, {str(key): value for key, value in row.items()})
-    direct = as_answers(Bundle.load(bundle).predict([features], [name]))[0]
+    loaded = Bundle.load(bundle)
+    direct = as_answers(loaded.predict([features], [name]), loaded.ladder)[0]
     if not isinstance(answers, dict) or list(answers) != list(direct):
         raise InputError(f"the served answer is {answers!r:.100}; expected {', '.join(direct)}")
     for key, value in direct.items():

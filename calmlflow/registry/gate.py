@@ -16,11 +16,12 @@ import pandas as pd
 
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.features import FEATURES
+from calmlflow.hst.ladder import LADDER
 from calmlflow.networks.onnx_file import check_graph
 from calmlflow.predictor.answers import by_policy
 from calmlflow.predictor.bundle import Bundle, Predictions
 from calmlflow.predictor.evidence import Finished
-from calmlflow.registry.against import champion_checks, limit_checks, rung_checks, settled
+from calmlflow.registry.against import champion_checks, limit_checks, on_this_ladder, rung_checks, settled
 from calmlflow.registry.checks import (
     Check,
     bundle_folder,
@@ -143,6 +144,8 @@ def judge(
             figure = str(error).replace(f"{temporary}/challenger/", "")
             return Verdict((*checks, Check("artifacts", False, figure, expected)))
         checks.append(Check("artifacts", True, figure, expected))
+        if bundle.ladder != LADDER:
+            return Verdict((*checks, Check("ladder", False, f"trained for {bundle.ladder}", f"{LADDER}, in force")))
         if jobs.scored is None:
             return Verdict((*checks, guarded("serving", "works", lambda: check_serving(model, files, bundle.networks))))
         on_step(2, "scoring, serving")
@@ -245,7 +248,7 @@ def _against(
     name, expected = f"version {other.number}", f"a {role} to compare with"
     try:
         bundle = Bundle.load(_fetched(other, folder)[1])
-        others = _answers(bundle, jobs)
+        others = on_this_ladder(_answers(bundle, jobs), bundle.ladder)
     except CalmlflowError as error:
         # Of old versions the files may be gone; where nobody asked for this one, that stops nothing.
         passed = None if role == "reference" and limits.reference == "best" else False
@@ -257,6 +260,16 @@ def _against(
     if known is not None:
         both = known_to_both(known, other)
         if len(both) >= FEWEST_JUDGED:
-            wider, _ = champion_checks(name, both, _answers(challenger, both), _answers(bundle, both), limits, role)
+            wider, _ = champion_checks(
+                name,
+                both,
+                _answers(challenger, both),
+                on_this_ladder(_answers(bundle, both), bundle.ladder),
+                limits,
+                role,
+            )
             checks = settled(checks, wider, f"of the {len(both):,} jobs that both trainings knew")
+    if "bin_pred" in answers and "bin_pred" not in others:
+        figure = f"memory bins are not compared: it was trained for {bundle.ladder}"
+        checks.append(Check(f"{role}.ladder", None, figure, f"{LADDER}, in force"))
     return checks, {**metrics, "jobs_compared" if role == "champion" else "jobs_compared_reference": len(jobs)}

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from calmlflow.errors import InputError
+from calmlflow.hst.ladder import BIN_NAMES
 from calmlflow.results.scores import SCORES, headlines
 
 DEFAULT = Path(__file__).with_name("gate.yaml")
@@ -71,6 +72,10 @@ def _known(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _compared(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    if "recall" in sections.get("mem_bin", {}):
+        bins = {**sections["mem_bin"]}
+        margin = bins.pop("recall")
+        sections = {**sections, "mem_bin": {**{f"recall_{name}": margin for name in BIN_NAMES}, **bins}}
     for target, scores in _known(sections).items():
         if unknown := sorted(set(scores) - set(COMPARED[target])):
             raise ValueError(f"{target}.{unknown[0]} is not compared: {', '.join(COMPARED[target])}")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from calmlflow.hst.ladder import LADDER
 from calmlflow.results.scores import headlines
 from calmlflow.settings import TARGETS
 
@@ -30,7 +31,12 @@ class Lineage:
 
     def tags(self, networks: Sequence[str]) -> dict[str, str]:
         """Tags of a version that holds these networks, with ``score.{target}.{score}`` of the headline scores."""
-        found = {"data": self.data, "jobs": str(self.jobs), "newest_job": str(self.newest_job)}
+        found = {
+            "data": self.data,
+            "jobs": str(self.jobs),
+            "newest_job": str(self.newest_job),
+            "ladder": LADDER.version,
+        }
         if self.seed is not None:
             found["seed"] = str(self.seed)
         if self.split:

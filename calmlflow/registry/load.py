@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.hst.ladder import LADDER_FILE
 from calmlflow.registry.versions import find_version
 from calmlflow.results.training import TrainingResults, read_training
 from calmlflow.settings import hide_password, tracking_uri
@@ -65,8 +66,11 @@ def _from_run(source: str, run_id: str) -> TrainingResults:
     with tempfile.TemporaryDirectory(prefix="calmlflow-") as temporary:
         try:
             client = MlflowClient()
-            for folder in {"results", "data"} & {artifact.path for artifact in client.list_artifacts(run_id)}:
-                client.download_artifacts(run_id, folder, temporary)
+            wanted = {"results", "data", f"models/{LADDER_FILE}"}
+            for path in wanted & {
+                each.path for place in (None, "models") for each in client.list_artifacts(run_id, place)
+            }:
+                client.download_artifacts(run_id, path, temporary)
         except Exception as error:
             # MLflow, requests and boto3 stand between here and the artifact store, and each raises errors of its own.
             code = getattr(error, "error_code", None)

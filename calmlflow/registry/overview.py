@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 from calmlflow import settings
 from calmlflow.console import say
 from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.hst.ladder import DEFAULT
 from calmlflow.predictor.cache import Cache
 from calmlflow.predictor.http_client import get
 from calmlflow.predictor.registry_client import StagedVersion, is_http
@@ -67,9 +68,9 @@ def by_stage(state: State, gone: Container[int] = ()) -> dict[str, list[Entry]]:
 
     A version has ``version``, ``created`` (ISO 8601, UTC) and ``age_days``, ``status`` (READY), ``data`` (URI of its
     jobs), ``jobs`` (how many), ``newest_job`` (date) and ``data_age_days``, ``scores`` (target -> score -> value, of
-    its held-out jobs), ``runs`` (network -> run id), ``gate`` (passed, refused or forced), ``aliases``, ``uri`` (what
-    it is served by), ``files_gone`` (whether its number is among those that are ``gone``, see `gone_files`) and
-    ``cached_here`` (whether the predictor of this machine has it on disk). What a version does
+    its held-out jobs), ``ladder`` (its version), ``runs`` (network -> run id), ``gate`` (passed, refused or forced),
+    ``aliases``, ``uri`` (what it is served by), ``files_gone`` (whether its number is among those that are ``gone``,
+    see `gone_files`) and ``cached_here`` (whether the predictor of this machine has it on disk). What a version does
     not know of itself is None or empty.
     """
     newest_first = sorted(state.versions.values(), key=lambda version: -version.number)
@@ -120,6 +121,7 @@ def _described(state: State, version: Version, is_gone: bool) -> Entry:
         "jobs": None if jobs is None else int(jobs),
         "newest_job": datetime.fromtimestamp(newest_s, UTC).date().isoformat() if known else None,
         "data_age_days": _days_since(newest_s) if known else None,
+        "ladder": tags.get("ladder", DEFAULT.version),
         "scores": scores,
         "runs": {name.removeprefix("run."): run_id for name, run_id in tags.items() if name.startswith("run.")},
         "gate": tags.get("gate"),

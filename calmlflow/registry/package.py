@@ -25,6 +25,7 @@ from mlflow.types.schema import Array, Object, Property
 import calmlflow
 from calmlflow.errors import InputError
 from calmlflow.hst.features import OPTIONAL_KEYS
+from calmlflow.hst.ladder import LADDER_FILE
 from calmlflow.predictor.answers import COUNTED
 from calmlflow.predictor.bundle import ANSWER_KEYS, COMMON_KEYS, TABLE_OF_NETWORK
 from calmlflow.predictor.evidence import FOLDER as EVIDENCE
@@ -62,8 +63,8 @@ OUTPUTS: dict[str, DataType | Array | Object] = {
 NEEDS = ("mlflow-skinny", "numpy", "onnxruntime", "pandas")
 """Packages of the environment that MLflow builds for a model; the first is MLflow without its tracking server."""
 
-OPTIONAL_TABLES = ("decision.json", "seen_rows.json")
-"""What networks that were trained elsewhere do not have."""
+OPTIONAL_TABLES = ("decision.json", "seen_rows.json", LADDER_FILE)
+"""What networks that were trained elsewhere do not have; `write_manifest` adds the ladder."""
 
 EXAMPLE = pd.DataFrame(
     [["j8c601020", 17.0, 9.6, "SBC", "False", "PERFORM", "OMIT", "NaN"]],
@@ -85,6 +86,7 @@ def write_bundle(models: Path, networks: Sequence[str], folder: Path) -> Path:
     """Copy networks of a training's ``models`` folder into a bundle of their own and list its files."""
     wanted = [table for network, table in TABLE_OF_NETWORK.items() if network in networks]
     wanted += [table for table in OWN_TABLES if not all((models / name / table).exists() for name in networks)]
+    wanted.append(LADDER_FILE)
     for part in (*networks, *wanted):
         if not (models / part).exists() and part not in OPTIONAL_TABLES:
             raise InputError(

@@ -36,11 +36,12 @@ class ServedBundle(PythonModel):
                 # MLflow's server answers status 400 with the reason; to other exceptions it adds the stack trace.
                 raise MlflowException.invalid_parameter_value(f"row {number}: {error}") from error
         asked = {place: job for place, job in enumerate(jobs) if job is not None}
-        answers = dict.fromkeys(range(len(jobs)), mosaic_policy())
+        answers = dict.fromkeys(range(len(jobs)), mosaic_policy(self.bundle.ladder))
         if asked:
             names, rows, switches = zip(*asked.values(), strict=True)
             outputs = self.bundle.run_known(rows)
-            found = as_answers(self.bundle.answer(outputs, self.bundle.correct(outputs, rows, names)))
+            predictions = self.bundle.answer(outputs, self.bundle.correct(outputs, rows, names))
+            found = as_answers(predictions, self.bundle.ladder)
             for answer, more in zip(found, switches, strict=True):
                 answer["warnings"] += more
             answers |= dict(zip(asked, found, strict=True))

@@ -24,6 +24,7 @@ from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.hst.ladder import LADDER
 from calmlflow.predictor.registry_client import check_reachable
 from calmlflow.registry.versions import check_named, explained
 from calmlflow.settings import hide_password, refuse_password
@@ -174,10 +175,10 @@ def log_new_params(params: Mapping[str, Any]) -> None:
 
 
 def environment_params() -> dict[str, str]:
-    """Versions of the packages that the numbers depend on, and the git commit where there is one."""
+    """Versions of the packages that the numbers depend on, the ladder, and the git commit where there is one."""
     run = mlflow.active_run()
     commit = run.data.tags.get("mlflow.source.git.commit") if run else None
-    found = {"version_python": platform.python_version(), "git_commit": commit or "unknown"}
+    found = {"version_python": platform.python_version(), "git_commit": commit or "unknown", "ladder": LADDER.version}
     for package in VERSIONS:
         with suppress(ModuleNotFoundError):
             found[f"version_{package.replace('-', '_')}"] = version(package)

@@ -28,10 +28,10 @@ def named_split(test_idx: pd.Series, target: str) -> pd.Series:
 
 
 def memory_bins(values: ArrayLike, what: str) -> NDArray[np.int64]:
-    """Memory bins as integers; an InputError where a value is not 0, 1, 2 or 3."""
+    """Memory bins as integers; an InputError where a value is no rung's."""
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or not np.all(np.isin(values, range(N_BINS))):
-        raise InputError(f"{what} holds a value that is no memory bin; expected one of 0, 1, 2, 3 per job")
+        raise InputError(f"{what} holds a value that is no memory bin; expected one of 0 to {N_BINS - 1} per job")
     return values.astype(np.int64)
 
 

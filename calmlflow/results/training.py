@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from calmlflow.errors import InputError
+from calmlflow.hst.ladder import DEFAULT, LADDER, LADDER_FILE, Ladder
 from calmlflow.results.classification import ClassificationResults, classification_scores
 from calmlflow.results.comparison import BinAnswers, Comparison, ValueAnswers, compare_bins, compare_values
 from calmlflow.results.files import read_results
@@ -173,6 +174,13 @@ def read_training(folder: str | Path, source: str) -> TrainingResults:
     results = next((place for place in places if any((place / name).is_dir() for name in parts)), None)
     if results is None:
         raise InputError(f"{folder} holds no results; expected a training's folder, with results/mem_bin in it")
+    trained_for = results.parent / "models" / LADDER_FILE
+    ladder = Ladder.from_json(trained_for.read_bytes()) if trained_for.exists() else DEFAULT
+    if not ladder.has_bins_of(LADDER):
+        raise InputError(
+            f"{source} has memory bins of {ladder}; in force is {LADDER}: set CALMLFLOW_LADDER to the training's own, "
+            f"models/{LADDER_FILE}"
+        )
     table, answers = (results.parent / "data" / name for name in ("latest.csv", "answers.csv"))
     jobs = read_training_table(table) if results.name == "results" and table.exists() else None
     answer = None

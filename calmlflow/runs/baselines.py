@@ -20,6 +20,7 @@ from calmlflow.predictor.bundle import Bundle, Predictions
 from calmlflow.predictor.cache import Cache
 from calmlflow.predictor.evidence import Finished
 from calmlflow.predictor.registry_client import NoSuchVersionError, fetch, resolve_stage
+from calmlflow.registry.against import on_this_ladder
 from calmlflow.results.scores import PREDICTED, score_predictions
 from calmlflow.runs.data import TrainingData
 
@@ -47,7 +48,8 @@ class Champion:
         Too good where its networks were trained on some of them, and where, by time, its evidence is later than they.
         """
         finished = Finished.of(data.jobs.iloc[data.test])
-        return self.bundle.predict(finished.features, finished.names, finished, data.split == "programme")
+        found = self.bundle.predict(finished.features, finished.names, finished, data.split == "programme")
+        return on_this_ladder(found, self.bundle.ladder)
 
 
 def random_forest(data: TrainingData, target: str, seed: int) -> dict[str, float]:
@@ -139,7 +141,7 @@ def champion(needed_for: Sequence[str] = ()) -> Champion | None:
 
 
 def _grow_classifier(rows: DistinctRows, row: NDArray[np.int64], bins: NDArray[np.int64], seed: int) -> NDArray:
-    """Grow one tree; returns probabilities of the four bins for each distinct row."""
+    """Grow one tree; returns probabilities of the bins for each distinct row."""
     n_bins = len(LADDER)
     cells = np.bincount(row * n_bins + bins)
     used = np.flatnonzero(cells)

@@ -130,12 +130,12 @@ def load_training_data(data: str, seed: int, test_size: float | None, split: str
 
 
 def bins_above(memory_gb: ArrayLike, bins: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Shares of the four bins, shape (n, 4), of jobs that were killed when they had reached so much memory, GB.
+    """Shares of the bins, shape (n, rungs), of jobs that were killed when they had reached so much memory, GB.
 
     Each shares itself among the rungs from the one that this much needs on, as finished jobs (their ``bins``) do; where
     the memory is not known, from the second on.
     """
-    least = needed_bin(np.nan_to_num(np.asarray(memory_gb, dtype=float), nan=LADDER[0].limit_gb))
+    least = needed_bin(np.nan_to_num(np.asarray(memory_gb, dtype=float), nan=LADDER.rungs[0].limit_gb))
     frequencies = np.bincount(bins, minlength=len(LADDER)) + 1.0
     shares = frequencies * (np.arange(len(LADDER)) >= least[:, None])
     return shares / shares.sum(axis=1, keepdims=True)

@@ -128,7 +128,7 @@ def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champ
     said = in_logs(outputs)
     # In place of a network that was not trained here, what it answers; it may know these jobs.
     out_of_fold = said[data.train]
-    for network, kept in {"mem_clf": slice(0, 4), "mem_reg": slice(4, 5), "wall_reg": slice(5, 6)}.items():
+    for network, kept in {"mem_clf": slice(None, -2), "mem_reg": slice(-2, -1), "wall_reg": slice(-1, None)}.items():
         if network in fits and (left_out := fits[network].left_out) is not None:
             out_of_fold[:, kept] = left_out if network == "mem_clf" else np.log(left_out)
     finished = Finished.of(data.jobs.iloc[data.train])
@@ -147,7 +147,7 @@ def fit_answers(fits: Mapping[str, Fit], data: TrainingData, models: Path, champ
         warning = coverage_warning(kill_time)
         (models / "killtime.json").write_text(kill_time.to_json())
     everyone = Finished.of(data.jobs)
-    corrected = measured.correct(said, data.features, everyone.names, everyone.observed, at=everyone.timestamp)
+    corrected = measured.correct(said, data.features, everyone.names, everyone.observed(), at=everyone.timestamp)
     predictions = combine(outputs, alone.decision, kill_time, corrected)
     for name, content in build_evidence(everyone, strength, shift).files().items():
         (models / name).parent.mkdir(exist_ok=True)
@@ -185,9 +185,9 @@ def calibrate(
     for whole_programme in (False, True):
         of_finished, of_killed = (
             evidence.correct(said, jobs.features, jobs.names, observed, whole_programme, jobs.timestamp)
-            for said, jobs, observed in ((answers[:n], finished, finished.observed), (answers[n:], killed, None))
+            for said, jobs, observed in ((answers[:n], finished, finished.observed()), (answers[n:], killed, None))
         )
-        predicted_s = np.exp(np.append(of_finished.answers[:, 5], of_killed.answers[:, 5]))
+        predicted_s = np.exp(np.append(of_finished.answers[:, -1], of_killed.answers[:, -1]))
         found.append((predicted_s, np.append(of_finished.jobs[:, 1], of_killed.in_programme)))
     known, (new_s, _) = found
     return fit_kill_time(

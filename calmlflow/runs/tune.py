@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from calmlflow.console import progress, say
 from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.hst.ladder import LADDER
 from calmlflow.networks.config import MAX_EPOCHS, Searched, TrainingConfig, read_config
 from calmlflow.registry.tracking import environment_params, lineage, log_new_params, tracked_run
 from calmlflow.runs.data import TrainingData, deal_folds, held_out_folds, hold_out, load_training_data
@@ -71,7 +72,7 @@ def tune(request: TuneRequest) -> TuneOutcome:
         mlflow.log_input(jobs, context="tuning")
         config = Path(request.output) / "config.json"
         newest = int(data.jobs["timestamp"].iloc[data.train].max())
-        found_on = Searched(request.data, data.split, request.seed, TEST_SIZE, newest)
+        found_on = Searched(request.data, data.split, request.seed, TEST_SIZE, newest, LADDER.version)
         with _open_storage(config.with_name("study.db")) as storage:
             searches = {}
             for network in networks:

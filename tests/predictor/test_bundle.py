@@ -17,7 +17,7 @@ from scipy.stats import yeojohnson
 
 from calmlflow.errors import InputError
 from calmlflow.hst.features import Features
-from calmlflow.hst.ladder import LADDER
+from calmlflow.hst.ladder import LADDER, Ladder
 from calmlflow.hst.scaling import Scaling
 from calmlflow.predictor.answers import as_answers, fallback_policy
 from calmlflow.predictor.bundle import Bundle, combine
@@ -25,7 +25,15 @@ from calmlflow.predictor.decision import Decision, widen
 from calmlflow.predictor.evidence import DEFAULT_STRENGTH, Finished, build_evidence
 from calmlflow.predictor.killtime import KillTime, Known
 from calmlflow.predictor.manifest import write_manifest
-from tests.samples.predictor_samples import KILL_TIME, NETWORKS, SCALING, add_evidence, write_bundle, write_network
+from tests.samples.predictor_samples import (
+    FIVE,
+    KILL_TIME,
+    NETWORKS,
+    SCALING,
+    add_evidence,
+    write_bundle,
+    write_network,
+)
 
 generator = np.random.default_rng(7)
 FEATURES = np.column_stack(
@@ -176,7 +184,7 @@ def test_evidence_corrects_what_the_networks_say(folder):
     networks = np.column_stack([alone["probabilities"], np.log(alone["mem_pred"]), np.log(alone["wall_pred"])])
     for finished, more in (
         (None, {}),
-        (FINISHED, {"observed": FINISHED.observed, "at": FINISHED.timestamp}),
+        (FINISHED, {"observed": FINISHED.observed(), "at": FINISHED.timestamp}),
     ):
         corrected = evidence.correct(networks, FEATURES, NAMES, **more)
         found = bundle.predict(FEATURES, NAMES, finished)
@@ -350,6 +358,30 @@ def list_outside(folder, name):
     change_manifest(folder, lambda manifest: manifest["sha256"].update({name: hashlib.sha256(content).hexdigest()}))
 
 
+def test_a_bundle_decides_prices_and_names_by_its_own_ladder(tmp_path):
+    folder = write_bundle(tmp_path / "bundle", ladder=FIVE)
+    (folder / "decision.json").write_text(Decision(np.ones((1, 5)), ladder=FIVE).to_json())
+    write_manifest(folder)
+    assert json.loads((folder / "bundle.json").read_text())["format"] == 4
+    bundle = Bundle.load(folder)
+    assert bundle.ladder == FIVE
+    answers = as_answers(bundle.predict(FEATURES), bundle.ladder)
+    assert {len(answer["probabilities"]) for answer in answers} == {5}
+    assert {answer["memBin"] for answer in answers} <= set(range(5))
+    assert any("needs rung 4g" in sentence for answer in answers for sentence in answer["warnings"]) == any(
+        1.792 <= answer["memVal"] < 3.584 and answer["memBin"] != 1 for answer in answers
+    )
+    # The top rung for next to nothing: every job goes there.
+    cheap = Ladder("cheap", (*FIVE.rungs[:-1], replace(FIVE[4], usd_per_hour=1e-6)))
+    (folder / "ladder.json").write_text(cheap.to_json())
+    write_manifest(folder)
+    assert set(Bundle.load(folder).predict(FEATURES)["bin_pred"]) == {4}
+    (folder / "ladder.json").write_text(LADDER.to_json())
+    write_manifest(folder)
+    with pytest.raises(InputError, match=r"mem_clf\.onnx takes and gives .*; expected .*4"):
+        Bundle.load(folder)
+
+
 def replace_network(folder, network, outputs):
     path = folder / network / f"{network}.onnx"
     write_network(path, outputs, 1) if outputs else path.write_bytes(b"a picture of a network")
@@ -385,7 +417,7 @@ def test_a_bundle_that_is_not_what_it_should_be_is_refused(folder, damage, words
 @pytest.mark.parametrize(
     "change",
     [
-        *({"format": value} for value in (4, [1], "1", None)),
+        *({"format": value} for value in (5, [1], "1", None)),
         *({"networks": value} for value in (["mem_clf", "other"], 3, [[]], None)),
         *({"sha256": value} for value in (["tx_data.json"], {"tx_data.json": 5}, None)),
         *(b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000),
@@ -397,7 +429,7 @@ def test_a_damaged_manifest_is_refused(folder, change):
         change_manifest(folder, lambda manifest: manifest.update(change))
     else:
         (folder / "bundle.json").write_bytes(change)
-    with pytest.raises(InputError, match=r"bundle\.json is damaged; expected format 1 or 2 or 3, "):
+    with pytest.raises(InputError, match=r"bundle\.json is damaged; expected format 1 or 2 or 3 or 4, "):
         Bundle.load(folder)
 
 
@@ -408,7 +440,8 @@ def test_the_manifest_lists_every_file_and_the_networks_that_are_there(folder):
     manifest = json.loads((folder / "bundle.json").read_text())
     assert manifest["networks"] == ["mem_clf", "wall_reg"]
     assert set(manifest["sha256"]) == {
-        "killtime.json", "tx_data.json", "mem_clf/mem_clf.onnx", "mem_reg/mem_reg.keras", "wall_reg/wall_reg.onnx",
+        "killtime.json", "ladder.json", "tx_data.json",
+        "mem_clf/mem_clf.onnx", "mem_reg/mem_reg.keras", "wall_reg/wall_reg.onnx",
     }  # fmt: skip
     assert set(Bundle.load(folder).predict(FEATURES)) >= {"bin_pred", "wall_pred"}
 

@@ -131,7 +131,7 @@ def test_a_job_left_out_is_answered_as_by_tables_without_it(jobs, of_one_day):
     networks = np.tile(NETWORKS, (len(jobs.names), 1))
     evidence = build_evidence(jobs, strength, NO_SHIFT)
     at = None if of_one_day else 1_000_000 + DAY
-    left_out = evidence.correct(networks, jobs.features, jobs.names, jobs.observed, at=at)
+    left_out = evidence.correct(networks, jobs.features, jobs.names, jobs.observed(), at=at)
     for place, name in enumerate(jobs.names):
         rest = replace(build_evidence(without(jobs, place), strength, NO_SHIFT), newest=evidence.newest)
         expected = rest.correct(networks[:1], jobs.features[place : place + 1], [name], at=at)
@@ -143,7 +143,7 @@ def test_a_job_left_out_is_answered_as_by_tables_without_it(jobs, of_one_day):
 def test_with_the_whole_programme_left_out_only_other_programmes_count(jobs):
     networks = np.tile(NETWORKS, (len(jobs.names), 1))
     evidence = build_evidence(jobs, DEFAULT_STRENGTH, NO_SHIFT)
-    left_out = evidence.correct(networks, jobs.features, jobs.names, jobs.observed, whole_programme=True)
+    left_out = evidence.correct(networks, jobs.features, jobs.names, jobs.observed(), whole_programme=True)
     for place, name in enumerate(jobs.names):
         kin = [other for other, theirs in enumerate(jobs.names) if theirs[:4] == name[:4]]
         rest = build_evidence(without(jobs, kin), DEFAULT_STRENGTH, NO_SHIFT)
@@ -156,7 +156,7 @@ def test_a_job_that_the_tables_do_not_hold_is_not_left_out():
     jobs = finished(("iaaa01abq", ROW, 1.0, 400.0), ("iaaa01acq", ROW, 1.0, 400.0))
     evidence = build_evidence(jobs, DEFAULT_STRENGTH, NO_SHIFT)
     new = finished(("iaaa01adq", ROW, 5.0, 900.0))
-    assert np.array_equal(asked(evidence, "iaaa01adq", observed=new.observed), asked(evidence, "iaaa01adq"))
+    assert np.array_equal(asked(evidence, "iaaa01adq", observed=new.observed()), asked(evidence, "iaaa01adq"))
 
 
 @given(

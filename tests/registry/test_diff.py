@@ -101,6 +101,7 @@ def test_files_are_told_by_their_sha256(client, model, tmp_path):
     assert found["files"] == {
         "decision.json": "only in A",
         "killtime.json": "same",
+        "ladder.json": "same",
         "mem_clf/mem_clf.onnx": "same",
         "mem_reg/mem_reg.onnx": "changed",
         "tx_data.json": "same",
@@ -108,7 +109,7 @@ def test_files_are_told_by_their_sha256(client, model, tmp_path):
         "wall_reg/wall_reg.onnx": "same",
     }
     text = as_text(found)
-    assert "\nfiles of the bundle: 1 only in A, 4 same, 1 changed, 1 only in B\n" in text
+    assert "\nfiles of the bundle: 1 only in A, 5 same, 1 changed, 1 only in B\n" in text
     assert "  changed    mem_reg/mem_reg.onnx" in text.splitlines()
     assert "tx_data.json" not in text
 

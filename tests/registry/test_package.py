@@ -44,7 +44,7 @@ def test_all_models_are_registered_with_their_tags(client, names):
     models = {name: replace(LOGGED, networks=networks) for name, networks in zip(names, held, strict=True)}
     assert register(models, lineage) == dict.fromkeys(names, 1)
     assert register({names[0]: models[names[0]]}, lineage) == {names[0]: 2}
-    common = {"data": "sample", "jobs": "800", "newest_job": "1600000000", "seed": "3"}
+    common = {"data": "sample", "jobs": "800", "newest_job": "1600000000", "seed": "3", "ladder": "1"}
     common |= {"model_sha256": "1" * 64, "bundle_sha256": "0" * 64}
     # A network alone answers without evidence, and has scores of its own.
     alone = {"run.mem_clf": "a", "score.mem_bin.accuracy": "0.5"}

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 
 from calmlflow.hst.features import FEATURES
+from calmlflow.hst.ladder import DEFAULT, LADDER_FILE, Ladder, Rung
 from calmlflow.hst.scaling import Scaling
 from calmlflow.predictor.cache import Cache
 from calmlflow.predictor.evidence import DEFAULT_STRENGTH, Evidence, Finished, build_evidence
@@ -26,6 +27,7 @@ from tests.samples.http_server import serving
 NETWORKS = ("mem_clf", "mem_reg", "wall_reg")
 SCALING = Scaling((-0.4, 0.1), (1.2, 3.0), (0.3, 1.7))
 KILL_TIME = KillTime((400.0,), (3.5, 2.25), 0.99, (120, 80))
+FIVE = Ladder("five", (DEFAULT[0], Rung("4g", 3.584, "c5a.2xlarge", 0.308, 4), *DEFAULT.rungs[1:]))
 CONTROL = {"n_files": "17", "total_mb": "9.6", "DETECTOR": "SBC", "SUBARRAY": "False", "DRIZCORR": "PERFORM"}
 
 STAGES = "/api/2.0/mlflow/registered-models/get-latest-versions"
@@ -40,7 +42,7 @@ PLACE = "/api/2.0/mlflow/model-versions/get-download-uri"
 
 
 def write_network(path: Path, outputs: int, seed: int, says: float | None = None) -> None:
-    """One dense layer with random weights: four probabilities, or one positive number of about a thousand.
+    """One dense layer with random weights: probabilities, or one positive number of about a thousand.
 
     With ``says`` one that says this number for every job.
     """
@@ -49,9 +51,9 @@ def write_network(path: Path, outputs: int, seed: int, says: float | None = None
     generator = np.random.default_rng(seed)
     weights = [
         numpy_helper.from_array(generator.normal(0, 0.4, (len(FEATURES), outputs)).astype(np.float32), "weights"),
-        numpy_helper.from_array(np.full(outputs, 0 if outputs == 4 else 6, dtype=np.float32), "bias"),
+        numpy_helper.from_array(np.full(outputs, 0 if outputs > 2 else 6, dtype=np.float32), "bias"),
     ]
-    last = "Softmax" if outputs == 4 else "Exp"
+    last = "Softmax" if outputs > 2 else "Exp"
     if says is not None:
         weights = [numpy_helper.from_array(np.zeros((len(FEATURES), outputs), np.float32), "weights"),
                    numpy_helper.from_array(np.full(outputs, says, np.float32), "bias")]  # fmt: skip
@@ -67,12 +69,15 @@ def write_network(path: Path, outputs: int, seed: int, says: float | None = None
     save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
-def write_bundle(folder: Path, seed: int = 0, evidence: Finished | None = None) -> Path:
+def write_bundle(folder: Path, seed: int = 0, evidence: Finished | None = None, ladder: Ladder = DEFAULT) -> Path:
     """A whole bundle, with evidence of some jobs or without; another seed gives other answers."""
     for number, network in enumerate(NETWORKS):
-        write_network(folder / network / f"{network}.onnx", 4 if network == "mem_clf" else 1, 10 * seed + number)
+        write_network(
+            folder / network / f"{network}.onnx", len(ladder) if network == "mem_clf" else 1, 10 * seed + number
+        )
     (folder / "tx_data.json").write_text(SCALING.to_json())
     (folder / "killtime.json").write_text(KILL_TIME.to_json())
+    (folder / LADDER_FILE).write_text(ladder.to_json())
     if evidence:
         add_evidence(folder, evidence)
     write_manifest(folder)

@@ -111,7 +111,7 @@ PREDICTIONS = Table(
         **dict.fromkeys(FEATURES, "number"),
         **_ANSWER,
         "kill_time": "whole",
-        **{f"prob_{rung.name}": "number" for rung in LADDER},
+        **{f"prob_{rung.name}": "number" for rung in LADDER.rungs},
         "unseen": "whole",
         "version": "text",
         "source": "text",

@@ -16,7 +16,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 
 from calmlflow.errors import CalmlflowError, InputError
-from calmlflow.jobs.stores.base import CHUNK_ROWS, JOBS, TABLES, Table, conform
+from calmlflow.hst.ladder import DEFAULT, LADDER
+from calmlflow.jobs.stores.base import CHUNK_ROWS, JOBS, PREDICTIONS, TABLES, Table, conform
 
 HEAD = "0003"
 """The newest schema: the last file of ``migrations/versions``."""
@@ -139,6 +140,7 @@ class SqlStore:
                 f"{self.name} has schema {version[:20]!r}; expected {HEAD} at most: it was written by a newer calmlflow"
             )
         if version == HEAD:
+            self._add_rungs()
             return
         if not self._is_postgres:
             with _translated(self.name, "opened"), self._engine.connect() as connection:
@@ -156,6 +158,18 @@ class SqlStore:
                 config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
                 config.attributes["connection"] = self._changing
                 command.upgrade(config, HEAD)
+        self._add_rungs()
+
+    def _add_rungs(self) -> None:
+        """Add the columns of rungs that the ladder in force has beside those of the default one."""
+        if set(LADDER.names) <= set(DEFAULT.names):
+            return
+        table = SQL_TABLES[PREDICTIONS.name]
+        with self.change(), _translated(self.name, "upgraded"):
+            assert self._changing is not None  # noqa: S101 - `change` has set it
+            there = {column["name"] for column in sa.inspect(self._changing).get_columns(table.name)}
+            for name in sorted({column.name for column in table.c} - there):
+                self._changing.execute(sa.text(f'ALTER TABLE {table.name} ADD COLUMN "{name}" DOUBLE PRECISION'))
 
     def read(self, table: Table, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
         """See `Source.read`; one statement, so later changes are not seen."""

@@ -7,33 +7,41 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from calmlflow.hst.features import Features, row_codes
-from calmlflow.hst.ladder import BIN_NAMES
+from calmlflow.hst.ladder import LADDER, Ladder
 from calmlflow.predictor.answers import COUNTED, by_policy, fallback_policy, mosaic_policy
 from calmlflow.predictor.batch.features import Jobs
 from calmlflow.predictor.bundle import Bundle
 
 log = logging.getLogger(__name__)
 
-# Of the answers: memory in GB, times in seconds, finished jobs behind each level of evidence; null if the bundle lacks
-# the network.
-SCHEMA = pa.schema(
-    [
-        ("ipst", pa.string()),
-        ("bin_pred", pa.int64()),
-        ("mem_pred", pa.float64()),
-        ("wall_pred", pa.float64()),
-        ("kill_time", pa.int64()),
-        *((f"prob_{name}", pa.float32()) for name in BIN_NAMES),
-        *((f"jobs_{level}", pa.int64()) for level in COUNTED),
-    ]
-)
+
+def answer_schema(ladder: Ladder) -> pa.Schema:
+    """Columns of the answers: memory in GB, times in seconds, finished jobs behind each level of evidence.
+
+    Null if the bundle lacks the network.
+    """
+    return pa.schema(
+        [
+            ("ipst", pa.string()),
+            ("bin_pred", pa.int64()),
+            ("mem_pred", pa.float64()),
+            ("wall_pred", pa.float64()),
+            ("kill_time", pa.int64()),
+            *((f"prob_{name}", pa.float32()) for name in ladder.names),
+            *((f"jobs_{level}", pa.int64()) for level in COUNTED),
+        ]
+    )
+
+
 _COLUMNS = ("bin_pred", "mem_pred", "wall_pred", "kill_time")
 _POLICY_KEYS = ("memBin", "memVal", "clockTime", "killTime")
 
 
 def answer_table(jobs: Jobs, bundle: Bundle | None) -> pa.RecordBatch:
-    """Answers in the columns of `SCHEMA`: to mosaics by policy, and to all without a bundle."""
-    numbers = np.tile(_policy_numbers(mosaic_policy()), (len(jobs.names), 1))
+    """Answers in the columns of `answer_schema`: to mosaics by policy, and to all without a bundle."""
+    ladder = bundle.ladder if bundle else LADDER
+    schema = answer_schema(ladder)
+    numbers = np.tile(_policy_numbers(mosaic_policy(ladder)), (len(jobs.names), 1))
     others = ~jobs.is_mosaic
     if bundle is None:
         numbers[others] = _policy_numbers(fallback_policy())
@@ -42,19 +50,19 @@ def answer_table(jobs: Jobs, bundle: Bundle | None) -> pa.RecordBatch:
     missing = np.isnan(numbers)
     columns = [
         pa.array(np.where(absent, 0, values).astype(field.type.to_pandas_dtype()), field.type, mask=absent)
-        for field, values, absent in zip(list(SCHEMA)[1:], numbers.T, missing.T, strict=True)
+        for field, values, absent in zip(list(schema)[1:], numbers.T, missing.T, strict=True)
     ]
-    return pa.RecordBatch.from_arrays([jobs.names, *columns], schema=SCHEMA)
+    return pa.RecordBatch.from_arrays([jobs.names, *columns], schema=schema)
 
 
 def _answers(bundle: Bundle, features: NDArray[np.int64], names: pa.Array) -> NDArray[np.float64]:
-    """The numbers of `SCHEMA` from ``bin_pred`` on, shape (n, 12); NaN for a missing one."""
+    """The numbers of `answer_schema` from ``bin_pred`` on, shape (n, rungs + 8); NaN for a missing one."""
     _, first, row_of_job = np.unique(row_codes(features), return_index=True, return_inverse=True)
     outputs = bundle.run_known([Features(*row) for row in features[first].tolist()])[row_of_job]
     found = bundle.answer(outputs, bundle.correct(outputs, features, names.to_numpy(zero_copy_only=False)))
     if "by_policy" in found:
         log.warning("%s", by_policy(found["by_policy"]))
-    nothing = np.full((len(features), len(BIN_NAMES)), np.nan)
+    nothing = np.full((len(features), len(bundle.ladder)), np.nan)
     counts = found.get("evidence", np.zeros((len(features), len(COUNTED))))
     columns = [found.get(name, nothing[:, 0]) for name in _COLUMNS]
     return np.column_stack([*columns, found.get("probabilities", nothing), counts])

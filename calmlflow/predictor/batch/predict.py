@@ -17,7 +17,8 @@ import pyarrow as pa
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.dataset import parse_dataset
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, OPTIONAL_KEYS, parse_control
-from calmlflow.predictor.batch.answers import SCHEMA, answer_table
+from calmlflow.hst.ladder import LADDER
+from calmlflow.predictor.batch.answers import answer_schema, answer_table
 from calmlflow.predictor.batch.features import NAMES, cells_at, form_of, read_jobs
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.storage.s3 import S3Object, asking, list_pages, new_client, parse_s3, read_object
@@ -94,7 +95,7 @@ def predict_many(
         ``s3://bucket/prefix`` with control files below it; or batches of one schema.
     output : str or Path
         A path or ``s3://bucket/key`` that ends in .csv or .parquet, with the columns of
-        `calmlflow.predictor.batch.answers.SCHEMA`.
+        `calmlflow.predictor.batch.answers.answer_schema`.
     chunk_rows : int
         Rows in memory at a time, 1 or more.
     on_progress : callable, optional
@@ -121,7 +122,9 @@ def predict_many(
         form_of(source.columns, source.name)
         passed_on = [name for name in source.columns if name not in _ADDED]
         error_schema = pa.schema([("row", pa.int64()), ("reason", pa.string()), *((n, pa.string()) for n in passed_on)])
-        answer_writer = stack.enter_context(new_table(place, SCHEMA))
+        answer_writer = stack.enter_context(
+            new_table(place, answer_schema(serving.bundle.ladder if serving.bundle else LADDER))
+        )
         error_writer: TableWriter | None = None
         for piece in source.pieces:
             # The files of a folder may differ in their columns.

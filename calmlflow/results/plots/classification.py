@@ -97,17 +97,18 @@ def _curves(y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> di
     bins = np.flatnonzero(np.isfinite(areas))
     if not len(bins):
         return {}
+    colors = theme.SERIES * (len(BIN_NAMES) // len(theme.SERIES) + 1)
     roc, precision_recall = [theme.line([0, 1], [0, 1], theme.GREY, dashed=True)], []
     for label in bins:
         is_bin, score = y_true == label, probabilities[:, label]
         name = f"{BIN_NAMES[label]} ({n_jobs(is_bin.sum())})"
         false, true, _ = roc_curve(is_bin, score)
         at = thinned(len(false))
-        roc.append(theme.line(false[at], true[at], theme.FOUR[label], f"{name}: area {areas[label]:.3f}"))
+        roc.append(theme.line(false[at], true[at], colors[label], f"{name}: area {areas[label]:.3f}"))
         precision, recall, _ = precision_recall_curve(is_bin, score, drop_intermediate=True)
         at = thinned(len(recall))
         average = f"{name}: average precision {average_precision_score(is_bin, score):.3f}"
-        precision_recall.append(theme.line(recall[at], precision[at], theme.FOUR[label], average))
+        precision_recall.append(theme.line(recall[at], precision[at], colors[label], average))
     span = (-0.02, 1.03)
     lowest = int(np.nanargmin(areas))
     return {
@@ -141,8 +142,9 @@ def _calibration(names: pd.Index, y_true: NDArray[np.int64], probabilities: NDAr
 
 
 def _calibration_by_bin(names: pd.Index, y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> go.Figure:
-    """Four panels: share of the jobs that needed a bin over the probability that it was given."""
-    grid = make_subplots(rows=2, cols=2, shared_yaxes="all", horizontal_spacing=0.14, vertical_spacing=0.16)
+    """A panel for each bin: share of the jobs that needed a bin over the probability that it was given."""
+    rows = -(-len(BIN_NAMES) // 2)
+    grid = make_subplots(rows=rows, cols=2, shared_yaxes="all", horizontal_spacing=0.14, vertical_spacing=0.32 / rows)
     axes = grid.layout.to_plotly_json()
     del axes["template"]
     traces, gaps = [], []
@@ -161,7 +163,7 @@ def _calibration_by_bin(names: pd.Index, y_true: NDArray[np.int64], probabilitie
         " taken at its word; below the line the bin is thought likelier than it is, above it jobs are killed that"
         f" looked safe. {_BARS}",
         traces,
-        height=2 * 320,
+        height=rows * 320,
         **axes,
     )
 

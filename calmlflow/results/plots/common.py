@@ -61,7 +61,7 @@ def thinned(n: int) -> NDArray[np.int64]:
 def ladder_guides(span: tuple[float, float], across: tuple[float, float], vertical: bool = False) -> list[go.Scatter]:
     """Dotted lines at the limits of the memory bins within the span of one axis, as long as that of the other."""
     guides = []
-    for rung in LADDER:
+    for rung in LADDER.rungs:
         if span[0] < rung.limit_gb < span[1]:
             limit = [rung.limit_gb, rung.limit_gb]
             x, y = (limit, across[::-1]) if vertical else (across, limit)

@@ -69,7 +69,7 @@ def _features_against(sample: pd.DataFrame, target: str, total: int) -> go.Figur
     """Nine panels, three in a row, that share their y axis; the first one gives the legend."""
     groups, y = instruments(pd.Index(sample["ipst"])), sample[target].to_numpy(dtype=float)
     jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(sample))
-    looks = {name: (theme.FOUR[n], SYMBOLS[n]) for n, name in enumerate(INSTRUMENTS.values())}
+    looks = {name: (theme.SERIES[n], SYMBOLS[n]) for n, name in enumerate(INSTRUMENTS.values())}
     grid = make_subplots(rows=3, cols=3, shared_yaxes="all", horizontal_spacing=0.025, vertical_spacing=0.12)
     axes = grid.layout.to_plotly_json()
     del axes["template"]

@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 # The palette of Okabe and Ito, which people with any form of colour blindness can tell apart.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 VERMILION, GREY, INK = "#D55E00", "#767676", "#222222"
-FOUR = (BLUE, ORANGE, GREEN, VERMILION)
-"""For the four bins, and for the four instruments."""
+SERIES = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, GREY, INK)
+"""For memory bins, and for the four instruments."""
 
 SHADES = ("#F2F7FB", "#08519C")
 """Ends of the colour scale of a matrix."""

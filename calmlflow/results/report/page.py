@@ -9,6 +9,7 @@ from markupsafe import Markup
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
+from calmlflow.hst.ladder import LADDER
 from calmlflow.results.plots.theme import TITLE_HEIGHT
 
 TITLES = {"mem_bin": "Memory bin", "memory": "Memory", "wallclock": "Wallclock"}
@@ -26,7 +27,9 @@ def render(template: str, title: str, has_plots: bool, **values: Any) -> str:
     environment.filters["figure_json"] = _figure_json
     environment.filters["thousands"] = "{:,}".format
     plotly = Markup(get_plotlyjs() if has_plots else "")  # noqa: S704 - plotly's own file
-    return environment.get_template(template).render(title=title, plotly=plotly, titles=TITLES, **values)
+    return environment.get_template(template).render(
+        title=title, plotly=plotly, titles=TITLES, ladder=LADDER.version, **values
+    )
 
 
 def _figure_json(figure: go.Figure) -> Markup:

@@ -5,8 +5,9 @@ import pyarrow as pa
 import pytest
 
 from calmlflow.hst.features import FEATURES
+from calmlflow.hst.ladder import LADDER
 from calmlflow.jobs.sample import draw_sample
-from calmlflow.predictor.batch.answers import SCHEMA, answer_table
+from calmlflow.predictor.batch.answers import answer_schema, answer_table
 from calmlflow.predictor.batch.features import Jobs
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.evidence import Finished
@@ -51,7 +52,7 @@ def test_without_a_bundle_the_policies_answer():
 
 def test_columns_of_a_network_that_the_bundle_lacks_are_null_but_for_mosaics(bundle, tmp_path):
     found = answer_table(jobs_of(SAMPLE[:3], mosaics=[1]), Bundle.load(tmp_path / "bundle", ["mem_reg"]))
-    assert found.schema == SCHEMA
+    assert found.schema == answer_schema(LADDER)
     assert found["mem_pred"].null_count == 0
     for name in ("bin_pred", "wall_pred", "kill_time", "prob_2g"):
         assert found[name].is_null().to_pylist() == [True, False, True]
