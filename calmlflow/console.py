@@ -2,16 +2,18 @@
 
 import errno
 import os
+import re
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from calmlflow.errors import CalmlflowError
-from calmlflow.settings import hide_password
+from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.settings import hide_password, jobs_uri
 
 if TYPE_CHECKING:
     import typer
@@ -171,4 +173,22 @@ def script_command(main: Callable[..., Any]) -> Any:
     for option in command.params:
         option.is_flag = option.is_bool_flag = False
         option.secondary_opts = []
+        if option.name in ("output", "store", "target"):
+            option.callback = _refuse_lost
     return command
+
+
+def _refuse_lost(context: Any, option: Any, value: str) -> str:
+    """Refuse a place in the folder that `mlflow run` fetches a git address into: nobody finds it afterwards."""
+    del context
+    here, temporary = Path.cwd().resolve(), Path(tempfile.gettempdir()).resolve()
+    is_fetched = here.is_relative_to(temporary) and re.match("tmp[a-z0-9_]{8}(/|$)", str(here.relative_to(temporary)))
+    place = jobs_uri() if option.name == "store" and value in ("", "default") else value
+    path = place.removeprefix("sqlite:///")
+    is_lost = "://" not in path and (here / path).resolve().is_relative_to(here)
+    if os.environ.get("MLFLOW_RUN_ID") and is_fetched and is_lost:
+        raise InputError(
+            f"{option.name} {place} lies in the temporary folder that MLflow fetched this project into, and would be "
+            f"lost; expected an absolute path or an address: -P {option.name}=..."
+        )
+    return value

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -176,3 +177,21 @@ def test_ctrl_c_is_no_success(tmp_path, command):
         connection.close()
     assert process.returncode == 130
     assert err.splitlines()[-1] == "error: interrupted"
+
+
+@pytest.mark.parametrize(("entry", "words", "place"), [
+    ("main", [], "output data"),
+    ("ingest", ["--bucket", "b"], "store sqlite:///"),
+    ("copy", ["--source", "sample:5", "--target", "sqlite:///jobs.db"], "target sqlite:///jobs.db"),
+])  # fmt: skip
+def test_a_project_of_a_git_address_leaves_nothing_in_its_temporary_folder(entry, words, place):
+    # Where MLflow fetches it to.
+    with tempfile.TemporaryDirectory() as folder:
+        code = f"import runpy; runpy.run_module('entrypoints.{entry}', run_name='__main__')"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("CALMLFLOW_")}
+        environment |= {"MLFLOW_RUN_ID": "0" * 32, "PYTHONPATH": str(Path(__file__).parents[1])}
+        command = [sys.executable, "-c", code, *words]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert (done.returncode, list(Path(folder).iterdir())) == (1, [])
+        assert done.stderr.startswith(f"error: {place}")
+        assert "lies in the temporary folder that MLflow fetched" in done.stderr

@@ -4,8 +4,13 @@ import json
 
 import pytest
 
+from calmlflow import load_results
+from calmlflow.errors import InputError
+from calmlflow.predictor.bundle import Bundle
 from calmlflow.runs.data import load_training_data
 from calmlflow.runs.train import TrainingRequest, searched_on_test_jobs
+from tests.samples.commands import FAST, run
+from tests.samples.predictor_samples import FIVE
 
 DATA = "sample:1000"
 
@@ -47,3 +52,20 @@ def test_newer_jobs_than_those_searched_on_were_not_searched_on(warnings_of):
 
 def test_a_config_that_no_search_found_gives_no_warning():
     assert list(searched_on_test_jobs(load_training_data(DATA, 0, 0.2), TrainingRequest(DATA))) == []
+
+
+@pytest.mark.slow
+def test_a_ladder_of_five_rungs_is_trained_for_and_answers(server, tmp_path):
+    ladder = tmp_path / "ladder.json"
+    ladder.write_text(FIVE.to_json())
+    output = tmp_path / "out"
+    words = ["--data", "sample:1000", "--output", str(output), "--config", str(FAST)]
+    done = run(server, "python", "-m", "entrypoints.mem_bin", *words, CALMLFLOW_LADDER=str(ladder))
+    assert done.returncode == 0, done.stderr[-3000:]
+    (tree,) = output.iterdir()
+    bundle = Bundle.load(tree / "models")
+    assert bundle.ladder == FIVE
+    assert bundle.predict([[17, 10, 1, 0, 0, 0, 0, 1, 0]])["probabilities"].shape == (1, 5)
+    # Here another ladder is in force.
+    with pytest.raises(InputError, match=r"has memory bins of ladder five \(2g .*; in force is ladder 1 "):
+        load_results(tree)

@@ -117,13 +117,19 @@ def test_the_report_opens_from_disk_without_a_network(browser, page, content, tm
     (tmp_path / "report.html").write_text(report_html(content), encoding="utf-8")
     page.context.set_offline(True)
     SCREENSHOTS.mkdir(exist_ok=True)
-    for width in (390, 1440):
+    for width in (320, 390, 602, 1440):
         page.set_viewport_size({"width": width, "height": 900})
         page.goto((tmp_path / "report.html").as_uri())
         drawn = plots_drawn(page)
         page.screenshot(path=SCREENSHOTS / f"report-from-disk-{width}.png", full_page=True)
         # Nothing is wider than the page, so nothing is cut.
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        # No word of the first two columns is cut into letters, and the table scrolls beside them.
+        name, better = page.evaluate(
+            "[0, 1].map(n => Math.min(...[...document.querySelectorAll('.scores tr:not(.target)')]"
+            ".filter(row => row.getBoundingClientRect().width).map(row => row.cells[n].getBoundingClientRect().width)))"
+        )
+        assert 120 < name <= 0.6 * width and better > 50
     assert set(drawn) == names_of(content)
     assert not [name for name, marks in drawn.items() if marks == 0]
     assert not [getattr(said, "text", said) for said in page.said]
