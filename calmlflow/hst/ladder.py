@@ -93,18 +93,19 @@ class Ladder:
 
     @classmethod
     def from_json(cls, content: bytes) -> "Ladder":
-        """Read ``ladder.json`` of a bundle."""
+        """Read ``ladder.json`` of a bundle; fields of a later program version are ignored."""
         try:
-            return parse_ladder(json.loads(content))
+            data = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise InputError("the ladder is no JSON; expected one that a training wrote") from error
+        return parse_ladder(data, strict=False)
 
 
-def parse_ladder(data: object) -> Ladder:
-    """Check the content of a ladder's file; an InputError names what does not fit."""
+def parse_ladder(data: object, strict: bool = True) -> Ladder:
+    """Check the content of a ladder's file; an InputError names what does not fit, and if ``strict`` a new field."""
     if not isinstance(data, dict) or not isinstance(data.get("rungs"), list):
         raise InputError("the ladder has no list of rungs; expected format, version and rungs")
-    if unknown := sorted(map(str, data.keys() - {"format", "version", "rungs"})):
+    if strict and (unknown := sorted(map(str, data.keys() - {"format", "version", "rungs"}))):
         raise InputError(f"the ladder has a field {unknown[0][:40]!r}; expected format, version and rungs")
     if data.get("format") != FORMAT:
         raise InputError(f"the ladder has format {str(data.get('format'))[:40]!r}; expected {FORMAT}")
@@ -113,7 +114,7 @@ def parse_ladder(data: object) -> Ladder:
         raise InputError("the ladder has no version; expected letters, digits, dots and dashes")
     if not 2 <= len(data["rungs"]) <= MAX_RUNGS:
         raise InputError(f"the ladder has {len(data['rungs'])} rungs; expected 2 to {MAX_RUNGS}")
-    rungs = tuple(_parse_rung(number, rung) for number, rung in enumerate(data["rungs"]))
+    rungs = tuple(_parse_rung(number, rung, strict) for number, rung in enumerate(data["rungs"]))
     for lower, upper in pairwise(rungs):
         if lower.limit_gb >= upper.limit_gb:
             raise InputError(
@@ -125,10 +126,11 @@ def parse_ladder(data: object) -> Ladder:
     return Ladder(str(version), rungs)
 
 
-def _parse_rung(number: int, data: object) -> Rung:
+def _parse_rung(number: int, data: object, strict: bool) -> Rung:
     names = [field.name for field in fields(Rung)]
-    if not isinstance(data, Mapping) or set(data) != set(names):
-        wrong = sorted(map(str, set(names) ^ set(data))) if isinstance(data, Mapping) else names
+    given = set(data) if isinstance(data, Mapping) else set()
+    wrong = sorted(map(str, set(names) ^ given if strict else set(names) - given))
+    if not isinstance(data, Mapping) or wrong:
         raise InputError(f"rung {number} of the ladder lacks or adds {wrong[0][:40]!r}; expected {', '.join(names)}")
     for name in ("name", "instance"):
         if not isinstance(data[name], str) or not _NAME.fullmatch(data[name]):
