@@ -178,12 +178,12 @@ def script_command(main: Callable[..., Any]) -> Any:
     return command
 
 
-def _refuse_lost(context: Any, option: Any, value: str) -> str:
+def _refuse_lost(context: Any, option: Any, value: Any) -> Any:
     """Refuse a place in the folder that `mlflow run` fetches a git address into: nobody finds it afterwards."""
     del context
     here, temporary = Path.cwd().resolve(), Path(tempfile.gettempdir()).resolve()
     is_fetched = here.is_relative_to(temporary) and re.match("tmp[a-z0-9_]{8}(/|$)", str(here.relative_to(temporary)))
-    place = jobs_uri() if option.name == "store" and value in ("", "default") else value
+    place = jobs_uri() if option.name == "store" and value in ("", "default") else str(value)
     path = place.removeprefix("sqlite:///")
     is_lost = "://" not in path and (here / path).resolve().is_relative_to(here)
     if os.environ.get("MLFLOW_RUN_ID") and is_fetched and is_lost:

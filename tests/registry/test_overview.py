@@ -81,6 +81,7 @@ def test_a_version_says_what_its_tags_say(client, bundle):
     assert abs(created.timestamp() - time.time()) < 600
     assert entry == {
         "version": 1,
+        "ladder": "1",
         "age_days": 0.0,
         "status": "READY",
         "data": "s3://bucket/jobs.csv",
