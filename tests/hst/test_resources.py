@@ -100,7 +100,7 @@ def test_any_content_parses_or_is_an_input_error(content):
     assert min(usage) >= 0
 
 
-@given(st.integers(0, 59), st.integers(0, 59), st.integers(0, 10**8), st.integers(0, 10**8))
+@given(st.integers(0, 59), st.integers(0, 59), st.integers(1, 10**8), st.integers(1, 10**8))
 def test_targets_of_any_job(process_s, preview_s, process_kb, preview_kb):
     process = metrics(f"0:{process_s:02}.99", process_kb)
     preview = metrics(f"0:{preview_s:02}.99", preview_kb)

@@ -81,8 +81,8 @@ def test_a_tie_goes_to_the_lowest_bin():
     ("change", "words"),
     [
         ({"true": [], "scores": np.empty((0, 4))}, "empty"),
-        ({"true": [4, 0, 0, 0, 0]}, "0, 1, 2, 3"),
-        ({"true": [0.5, 0, 0, 0, 0]}, "0, 1, 2, 3"),
+        ({"true": [4, 0, 0, 0, 0]}, "0 to 3"),
+        ({"true": [0.5, 0, 0, 0, 0]}, "0 to 3"),
         ({"true": [math.nan, 0, 0, 0, 0]}, "mem_bin"),
         ({"scores": SCORES[:4]}, "(4, 4)"),
         ({"scores": np.full((5, 4), 0.5)}, "softmax"),
