@@ -148,11 +148,12 @@ def switch_feature(key: str, value: object) -> int | None:
     word = _text(value)
     if not word:
         return 0
-    if whole := _WHOLE.fullmatch(word):
+    words = SWITCHES[key]
+    if word not in words and (whole := _WHOLE.fullmatch(word)):
         word = whole[1]
         if key == "CRSPLIT" and int(word) > 1:
             return 2
-    return SWITCHES[key].get(word)
+    return words.get(word)
 
 
 def switch_warnings(name: str, keys: Mapping[str, object]) -> list[str]:

@@ -1,7 +1,6 @@
 """Read the ladder in force, find the rung that a job needs, and the cost of a choice of rungs."""
 
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -137,7 +136,7 @@ def _parse_rung(number: int, data: object, strict: bool) -> Rung:
             raise InputError(f"rung {number} of the ladder has a wrong {name}; expected letters, digits, dots, dashes")
     for name in ("limit_gb", "usd_per_hour", "jobs_at_once"):
         value = data[name]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not 0 < value < 1e6 or (name == "jobs_at_once" and value != int(value)):
             raise InputError(f"rung {number} of the ladder has {name} {str(value)[:40]}; expected a number above 0")
     return Rung(
@@ -173,9 +172,11 @@ def read_ladder(path: str) -> Ladder:
 
 
 def _read_yaml(content: bytes) -> Any:
-    # Imported where an operator has a ladder of their own: it is not in the Lambda image.
-    import yaml
-
+    # Imported where an operator has a ladder of their own.
+    try:
+        import yaml
+    except ModuleNotFoundError as error:
+        raise InputError("the Lambda image reads no YAML; expected a .json file there") from error
     try:
         return yaml.safe_load(content)
     except yaml.YAMLError as error:

@@ -263,8 +263,9 @@ class Bundle:
         # No network has learned from jobs whose input alone fills the largest rung.
         input_gb = features[:, FEATURES.index("total_mb")] / 1000
         beyond = input_gb >= self.ladder[-1].limit_gb
-        outputs[beyond, _GB] = np.maximum(outputs[beyond, _GB], input_gb[beyond])
-        outputs[beyond, BINS] = np.where(np.isnan(outputs[beyond, BINS]), np.nan, np.eye(len(self.ladder))[-1])
+        if beyond.any():
+            outputs[beyond, _GB] = np.maximum(outputs[beyond, _GB], input_gb[beyond])
+            outputs[beyond, BINS] = np.where(np.isnan(outputs[beyond, BINS]), np.nan, np.eye(len(self.ladder))[-1])
         return outputs
 
     def run_known(self, rows: Sequence[Features]) -> NDArray[np.float64]:
@@ -290,10 +291,12 @@ class Bundle:
         if self.evidence is None:
             return None
         answers = in_logs(outputs)
-        if finished is None:
-            return self.evidence.correct(answers, features, names)
-        took = finished.observed(self.ladder)
-        return self.evidence.correct(answers, features, names, took, whole_programme, finished.timestamp)
+        # What cannot be true may be infinite.
+        with np.errstate(invalid="ignore"):
+            if finished is None:
+                return self.evidence.correct(answers, features, names)
+            took = finished.observed(self.ladder)
+            return self.evidence.correct(answers, features, names, took, whole_programme, finished.timestamp)
 
     def answer(self, outputs: NDArray[np.float64], corrected: Corrected | None) -> Predictions:
         """Answer n jobs by the outputs of `run` and by what `correct` makes of them; None: as the networks alone."""

@@ -3,6 +3,7 @@
 # MLflow uses requests, whose import costs a fifth of a cold answer. Rules that are not MLflow's are those of requests.
 
 import base64
+import contextlib
 import http.client
 import os
 import re
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from ipaddress import ip_address, ip_network
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
@@ -54,7 +56,10 @@ def within(seconds: float, work: Callable[[], T]) -> T:
             result.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return result.result(seconds)
+    try:
+        return result.result(seconds)
+    except TimeoutError as error:
+        raise TimeoutError(f"no answer in {seconds:.3g} s") from error
 
 
 def get(uri: str, path: str, timeout_s: float, limit: int = MAX_RESPONSE_BYTES) -> tuple[int, bytes]:
@@ -109,6 +114,8 @@ def _explain(error: Exception, asked: str, address: SplitResult, timeout_s: floa
                 f"TLS with {asked} failed ({reason}); expected an https server, and if it asks for a certificate "
                 "MLFLOW_TRACKING_CLIENT_CERT_PATH"
             )
+        case UnicodeError():
+            return f"{asked} holds what no address may; expected http://HOST:PORT or https://HOST:PORT"
         case http.client.HTTPException() | ValueError():
             return (
                 f"{asked} broke off, or its answer is no HTTP ({type(error).__name__}); expected an MLflow "
@@ -318,15 +325,8 @@ def _netrc(host: str) -> tuple[str, str] | None:
     try:
         places = [Path(place).expanduser() for place in ([named] if named is not None else ["~/.netrc", "~/_netrc"])]
         path = next((place for place in places if place.is_file()), None)
-        if path is None:
-            return None
-        from netrc import NetrcParseError, netrc
-
-        try:
-            login, account, password = netrc(path).authenticators(host) or ("", "", "")
-        except NetrcParseError:
-            return None
-    except (OSError, RuntimeError, ValueError):
+        login, account, password = (netrc(path).authenticators(host) if path else None) or ("", "", "")
+    except (OSError, RuntimeError, ValueError, NetrcParseError):
         return None
     return (login or account or "", password or "") if login or account or password else None
 
@@ -337,13 +337,11 @@ def _proxy(address: SplitResult) -> str:
     found = proxies.get(address.scheme) or proxies.get("all", "")
     if not found or proxy_bypass(_host(address)):
         return ""
-    try:
-        for name in proxies.get("no", "").split(","):
+    for name in proxies.get("no", "").split(","):
+        # Others are names, which have been compared.
+        with contextlib.suppress(ValueError):
             if "/" in name and ip_address(address.hostname or "") in ip_network(name.strip(), strict=False):
                 return ""
-    except ValueError:
-        # A name, not an address.
-        pass
     found = found if "://" in found else f"http://{found}"
     _split(found, f"the proxy {hide_password(found)}")
     return found
@@ -368,24 +366,22 @@ def _only_mlflow(proxy: str) -> str:
 
 def _by_mlflow(reason: str) -> Callable[[str, str, float, int, str], tuple[int, bytes, str]]:
     """As `_get`, with MLflow's own client, which is imported here: that takes longer than a request may."""
-
-    def missing(error: ModuleNotFoundError) -> RegistryUnavailableError:
-        return RegistryUnavailableError(f"{reason} needs the package {error.name}; expected it to be installed here")
-
-    try:
-        from mlflow.tracking.request_header import registry as _  # noqa: F401
-        from mlflow.utils.credentials import get_default_host_creds
-        from mlflow.utils.rest_utils import http_request
-    except ModuleNotFoundError as error:
-        raise missing(error) from error
+    with contextlib.suppress(ModuleNotFoundError):
+        import mlflow.tracking.request_header.registry
+        import mlflow.utils.rest_utils  # noqa: F401
 
     def send(uri: str, path: str, timeout_s: float, limit: int, asked: str) -> tuple[int, bytes, str]:
         options = {"timeout": timeout_s, "max_retries": 0, "raise_on_status": False, "stream": True}
         try:
+            from mlflow.utils.credentials import get_default_host_creds
+            from mlflow.utils.rest_utils import http_request
+
             with http_request(get_default_host_creds(uri), path, "GET", **options) as response:
                 return response.status_code, response.raw.read(limit + 1, decode_content=True), asked
         except ModuleNotFoundError as error:
-            raise missing(error) from error
+            raise RegistryUnavailableError(
+                f"{reason} needs the package {error.name}; expected it to be installed here"
+            ) from error
         except Exception as error:
             # MLflow wraps what requests raises.
             words = hide_password(str(error.__context__ or error))[:200]

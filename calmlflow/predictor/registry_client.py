@@ -288,6 +288,9 @@ def fetch(
         files = _with_mlflow(left_until(deadline), lambda: _download(staged, registry_uri, name, whole))
     except CalmlflowError:
         raise
+    except ModuleNotFoundError as error:
+        what = f"its tracking server gave no {MANIFEST}, and its artifact store cannot be asked without {error.name}"
+        raise unavailable(what) from error
     except Exception as error:
         # MLflow, requests and boto3 raise exceptions of their own.
         raise unavailable("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__) from error

@@ -149,6 +149,7 @@ print(LADDER.version, *BIN_NAMES, int(needed_bin(2.0)), excess_cost([0, 4], [1, 
 @pytest.mark.parametrize(("content", "words"), [
     (with_rung(1, limit_gb=1.0), "rung 8g has a limit of 1 GB and the one below 1.792 GB; expected limits that rise"),
     (with_rung(1, usd_per_hour=-0.3), "rung 1 of the ladder has usd_per_hour -0.3; expected a number above 0"),
+    (with_rung(3, limit_gb=10**400), "rung 3 of the ladder has limit_gb 1000"),
     (with_rung(2, jobs_at_once=1.5), "rung 2 of the ladder has jobs_at_once 1.5; expected"),
     (with_rung(3, instance=None), "rung 3 of the ladder lacks or adds 'instance'; expected name, limit_gb"),
     (with_rung(0, price=1), "rung 0 of the ladder lacks or adds 'price'; expected"),
@@ -169,6 +170,12 @@ def test_a_file_that_is_no_ladder_is_refused_in_one_sentence(tmp_path, content, 
     assert str(caught.value).startswith(f"CALMLFLOW_LADDER: {path}")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_package_that_reads_no_yaml_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(InputError, match=r"ladder\.yaml: the Lambda image reads no YAML; expected a \.json file"):
+        read_ladder("examples/ladder.yaml")
 
 
 @given(ANYTHING | st.lists(ANYTHING, max_size=3).map(lambda rungs: FILE | {"rungs": rungs}))

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -126,6 +127,13 @@ def test_a_bundle_that_lacks_a_network_is_refused(server, published):
     shutil.rmtree(published / "mem_reg")
     write_manifest(published)
     with pytest.raises(InputError, match=r"version 3: mem_reg/mem_reg\.onnx is not listed"):
+        Cache(server.uri).load(VERSION, 5)
+
+
+def test_a_store_that_the_server_does_not_enter_is_told_where_there_is_no_mlflow(server, monkeypatch):
+    server.answers[FILES] = 500, b"no credentials"
+    monkeypatch.setitem(sys.modules, "mlflow.artifacts", None)
+    with pytest.raises(RegistryUnavailableError, match=r"gave no bundle\.json, and .* without mlflow"):
         Cache(server.uri).load(VERSION, 5)
 
 

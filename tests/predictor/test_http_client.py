@@ -13,7 +13,7 @@ import pytest
 
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor import http_client
-from calmlflow.predictor.http_client import AccessDeniedError, RegistryUnavailableError, get
+from calmlflow.predictor.http_client import AccessDeniedError, RegistryUnavailableError, get, within
 from tests.samples.http_server import serving
 
 PATH = "/api/2.0/mlflow/registered-models/alias?name=a&alias=b"
@@ -112,7 +112,7 @@ NETRC = {"~/.netrc": "machine 127.0.0.1 login net password rc\n"}
         ({"ALL_PROXY": "http://u%40x:p@127.0.0.1:{port}"} | USER, ""),
         ({"HTTPS_PROXY": "http://127.0.0.1:1"}, ""),
         ({"HTTP_PROXY": "http://127.0.0.1:1", "NO_PROXY": "127.0.0.1"}, ""),
-        ({"HTTP_PROXY": "http://127.0.0.1:1", "NO_PROXY": "a.org, 127.0.0.0/8"}, ""),
+        ({"HTTP_PROXY": "http://127.0.0.1:1", "NO_PROXY": "a.org, b.org/c,127.0.0.0/8"}, ""),
         ({"HTTP_PROXY": "http://127.0.0.1:1", "no_proxy": "*"}, ""),
     ],
 )  # fmt: skip
@@ -283,6 +283,7 @@ def test_a_wrong_certificate_is_told_by_its_variable(home, monkeypatch, name, co
         *((uri, "cannot be read") for uri in ("http://a:port", "http://a:99999", "http://[::1", "http:", "http://a b")),
         ("http://127.0.0.1:{free}", r"no MLflow server answers at .*Connection refused.*MLFLOW_TRACKING_URI"),
         ("http://no-such-host.invalid", "the name of the host of .* cannot be resolved"),
+        ("http://a..b", "holds what no address may"),
         ("https://127.0.0.1:{port}", "TLS with .* failed .*expected an https server"),
     ],
 )  # fmt: skip
@@ -359,4 +360,9 @@ def test_a_proxy_that_wants_a_password_is_told(stub, monkeypatch):
 def test_a_package_without_mlflow_says_what_it_needs(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mlflow.utils.rest_utils", None)
     with pytest.raises(RegistryUnavailableError, match="MLFLOW_TRACKING_AUTH needs the package mlflow"):
-        http_client._by_mlflow("MLFLOW_TRACKING_AUTH")
+        http_client._by_mlflow("MLFLOW_TRACKING_AUTH")("http://a", PATH, 1, 1, "http://a")
+
+
+def test_work_that_takes_too_long_is_told():
+    with pytest.raises(TimeoutError, match=r"^no answer in 0\.01 s$"):
+        within(0.01, threading.Event().wait)
