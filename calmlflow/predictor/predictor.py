@@ -129,7 +129,7 @@ class Predictor:
         # What the registry said last.
         self._asked: StagedVersion | None = None
         try:
-            self.serving = self._begin(default_s if timeout_s is None else timeout_s)
+            self._serve(self._begin(default_s if timeout_s is None else timeout_s))
         except CalmlflowError as error:
             if not policy_fallback:
                 raise
@@ -212,7 +212,7 @@ class Predictor:
     def _check(self, timeout_s: float | None = None) -> None:
         """Look for a new version; without ``timeout_s`` nobody waits."""
         try:
-            self.serving = self._pull(timeout_s) if self.serving.bundle else self._begin(timeout_s)
+            self._serve(self._pull(timeout_s) if self.serving.bundle else self._begin(timeout_s))
         except CalmlflowError as error:
             log.warning("%s; answering with %s as before", error, self.serving.version or "the policy")
             # The version in memory is newer than any on disk.
@@ -222,6 +222,18 @@ class Predictor:
             log.exception("looking for a new version failed; answering with %s as before", self.serving.version)
         finally:
             self._plan_check()
+
+    def _serve(self, serving: Serving) -> None:
+        """Answer with a bundle from now on, and tell once if its memory bins are not those in force."""
+        bundle = serving.bundle
+        if bundle and bundle is not self.serving.bundle and not bundle.ladder.has_bins_of(LADDER):
+            log.warning(
+                "version %s answers with bins of %s; expected those of %s, which is in force",
+                serving.version,
+                bundle.ladder,
+                LADDER,
+            )
+        self.serving = serving
 
     def _plan_check(self) -> None:
         wait_s = self._refresh_s if self.serving.bundle else min(self._refresh_s, RETRY_S)

@@ -16,6 +16,7 @@ from tests.samples.predictor_samples import (
     ALIASES,
     CONTROL,
     FILES,
+    FIVE,
     NO_ALIAS,
     NOTHING,
     STAGES,
@@ -115,6 +116,14 @@ def test_a_switch_that_is_misspelt_or_missing_is_told_in_the_answer(server):
 def test_a_job_that_breaks_a_rule_is_named(server, name, keys, words):
     with pytest.raises(InputError, match=words):
         Predictor().predict(name, keys)
+
+
+def test_a_version_for_another_ladder_is_told_once(server, tmp_path, caplog):
+    server.answers |= {STAGES: staged("4"), FILES: files_of(write_bundle(tmp_path / "five", ladder=FIVE))}
+    predictor = Predictor(refresh=0)
+    predictor.look(5)
+    assert len(predictor.predict(JOB, CONTROL)["probabilities"]) == 5
+    assert caplog.text.count("version 4 answers with bins of ladder five (2g 1.792 GB, 4g 3.584 GB, ") == 1
 
 
 # -- A predictor that goes on -----------------------------------------------------------------------------------------
