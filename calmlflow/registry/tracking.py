@@ -90,6 +90,9 @@ def tracked_run(name: str, nested: bool = False) -> Iterator[mlflow.ActiveRun]:
             mlflow.set_experiment(experiment_id=open_experiment(MlflowClient(), own))
         run = mlflow.start_run(run_name=name, nested=nested)
     except MlflowException as error:
+        if nested:
+            # The run around it was made, so the server is gone: that run says what is kept.
+            raise
         raise explained(error, "a run", "make", "EDIT on the experiment") from error
     try:
         if not nested:

@@ -89,6 +89,18 @@ def test_a_server_that_goes_is_one_sentence_and_the_next_command_marks_the_run(p
     assert list((tmp_path / "home" / "unfinished-runs").iterdir()) == []
 
 
+def test_a_server_that_is_gone_before_a_run_below_is_made_is_told_by_the_run_above(passing):
+    with (
+        pytest.raises(CalmlflowError, match="stopped answering; expected it until the end, and all is kept in X: "),
+        tracked_run("outer"),
+        noting("all is kept in X"),
+    ):
+        passing.stop()
+        with tracked_run("inner", nested=True):
+            pass
+    passing.start()
+
+
 def test_a_server_that_comes_back_in_time_costs_nothing(passing, tracking):
     with tracked_run("patient") as run, ThreadPoolExecutor(1) as later:
         passing.stop()
