@@ -4,7 +4,7 @@
 SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 # The first that runs: a name on the path may be a stub.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do $$python -c "$(SUPPORTED)" 2>/dev/null && echo $$python && break; done)
-# make run PORT=5600 S3_PORT=8733 DATA=sample:5000; a server that runs keeps its ports.
+# make run PORT=5600 S3_PORT=8733 DATA=sample:5000; a folder keeps the ports of its server.
 DATA ?= sample
 OUTPUT ?= data
 PORTS := $(if $(PORT),--port $(PORT)) $(if $(S3_PORT),--s3-port $(S3_PORT))

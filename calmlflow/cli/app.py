@@ -58,8 +58,13 @@ def server(
     detach: Annotated[
         bool, typer.Option("--detach", help="Start in the background and return once it answers.")
     ] = False,
-    port: Annotated[int | None, typer.Option(help="Port of MLflow; default 5000.", min=1, max=65535)] = None,
-    s3_port: Annotated[int | None, typer.Option(help="Port of S3; default 8333.", min=1, max=65535)] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(help="Port of MLflow; default: the last one of this folder, or 5000.", min=1, max=65535),
+    ] = None,
+    s3_port: Annotated[
+        int | None, typer.Option(help="Port of S3; default: the last one, or 8333.", min=1, max=65535)
+    ] = None,
 ) -> None:
     """Run the embedded S3 and MLflow servers.
 
@@ -69,11 +74,8 @@ def server(
         return
     from calmlflow.server import supervisor as embedded
 
-    known = embedded.running()
-    if known and port is None and s3_port is None:
-        port, s3_port = known.port, known.s3_port
-    port, s3_port = port or settings.MLFLOW_PORT, s3_port or settings.S3_PORT
     if detach:
+        known = embedded.running()
         started = embedded.start(port, s3_port)
         say(f"{'already running' if known else 'started'}: MLflow {started.tracking_uri}, S3 {started.s3_endpoint}")
         say(f"credentials: {started.home / 'credentials'}; environment of clients: calmlflow server env")

@@ -56,9 +56,12 @@ def running(home: str | Path | None = None) -> Server | None:
     return Server(state["port"], state["s3_port"], state["pid"], home) if is_ready else None
 
 
-def start(port: int = settings.MLFLOW_PORT, s3_port: int = settings.S3_PORT, home: str | Path | None = None) -> Server:
-    """Start the server in the background, unless it runs already, and return when it is ready."""
-    home = _prepare(port, s3_port, home)
+def start(port: int | None = None, s3_port: int | None = None, home: str | Path | None = None) -> Server:
+    """Start the server in the background, unless it runs already, and return when it is ready.
+
+    Ports default to those of the home folder's last server: clients and notes know it by its address.
+    """
+    port, s3_port, home = _prepare(port, s3_port, home)
     log = home / "logs" / "server.log"
     daemon = None
     if not is_locked(home / "server.lock"):
@@ -98,12 +101,14 @@ def stop(home: str | Path | None = None) -> bool:
     return found
 
 
-def serve(port: int = settings.MLFLOW_PORT, s3_port: int = settings.S3_PORT, home: str | Path | None = None) -> None:
+def serve(port: int | None = None, s3_port: int | None = None, home: str | Path | None = None) -> None:
     """Run the server in the foreground until Ctrl-C or TERM, or until one of its processes ends, and stop all then.
+
+    Ports as for `start`.
 
     This process is the supervisor: while it lives it holds a lock on the home folder, which tells that a server runs.
     """
-    home = _prepare(port, s3_port, home)
+    port, s3_port, home = _prepare(port, s3_port, home)
     server = Server(port, s3_port, os.getpid(), home)
     with contextlib.ExitStack() as stack:
         try:
@@ -173,17 +178,20 @@ def _end_of(log: Path, count: int) -> str:
     return " | ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
 
 
-def _prepare(port: int, s3_port: int, home: str | Path | None) -> Path:
+def _prepare(port: int | None, s3_port: int | None, home: str | Path | None) -> tuple[int, int, Path]:
+    home = Path(home or settings.home()).resolve()
+    last = _read_state(home)
+    port = port or last.get("port", settings.MLFLOW_PORT)
+    s3_port = s3_port or last.get("s3_port", settings.S3_PORT)
     if port == s3_port:
         raise InputError(f"port and s3_port are both {port}; expected two different ports")
-    home = Path(home or settings.home()).resolve()
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in ("logs", "s3"):
             (home / folder).mkdir(exist_ok=True)
     except OSError as error:
         raise CalmlflowError(f"home folder {home}: {error.strerror}; expected a folder that can be written") from error
-    return home
+    return port, s3_port, home
 
 
 def _read_state(home: Path) -> dict:

@@ -235,11 +235,13 @@ def test_signal_during_start_ends_it(foreground, ports):
 
 @pytest.mark.parametrize("taken, option", [(0, "--port"), (1, "--s3-port")])
 def test_port_in_use_is_named_with_the_option_that_chooses_another(tmp_path, ports, taken, option):
-    with (
-        socket.create_server(("127.0.0.1", ports[taken])),
-        pytest.raises(CalmlflowError, match=f"port {ports[taken]} .*in use.*{option}$"),
-    ):
-        embedded.serve(*ports, tmp_path)
+    # A folder keeps the ports of its last server.
+    for chosen in (ports, (None, None)):
+        with (
+            socket.create_server(("127.0.0.1", ports[taken])),
+            pytest.raises(CalmlflowError, match=f"port {ports[taken]} .*in use.*{option}$"),
+        ):
+            embedded.serve(*chosen, tmp_path)
     assert processes_of(tmp_path) == {}
 
 
