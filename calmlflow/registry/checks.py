@@ -17,6 +17,7 @@ import mlflow
 import numpy as np
 from mlflow.environment_variables import MLFLOW_ALLOW_PICKLE_DESERIALIZATION
 from mlflow.models import Model
+from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.pyfunc import FLAVOR_NAME, MAIN
 from mlflow.pyfunc.model import CONFIG_KEY_PYTHON_MODEL, MODEL_CODE_PATH
 from numpy.typing import NDArray
@@ -134,7 +135,8 @@ def check_store(version: Version) -> None:
                 f"the files of {version} cannot be listed ({reason}); expected an artifact store that answers"
             ) from error
         found = []
-    if not found:
+    # A store may keep the folders of files that were deleted.
+    if not any(file.path == MLMODEL_FILE_NAME for file in found):
         raise InputError(f"the files of {version} are gone; expected those that were registered")
 
 

@@ -297,6 +297,9 @@ def test_a_rollback_passes_over_what_is_not_there_any_more(client, four, capsys)
 def test_a_rollback_looks_before_it_moves(client, four, files, capsys, s3):
     """What `mlflow gc` removed is passed over, whether it was named or not."""
     source = files.source.replace("mlflow-artifacts:", f"s3://{settings.ARTIFACT_BUCKET}")
+    # The store keeps the folders of removed files, and here one that nobody removed.
+    left = f"{files.source}-gone/data/left".removeprefix("mlflow-artifacts:/")
+    s3.put_object(Bucket=settings.ARTIFACT_BUCKET, Key=left, Body=b"")
     gone = int(client.create_model_version(four, f"{source}-gone", tags={"model_sha256": files.digest}).version)
     for version in (1, gone, 2):
         to(four, version)
