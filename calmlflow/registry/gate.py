@@ -145,8 +145,8 @@ def judge(
             return Verdict((*checks, Check("artifacts", False, figure, expected)))
         checks.append(Check("artifacts", True, figure, expected))
         if bundle.ladder != LADDER:
-            return Verdict((*checks, Check("ladder", False, f"trained for {bundle.ladder}", f"{LADDER}, in force")))
-        if jobs.scored is None:
+            checks.append(Check("ladder", False, f"trained for {bundle.ladder}", f"{LADDER}, in force"))
+        if bundle.ladder != LADDER or jobs.scored is None:
             return Verdict((*checks, guarded("serving", "works", lambda: check_serving(model, files, bundle.networks))))
         on_step(2, "scoring, serving")
         with ThreadPoolExecutor(1) as served:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mlflow import MlflowClient
 from onnx import TensorProto, helper
 
 from calmlflow.errors import CalmlflowError, InputError
-from calmlflow.hst.ladder import BIN_NAMES
+from calmlflow.hst.ladder import BIN_NAMES, LADDER
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.evidence import Finished
 from calmlflow.predictor.manifest import MANIFEST, write_manifest
@@ -247,13 +248,16 @@ def test_training_jobs_must_be_valid_and_of_known_age(client, model, trained, tm
     assert set(failed) <= {name, "data.jobs", "data.age"}
 
 
-def test_a_version_without_jobs_to_score_on_must_still_be_servable(client, model, monkeypatch):
+@pytest.mark.parametrize("failing", ["data.schema", "ladder"])
+def test_a_version_that_cannot_be_scored_must_still_be_servable(client, model, monkeypatch, failing):
     def broken(*of):
         raise InputError("it does not answer")
 
     monkeypatch.setattr(gate, "check_serving", broken)
-    number = add(client, model, run_id="0" * 32)
-    assert {"data.schema", "serving"} <= {check.name for check in verdict(model, number).failed}
+    if failing == "ladder":
+        monkeypatch.setattr(gate, "LADDER", replace(LADDER, version="another"))
+    number = add(client, model, run_id=None if failing == "ladder" else "0" * 32)
+    assert {failing, "serving"} <= {check.name for check in verdict(model, number).failed}
     with pytest.raises(CalmlflowError, match="may not go to Staging: serving: it does not answer"):
         promote_in_run(PromotionRequest("Staging", number, model, force=True, reason="test"))
 
