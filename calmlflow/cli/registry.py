@@ -135,9 +135,7 @@ def stages(
 
 
 def diff(
-    a: Annotated[
-        str, typer.Argument(metavar="A", help="A number, a stage, @alias, or models:/NAME/ and one of these.")
-    ],
+    a: Annotated[str, typer.Argument(metavar="A", help=f"{settings.CHOICES}; or models:/NAME/ and one of these.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
     model: Model = settings.BUNDLE_MODEL,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

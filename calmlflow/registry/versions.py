@@ -25,9 +25,6 @@ EXCLUSIVE = ("Staging", "Production")
 PAGE = 100
 """Versions that one request asks for."""
 
-FORMS = f"a number, {', '.join(settings.STAGES[1:])}, @ALIAS, or models:/NAME/ and one of these"
-"""How a user names a version."""
-
 
 @dataclass(frozen=True)
 class Version:
@@ -207,7 +204,7 @@ def find_version(text: str, model: str = settings.BUNDLE_MODEL) -> Version:
     Parameters
     ----------
     text : str
-        A number, a stage, an ``@alias``, or ``models:/NAME/`` and one of these (``models:/NAME@alias`` too). A registry
+        As for `settings.parse_choice`, or ``models:/NAME/`` and one of these (``models:/NAME@alias`` too). A registry
         without stages has the aliases of the same names.
     model : str
         Registered model, where ``text`` names none.
@@ -215,21 +212,19 @@ def find_version(text: str, model: str = settings.BUNDLE_MODEL) -> Version:
     name, which = model, text
     if uri := re.fullmatch(r"models:/+([^/@]+)(?:/([^/@]+)|(@[^/@]+))", text):
         name, which = uri[1], uri[2] or uri[3]
-    is_number = which.isascii() and which.isdecimal()
-    is_stage = which.lower() in {stage.lower() for stage in settings.STAGES[1:]}
-    if not (is_number or is_stage or re.fullmatch("@.+", which)):
-        raise InputError(f"version {text!r} does not exist; expected {FORMS}")
+    choice = settings.parse_choice(which)
     state = read_state(name)
     number: int | None
-    if is_stage:
-        stage = settings.parse_stage(which)
-        number = state.held_by(stage) or state.aliases.get(stage.lower())
+    if choice in settings.STAGES:
+        number = state.held_by(choice) or state.aliases.get(choice.lower())
         if number is None:
-            raise InputError(f"no version of {name} is in {stage}; expected one")
+            raise InputError(f"no version of {name} is in {choice}; expected one")
+    elif choice == settings.LATEST:
+        number = max(state.versions, default=None)
     else:
-        number = int(which) if is_number else state.aliases.get(which[1:])
+        number = int(choice) if choice.isdecimal() else state.aliases.get(choice[1:])
     if number is None or number not in state.versions:
-        raise InputError(f"version {which} of {name} does not exist in the registry; expected {FORMS}")
+        raise InputError(f"version {choice} of {name} does not exist in the registry; expected {settings.CHOICES}")
     return state.versions[number]
 
 

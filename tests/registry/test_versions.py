@@ -45,6 +45,7 @@ def test_a_registry_without_a_server_is_read(tmp_path: Path, monkeypatch):
     ("text", "version"),
     [
         ("1", 1), ("2", 2), ("Production", 3), ("production", 3), ("STAGING", 2), ("@best", 1), ("archived", 5),
+        ("best", 1), ("Latest", 5), ("models:/MODEL/latest", 5),
         ("models:/MODEL/4", 4), ("models:/MODEL/Production", 3), ("models:/MODEL@best", 1),
         ("models:/MODEL/staging", 2),
     ],
@@ -65,11 +66,11 @@ def test_versions_are_named_by_number_stage_alias_or_uri(client, model, text, ve
     [
         ("9", r"version 9 of MODEL does not exist in the registry; expected"),
         ("Production", r"no version of MODEL is in Production; expected one"),
-        ("@none", r"version @none of MODEL does not exist in the registry; expected a number"),
-        ("None", r"version 'None' does not exist; expected a number, Staging, Production, Archived, @ALIAS"),
-        ("@", r"version '@' does not exist; expected"),
-        ("-1", r"version '-1' does not exist; expected"),
-        ("", r"version '' does not exist; expected"),
+        ("@none", r"version @none of MODEL does not exist in the registry; expected a stage"),
+        ("None", r"version @None of MODEL does not exist in the registry; expected a stage"),
+        ("@", r"'@' names no version; expected"),
+        ("9" * 5000, r"'9+' names no version; expected"),
+        ("", r"'' names no version; expected"),
         ("models:/nothing-of-that-name/1", r"registered model nothing-of-that-name does not exist in the registry"),
     ],
 )
