@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -148,11 +148,14 @@ def _holding(folder: Path) -> Iterator[bool]:
 
 def _remove_killed(output: Path) -> None:
     for folder in output.glob(".[0-9]*-[0-9]*-[0-9]*-[0-9]*"):
-        if folder.is_symlink() or not folder.is_dir() or time.time() - folder.stat().st_mtime < _FRESH_S:
+        if folder.is_symlink() or not folder.is_dir():
             continue
-        with _holding(folder) as is_ours:
-            if is_ours:
-                shutil.rmtree(folder, ignore_errors=True)
+        # Another training may be removing it too.
+        with suppress(FileNotFoundError):
+            if time.time() - folder.stat().st_mtime >= _FRESH_S:
+                with _holding(folder) as is_ours:
+                    if is_ours:
+                        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _claimed(output: Path, epoch: int) -> Tree | None:

@@ -147,6 +147,23 @@ with new_tree(pathlib.Path(sys.argv[1])):
         assert not (partial / "models").exists()
 
 
+def test_two_trainings_may_remove_what_was_left_behind_at_once(tmp_path, monkeypatch):
+    left = tmp_path / ".2021-11-04-1636048291"
+    left.mkdir()
+    os.utime(left, (1, 1))
+    hold = files._holding
+
+    def held_late(folder):
+        if left.exists():
+            left.rmdir()
+        return hold(folder)
+
+    monkeypatch.setattr(files, "_holding", held_late)
+    with new_tree(tmp_path) as tree:
+        pass
+    assert names(tmp_path) == [tree.final.name]
+
+
 def test_two_in_the_same_second_have_a_name_each(tmp_path, second):
     # A dangling link takes a name too.
     (tmp_path / ".2021-11-04-1636048291").symlink_to(tmp_path / "nowhere")
