@@ -55,6 +55,25 @@ def answer_table(jobs: Jobs, bundle: Bundle | None) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([jobs.names, *columns], schema=schema)
 
 
+def memory_warnings(answers: pa.RecordBatch, ladder: Ladder) -> dict[str, tuple[int, str]]:
+    """Sentences on memory that does not fit the rung, the rows that each is true of, and the first of their names."""
+    memory_gb, chosen = (answers[name].to_numpy(zero_copy_only=False) for name in ("mem_pred", "bin_pred"))
+    largest = ladder[-1]
+    wrong = {
+        f"The memory is beyond the largest rung, {largest.name} with {largest.limit_gb} GB: the job may fit nowhere.": (
+            memory_gb >= largest.limit_gb
+        ),
+        "The memory needs a higher rung, but by the probabilities of the rungs the chosen one is the better choice.": (
+            (memory_gb < largest.limit_gb) & (ladder.limits_gb.searchsorted(memory_gb, side="right") > chosen)
+        ),
+    }
+    return {
+        sentence: (int(rows.sum()), str(answers["ipst"][int(rows.argmax())]))
+        for sentence, rows in wrong.items()
+        if rows.any()
+    }
+
+
 def _answers(bundle: Bundle, features: NDArray[np.int64], names: pa.Array) -> NDArray[np.float64]:
     """The numbers of `answer_schema` from ``bin_pred`` on, shape (n, rungs + 8); NaN for a missing one."""
     _, first, row_of_job = np.unique(row_codes(features), return_index=True, return_inverse=True)

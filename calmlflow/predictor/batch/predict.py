@@ -18,7 +18,7 @@ from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.dataset import parse_dataset
 from calmlflow.hst.features import MAX_CONTROL_FILE_BYTES, OPTIONAL_KEYS, parse_control
 from calmlflow.hst.ladder import LADDER
-from calmlflow.predictor.batch.answers import answer_schema, answer_table
+from calmlflow.predictor.batch.answers import answer_schema, answer_table, memory_warnings
 from calmlflow.predictor.batch.features import NAMES, cells_at, form_of, read_jobs
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.storage.s3 import S3Object, asking, list_pages, new_client, parse_s3, read_object
@@ -50,7 +50,7 @@ class _Serving(Protocol):
 class BatchOutcome:
     """Where predictions are, and the rows without an answer (a CSV file, or None); version of the bundle or policy.
 
-    ``warnings`` counts the rows of each sentence of `calmlflow.hst.features.switch_warnings`.
+    ``warnings`` counts the rows of each sentence on a switch, or on memory that does not fit the rung.
     """
 
     output: str
@@ -86,7 +86,8 @@ def predict_many(
     Rows name their dataset in ``ipst`` or ``ipppssoot`` and hold either the nine features of a job record or the keys
     of a control file. Answers are in the order of the rows. A row that breaks a rule goes to ``{stem}.errors.csv``
     beside the output, with its number from 1, the reason and its cells. Output and errors appear when they are whole.
-    A switch with a word that no header uses, or without one, costs no answer: such rows are counted and logged.
+    A switch with a word that no header uses, or without one, costs no answer: such rows are counted and logged, and so
+    are jobs whose memory does not fit the rung.
 
     Parameters
     ----------
@@ -117,21 +118,21 @@ def predict_many(
     first_reason = "no rows"
     warnings: dict[str, int] = {}
     examples: dict[str, str] = {}
+    ladder = serving.bundle.ladder if serving.bundle else LADDER
     with ExitStack() as stack:
         source = _open(data, chunk_rows, stack)
         form_of(source.columns, source.name)
         passed_on = [name for name in source.columns if name not in _ADDED]
         error_schema = pa.schema([("row", pa.int64()), ("reason", pa.string()), *((n, pa.string()) for n in passed_on)])
-        answer_writer = stack.enter_context(
-            new_table(place, answer_schema(serving.bundle.ladder if serving.bundle else LADDER))
-        )
+        answer_writer = stack.enter_context(new_table(place, answer_schema(ladder)))
         error_writer: TableWriter | None = None
         for piece in source.pieces:
             # The files of a folder may differ in their columns.
             jobs = read_jobs(piece.batch, form_of(piece.batch.schema.names, source.name))
-            answer_writer.write(answer_table(jobs, serving.bundle))
+            answers = answer_table(jobs, serving.bundle)
+            answer_writer.write(answers)
             answered += len(jobs.names)
-            for sentence, (rows, example) in jobs.warnings.items():
+            for sentence, (rows, example) in (jobs.warnings | memory_warnings(answers, ladder)).items():
                 warnings[sentence] = warnings.get(sentence, 0) + rows
                 examples.setdefault(sentence, example)
             if wrong := _wrong_rows(piece, jobs.reasons):

@@ -7,7 +7,7 @@ import pytest
 from calmlflow.hst.features import FEATURES
 from calmlflow.hst.ladder import LADDER
 from calmlflow.jobs.sample import draw_sample
-from calmlflow.predictor.batch.answers import answer_schema, answer_table
+from calmlflow.predictor.batch.answers import answer_schema, answer_table, memory_warnings
 from calmlflow.predictor.batch.features import Jobs
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.evidence import Finished
@@ -56,6 +56,13 @@ def test_columns_of_a_network_that_the_bundle_lacks_are_null_but_for_mosaics(bun
     assert found["mem_pred"].null_count == 0
     for name in ("bin_pred", "wall_pred", "kill_time", "prob_2g"):
         assert found[name].is_null().to_pylist() == [True, False, True]
+
+
+def test_memory_that_does_not_fit_the_rung_is_counted():
+    jobs = {"ipst": list("abcdef"), "mem_pred": [1.0, 1.792, 7.0, 57.4, None, 61.0], "bin_pred": [0, 0, 1, 2, 0, None]}
+    found = memory_warnings(pa.RecordBatch.from_pydict(jobs), LADDER)
+    assert list(found.values()) == [(2, "d"), (1, "b")]
+    assert memory_warnings(pa.RecordBatch.from_pydict(jobs).slice(0, 1), LADDER) == {}
 
 
 def test_mosaics_alone_ask_no_network(bundle, monkeypatch):
