@@ -25,7 +25,7 @@ from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.ladder import LADDER
-from calmlflow.predictor.registry_client import check_reachable
+from calmlflow.predictor.registry_client import RegistryUnavailableError, check_reachable
 from calmlflow.registry.versions import check_named, explained
 from calmlflow.settings import hide_password, refuse_password
 from calmlflow.storage.files import replacing
@@ -50,8 +50,8 @@ def connect(registry_only: bool = False) -> None:
     for name, value in {**{f"MLFLOW_{key}": value for key, value in quiet.items()}, **settings.MLFLOW_PATIENCE}.items():
         os.environ.setdefault(name, value)
     check_named("MLFLOW_TRACKING_URI", *(("MLFLOW_REGISTRY_URI",) if registry_only else ()))
-    check_reachable(settings.registry_uri() if registry_only else settings.tracking_uri())
     mlflow.set_tracking_uri(settings.tracking_uri())
+    check_reachable(settings.registry_uri() if registry_only else settings.tracking_uri())
     if not registry_only:
         _end_left_runs()
 
@@ -81,17 +81,19 @@ def tracked_run(name: str, nested: bool = False) -> Iterator[mlflow.ActiveRun]:
 
     Where the server is gone by then, the next command that reaches it marks the run.
     """
-    taken_over = not nested and bool(os.environ.get("MLFLOW_RUN_ID"))
-    if not nested:
-        connect()
+    taken_over = "" if nested else os.environ.get("MLFLOW_RUN_ID", "")
     try:
-        if not nested and not taken_over:
-            own = os.environ.get("MLFLOW_EXPERIMENT_NAME") or settings.EXPERIMENT
-            mlflow.set_experiment(experiment_id=open_experiment(MlflowClient(), own))
+        if not nested:
+            connect()
+            if not taken_over:
+                own = os.environ.get("MLFLOW_EXPERIMENT_NAME") or settings.EXPERIMENT
+                mlflow.set_experiment(experiment_id=open_experiment(MlflowClient(), own))
         run = mlflow.start_run(run_name=name, nested=nested)
-    except MlflowException as error:
-        if nested:
-            # The run around it was made, so the server is gone: that run says what is kept.
+    except (MlflowException, RegistryUnavailableError) as error:
+        if taken_over:
+            _mark_failed(taken_over)
+        # The run around a nested one was made, so the server is gone: that run says what is kept.
+        if nested or not isinstance(error, MlflowException):
             raise
         raise explained(error, "a run", "make", "EDIT on the experiment") from error
     try:

@@ -101,6 +101,19 @@ def test_a_server_that_is_gone_before_a_run_below_is_made_is_told_by_the_run_abo
     passing.start()
 
 
+def test_a_run_that_is_taken_over_without_a_server_is_marked_by_the_next_command(passing, tracking, monkeypatch):
+    direct = MlflowClient(tracking.tracking_uri)
+    run = direct.create_run(direct.create_experiment(os.environ["MLFLOW_EXPERIMENT_NAME"])).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", run)
+    passing.stop()
+    with pytest.raises(CalmlflowError, match="no MLflow server answers"), tracked_run("x"):
+        pass
+    assert direct.get_run(run).info.status == "RUNNING"
+    passing.start()
+    connect()
+    assert direct.get_run(run).info.status == "FAILED"
+
+
 def test_a_server_that_comes_back_in_time_costs_nothing(passing, tracking):
     with tracked_run("patient") as run, ThreadPoolExecutor(1) as later:
         passing.stop()
