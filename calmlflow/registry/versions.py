@@ -212,6 +212,8 @@ def find_version(text: str, model: str = settings.BUNDLE_MODEL) -> Version:
     name, which = model, text
     if uri := re.fullmatch(r"models:/+([^/@]+)(?:/([^/@]+)|(@[^/@]+))", text):
         name, which = uri[1], uri[2] or uri[3]
+    elif text.startswith("models:"):
+        raise InputError(f"{text[:100]!r} names no version; expected models:/NAME/ and {settings.CHOICES}")
     choice = settings.parse_choice(which)
     state = read_state(name)
     number: int | None

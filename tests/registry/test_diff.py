@@ -163,7 +163,7 @@ def test_the_command_prints_text_or_json(capsys, client, model):
     trained(client, model, "1", "100", [2.0], {"data": "b.csv"})
     status, out, err = run_here(capsys, "diff", "1", "@none-such", "--model", model)
     assert (status, out, len(err.splitlines())) == (1, "", 1)
-    assert err.startswith(f"error: version @none-such of {model} does not exist in the registry; expected a number")
+    assert err.startswith(f"error: version @none-such of {model} does not exist in the registry; expected a stage")
     assert run_here(capsys, "diff", "1")[0] == 2
 
     status, out, err = run_here(capsys, "diff", "1", f"models:/{model}/2", "--model", model)

@@ -35,7 +35,10 @@ def tree(tmp_path):
         ("no/such/folder", "no/such/folder"),
         ("s3://user:word@bucket/data", "results source is s3:"),
         ("runs:/", "runs:/RUN_ID"),
-        ("models:/calcloud-predictor", "version 'models:/calcloud-predictor' does not exist"),
+        (
+            "models:/calcloud-predictor",
+            "'models:/calcloud-predictor' names no version; expected models:/NAME/ and a stage",
+        ),
         (__file__, "is no folder"),
     ],
 )
