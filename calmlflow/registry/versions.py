@@ -98,10 +98,13 @@ class State:
         """Versions that came to Staging or Production, or left it, and the history does not say how."""
         moved = [v for v in self.versions.values() if v.stage != self.told.get(v.number, "None")]
         came = [v for v in moved if v.stage in EXCLUSIVE]
-        taken = {v.stage for v in came}
-        # Whoever took a place is told with the one before it.
-        left = [v for v in moved if v not in came and self.told.get(v.number) in {*EXCLUSIVE} - taken]
-        return came + left
+        left = [v for v in moved if v not in came and self.told.get(v.number) in EXCLUSIVE]
+        return came + [v for v in left if not self._was_replaced(v.number)]
+
+    def _was_replaced(self, number: int) -> bool:
+        """Whether another version holds the place that a version had, or was about to take: that one archived it."""
+        planned = {event.stage for event in self.planned if event.version == number}
+        return any(self.held_by(stage) for stage in {self.told[number], *planned})
 
     def cut_short(self, number: int) -> Event | None:
         """The move that brought a version to its stage and was not recorded; None where nobody planned it."""
