@@ -14,7 +14,7 @@ import typer
 
 from calmlflow.console import byte_progress, fail, new_app, progress, run_guarded, say
 from calmlflow.errors import CalmlflowError, InputError
-from tests.samples.commands import ROOT
+from tests.samples.commands import ROOT, started
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +120,7 @@ def command():
 run_guarded(command)
 """
     path = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
-    with subprocess.Popen(
+    with started(
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip

@@ -214,6 +214,11 @@ class Evidence:
         found = self._find(np.asarray([features], dtype=float), [name])
         return tuple(np.exp(found.run[0]).tolist()) if found.has_run[0] else None
 
+    def share_in(self, jobs: Finished) -> float:
+        """Share of the datasets behind the tables that are among these jobs."""
+        keys = _keys(row_codes(jobs.features), jobs.names)[:, 2]
+        return float(np.isin(self.runs.keys, keys).mean()) if len(self.runs.keys) else 1.0
+
     def files(self) -> dict[str, bytes]:
         """The files of the folder `FOLDER` in a bundle."""
         tables = {name: getattr(self, name) for name in _TABLES}

@@ -240,7 +240,8 @@ def read_seen(version: int) -> Seen:
     # Recorded predictions are answers, so they are held against answers.
     table = (results.answer or results).jobs
     lost = CalmlflowError(
-        f"data/latest.csv of {source} has no jobs that all its networks saw; expected those it was trained on"
+        f"data/latest.csv of {source} has no jobs that all its networks saw, so which jobs are new cannot be told; "
+        "expected those it was trained on: train a version anew with `mlflow run . -e main`"
     )
     if table is None:
         raise lost

@@ -29,6 +29,7 @@ from calmlflow.networks.config import read_config, read_found_on
 from calmlflow.networks.rows import distinct_rows
 from calmlflow.predictor.bundle import Bundle, Predictions
 from calmlflow.predictor.decision import MAX_RISK
+from calmlflow.predictor.evidence import Finished
 from calmlflow.registry.assemble import assemble, runs_of_version
 from calmlflow.registry.held_out import trained_on
 from calmlflow.registry.lineage import Lineage
@@ -61,6 +62,9 @@ ANSWER_PLOTS = {
     "confusion_counts", "confusion_decided_counts", "calibration", "calibration_by_bin", "errors_by_instrument",
     "errors_decided_by_instrument", "predicted_against_actual", "residuals_by_detector",
 }  # fmt: skip
+
+FEWEST_KNOWN = 0.5
+"""Share of the datasets behind the champion's evidence that a store is expected to hold when evidence is read anew."""
 
 NEXT_STEPS = (
     "Open next: `report.html` among the artifacts, with every plot; `mlflow run . -e compare` for the paired "
@@ -190,6 +194,13 @@ def train(
                 answer = fit_answers(fits, judged, models, champion_evidence)
                 if answer.warning:
                     say(answer.warning)
+                share = champion_evidence.share_in(Finished.of(data.jobs)) if champion_evidence else 1.0
+                if share < FEWEST_KNOWN:
+                    say(
+                        f"warning: {request.data} holds {share:.0%} of the datasets behind the evidence of version "
+                        f"{found.version if found else ''}, which that of this store replaces; expected a store with "
+                        "all finished jobs"
+                    )
                 predictions = answer.networks
                 own_scores = answer.scores
                 for target, results in answer.results.items():

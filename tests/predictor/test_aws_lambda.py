@@ -15,6 +15,7 @@ from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor import Predictor, aws_lambda
 from calmlflow.predictor.answers import fallback_policy, mosaic_policy
 from calmlflow.storage.s3_events import EventError
+from tests.samples.commands import started
 from tests.samples.event_samples import BUCKET, FOLDER, JOB, KEY, s3_record, sns, sns_event, sqs_event
 from tests.samples.predictor_samples import (
     ALIASES,
@@ -150,7 +151,7 @@ for line in sys.stdin:
     print(json.dumps(aws_lambda.handler(json.loads(line))), flush=True)
 """
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2], **pipes) as instance:
+    with started([sys.executable, "-c", code], cwd=Path(__file__).parents[2], **pipes) as instance:
 
         def call() -> str:
             print(json.dumps(EVENT), file=instance.stdin, flush=True)

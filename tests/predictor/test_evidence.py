@@ -184,6 +184,14 @@ def test_the_newest_run_of_a_dataset_is_its_last():
     assert evidence.last_run(OTHER_ROW, "iaaa01abq") is None
 
 
+def test_the_share_of_its_datasets_among_other_jobs_is_told():
+    names = [f"iaaa01{number:02d}q" for number in range(4)]
+    evidence = build_evidence(finished(*((name, ROW, 1.0, 100.0) for name in names)), strength_of(row=1), NO_SHIFT)
+    others = finished(*((name, ROW, 2.0, 200.0) for name in [*names[:3], "ibbb0101q"]))
+    assert evidence.share_in(others) == 0.75
+    assert build_evidence(finished(), strength_of(row=1), NO_SHIFT).share_in(others) == 1.0
+
+
 def test_before_the_newest_job_the_shift_of_its_campaign_counts_less():
     evidence = build_evidence(finished(("iaaa01abq", ROW, 4.0, 800.0)), strength_of(), np.full((4, 2), 0.3))
     for more, shift in (({}, 0.3), ({"at": 9e9}, 0.3), ({"at": 1_000_000 - HALF_LIFE_DAYS * DAY}, 0.15)):

@@ -22,7 +22,7 @@ from calmlflow.runs import crossval as module
 from calmlflow.runs.crossval import CrossvalRequest, cross_validate, spread
 from calmlflow.runs.data import load_training_data
 from calmlflow.server.processes import wait_until
-from tests.samples.commands import environment, run
+from tests.samples.commands import environment, run, started
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ("mem_bin", "memory", "wallclock")
@@ -139,7 +139,7 @@ def scores_in(tree: Path, target: str) -> dict:
 @pytest.mark.slow
 def test_a_killed_worker_loses_nothing_and_workers_change_no_number(server, done, tiny, tmp_path):
     env = environment(server, MLFLOW_EXPERIMENT_NAME="crossval-killed")
-    with subprocess.Popen(
+    with started(
         command(tmp_path, tiny, workers=1, networks="mem_clf,mem_reg"), cwd=ROOT, env=env,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as parent:  # fmt: skip
@@ -164,7 +164,7 @@ def test_a_task_that_comes_after_the_death_of_a_process_is_lost_as_those_before_
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_an_ended_run_leaves_no_worker(server, tiny, tmp_path, number, status):
     env = environment(server, MLFLOW_EXPERIMENT_NAME=f"crossval-ended-{number}")
-    with subprocess.Popen(command(tmp_path, tiny, workers=2), cwd=ROOT, env=env, stderr=subprocess.PIPE) as parent:
+    with started(command(tmp_path, tiny, workers=2), cwd=ROOT, env=env, stderr=subprocess.PIPE) as parent:
         assert wait_until(lambda: parent.poll() is not None or len(children_of(parent.pid)) == 2, 120)
         workers = children_of(parent.pid)
         parent.send_signal(number)

@@ -19,7 +19,7 @@ from calmlflow.networks.config import DEFAULTS, Searched, TrainingConfig, read_c
 from calmlflow.runs.data import load_training_data
 from calmlflow.runs.tune import TuneRequest, ended_trials, objective_of, search_space, tune
 from calmlflow.server.processes import wait_until
-from tests.samples.commands import environment
+from tests.samples.commands import environment, started
 
 ROOT = Path(__file__).parents[2]
 TINY = {name: {"epochs": 45, "refit_epochs": 0, "members": 2} for name in ("mem_clf", "mem_reg", "wall_reg")}
@@ -104,7 +104,7 @@ def killed(server, tiny, tmp_path_factory) -> tuple[Path, list[tuple[int, str]]]
         known = trials_in(output, "JOIN trial_user_attributes USING (trial_id) WHERE key = 'run_id'")
         return dict(known).get(2) == "RUNNING"
 
-    with subprocess.Popen(command(output, tiny), cwd=ROOT, env=env, stderr=subprocess.PIPE) as search:
+    with started(command(output, tiny), cwd=ROOT, env=env, stderr=subprocess.PIPE) as search:
         assert wait_until(lambda: search.poll() is not None or is_amid(), 120)
         os.kill(search.pid, signal.SIGKILL)
         search.communicate(timeout=120)

@@ -5,8 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 FAST = str(ROOT / "tests" / "fast.json")
@@ -76,3 +77,13 @@ def stopped(home: Path, word: str) -> Iterator[None]:
     finally:
         for pid in hanging:
             os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen]:
+    """A process that ends with the block, whatever happens there."""
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()

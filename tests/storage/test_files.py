@@ -10,6 +10,7 @@ import pytest
 from calmlflow.errors import CalmlflowError
 from calmlflow.storage import files
 from calmlflow.storage.files import LockedError, locked, new_tree, replacing
+from tests.samples.commands import started
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ HOLD = "import sys; from pathlib import Path; from calmlflow.storage.files impor
 def test_a_lock_is_for_one_process_and_ends_with_it(tmp_path):
     path = tmp_path / "new" / "lock"
     words = [sys.executable, "-c", HOLD, path]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with started(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
         for patience_s in (0.0, 0.1):
             with pytest.raises(LockedError, match=f"{path} is locked by another process"), locked(path, patience_s):
@@ -128,9 +129,7 @@ with new_tree(pathlib.Path(sys.argv[1])):
     print("began", flush=True)
     input()
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as training:
+    with started([sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as training:
         training.stdout.readline()
         (partial,) = tmp_path.iterdir()
         (partial / "models").mkdir()
