@@ -117,6 +117,8 @@ def command():
         while True:
             signal.pause()
 
+# Under nohup it is ignored, and so it would be here.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 run_guarded(command)
 """
     path = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))

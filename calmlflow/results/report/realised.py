@@ -114,7 +114,7 @@ def realised_verdict(content: RealisedContent) -> str:
     if content.runs.empty:
         return (
             f"No prediction was recorded before the end of any of {content.ended:,} jobs, so there is nothing to hold"
-            " against them yet. `calmlflow predict --emit` keeps predictions."
+            " against them yet; calmlflow predict --emit keeps predictions."
         )
     found = content.figures[_EVERY]
     more = "" if found["excess_cost"] is None else f"{_cell(_EXCESS, found, 'excess_cost')} more than "
