@@ -293,7 +293,11 @@ def _mend_aliases(client: MlflowClient, model: str) -> list[str]:
     for alias, number in wrong.items():
         if number is None:
             client.delete_registered_model_alias(model, alias)
-        else:
+            continue
+        try:
+            client.set_registered_model_alias(model, alias, str(number))
+        except MlflowException:
+            # The database lets one of two set it in the same moment.
             client.set_registered_model_alias(model, alias, str(number))
     return list(wrong)
 
