@@ -33,7 +33,7 @@ KINDS = ("mem_bin", "memory", "wallclock")
 """What is corrected, by the name of its target."""
 
 # An answer has a probability for each of the rungs of a ladder, then ln GB and ln s: 6 columns on a ladder of 4 rungs.
-BINS, _LOGS = slice(None, -2), slice(-2, None)
+_BINS, _LOGS = slice(None, -2), slice(-2, None)
 
 # Largest factor by which a level of full weight, and by which all levels together, correct memory or wallclock.
 # With the least strength it bounds the weight of an absurd record, which programme and visit may both hold.
@@ -326,7 +326,7 @@ def _near(answers: NDArray[np.float64], corrected: NDArray[np.float64]) -> NDArr
 
 def _jobs(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """Number of jobs in sums of the columns, shape (n, 1)."""
-    return sums[:, BINS].sum(axis=1, keepdims=True)
+    return sums[:, _BINS].sum(axis=1, keepdims=True)
 
 
 def _credible(sums: NDArray[np.float64], kappa: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
@@ -455,7 +455,7 @@ def fit_strength(answers: NDArray[np.float64], jobs: Finished, runs: Finished | 
 
 def _losses(answers: NDArray[np.floating], observed: NDArray[np.floating]) -> NDArray[np.float64]:
     """The loss of each kind, shape (n, 3)."""
-    hit = (answers[:, BINS] * observed[:, BINS]).sum(axis=1)
+    hit = (answers[:, _BINS] * observed[:, _BINS]).sum(axis=1)
     wrong = answers[:, _LOGS] - observed[:, _LOGS]
     return np.column_stack([-np.log(np.maximum(hit, 1e-6)), np.abs(wrong[:, 0]), np.square(wrong[:, 1])])
 
