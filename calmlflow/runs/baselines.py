@@ -1,4 +1,4 @@
-"""Scores to hold a training's against: of a random forest, of the version in Production, of other seeds."""
+"""Score a random forest and the version in Production on the test jobs of a training, and find runs of other seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
