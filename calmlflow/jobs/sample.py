@@ -38,6 +38,8 @@ _CAMPAIGNS = ((0, 0), (np.log(1.17), 0.29), (np.log(1.02), 0.10))
 # Correlation of what is left of memory and of wallclock, given programme and row, in a dataset's two runs.
 _RERUN = np.array([[0.98], [0.39]])
 _SPARE = 50_000
+# Draws without a job of a rung, after which no job of the archive is taken to need it.
+_TRIES = 50
 _DIGITS = np.array(list("0123456789abcdefghijklmnopqrstuvwxyz"))
 
 
@@ -74,12 +76,13 @@ def draw_sample(n: int = 20_000, seed: int = 0, reruns: float = 0.0) -> pd.DataF
     jobs = _draw_jobs(regimes, rows, n, rng)
     at_least = min(5, n // 10)
     # Rungs that jobs of the archive need.
-    needed = np.arange(len(LADDER))
+    needed, tries = np.arange(len(LADDER)), 0
     while (counts := np.bincount(jobs["mem_bin"], minlength=len(LADDER)))[needed].min() < at_least:
         rare = int(needed[counts[needed].argmin()])
         spare = _draw_jobs(regimes, rows, _SPARE, rng).query("mem_bin == @rare").head(at_least - counts[rare])
-        if spare.empty:
-            needed = needed[needed != rare]
+        tries = tries + 1 if spare.empty else 0
+        if tries == _TRIES:
+            needed, tries = needed[needed != rare], 0
         places = rng.choice(np.flatnonzero(jobs["mem_bin"] == counts.argmax()), len(spare), replace=False)
         jobs.loc[places] = spare.set_axis(places)
     names = _names(jobs)
