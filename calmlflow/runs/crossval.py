@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -163,7 +163,10 @@ def _run_tasks(plan: Plan, tasks: Sequence[Task], workers: int | None) -> Genera
 
 def _submit(pool: ProcessPoolExecutor, plan: Plan, task: Task) -> Future[Fit]:
     try:
-        return pool.submit(run_task, plan, task)
+        # A signal raises in the main thread alone. Raised while a worker starts, it would leave a process that nobody
+        # knows and that holds the queues of the pool: the parent would wait for it for ever.
+        with ThreadPoolExecutor(1) as starter:
+            return starter.submit(pool.submit, run_task, plan, task).result()
     except BrokenProcessPool as error:  # a process was killed before the pool took this task
         future: Future[Fit] = Future()
         future.set_exception(error)

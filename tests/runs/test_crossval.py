@@ -2,7 +2,8 @@
 
 import json
 import math
-import multiprocessing
+import multiprocessing.resource_tracker
+import multiprocessing.util
 import os
 import signal
 import subprocess
@@ -157,6 +158,31 @@ def test_a_task_that_comes_after_the_death_of_a_process_is_lost_as_those_before_
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         assert isinstance(pool.submit(os._exit, 7).exception(), BrokenProcessPool)
         assert isinstance(module._submit(pool, None, None).exception(), BrokenProcessPool)
+
+
+def test_a_signal_while_a_worker_starts_leaves_no_worker(monkeypatch):
+    spawn = multiprocessing.util.spawnv_passfds
+    started_pids = []
+
+    def spawn_and_end(*arguments):
+        started_pids.append(spawn(*arguments))
+        if len(started_pids) == 2:
+            # To the process, as a scheduler does; the worker waits for what it shall do.
+            os.kill(os.getpid(), signal.SIGTERM)
+        return started_pids[-1]
+
+    multiprocessing.resource_tracker.ensure_running()
+    monkeypatch.setattr(multiprocessing.util, "spawnv_passfds", spawn_and_end)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    try:
+        # More than a pipe holds, so that the queue of the pool waits for a reader.
+        plan = np.zeros(1_000_000)
+        with pytest.raises(SystemExit):
+            list(module._run_tasks(plan, [("mem_clf", fold) for fold in range(4)], 2))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(started_pids) == 2
+    assert not any(map(is_alive, started_pids))
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
