@@ -71,7 +71,7 @@ EXPERIMENT = "calcloud"
 HEALTH_EXPERIMENT = "calcloud-health"
 """MLflow experiment that keeps what `calmlflow jobs status` finds."""
 
-# -- The embedded server --------------------------------------------------------------------------------------------
+# -- The server -----------------------------------------------------------------------------------------------------
 
 HOST = "127.0.0.1"
 MLFLOW_PORT = 5000
@@ -201,6 +201,11 @@ def emit_uri() -> str:
 def jobs_uri() -> str:
     """Store of job records: ``CALMLFLOW_JOBS``, default ``sqlite:///`` and ``jobs.db`` in `home`."""
     return os.environ.get("CALMLFLOW_JOBS") or f"sqlite:///{home().absolute() / 'jobs.db'}"
+
+
+def user_password() -> str | None:
+    """Password that `calmlflow server user add` sets: ``CALMLFLOW_USER_PASSWORD``, default none (one is generated)."""
+    return os.environ.get("CALMLFLOW_USER_PASSWORD") or None
 
 
 # -- Passwords ------------------------------------------------------------------------------------------------------

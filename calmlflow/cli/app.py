@@ -1,5 +1,6 @@
 """The operator's command `calmlflow`."""
 
+import json
 import os
 import shlex
 from typing import Annotated
@@ -52,6 +53,15 @@ for command in (cli_registry.promote, cli_registry.rollback, cli_registry.stages
     app.command()(command)
 
 
+_Backend = Annotated[
+    str,
+    typer.Option(
+        help="Database: postgresql+psycopg://USER@HOST/DATABASE, password in PGPASSWORD or ~/.pgpass; default "
+        "SQLite in CALMLFLOW_HOME."
+    ),
+]
+
+
 @server_app.callback(invoke_without_command=True)
 def server(
     context: typer.Context,
@@ -63,32 +73,140 @@ def server(
         typer.Option(help="Port of MLflow; default: the last one of this folder, or 5000.", min=1, max=65535),
     ] = None,
     s3_port: Annotated[
-        int | None, typer.Option(help="Port of S3; default: the last one, or 8333.", min=1, max=65535)
+        int | None, typer.Option(help="Port of the embedded S3; default: the last one, or 8333.", min=1, max=65535)
     ] = None,
+    backend_store_uri: _Backend = "",
+    artifacts_destination: Annotated[
+        str, typer.Option(help="s3://bucket/prefix of any S3, reached by AWS_*; default the embedded S3.")
+    ] = "",
+    auth: Annotated[bool, typer.Option("--auth", help="Let users log in, see `calmlflow server user`.")] = False,
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs --auth.")] = settings.HOST,
+    allowed_hosts: Annotated[
+        str, typer.Option(help="Names by which clients call the server, with commas between: mlflow.example.org")
+    ] = "",
 ) -> None:
-    """Run the embedded S3 and MLflow servers.
+    """Run the MLflow server, with an embedded S3 store and database unless it is given others.
 
-    They listen on this machine only and run until Ctrl-C. Their data stays in CALMLFLOW_HOME (.calmlflow).
+    It listens on this machine only and runs until Ctrl-C. Its data stays in CALMLFLOW_HOME (.calmlflow).
     """
     if context.invoked_subcommand:
         return
+    from calmlflow.server import database
     from calmlflow.server import supervisor as embedded
 
+    backend = database.read_backend(backend_store_uri) if backend_store_uri else ""
+    deployment = embedded.Deployment(backend, artifacts_destination, host, allowed_hosts, auth)
+    known = embedded.running()
     if detach:
-        known = embedded.running()
-        started = embedded.start(port, s3_port)
-        say(f"{'already running' if known else 'started'}: MLflow {started.tracking_uri}, S3 {started.s3_endpoint}")
-        say(f"credentials: {started.home / 'credentials'}; environment of clients: calmlflow server env")
+        if auth and not known:
+            # Here, where a person may look; the daemon writes a log.
+            embedded.prepare_auth(settings.home().resolve(), deployment)
+        started = embedded.start(port, s3_port, deployment=deployment)
+        say(f"{'already running' if known else 'started'}: MLflow {started.tracking_uri}, {started.artifacts}")
+        if not artifacts_destination:
+            say(f"credentials: {started.home / 'credentials'}; environment of clients: calmlflow server env")
     else:
-        embedded.serve(port, s3_port)
+        embedded.serve(port, s3_port, deployment=deployment)
 
 
 @server_app.command("stop")
 def server_stop() -> None:
-    """Stop the server, also one in another terminal."""
+    """Stop the server, also one in another terminal; requests have 30 seconds to finish."""
     from calmlflow.server import supervisor as embedded
 
     say("stopped" if embedded.stop() else "no embedded server was running")
+
+
+@server_app.command("status")
+def server_status(as_json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False) -> None:
+    """Tell whether the server, its database and its artifact store answer; exit status 1 where one does not."""
+    from calmlflow.server import supervisor as embedded
+
+    running = embedded.running()
+    found = running.check() if running else {"database": False, "artifacts": False}
+    is_ready = all(found.values())
+    uri = running.tracking_uri if running else None
+    if as_json:
+        print(json.dumps({"ready": is_ready, "tracking_uri": uri, **found}))
+    else:
+        silent = ", ".join(name for name, answers in found.items() if not answers)
+        print(f"{uri or 'no server runs'}: {f'no answer from {silent}' if silent else 'ready'}")
+    if not is_ready:
+        raise typer.Exit(1)
+
+
+@server_app.command("upgrade")
+def server_upgrade(backend_store_uri: _Backend = "") -> None:
+    """Bring the database of a stopped server to the schema of the installed MLflow.
+
+    It is backed up into CALMLFLOW_HOME/backups first, and compared afterwards. The default is the database that the
+    server was last started with.
+    """
+    from calmlflow.server import database
+    from calmlflow.server import supervisor as embedded
+
+    backup = embedded.upgrade(database.read_backend(backend_store_uri) if backend_store_uri else "")
+    say(
+        f"upgraded; the database as it was: {backup}"
+        if backup
+        else "nothing to do: the database has the schema already"
+    )
+
+
+user_app = new_app(no_args_is_help=True)
+server_app.add_typer(user_app, name="user")
+
+
+@user_app.callback()
+def user() -> None:
+    """Let users into a server with --auth, as its admin.
+
+    On the server's machine the admin's password is read from CALMLFLOW_HOME; elsewhere set MLFLOW_TRACKING_USERNAME and
+    MLFLOW_TRACKING_PASSWORD. Roles hold in the workspace MLFLOW_WORKSPACE, or in the default one.
+    """
+    from calmlflow.server import access
+    from calmlflow.server import supervisor as embedded
+
+    for name, value in settings.MLFLOW_PATIENCE.items():
+        os.environ.setdefault(name, value)
+    running = embedded.running()
+    if running and running.tracking_uri == settings.tracking_uri():
+        access.log_in(running.home)
+
+
+@user_app.command("add")
+def user_add(
+    name: str,
+    role: Annotated[
+        str, typer.Option(help="reader (predict, stages, diff), trainer (and train, register) or promoter (all).")
+    ],
+) -> None:
+    """Make a user, or give an old one another role.
+
+    The password is that of CALMLFLOW_USER_PASSWORD, or a generated one in CALMLFLOW_HOME/users.
+    """
+    from calmlflow.server import access
+
+    made = access.add_user(name, role, settings.user_password())
+    say(f"{name} is a {role}{f'; the password is in {made}' if made else ''}")
+
+
+@user_app.command("list")
+def user_list() -> None:
+    """Print users and their roles, one a line."""
+    from calmlflow.server import access
+
+    for name, role in access.list_users().items():
+        print(f"{name}\t{role}")
+
+
+@user_app.command("remove")
+def user_remove(name: str) -> None:
+    """Remove a user and all rights."""
+    from calmlflow.server import access
+
+    access.remove_user(name)
+    say(f"removed {name}")
 
 
 @server_app.command("env")

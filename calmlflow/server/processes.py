@@ -1,4 +1,4 @@
-"""Start, check and end the two processes of the embedded server: SeaweedFS (S3) and the MLflow tracking server."""
+"""Start, check and end the processes of the server: the MLflow tracking server and, where embedded, SeaweedFS (S3)."""
 
 import base64
 import contextlib
@@ -13,7 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from botocore.auth import S3SigV4Auth
@@ -33,20 +34,49 @@ GRPC_OFFSET = 10_000
 # Options of ``weed mini`` that name the ports its parts use among themselves.
 _STORE_PORTS = ("master.port", "volume.port", "filer.port", "admin.port", "s3.port.grpc")
 # Variables of the user's that would change the embedded server, or give it the user's own credentials.
-_FOREIGN_PREFIXES = ("AWS_", "BOTO", "S3_", "MLFLOW_", "_MLFLOW_", "WEED_", "UVICORN_")
-_FOREIGN = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
+_FOREIGN_PREFIXES = ("MLFLOW_", "_MLFLOW_", "UVICORN_")
+_FOREIGN_TO_THE_STORE = ("AWS_", "BOTO", "S3_", "WEED_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+# Time that requests, such as uploads, have to finish once the server was told to stop.
+_GRACE_S = 30
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def require_free(port: int, option: str) -> None:
+@dataclass(frozen=True)
+class Deployment:
+    """Where the server keeps runs and artifacts, and who reaches it; by default all stays on this machine.
+
+    backend_store_uri: the database, ``postgresql+psycopg://USER@HOST/DATABASE``; empty: a SQLite file of the home.
+    artifacts_destination: ``s3://bucket/prefix``; empty: the embedded S3 store.
+    host: address that MLflow listens on. allowed_hosts: names, with commas between, by which clients call it.
+    auth: whether users log in, see `calmlflow.server.access`.
+    """
+
+    backend_store_uri: str = ""
+    artifacts_destination: str = ""
+    host: str = settings.HOST
+    allowed_hosts: str = ""
+    auth: bool = False
+
+    def database_uri(self, home: Path) -> str:
+        return self.backend_store_uri or f"sqlite:///{home / 'mlflow.db'}"
+
+    @property
+    def address(self) -> str:
+        """Address by which this machine reaches the server."""
+        return settings.HOST if self.host in ("0.0.0.0", "localhost") else self.host  # noqa: S104
+
+
+EMBEDDED = Deployment()
+
+
+def require_free(port: int, option: str, host: str = settings.HOST) -> None:
     """Raise a CalmlflowError that names the command's option where the port cannot be listened on."""
     try:
-        socket.create_server((settings.HOST, port)).close()
+        socket.create_server((host, port)).close()
     except OSError as error:
         raise CalmlflowError(
-            f"port {port} of {settings.HOST} cannot be used ({error.strerror}); expected a free one: choose it with "
-            f"{option}"
+            f"port {port} of {host} cannot be used ({error.strerror}); expected a free one: choose it with {option}"
         ) from error
 
 
@@ -79,50 +109,77 @@ def store_command(s3_port: int, internal_ports: Sequence[int]) -> list[str]:
     ]
 
 
-def mlflow_command(port: int) -> list[str]:
+def mlflow_command(port: int, host: str = settings.HOST) -> list[str]:
     """Command line of the MLflow server; its working folder is the home folder."""
     # Not `mlflow server`: that is a parent of the same program, which nobody would end if both parents were killed.
     return [
-        *(sys.executable, "-P", "-m", "uvicorn", "mlflow.server.fastapi_app:app"),
-        *("--host", settings.HOST, "--port", str(port), "--timeout-graceful-shutdown", "3", "--no-access-log"),
+        *(sys.executable, "-P", "-m", "uvicorn", "--factory", "calmlflow.server.app:create_app"),
+        *("--host", host, "--port", str(port), "--timeout-graceful-shutdown", str(_GRACE_S), "--no-access-log"),
     ]
 
 
-def environment(home: Path, s3_endpoint: str) -> dict[str, str]:
-    """Environment of both processes: the caller's, without what would change them, and with where the store is."""
+def environment(home: Path, deployment: Deployment, s3_endpoint: str) -> dict[str, str]:
+    """Environment of the processes: the caller's, without what would change them, and with where everything is.
+
+    The caller's settings for S3 and proxies count for an S3 of the caller's, not for the embedded store.
+    """
+    is_embedded = not deployment.artifacts_destination
 
     def is_foreign(name: str) -> bool:
-        return name.startswith(_FOREIGN_PREFIXES) or name in _FOREIGN
+        foreign = name.startswith(_FOREIGN_PREFIXES) and not name.startswith("MLFLOW_S3_")
+        return foreign or (is_embedded and name.startswith(("MLFLOW_S3_", *_FOREIGN_TO_THE_STORE)))
 
-    return {name: value for name, value in os.environ.items() if not is_foreign(name.upper())} | {
-        # The store also reads settings from the user's home folder.
-        "HOME": str(home),
-        "_MLFLOW_SERVER_FILE_STORE": "sqlite:///mlflow.db",
+    kept = {name: value for name, value in os.environ.items() if not is_foreign(name.upper())}
+    given = {
+        "_MLFLOW_SERVER_FILE_STORE": deployment.database_uri(home),
         "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
-        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": f"s3://{settings.ARTIFACT_BUCKET}",
+        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": deployment.artifacts_destination or f"s3://{settings.ARTIFACT_BUCKET}",
         "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
         "_MLFLOW_SGI_NAME": "uvicorn",
-        "AWS_SHARED_CREDENTIALS_FILE": str(home / "credentials"),
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_DEFAULT_REGION": REGION,
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "MLFLOW_S3_ENDPOINT_URL": s3_endpoint,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
-        "NO_PROXY": "*",
-        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": _webhook_key(home),
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": private_key(home, "webhook.key"),
         # The receivers of the webhooks are on this machine too.
         "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
         # Seconds after which a webhook that was made hears of a promotion.
         "MLFLOW_WEBHOOK_CACHE_TTL": "1",
+        # Below, HOME may be another.
+        "PGPASSFILE": os.environ.get("PGPASSFILE") or str(Path.home() / ".pgpass"),
     }
+    if is_embedded:
+        given |= {
+            # The store also reads settings from the user's home folder.
+            "HOME": str(home),
+            "AWS_SHARED_CREDENTIALS_FILE": str(home / "credentials"),
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "MLFLOW_S3_ENDPOINT_URL": s3_endpoint,
+            "NO_PROXY": "*",
+        }
+    if deployment.auth:
+        given |= {
+            "MLFLOW_AUTH_CONFIG_PATH": str(home / "auth.ini"),
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": private_key(home, "session.key"),
+            # Without them MLflow lets every user make experiments and models, which is no reader's right.
+            "MLFLOW_ENABLE_WORKSPACES": "true",
+        }
+    if deployment.allowed_hosts:
+        names = [name.strip() for name in deployment.allowed_hosts.split(",")]
+        hosts = [*names, deployment.address, "localhost"]
+        given |= {
+            "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(text for name in hosts for text in (name, f"{name}:*")),
+            # MLflow's own pages, behind a proxy that speaks TLS.
+            "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"https://{name}" for name in names),
+        }
+    return kept | given
 
 
-def _webhook_key(home: Path) -> str:
-    """The Fernet key of the secrets of MLflow's webhooks; generated at the first call."""
-    path = home / "webhook.key"
+def private_key(home: Path, name: str) -> str:
+    """A secret of the server's, kept in a file: 32 bytes in Base64, as Fernet wants it; made at the first call."""
+    path = home / name
     if not path.exists():
         with replacing(path, private=True) as file:
             file.write(base64.urlsafe_b64encode(secrets.token_bytes(32)).decode())
@@ -153,7 +210,7 @@ def spawn(command: list[str], home: Path, log: Path, environment: dict[str, str]
         )
 
 
-def end(process: subprocess.Popen[bytes], patience_s: float = 10.0) -> None:
+def end(process: subprocess.Popen[bytes], patience_s: float = _GRACE_S + 10.0) -> None:
     """End a process: TERM, then KILL."""
     process.terminate()
     try:
@@ -204,7 +261,7 @@ def store_is_ready(port: int, credentials: Credentials) -> bool:
     def ask(method: str, path: str, body: bytes = b"") -> int:
         request = AWSRequest(method, f"http://{settings.HOST}:{port}{path}", data=body)
         S3SigV4Auth(credentials, "s3", REGION).add_auth(request)
-        return _status(port, method, path, body, dict(request.headers))
+        return status_of(settings.HOST, port, method, path, body, dict(request.headers))
 
     for bucket in (settings.ARTIFACT_BUCKET, settings.JOBS_BUCKET):
         ask("PUT", f"/{bucket}")
@@ -213,22 +270,13 @@ def store_is_ready(port: int, credentials: Credentials) -> bool:
     return ask("PUT", trial, b"trial") == 200 and ask("DELETE", trial) == 204
 
 
-def mlflow_is_ready(port: int) -> bool:
-    """True once the MLflow server has made or opened its database, which the first request asks it to do."""
-    return _status(port, "GET", "/api/2.0/mlflow/experiments/get?experiment_id=0") == 200
-
-
-def make_experiment(port: int) -> None:
-    """Make the experiment of the entry points, which two `mlflow run` at once would each try to make."""
-    body = json.dumps({"name": settings.EXPERIMENT}).encode()
-    _status(port, "POST", "/api/2.0/mlflow/experiments/create", body, {"Content-Type": "application/json"})
-
-
-def _status(port: int, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> int:
+def status_of(
+    host: str, port: int, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+) -> int:
     """HTTP status of a request to this machine, whatever proxies are set; 0 where nobody answers."""
     try:
-        with contextlib.closing(http.client.HTTPConnection(settings.HOST, port, timeout=30)) as connection:
-            connection.request(method, path, body, headers or {})
+        with contextlib.closing(http.client.HTTPConnection(host, port, timeout=30)) as connection:
+            connection.request(method, path, body, dict(headers or {}))
             return connection.getresponse().status
     except (OSError, http.client.HTTPException):
         return 0

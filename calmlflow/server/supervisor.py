@@ -1,4 +1,4 @@
-"""Start, supervise and stop the embedded server: an S3 store and an MLflow tracking server on this machine."""
+"""Start, supervise and stop the server: an MLflow tracking server and, unless it is given another S3, an S3 store."""
 
 import contextlib
 import json
@@ -7,17 +7,21 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from calmlflow import console, settings
 from calmlflow.errors import CalmlflowError, InputError
-from calmlflow.server import processes
+from calmlflow.server import access, database, processes
+from calmlflow.server.processes import EMBEDDED, Deployment
 from calmlflow.storage.files import LockedError, is_locked, locked, replacing
+from calmlflow.storage.s3 import asking, new_client, parse_s3
 
 # A first start on a slow disk compiles MLflow's bytecode and makes its database.
 _READY_TIMEOUT_S = 180.0
+# The first request makes or opens the database.
+_TRIAL = "mlflow/experiments/get?experiment_id=0"
 
 
 @dataclass(frozen=True)
@@ -28,17 +32,41 @@ class Server:
     s3_port: int
     pid: int
     home: Path
+    deployment: Deployment = EMBEDDED
 
     @property
     def tracking_uri(self) -> str:
-        return f"http://{settings.HOST}:{self.port}"
+        return f"http://{self.deployment.address}:{self.port}"
 
     @property
     def s3_endpoint(self) -> str:
         return f"http://{settings.HOST}:{self.s3_port}"
 
+    @property
+    def artifacts(self) -> str:
+        """Where the artifacts are, for people."""
+        return f"S3 {self.deployment.artifacts_destination or self.s3_endpoint}"
+
+    def ask(self, method: str, path: str, **body: Any) -> int:
+        """HTTP status of a request to MLflow's API, by its admin where users log in; 0 where nobody answers."""
+        headers = {"Content-Type": "application/json"}
+        if self.deployment.auth:
+            headers |= access.admin_headers(self.home)
+        payload = json.dumps(body).encode() if body else b""
+        path = f"/api/2.0/{path}"
+        return processes.status_of(self.deployment.address, self.port, method, path, payload, headers)
+
+    def check(self) -> dict[str, bool]:
+        """Whether the database and the artifact store answer, each asked through MLflow."""
+        return {
+            "database": self.ask("GET", _TRIAL) == 200,
+            "artifacts": self.ask("GET", "mlflow-artifacts/artifacts?path=0") == 200,
+        }
+
     def environment(self) -> dict[str, str]:
         """Variables that point MLflow and boto3 at this server. They hold no secret."""
+        if self.deployment.artifacts_destination:
+            return {"MLFLOW_TRACKING_URI": self.tracking_uri}
         return {
             "MLFLOW_TRACKING_URI": self.tracking_uri,
             "MLFLOW_S3_ENDPOINT_URL": self.s3_endpoint,
@@ -53,20 +81,28 @@ def running(home: str | Path | None = None) -> Server | None:
     home = Path(home or settings.home()).resolve()
     state = _read_state(home)
     is_ready = state.get("ready") and is_locked(home / "server.lock")
-    return Server(state["port"], state["s3_port"], state["pid"], home) if is_ready else None
+    if not is_ready:
+        return None
+    return Server(state["port"], state["s3_port"], state["pid"], home, Deployment(**state.get("deployment", {})))
 
 
-def start(port: int | None = None, s3_port: int | None = None, home: str | Path | None = None) -> Server:
+def start(
+    port: int | None = None,
+    s3_port: int | None = None,
+    home: str | Path | None = None,
+    deployment: Deployment = EMBEDDED,
+) -> Server:
     """Start the server in the background, unless it runs already, and return when it is ready.
 
     Ports default to those of the home folder's last server: clients and notes know it by its address.
     """
-    port, s3_port, home = _prepare(port, s3_port, home)
+    port, s3_port, home = _prepare(port, s3_port, home, deployment)
     log = home / "logs" / "server.log"
     daemon = None
     if not is_locked(home / "server.lock"):
-        console.say(f"starting the S3 store and the MLflow server in {home}")
-        command = [sys.executable, "-m", "calmlflow.server.supervisor", str(port), str(s3_port), str(home)]
+        console.say(f"starting the MLflow server in {home}")
+        words = [str(port), str(s3_port), str(home), json.dumps(asdict(deployment))]
+        command = [sys.executable, "-m", "calmlflow.server.supervisor", *words]
         with log.open("ab") as out:
             daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
     try:
@@ -79,10 +115,10 @@ def start(port: int | None = None, s3_port: int | None = None, home: str | Path 
         if daemon is not None:
             daemon.terminate()
         raise
-    if (server.port, server.s3_port) != (port, s3_port):
+    if (server.port, server.s3_port) != (port, s3_port) or server.deployment != deployment:
         raise CalmlflowError(
-            f"the server of {home} already runs on {server.tracking_uri} (S3 store {server.s3_endpoint}); expected "
-            f"ports {port} and {s3_port}: stop it first, or choose another folder with CALMLFLOW_HOME"
+            f"the server of {home} already runs on {server.tracking_uri} ({server.artifacts}); expected ports {port} "
+            f"and {s3_port} and the same options: stop it first, or choose another folder with CALMLFLOW_HOME"
         )
     return server
 
@@ -91,7 +127,7 @@ def stop(home: str | Path | None = None) -> bool:
     """Stop the server and wait until nothing of it runs; True where there was anything to stop."""
     home = Path(home or settings.home()).resolve()
     found = is_locked(home / "server.lock")
-    for number, patience_s in ((signal.SIGTERM, 40.0), (signal.SIGKILL, 5.0)):
+    for number, patience_s in ((signal.SIGTERM, 90.0), (signal.SIGKILL, 5.0)):
         if is_locked(home / "server.lock"):
             # A supervisor that has only just begun may not have written its number yet.
             processes.wait_until(lambda: _read_state(home).get("pid"), 5.0)
@@ -101,15 +137,20 @@ def stop(home: str | Path | None = None) -> bool:
     return found
 
 
-def serve(port: int | None = None, s3_port: int | None = None, home: str | Path | None = None) -> None:
+def serve(
+    port: int | None = None,
+    s3_port: int | None = None,
+    home: str | Path | None = None,
+    deployment: Deployment = EMBEDDED,
+) -> None:
     """Run the server in the foreground until Ctrl-C or TERM, or until one of its processes ends, and stop all then.
 
     Ports as for `start`.
 
     This process is the supervisor: while it lives it holds a lock on the home folder, which tells that a server runs.
     """
-    port, s3_port, home = _prepare(port, s3_port, home)
-    server = Server(port, s3_port, os.getpid(), home)
+    port, s3_port, home = _prepare(port, s3_port, home, deployment)
+    server = Server(port, s3_port, os.getpid(), home, deployment)
     with contextlib.ExitStack() as stack:
         try:
             # Patience for a look of another process, which holds the lock for a moment.
@@ -118,31 +159,81 @@ def serve(port: int | None = None, s3_port: int | None = None, home: str | Path 
             raise CalmlflowError(f"a server of {home} runs already or starts; expected none: stop it first") from error
         _write_state(server, server.pid)
         stack.callback(_write_state, server, None)
-        processes.require_free(port, "--port")
-        processes.require_free(s3_port, "--s3-port")
+        processes.require_free(port, "--port", deployment.host)
+        database.check_schema(deployment.database_uri(home))
+        if deployment.artifacts_destination:
+            _check_destination(deployment.artifacts_destination)
+        else:
+            processes.require_free(s3_port, "--s3-port")
+        if deployment.auth:
+            prepare_auth(home, deployment)
         _run(server)
 
 
+def upgrade(backend_store_uri: str = "", home: str | Path | None = None) -> Path | None:
+    """Bring the database of a stopped server to the installed MLflow's schema; gives its backup, None if it has it.
+
+    ``backend_store_uri`` is by default the one that the server of the home was last started with.
+    """
+    home = Path(home or settings.home()).resolve()
+    kept = _read_state(home).get("deployment", {}).get("backend_store_uri", "")
+    try:
+        with locked(home / "server.lock", patience_s=1.0):
+            uri = Deployment(backend_store_uri or kept).database_uri(home)
+            return database.upgrade(uri, home / "backups")
+    except LockedError as error:
+        raise CalmlflowError(f"the server of {home} runs; expected none: run `calmlflow server stop` first") from error
+
+
+def prepare_auth(home: Path, deployment: Deployment) -> None:
+    """Write the configuration of basic-auth, and show a new password of the admin, on a terminal alone."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    password = access.write_config(home, deployment.database_uri(home))
+    if password:
+        # Standard error of a service is a log.
+        shown = f", password {password}" if sys.stderr.isatty() else ""
+        console.say(f"user {access.ADMIN}{shown}: the password is in {home / 'auth.ini'}")
+
+
+def _check_destination(uri: str) -> None:
+    target = parse_s3(uri)
+    with asking(target, "listed", "a bucket that the AWS_* variables open"):
+        new_client(attempts=2).list_objects_v2(Bucket=target.bucket, Prefix=target.key, MaxKeys=1)
+
+
+def _set_up(server: Server) -> None:
+    """Make the experiment of the entry points, which two `mlflow run` at once would each try to make.
+
+    Where users log in, make the registered models too: who makes one may manage it, so a trainer could promote.
+    """
+    server.ask("POST", "mlflow/experiments/create", name=settings.EXPERIMENT)
+    if server.deployment.auth:
+        for name in (settings.BUNDLE_MODEL, *settings.NETWORK_MODELS.values()):
+            if server.ask("POST", "mlflow/registered-models/create", name=name) == 401:
+                path = server.home / "auth.ini"
+                console.say(f"warning: the database knows another password of {access.ADMIN} than {path}")
+                return
+
+
 def _run(server: Server) -> None:
-    """Start both processes and end them at a signal or when one of them ends."""
+    """Start the processes and end them at a signal or when one of them ends."""
     home = server.home
     # Collected, instead of acting on them at any point of the code.
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, _: signals.append(number))
-    credentials = processes.store_credentials(home)
-    environment = processes.environment(home, server.s3_endpoint)
-    internal_ports = processes.store_ports({server.port, server.s3_port})
-    commands = {
-        "S3 store": processes.store_command(server.s3_port, internal_ports),
-        "MLflow server": processes.mlflow_command(server.port),
-    }
-    # MLflow first: it takes longer.
-    answers = {
-        "MLflow server": lambda: processes.mlflow_is_ready(server.port),
-        "S3 store": lambda: processes.store_is_ready(server.s3_port, credentials),
-    }
+    environment = processes.environment(home, server.deployment, server.s3_endpoint)
+    commands = {}
+    # MLflow first: it takes longer. One that knows another password of the admin's serves its users.
+    answers = {"MLflow server": lambda: server.ask("GET", _TRIAL) in (200, *([401] if server.deployment.auth else []))}
+    internal_ports: list[int] = []
+    if not server.deployment.artifacts_destination:
+        credentials = processes.store_credentials(home)
+        internal_ports = processes.store_ports({server.port, server.s3_port})
+        commands["S3 store"] = processes.store_command(server.s3_port, internal_ports)
+        answers["S3 store"] = lambda: processes.store_is_ready(server.s3_port, credentials)
+    commands["MLflow server"] = processes.mlflow_command(server.port, server.deployment.host)
     logs = {name: home / "logs" / f"{name.split()[0].lower()}.log" for name in commands}
 
     def fail(name: str, what: str) -> NoReturn:
@@ -165,9 +256,9 @@ def _run(server: Server) -> None:
                 silent = next((name for name, answer in answers.items() if not answer()), None)
                 if silent is None:
                     is_ready = True
-                    processes.make_experiment(server.port)
+                    _set_up(server)
                     _write_state(server, server.pid, ready=True)
-                    console.say(f"MLflow {server.tracking_uri}, S3 store {server.s3_endpoint}: ready")
+                    console.say(f"MLflow {server.tracking_uri}, {server.artifacts}: ready")
                 elif time.monotonic() - began > _READY_TIMEOUT_S:
                     fail(silent, f"did not answer within {_READY_TIMEOUT_S:.0f} s")
             time.sleep(0.1)
@@ -178,7 +269,13 @@ def _end_of(log: Path, count: int) -> str:
     return " | ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
 
 
-def _prepare(port: int | None, s3_port: int | None, home: str | Path | None) -> tuple[int, int, Path]:
+def _prepare(
+    port: int | None, s3_port: int | None, home: str | Path | None, deployment: Deployment
+) -> tuple[int, int, Path]:
+    if deployment.host not in (settings.HOST, "localhost") and not deployment.auth:
+        raise InputError(
+            f"everybody could change what a server on {deployment.host} keeps; expected --auth with --host"
+        )
     home = Path(home or settings.home()).resolve()
     last = _read_state(home)
     port = port or last.get("port", settings.MLFLOW_PORT)
@@ -203,8 +300,10 @@ def _read_state(home: Path) -> dict:
 
 def _write_state(server: Server, pid: int | None, ready: bool = False) -> None:
     with replacing(server.home / "server.json", private=True) as file:
-        json.dump({"pid": pid, "port": server.port, "s3_port": server.s3_port, "ready": ready}, file)
+        state = {"pid": pid, "port": server.port, "s3_port": server.s3_port, "ready": ready}
+        json.dump(state | {"deployment": asdict(server.deployment)}, file)
 
 
 if __name__ == "__main__":
-    console.run_guarded(lambda: serve(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
+    port, s3_port, home, deployment = sys.argv[1:]
+    console.run_guarded(lambda: serve(int(port), int(s3_port), home, Deployment(**json.loads(deployment))))

@@ -225,6 +225,38 @@ def test_data_and_credentials_outlive_restarts_and_kills_which_leave_nothing_beh
     assert processes_of(home) == {}
 
 
+def test_stop_lets_an_upload_finish(tracking, s3, ports, tmp_path):
+    s3.create_bucket(Bucket="late-artifacts")
+    started = embedded.start(*ports, tmp_path, embedded.Deployment(artifacts_destination="s3://late-artifacts"))
+    try:
+        assert process_of(tmp_path, "weed") is None
+        address = ("127.0.0.1", started.port)
+        with socket.create_connection(address, timeout=30) as upload:
+            path = f"/api/2.0/mlflow-artifacts/artifacts/0/{'ab' * 16}/artifacts/late.txt"
+            upload.sendall(f"PUT {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 8\r\n\r\nhalf".encode())
+            # A later request is answered, so the server has begun with this one.
+            assert started.check() == {"database": True, "artifacts": True}
+            os.kill(started.pid, signal.SIGTERM)
+            assert processes.wait_until(lambda: started.ask("GET", "mlflow/experiments/search") == 0, 20)
+            upload.sendall(b"late")
+            assert upload.recv(100).startswith(b"HTTP/1.1 200")
+    finally:
+        embedded.stop(tmp_path)
+    key = f"0/{'ab' * 16}/artifacts/late.txt"
+    assert s3.get_object(Bucket="late-artifacts", Key=key)["Body"].read() == b"halflate"
+
+
+def test_a_destination_that_cannot_be_listed_is_told(tracking, ports, tmp_path):
+    with pytest.raises(CalmlflowError, match=r"s3://no-such-bucket/ cannot be listed \(NoSuchBucket\)"):
+        embedded.serve(*ports, tmp_path, embedded.Deployment(artifacts_destination="s3://no-such-bucket"))
+
+
+def test_a_server_for_other_machines_needs_auth(ports, tmp_path):
+    with pytest.raises(InputError, match="expected --auth with --host"):
+        embedded.start(*ports, tmp_path / "home", embedded.Deployment(host="0.0.0.0"))
+    assert not (tmp_path / "home").exists()
+
+
 def test_signal_during_start_ends_it(foreground, ports):
     process, home = foreground(ports)
     assert processes.wait_until(lambda: process_of(home, "uvicorn"), 60)
