@@ -1,4 +1,4 @@
-"""Who may do what on a server with MLflow's basic-auth: its admin, roles and users."""
+"""Give users of a server with MLflow's basic-auth their roles, and hold the roles apart."""
 
 import base64
 import configparser
@@ -6,15 +6,11 @@ import os
 import re
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.storage.files import replacing
-
-if TYPE_CHECKING:
-    from flask import Response
-    from werkzeug.datastructures import Authorization
 
 ADMIN = "admin"
 # Role -> (kind of thing, permission) of all things of the kind in a workspace. USE of the workspace lets make new ones.
@@ -66,10 +62,11 @@ def admin_headers(home: Path) -> dict[str, str]:
     return {"Authorization": f"Basic {token}"}
 
 
-def authorize() -> "Authorization | Response":
+def authorize() -> Any:
     """Ask for name and password, and for MANAGE where a request changes aliases, name or tags of a registered model.
 
-    MLflow calls it for every request. Alone it would let EDIT do, which trainers have, and promoters make promoters.
+    MLflow calls it for every request, and takes a name and password, or an answer of Flask's. Alone it would let EDIT
+    do, which trainers have, and let promoters make promoters.
     """
     from flask import Response, request
     from mlflow.server import auth
