@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import sys
 from typing import Annotated
 
 import typer
@@ -124,15 +125,14 @@ def server_status(as_json: Annotated[bool, typer.Option("--json", help="Print on
 
     running = embedded.running()
     found = running.check() if running else {"database": False, "artifacts": False}
-    is_ready = all(found.values())
     uri = running.tracking_uri if running else None
+    silent = " and ".join(name for name, answers in found.items() if not answers)
     if as_json:
-        print(json.dumps({"ready": is_ready, "tracking_uri": uri, **found}))
+        print(json.dumps({"ready": not silent, "tracking_uri": uri, **found}))
     else:
-        silent = ", ".join(name for name, answers in found.items() if not answers)
         print(f"{uri or 'no server runs'}: {f'no answer from {silent}' if silent else 'ready'}")
-    if not is_ready:
-        raise typer.Exit(1)
+    if silent:
+        sys.exit(1)
 
 
 @server_app.command("upgrade")
@@ -146,11 +146,7 @@ def server_upgrade(backend_store_uri: _Backend = "") -> None:
     from calmlflow.server import supervisor as embedded
 
     backup = embedded.upgrade(database.read_backend(backend_store_uri) if backend_store_uri else "")
-    say(
-        f"upgraded; the database as it was: {backup}"
-        if backup
-        else "nothing to do: the database has the schema already"
-    )
+    say(f"upgraded; the database as it was: {backup}" if backup else "nothing to do: the schema is that of MLflow")
 
 
 user_app = new_app(no_args_is_help=True)

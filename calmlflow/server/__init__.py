@@ -1,1 +1,1 @@
-"""The embedded MLflow and S3 server."""
+"""The MLflow server: its processes, database and users, and the embedded S3 store."""

@@ -87,17 +87,14 @@ def upgrade(uri: str, backups: Path) -> Path | None:
     rows = _count_rows(uri)
     try:
         _migrate(uri, before)
-        left, now = outdated(uri), _count_rows(uri)
+        if (left := outdated(uri)) or rows.items() - _count_rows(uri).items():
+            raise RuntimeError(f"it has the schema {left or 'expected'} and {_count_rows(uri)} rows, before {rows}")
     except Exception as error:
+        reason = str(error).partition("\n")[0]
         raise CalmlflowError(
-            f"the upgrade of {_shown(uri)} failed ({type(error).__name__}: {str(error).partition(chr(10))[0]}); "
-            f"expected a database of MLflow's: restore the backup {backup}"
-        ) from error
-    if left or any(now[table] != count for table, count in rows.items()):
-        raise CalmlflowError(
-            f"the upgrade of {_shown(uri)} left {left or now}, where {rows} rows were before; expected the same rows: "
+            f"the upgrade of {_shown(uri)} failed ({type(error).__name__}: {reason}); expected a database of MLflow's: "
             f"restore the backup {backup}"
-        )
+        ) from error
     return backup
 
 

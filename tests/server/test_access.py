@@ -16,7 +16,7 @@ import pytest
 
 from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
-from calmlflow.server import access
+from calmlflow.server import access, database
 from calmlflow.server import supervisor as embedded
 from tests.conftest import free_ports
 from tests.samples.commands import ROOT, processes_of
@@ -84,7 +84,7 @@ def guarded(tmp_path_factory, server, postgres) -> Iterator[Guarded]:
     folder = tmp_path_factory.mktemp("guarded")
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute("CREATE DATABASE guarded")
-    backend = postgres.replace("postgresql://", "postgresql+psycopg://").replace("/postgres?", "/guarded?")
+    backend = database.read_backend(postgres.replace("/postgres?", "/guarded?"))
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_"))]:
             patch.delenv(name)
@@ -308,6 +308,18 @@ def test_a_user_that_cannot_be_is_refused(words, told):
         access.add_user(*words)
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_the_admins_password_is_shown_once_and_on_a_terminal_alone(tmp_path, capsys, monkeypatch, is_terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    embedded.prepare_auth(tmp_path, embedded.Deployment(auth=True))
+    token = access.admin_headers(tmp_path)["Authorization"].partition(" ")[2]
+    shown = capsys.readouterr().err
+    assert str(tmp_path / "auth.ini") in shown
+    assert (b64decode(token).decode().partition(":")[2] in shown) == is_terminal
+    embedded.prepare_auth(tmp_path, embedded.Deployment(auth=True))
+    assert (capsys.readouterr().err, access.admin_headers(tmp_path)["Authorization"]) == ("", f"Basic {token}")
+
+
 def test_only_the_admin_manages_users(guarded, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORDS["ann"])
@@ -326,6 +338,10 @@ def test_status_asks_database_and_store(guarded, s3):
     assert done.returncode == 0, done.stderr
     answer = {"ready": True, "tracking_uri": guarded.uri, "database": True, "artifacts": True}
     assert json.loads(done.stdout) == answer
+    done = guarded.run(
+        "admin", "env", f"CALMLFLOW_HOME={guarded.folder}/none", "calmlflow", "server", "status", "--json"
+    )
+    assert (done.returncode, json.loads(done.stdout)["ready"]) == (1, False)
 
 
 # -- The commands ------------------------------------------------------------------------------------------------------
@@ -351,7 +367,11 @@ def test_each_user_does_what_the_permissions_allow(guarded):
     for words in (("Staging", "--version", "1"), ("Production",), ("Production", "--version", "2")):
         done = guarded.run("ann", "calmlflow", "promote", "--stage", *words, *FORCE)
         assert done.returncode == 0, done.stderr[-2000:]
-    # Who may only read it moves nothing.
+    # Who may only read it predicts, and moves nothing.
+    control = "examples/j8c601020_MemModelFeatures.txt"
+    done = guarded.run("cas", "calmlflow", "predict", "j8c601020", "--control", control)
+    assert done.returncode == 0, done.stderr
+    assert (json.loads(done.stdout)["source"], json.loads(done.stdout)["version"]) == ("registry", "2")
     before = stages_of(guarded)
     done = guarded.run("cas", "calmlflow", "rollback", "--reason", "a test")
     assert (done.returncode, "the permission MANAGE" in done.stderr) == (1, True), done.stderr
