@@ -162,7 +162,9 @@ def serve(
         processes.require_free(port, "--port", deployment.host)
         database.check_schema(deployment.database_uri(home))
         if deployment.artifacts_destination:
-            _check_destination(deployment.artifacts_destination)
+            target = parse_s3(deployment.artifacts_destination)
+            with asking(target, "listed", "a bucket that the AWS_* variables open"):
+                new_client(attempts=2).list_objects_v2(Bucket=target.bucket, Prefix=target.key, MaxKeys=1)
         else:
             processes.require_free(s3_port, "--s3-port")
         if deployment.auth:
@@ -193,12 +195,6 @@ def prepare_auth(home: Path, deployment: Deployment) -> None:
         # Standard error of a service is a log.
         shown = f", password {password}" if sys.stderr.isatty() else ""
         console.say(f"user {access.ADMIN}{shown}: the password is in {home / 'auth.ini'}")
-
-
-def _check_destination(uri: str) -> None:
-    target = parse_s3(uri)
-    with asking(target, "listed", "a bucket that the AWS_* variables open"):
-        new_client(attempts=2).list_objects_v2(Bucket=target.bucket, Prefix=target.key, MaxKeys=1)
 
 
 def _set_up(server: Server) -> None:
