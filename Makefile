@@ -108,7 +108,7 @@ clean:
 
 lock: $(VENV)/bin/uv
 	uv pip compile $(COMPILE) --extra local --output-file requirements.lock pyproject.toml
-	uv pip compile $(COMPILE) --extra local --extra test --constraint requirements.lock --output-file requirements-test.lock pyproject.toml
+	uv pip compile $(COMPILE) --extra local --extra distributed --extra test --constraint requirements.lock --output-file requirements-test.lock pyproject.toml
 
 $(VENV)/bin/uv:
 	@$(PYTHON) -c "$(SUPPORTED)" || { echo "error: no Python 3.11, 3.12 or 3.13 with venv found ('$(PYTHON)'); name one with PYTHON=..." >&2; exit 1; }

@@ -288,7 +288,7 @@ def test_the_oldest_python_is_the_one_that_is_checked_and_run():
 
 
 @pytest.mark.parametrize(
-    "lock, extras", [("requirements.lock", ["local"]), ("requirements-test.lock", ["local", "test"])]
+    "lock, extras", [("requirements.lock", ["local"]), ("requirements-test.lock", ["local", "distributed", "test"])]
 )
 def test_a_lock_agrees_with_pyproject_and_names_no_address(lock, extras):
     text = (ROOT / lock).read_text()

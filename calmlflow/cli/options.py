@@ -40,6 +40,10 @@ Destination = Annotated[
 Networks = Annotated[
     str, typer.Option(help="Networks: all, or some of mem_clf,mem_reg,wall_reg (or of their targets).")
 ]
+Workers = Annotated[int, typer.Option(help="Processes of this machine; 0: one per core. Changes no number.")]
+Scheduler = Annotated[
+    str, typer.Option(help="Where tasks run: local (this machine), or a Dask scheduler, tcp://host:8786.")
+]
 Datasets = Annotated[
     str,
     typer.Option(

@@ -80,14 +80,16 @@ def crossval(
     folds: Annotated[int, typer.Option(help="Parts of which each is held out once; 2 or more.")] = 10,
     networks: options.Networks = "all",
     config: options.Config = "default",
-    workers: Annotated[int, typer.Option(help="Processes; 0: one per core. Changes no number.")] = 0,
+    workers: options.Workers = 0,
     split: options.Split = "programme",
+    scheduler: options.Scheduler = "local",
 ) -> None:
     """Cross-validate the networks, folds in parallel, with mean, spread and interval of every score."""
     from calmlflow.runs.crossval import CrossvalRequest, cross_validate
     from calmlflow.runs.summary import print_crossval
 
-    print_crossval(cross_validate(CrossvalRequest(data, output, seed, folds, networks, config, workers, split)))
+    request = CrossvalRequest(data, output, seed, folds, networks, config, workers, split, scheduler)
+    print_crossval(cross_validate(request))
 
 
 def tune(
@@ -98,13 +100,15 @@ def tune(
     output: Annotated[str, typer.Option(help="Folder that keeps the search, and gets config.json.")] = "out/tune",
     config: options.Config = "default",
     split: options.Split = "programme",
+    workers: options.Workers = 0,
+    scheduler: options.Scheduler = "local",
 ) -> None:
     """Search around a config for better hyper-parameters; after an interruption, the same command goes on."""
     from calmlflow.runs.summary import print_search
     from calmlflow.runs.tune import TuneRequest
     from calmlflow.runs.tune import tune as search
 
-    print_search(search(TuneRequest(data, network, trials, seed, output, config, split)))
+    print_search(search(TuneRequest(data, network, trials, seed, output, config, split, workers, scheduler)))
 
 
 def adopt(

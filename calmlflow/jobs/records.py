@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 import pandas as pd
@@ -228,6 +229,11 @@ def _reasons(schema: pa.DataFrameSchema, cells: pd.DataFrame) -> pd.Series:
         for (column, error), cases in errors.failure_cases.groupby(["column", "check"], sort=False):
             reasons.loc[cases["index"].to_numpy(dtype=np.int64)] += f"; {column} {error}"
     return reasons
+
+
+def digest_of(records: pd.DataFrame) -> str:
+    """Digest of the rows of a table, in their order."""
+    return sha256(pd.util.hash_pandas_object(records, index=False).to_numpy().tobytes()).hexdigest()
 
 
 def record_cells(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,5 @@
 """Record a run in MLflow: parameters, epochs, lineage, environment."""
 
-import hashlib
 import logging
 import os
 import platform
@@ -25,6 +24,7 @@ from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.ladder import LADDER
+from calmlflow.jobs.records import digest_of
 from calmlflow.predictor.registry_client import RegistryUnavailableError, check_reachable
 from calmlflow.registry.versions import check_named, explained
 from calmlflow.settings import hide_password, refuse_password
@@ -105,7 +105,9 @@ def tracked_run(name: str, nested: bool = False) -> Iterator[mlflow.ActiveRun]:
         if taken_over:
             mlflow.set_tag("mlflow.runName", name)
         yield run
-        mlflow.end_run()
+        # A block may have ended it as FAILED, and the run around it goes on.
+        if (active := mlflow.active_run()) and active.info.run_id == run.info.run_id:
+            mlflow.end_run()
     except BaseException as error:
         is_marked = _mark_failed(run.info.run_id)
         if is_marked or nested or isinstance(error, CalmlflowError) or not isinstance(error, Exception):
@@ -208,5 +210,5 @@ def lineage(jobs: pd.DataFrame, source: str, context: str) -> PandasDataset:
     is_file = not source.startswith("sample") and Path(source).exists()
     origin = source if is_file else CodeDatasetSource(tags={"calmlflow.data": source})
     # MLflow's own digest looks at the first rows only.
-    digest = hashlib.sha256(pd.util.hash_pandas_object(jobs, index=False).to_numpy().tobytes()).hexdigest()[:8]
+    digest = digest_of(jobs)[:8]
     return from_pandas(jobs.reset_index(drop=True), source=origin, name=f"jobs-{context}", digest=digest)

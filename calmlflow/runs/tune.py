@@ -1,15 +1,14 @@
 """Search for hyper-parameters by cross-validation on training jobs; the same command resumes an interrupted search."""
 
 # The jobs that a training with the same split and seed holds out (a fifth) are never read. Trials are kept in
-# ``study.db`` in the output folder: Optuna's own storage, whose heartbeat shows which trials are still running.
+# ``study.db`` in the output folder: Optuna's own storage. Trials are drawn in generations of a fixed size, from what
+# those before found, and scored side by side: numbers do not depend on how many run at once, or where.
 
 import json
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlflow
@@ -26,15 +25,18 @@ from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.ladder import LADDER
 from calmlflow.networks.config import MAX_EPOCHS, Searched, TrainingConfig, read_config
 from calmlflow.registry.tracking import environment_params, lineage, log_new_params, tracked_run
-from calmlflow.runs.data import TrainingData, deal_folds, held_out_folds, hold_out, load_training_data
-from calmlflow.runs.fit import fit_network
+from calmlflow.runs.data import held_out_folds
+from calmlflow.runs.executor import LOCAL, Failure, Run, Task, executor
+from calmlflow.runs.folds import Dealt, Fold, Source, deal, forget, score_folds
 from calmlflow.runs.summary import Search, TuneOutcome
 from calmlflow.settings import NETWORKS, parse_networks
-from calmlflow.storage.files import replacing
+from calmlflow.storage.files import LockedError, locked, replacing
 
 FOLDS = 3
 TEST_SIZE = 0.2  # as `main` does by default: with the same split and seed, the same jobs are held out
-HEARTBEAT_S, GRACE_S = 10, 60  # a trial without a heartbeat in the grace time was killed
+GENERATION = 8  # trials that are drawn at once
+KEPT = ".folds"
+"""Hidden folder in the output that keeps the folds of trials that have not ended."""
 
 Space = Mapping[str, tuple[float, float, bool]]
 
@@ -50,6 +52,8 @@ class TuneRequest:
     output: str = "out/tune"
     config: str = "default"
     split: str = "programme"
+    workers: int = 0
+    scheduler: str = LOCAL
 
 
 def tune(request: TuneRequest) -> TuneOutcome:
@@ -61,12 +65,15 @@ def tune(request: TuneRequest) -> TuneOutcome:
     CalmlflowError where no trial of a network succeeds.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with tracked_run("tune") as run:
+    with tracked_run("tune") as run, executor(request.scheduler, request.workers) as run_tasks:
         networks = parse_networks(request.network)
         if request.trials < 1:
             raise InputError(f"trials is {request.trials}; expected a whole number, 1 or more")
         starts = read_config(request.config)
-        data = load_training_data(request.data, request.seed, TEST_SIZE, request.split)
+        # By time the first fold is never held out. Another stream than the one that chose the test split.
+        count = FOLDS + (request.split == "time")
+        dealt = deal(Source(request.data, request.seed, TEST_SIZE, request.split, count, stream=1))
+        data = dealt.data
         log_new_params({**asdict(request), "inner_folds": FOLDS, "n_train": len(data.train), **environment_params()})
         jobs = lineage(data.jobs.iloc[data.train], request.data, "tuning")
         mlflow.log_input(jobs, context="tuning")
@@ -78,7 +85,7 @@ def tune(request: TuneRequest) -> TuneOutcome:
             for network in networks:
                 study = open_study(storage, network, starts[network], request, jobs.digest)
                 study.set_user_attr("found_on", asdict(found_on))
-                searches[network] = _search(study, network, starts[network], data, request)
+                searches[network] = _search(study, network, starts[network], dealt, request, run_tasks)
                 _write_winners(storage, config)
         mlflow.log_artifact(str(config))
     return TuneOutcome(run.info.run_id, config, searches)
@@ -117,25 +124,21 @@ def objective_of(network: str, scores: Mapping[str, float]) -> tuple[str, float]
 
 
 def _search(
-    study: optuna.Study, network: str, start: TrainingConfig, data: TrainingData, request: TuneRequest
+    study: optuna.Study, network: str, start: TrainingConfig, dealt: Dealt, request: TuneRequest, run_tasks: Run
 ) -> Search:
     """Run the missing trials for one network, that of the starting config first."""
     space = search_space(network, start)
-    # By time the first fold is never held out. Another stream than the one that chose the test split.
-    count = FOLDS + (data.split == "time")
-    fold_of_job = deal_folds(data, data.train, count, request.seed, stream=1)
-    folds = [hold_out(data, data.train, fold_of_job, fold) for fold in held_out_folds(data.split, count)]
     with progress(f"searching {network}", "trials", request.trials) as show:
         while (done := len(ended_trials(study))) < request.trials:
             show(done)
             if not done and not study.get_trials(states=(TrialState.WAITING,)):
                 study.enqueue_trial({name: getattr(start, name) for name in space})
-            # Its own stream for each trial: a resumed search draws what an uninterrupted one would have drawn.
-            stream = np.random.SeedSequence((request.seed, done)).generate_state(1)[0]
-            study.sampler = optuna.samplers.TPESampler(seed=int(stream))
-            study.optimize(
-                lambda trial: _try(trial, network, space, start, folds, request.seed), n_trials=1, catch=CalmlflowError
-            )
+            end = min(done - done % GENERATION + GENERATION, request.trials)
+            trials = [_draw(study, network, space, start, request.seed, number) for number in range(done, end)]
+            _score(trials, dealt, request, run_tasks)
+            # Together, so that none of a generation knows of another.
+            for trial in trials:
+                trial.end(study)
         show(done)
     ended = ended_trials(study)
     states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -150,39 +153,79 @@ def _search(
     return found
 
 
-def _try(
-    trial: optuna.Trial, network: str, space: Space, start: TrainingConfig, folds: Sequence[TrainingData], seed: int
-) -> float:
-    """Draw a config and score it fold by fold; stop where it does worse than the median of the trials before it."""
+@dataclass
+class _Trial:
+    """A config that was drawn, and what it scored on its folds so far."""
+
+    drawn: optuna.Trial
+    network: str
+    config: TrainingConfig
+    scores: list[dict[str, float]] = field(default_factory=list)
+    failure: str = ""
+    is_pruned: bool = False
+
+    def add(self, outcome: Fold | Failure, is_last: bool) -> None:
+        """Take the next fold; prune the trial where it does worse than the median of the generations before it."""
+        if not isinstance(outcome, Fold):
+            self.failure = str(outcome)
+            return
+        self.scores.append(outcome.scores)
+        self.drawn.report(self.values()[-1], len(self.scores) - 1)
+        self.is_pruned = not is_last and self.drawn.should_prune()
+
+    def values(self) -> list[float]:
+        """The objective after each fold: its mean so far."""
+        values = [objective_of(self.network, scores)[1] for scores in self.scores]
+        return [float(np.mean(values[: count + 1])) for count in range(len(values))]
+
+    def end(self, study: optuna.Study) -> None:
+        """Log the trial as a child run, and tell the study."""
+        number = self.drawn.number
+        name = "log_loss" if self.network == "mem_clf" else "error"
+        state = "failed" if self.failure else "pruned" if self.is_pruned else "complete"
+        with tracked_run(f"{self.network}-trial-{number:03d}", nested=True):
+            mlflow.log_params({"network": self.network, "trial": number, **asdict(self.config)})
+            for step, (scores, value) in enumerate(zip(self.scores, self.values(), strict=True)):
+                mlflow.log_metrics({f"test_{score}": found for score, found in scores.items()}, step=step)
+                mlflow.log_metric(name, value, step=step)
+            mlflow.set_tag("trial_state", state)
+            if self.failure:
+                self.drawn.set_user_attr("failure", self.failure)
+                mlflow.set_tag("failure", self.failure)
+                mlflow.end_run("FAILED")
+                say(f"warning: trial {number} of {self.network} failed: {self.failure}")
+        if state == "complete":
+            study.tell(self.drawn, self.values()[-1])
+        else:
+            study.tell(self.drawn, state=TrialState.FAIL if self.failure else TrialState.PRUNED)
+
+
+def _draw(study: optuna.Study, network: str, space: Space, start: TrainingConfig, seed: int, number: int) -> _Trial:
+    """Draw a config, from a stream of its own: a resumed search draws what an uninterrupted one would have drawn."""
+    stream = np.random.SeedSequence((seed, number)).generate_state(1)[0]
+    study.sampler = optuna.samplers.TPESampler(seed=int(stream))
+    trial = study.ask()
+    run = mlflow.active_run()
+    trial.set_user_attr("search_run", run.info.run_id if run else None)
     drawn: dict[str, Any] = {}
     for name, (low, high, log) in space.items():
         suggest: Any = trial.suggest_int if isinstance(low, int) else trial.suggest_float
         drawn[name] = suggest(name, low, high, log=log)
-    config = replace(start, **drawn)
-    values: list[float] = []
-    with tracked_run(f"{network}-trial-{trial.number:03d}", nested=True) as run, TemporaryDirectory() as folder:
-        trial.set_user_attr("run_id", run.info.run_id)
-        mlflow.log_params({"network": network, "trial": trial.number, **asdict(config)})
-        for step, fold in enumerate(folds):
-            try:
-                scores = fit_network(network, fold, config, seed + step, Path(folder, str(step))).scores
-            except CalmlflowError as error:
-                trial.set_user_attr("failure", str(error))
-                mlflow.set_tags({"trial_state": "failed", "failure": str(error)})
-                say(f"warning: trial {trial.number} of {network} failed: {error}")
-                raise
-            name, value = objective_of(network, scores)
-            values.append(value)
-            mlflow.log_metrics({f"test_{score}": found for score, found in scores.items()}, step=step)
-            mlflow.log_metric(name, float(np.mean(values)), step=step)
-            trial.report(float(np.mean(values)), step)
-            if step < len(folds) - 1 and trial.should_prune():
-                break
-        is_complete = len(values) == len(folds)
-        mlflow.set_tag("trial_state", "complete" if is_complete else "pruned")
-    if not is_complete:
-        raise optuna.TrialPruned
-    return float(np.mean(values))
+    return _Trial(trial, network, replace(start, **drawn))
+
+
+def _score(trials: Sequence[_Trial], dealt: Dealt, request: TuneRequest, run_tasks: Run) -> None:
+    """Score trials fold by fold, those side by side that are still in the race."""
+    folds, kept = held_out_folds(dealt.data.split, dealt.source.folds), Path(request.output, KEPT)
+    tasks: list[Task] = []
+    for step, fold in enumerate(folds):
+        racing = [trial for trial in trials if not (trial.failure or trial.is_pruned)]
+        of_step = [dealt.task(trial.network, trial.config, fold, request.seed + step) for trial in racing]
+        tasks += of_step
+        with closing(score_folds(run_tasks, dealt, of_step, kept)) as ended:
+            for number, outcome in ended:
+                racing[number].add(outcome, step == len(folds) - 1)
+    forget(tasks, kept)
 
 
 # -- The study --------------------------------------------------------------------------------------------------------
@@ -190,20 +233,19 @@ def _try(
 
 @contextmanager
 def _open_storage(path: Path) -> Iterator[RDBStorage]:
-    """Open the database of trials, or make it; its errors become a CalmlflowError."""
+    """Open the database of trials, or make it, for one search; its errors become a CalmlflowError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
-            storage = RDBStorage(
-                f"sqlite:///{path}",
-                heartbeat_interval=HEARTBEAT_S,
-                grace_period=GRACE_S,
-                heartbeat_stale_trial_callback=_end_runs,
-            )
         with ExitStack() as ending:
+            ending.enter_context(locked(path.with_name(".study.lock")))
+            storage = RDBStorage(f"sqlite:///{path}")
             ending.callback(storage.engine.dispose)
             ending.callback(storage.remove_session)
             yield storage
+    except LockedError as error:
+        raise CalmlflowError(
+            f"another search runs in {path.parent}; expected one at a time, or another output"
+        ) from error
     except (OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         reason = str(error.__cause__ or error).partition("\n")[0]
         raise CalmlflowError(f"{path} cannot be used ({reason}); expected the database of a search") from error
@@ -227,6 +269,10 @@ def open_study(
             raise InputError(
                 f"output holds a search for {network} with {name} {found}, not {value}; expected another output"
             )
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        # The search was killed: no other has the database open.
+        study.tell(trial.number, state=TrialState.FAIL)
+        _end_run(trial.user_attrs.get("search_run"))
     return study
 
 
@@ -236,16 +282,12 @@ def ended_trials(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.state != TrialState.FAIL or "failure" in trial.user_attrs]
 
 
-def _end_runs(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Mark the MLflow runs of a killed trial and of its search as killed."""
-    client, run_id = MlflowClient(), trial.user_attrs.get("run_id")
-    # Another server than then does not know them.
+def _end_run(run_id: str | None) -> None:
+    """Mark the MLflow run of a killed search as killed."""
+    # Another server than then does not know it.
     with suppress(MlflowException):
-        while run_id:
-            run = client.get_run(run_id)
-            if run.info.status == "RUNNING":
-                client.set_terminated(run_id, "KILLED")
-            run_id = run.data.tags.get("mlflow.parentRunId")
+        if run_id and MlflowClient().get_run(run_id).info.status == "RUNNING":
+            MlflowClient().set_terminated(run_id, "KILLED")
 
 
 def _write_winners(storage: RDBStorage, path: Path) -> None:

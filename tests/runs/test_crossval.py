@@ -2,14 +2,10 @@
 
 import json
 import math
-import multiprocessing.resource_tracker
-import multiprocessing.util
 import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import mlflow
@@ -19,11 +15,12 @@ from scipy import stats
 
 from calmlflow import load_results
 from calmlflow.errors import CalmlflowError, InputError
-from calmlflow.runs import crossval as module
-from calmlflow.runs.crossval import CrossvalRequest, cross_validate, spread
+from calmlflow.runs import folds
+from calmlflow.runs.crossval import KEPT, CrossvalRequest, cross_validate, spread
 from calmlflow.runs.data import load_training_data
 from calmlflow.server.processes import wait_until
 from tests.samples.commands import environment, run, started
+from tests.samples.dask_cluster import dask_cluster
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ("mem_bin", "memory", "wallclock")
@@ -154,35 +151,22 @@ def test_a_killed_worker_loses_nothing_and_workers_change_no_number(server, done
         assert scores_in(tree, target) == scores_in(done, target)
 
 
-def test_a_task_that_comes_after_the_death_of_a_process_is_lost_as_those_before_it():
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        assert isinstance(pool.submit(os._exit, 7).exception(), BrokenProcessPool)
-        assert isinstance(module._submit(pool, None, None).exception(), BrokenProcessPool)
-
-
-def test_a_signal_while_a_worker_starts_leaves_no_worker(monkeypatch):
-    spawn = multiprocessing.util.spawnv_passfds
-    started_pids = []
-
-    def spawn_and_end(*arguments):
-        started_pids.append(spawn(*arguments))
-        if len(started_pids) == 2:
-            # To the process, as a scheduler does; the worker waits for what it shall do.
-            os.kill(os.getpid(), signal.SIGTERM)
-        return started_pids[-1]
-
-    multiprocessing.resource_tracker.ensure_running()
-    monkeypatch.setattr(multiprocessing.util, "spawnv_passfds", spawn_and_end)
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
-    try:
-        # More than a pipe holds, so that the queue of the pool waits for a reader.
-        plan = np.zeros(1_000_000)
-        with pytest.raises(SystemExit):
-            list(module._run_tasks(plan, [("mem_clf", fold) for fold in range(4)], 2))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert len(started_pids) == 2
-    assert not any(map(is_alive, started_pids))
+@pytest.mark.slow
+def test_on_a_cluster_numbers_are_the_same_when_a_worker_is_killed(server, done, tiny, tmp_path):
+    env = environment(server, MLFLOW_EXPERIMENT_NAME="crossval-cluster")
+    with dask_cluster(tmp_path / "dask", env) as cluster, started(
+        command(tmp_path / "out", tiny, scheduler=cluster.address), cwd=ROOT, env=env,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as parent:  # fmt: skip
+        kept = tmp_path / "out" / KEPT
+        assert wait_until(lambda: parent.poll() is not None or list(kept.glob("*.npz")), 120)
+        assert parent.poll() is None
+        cluster.workers[0].kill()
+        _, stderr = parent.communicate(timeout=300)
+    assert (parent.returncode, stderr) == (0, "")
+    (tree,) = (tmp_path / "out").iterdir()
+    for target in TARGETS:
+        assert scores_in(tree, target) == scores_in(done, target)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
@@ -203,19 +187,18 @@ def test_an_ended_run_leaves_no_worker(server, tiny, tmp_path, number, status):
         assert statuses["crossval"] == "FAILED"
 
 
-def failing(plan, task):
+def failing(task):
     """Run a fold of the classifier, raise for one of mem_reg, and end the process for one of wall_reg."""
-    network, _ = task
-    if network == "mem_clf":
-        return module.run_task(plan, task)
-    if network == "mem_reg":
+    if task["network"] == "mem_clf":
+        return folds.run_fold(task)
+    if task["network"] == "mem_reg":
         raise ValueError("no\nluck")
     os._exit(7)
 
 
 @pytest.mark.slow
 def test_a_network_without_any_fold_fails_the_run_and_keeps_the_others(tracking, tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "run_task", failing)
+    monkeypatch.setattr(folds, "run_fold", failing)
     with pytest.raises(CalmlflowError, match=r"no fold of memory and wallclock succeeded.*no luck"):
         cross_validate(CrossvalRequest("sample:400", str(tmp_path), 0, 2, "all", str(tiny)))
     (tree,) = tmp_path.iterdir()
@@ -225,6 +208,8 @@ def test_a_network_without_any_fold_fails_the_run_and_keeps_the_others(tracking,
         f"warning: fold {fold} of wallclock failed: its worker process was killed" for fold in (1, 2)
     }
     assert len(warnings) == 4
+    ended = {run.info.run_name: run.info.status for run in mlflow.search_runs(output_format="list")}
+    assert ended == {"crossval": "FAILED", "fold-01": "FAILED", "fold-02": "FAILED"}
 
 
 @pytest.mark.slow

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.networks.config import DEFAULTS, Searched, TrainingConfig, read_config, read_found_on
 from calmlflow.runs.data import load_training_data
-from calmlflow.runs.tune import TuneRequest, ended_trials, objective_of, search_space, tune
+from calmlflow.runs.tune import KEPT, TuneRequest, ended_trials, objective_of, search_space, tune
 from calmlflow.server.processes import wait_until
+from calmlflow.storage.files import locked
 from tests.samples.commands import environment, started
+from tests.samples.dask_cluster import dask_cluster
 
 ROOT = Path(__file__).parents[2]
 TINY = {name: {"epochs": 45, "refit_epochs": 0, "members": 2} for name in ("mem_clf", "mem_reg", "wall_reg")}
@@ -66,10 +68,10 @@ def command(output: Path, config: Path, **more: object) -> list[str]:
     return [sys.executable, "-m", "entrypoints.tune", *words]
 
 
-def trials_in(output: Path, condition: str = "") -> list[tuple[int, str]]:
+def trials_in(output: Path) -> list[tuple[int, str]]:
     try:
         with sqlite3.connect(f"file:{output / 'study.db'}?mode=ro", uri=True) as database:
-            return database.execute(f"SELECT number, state FROM trials {condition} ORDER BY number").fetchall()
+            return database.execute("SELECT number, state FROM trials ORDER BY number").fetchall()
     except sqlite3.Error:
         return []
 
@@ -95,28 +97,16 @@ def runs_of(server) -> dict:
 
 @pytest.fixture(scope="module")
 def killed(server, tiny, tmp_path_factory) -> tuple[Path, list[tuple[int, str]]]:
-    """A search that was killed in the middle of a trial and then asked for again; its folder, and what it held then."""
+    """A search that was killed amid the folds of its trials and then asked for again; its folder, and what it held."""
     output = tmp_path_factory.mktemp("killed")
     env = environment(server, MLFLOW_EXPERIMENT_NAME="tune-killed")
-
-    def is_amid() -> bool:
-        # The trial must know its run: a search that is killed before has no run to end.
-        known = trials_in(output, "JOIN trial_user_attributes USING (trial_id) WHERE key = 'run_id'")
-        return dict(known).get(2) == "RUNNING"
-
-    with started(command(output, tiny), cwd=ROOT, env=env, stderr=subprocess.PIPE) as search:
-        assert wait_until(lambda: search.poll() is not None or is_amid(), 120)
-        os.kill(search.pid, signal.SIGKILL)
-        search.communicate(timeout=120)
-    assert search.returncode == -signal.SIGKILL
+    with started(command(output, tiny), cwd=ROOT, env=env, stderr=subprocess.PIPE) as first:
+        assert wait_until(lambda: first.poll() is not None or list((output / KEPT).glob("*.npz")), 120)
+        os.kill(first.pid, signal.SIGKILL)
+        first.communicate(timeout=120)
+    assert first.returncode == -signal.SIGKILL
     before = trials_in(output)
-    # The killed trial counts as killed after a second instead of a minute.
-    code = f"""
-from calmlflow.runs import tune
-tune.GRACE_S = 1
-tune.tune(tune.TuneRequest("sample:400", "mem_clf", {TRIALS}, output={str(output)!r}, config={str(tiny)!r}))
-"""
-    again = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    again = subprocess.run(command(output, tiny), cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert (again.returncode, again.stderr) == (0, "")
     return output, before
 
@@ -127,23 +117,24 @@ def search(output: Path, tiny: Path, **change):
 
 
 @pytest.mark.slow
-def test_a_killed_search_does_what_is_left_and_ends_as_if_nothing_had_happened(killed, tiny, tracking, tmp_path):
+def test_a_killed_search_ends_as_one_on_a_cluster_that_nothing_happened_to(server, killed, tiny, tmp_path):
     output, before = killed
+    # What was under way was drawn again once.
+    assert before == [(number, "RUNNING") for number in range(TRIALS)]
     after = trials_in(output)
-    # Nothing that had ended was done again, and what was under way was begun again once.
-    assert [trial for trial in after if trial in before] == [trial for trial in before if trial[1] != "RUNNING"]
-    assert dict(after)[2] == "FAIL"
-    assert len(after) == TRIALS + 1
-    outcome = search(tmp_path, tiny)
+    assert len(after) == 2 * TRIALS
+    assert {state for _, state in after[:TRIALS]} == {"FAIL"}
+    assert not (output / KEPT).exists()
+    env = environment(server, MLFLOW_EXPERIMENT_NAME="tune-cluster")
+    with dask_cluster(tmp_path / "dask", env) as cluster:
+        words = command(tmp_path, tiny, scheduler=cluster.address)
+        for _ in range(2):
+            found = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+            assert (found.returncode, found.stderr) == (0, "")
     # Asked for once more, a search that is done does nothing.
-    done = trials_in(tmp_path)
-    search(tmp_path, tiny)
-    assert trials_in(tmp_path) == done
-    resumed, uninterrupted = ended(output), ended(tmp_path)
-    assert [(params, state) for params, _, state in resumed] == [(params, state) for params, _, state in uninterrupted]
-    # This process has its own memory layout, and with it its own last bits.
-    assert [value for _, value, _ in resumed] == pytest.approx([value for _, value, _ in uninterrupted], rel=1e-3)
-    assert json.loads((output / "config.json").read_text()) == json.loads(outcome.config.read_text())
+    assert len(trials_in(tmp_path)) == TRIALS
+    assert ended(output) == ended(tmp_path)
+    assert json.loads((output / "config.json").read_text()) == json.loads((tmp_path / "config.json").read_text())
 
 
 @pytest.mark.slow
@@ -152,12 +143,10 @@ def test_trials_are_child_runs(server, killed):
 
     runs = runs_of(server)
     trials = {name: run for name, run in runs.items() if isinstance(name, str)}
-    assert sorted(trials) == [f"mem_clf-trial-{number:03d}" for number in range(TRIALS + 1)]
-    # The killed search and its trial no longer claim to run.
-    dead = trials.pop("mem_clf-trial-002")
-    assert [run.info.status for run in (runs[0], dead, runs[1])] == ["KILLED", "KILLED", "FINISHED"]
-    parents = [run.data.tags["mlflow.parentRunId"] for _, run in sorted(trials.items())]
-    assert parents == [runs[number].info.run_id for number in (0, 0, *[1] * (TRIALS - 2))]
+    assert sorted(trials) == [f"mem_clf-trial-{number:03d}" for number in range(TRIALS, 2 * TRIALS)]
+    # The killed search no longer claims to run.
+    assert [run.info.status for run in (runs[0], runs[1])] == ["KILLED", "FINISHED"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials.values()} == {runs[1].info.run_id}
     for run in trials.values():
         assert run.info.status == "FINISHED"
         assert run.data.params["learning_rate"]
@@ -209,6 +198,11 @@ def test_a_bad_value_is_one_sentence(killed, tiny, tracking, change, words):
     with pytest.raises(InputError, match=words):
         search(killed[0], tiny, **change)
     assert trials_in(killed[0]) == before
+
+
+def test_one_search_at_a_time(tiny, tracking, tmp_path):
+    with locked(tmp_path / ".study.lock"), pytest.raises(CalmlflowError, match="another search runs in"):
+        search(tmp_path, tiny)
 
 
 def test_a_database_that_cannot_be_used_is_named(tiny, tracking, tmp_path):
