@@ -198,11 +198,17 @@ def predict(
         ),
     ] = "sample:100",
     output: Annotated[
-        str, typer.Option(help="CSV or Parquet file to write, here or s3://; rows without answer go to *.errors.csv.")
+        str,
+        typer.Option(
+            help="CSV or Parquet file to write, here or s3://; or a folder, for the parts of a Parquet table that are "
+            "answered side by side. Rows without answer go to *.errors.csv.",
+        ),
     ] = "out/predictions.csv",
     stage: Annotated[str, typer.Option(help="Stage that answers.")] = "Production",
+    workers: options.Workers = 0,
+    scheduler: options.Scheduler = "local",
 ) -> None:
     """Predict many jobs with the version that a stage holds."""
     from calmlflow.runs.predict import predict_in_run
 
-    print(predict_in_run(data, output, stage))
+    print(predict_in_run(data, output, stage, workers, scheduler))

@@ -133,7 +133,9 @@ def score_folds(
 def forget(tasks: Sequence[Task], kept: Path) -> None:
     """Remove the folds of tasks, and their folder if nothing else is in it."""
     for task in tasks:
-        _place(kept, task).unlink(missing_ok=True)
+        # Half-written ones too, that a kill left.
+        for path in kept.glob(f"*{name_of(task)}*"):
+            path.unlink(missing_ok=True)
     if kept.is_dir() and not any(kept.iterdir()):
         kept.rmdir()
 

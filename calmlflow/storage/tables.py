@@ -98,6 +98,11 @@ class TableSource:
     _files: tuple[_File, ...]
     _text_columns: frozenset[str]
 
+    @property
+    def paths(self) -> list[Path]:
+        """Its files, or their copies, in order."""
+        return [file.path for file in self._files]
+
     def pieces(self, batch_rows: int = BATCH_ROWS) -> Iterator[Piece]:
         """Read the table from its beginning, in pieces of at most ``batch_rows`` rows.
 

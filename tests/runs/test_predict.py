@@ -9,9 +9,21 @@ from calmlflow.errors import InputError
 from calmlflow.jobs.sample import draw_sample
 from calmlflow.jobs.stores.base import PREDICTIONS
 from calmlflow.jobs.stores.open import open_store
-from calmlflow.runs.predict import ERRORS, predict_table
+from calmlflow.predictor.batch import parts
+from calmlflow.runs.predict import ERRORS, predict_parts, predict_table
 from tests.samples.batch_samples import CONTROL_ROWS
-from tests.samples.predictor_samples import ALIASES, NO_ALIAS, STAGES, http_registry, keep_in_cache, staged
+from tests.samples.commands import ROOT
+from tests.samples.dask_cluster import dask_cluster
+from tests.samples.predictor_samples import (
+    ALIASES,
+    NO_ALIAS,
+    STAGES,
+    VERSION,
+    aliased,
+    http_registry,
+    keep_in_cache,
+    staged,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +86,37 @@ def test_a_database_gets_the_predictions_and_a_file_the_rows_without_answer(tmp_
         found = pd.concat(store.read(PREDICTIONS))
     assert sorted(found["ipst"]) == sorted(row["ipst"].lower() for row in rows[:-1])
     assert set(found["version"]) == {"3"}
+
+
+def test_parts_side_by_side_give_the_answers_of_one_and_are_not_answered_again(registry, tmp_path, monkeypatch):
+    registry.answers[VERSION] = aliased("3")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    jobs = draw_sample(100)
+    jobs.loc[70, "n_files"] = 0
+    jobs.to_parquet(tmp_path / "jobs.parquet", row_group_size=30)
+    monkeypatch.setattr(parts, "PART_ROWS", 60)
+    alone = predict_table("jobs.parquet", tmp_path / "alone.parquet", "Production")
+    with dask_cluster(tmp_path / "dask") as cluster:
+        outcome = predict_parts("jobs.parquet", tmp_path / "out", "Production", scheduler=cluster.address)
+    assert (outcome.answered, outcome.failed, outcome.version) == (alone.answered, 1, "3")
+    places = sorted((tmp_path / "out").glob("part-*.parquet"))
+    assert [len(pd.read_parquet(place)) for place in places] == [60, 39]
+    pd.testing.assert_frame_equal(
+        pd.concat(map(pd.read_parquet, places), ignore_index=True), pd.read_parquet("alone.parquet")
+    )
+    assert pd.read_csv(next((tmp_path / "out").glob("*.errors.csv")))["row"].tolist() == [11]
+
+    kept = places[0].stat().st_mtime_ns
+    places[1].unlink()
+    assert predict_parts("jobs.parquet", tmp_path / "out", "Production", 1).answered == 99
+    assert (places[0].stat().st_mtime_ns, places[1].exists()) == (kept, True)
+    jobs.head(60).to_parquet(tmp_path / "jobs.parquet")
+    with pytest.raises(InputError, match="is of other jobs or another version"):
+        predict_parts("jobs.parquet", tmp_path / "out", "Production", 1)
+
+
+@pytest.mark.parametrize("data", ["sample:20", "jobs.csv"])
+def test_what_has_no_row_groups_is_no_table_for_parts(tmp_path, data):
+    draw_sample(5).to_csv(tmp_path / "jobs.csv", index=False)
+    with pytest.raises(InputError, match=f"{data}.*; expected a .*Parquet file"):
+        predict_parts(data, tmp_path / "out", "Production")
