@@ -173,7 +173,9 @@ def test_the_predictor_and_the_help_of_commands_load_nothing_heavy():
 
 
 def test_every_import_is_declared():
-    pins = {pin.partition("==")[0] for pin in PYPROJECT["project"]["dependencies"]}
+    project = PYPROJECT["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["distributed"]]
+    pins = {pin.partition("==")[0] for pin in declared}
     distributions = importlib.metadata.packages_distributions()
     undeclared = {
         name: distributions.get(name, [])

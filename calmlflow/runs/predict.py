@@ -21,7 +21,7 @@ from calmlflow.jobs.predictions import store_predictions
 from calmlflow.jobs.stores.base import JOBS, Source
 from calmlflow.jobs.stores.open import is_database, open_source, open_store
 from calmlflow.predictor.batch import BatchOutcome
-from calmlflow.predictor.batch.parts import answer_part, parts_of
+from calmlflow.predictor.batch.row_groups import answer_part, parts_of
 from calmlflow.predictor.predictor import Predictor
 from calmlflow.registry.tracking import log_new_params, tracked_run
 from calmlflow.runs.executor import LOCAL, Failure, executor, name_of

@@ -9,7 +9,7 @@ from calmlflow.errors import InputError
 from calmlflow.jobs.sample import draw_sample
 from calmlflow.jobs.stores.base import PREDICTIONS
 from calmlflow.jobs.stores.open import open_store
-from calmlflow.predictor.batch import parts
+from calmlflow.predictor.batch import row_groups
 from calmlflow.runs.predict import ERRORS, predict_parts, predict_table
 from tests.samples.batch_samples import CONTROL_ROWS
 from tests.samples.commands import ROOT
@@ -94,7 +94,7 @@ def test_parts_side_by_side_give_the_answers_of_one_and_are_not_answered_again(r
     jobs = draw_sample(100)
     jobs.loc[70, "n_files"] = 0
     jobs.to_parquet(tmp_path / "jobs.parquet", row_group_size=30)
-    monkeypatch.setattr(parts, "PART_ROWS", 60)
+    monkeypatch.setattr(row_groups, "PART_ROWS", 60)
     alone = predict_table("jobs.parquet", tmp_path / "alone.parquet", "Production")
     with dask_cluster(tmp_path / "dask") as cluster:
         outcome = predict_parts("jobs.parquet", tmp_path / "out", "Production", scheduler=cluster.address)
