@@ -125,7 +125,9 @@ def load_training_data(data: str, seed: int, test_size: float | None, split: str
     scaling, rows = fit_scaling(features[train]), distinct_rows(features)
     killed = read_killed(data)
     # What a dataset needed is known once it has finished.
-    unfinished = killed[~killed["ipst"].isin(jobs["ipst"])].reset_index(drop=True)
+    # The small set first: pandas takes the set that it looks in apart, value by value.
+    finished = jobs["ipst"][jobs["ipst"].isin(killed["ipst"])]
+    unfinished = killed[~killed["ipst"].isin(finished)].reset_index(drop=True)
     return TrainingData(jobs, checked.quarantine, features, train, test, scaling, rows, split, unfinished)
 
 
