@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -61,6 +62,9 @@ _Backend = Annotated[
         "SQLite in CALMLFLOW_HOME."
     ),
 ]
+_Artifacts = Annotated[
+    str, typer.Option(help="s3://bucket/prefix of any S3, reached by AWS_*; default the embedded S3.")
+]
 
 
 @server_app.callback(invoke_without_command=True)
@@ -77,9 +81,7 @@ def server(
         int | None, typer.Option(help="Port of the embedded S3; default: the last one, or 8333.", min=1, max=65535)
     ] = None,
     backend_store_uri: _Backend = "",
-    artifacts_destination: Annotated[
-        str, typer.Option(help="s3://bucket/prefix of any S3, reached by AWS_*; default the embedded S3.")
-    ] = "",
+    artifacts_destination: _Artifacts = "",
     auth: Annotated[bool, typer.Option("--auth", help="Let users log in, see `calmlflow server user`.")] = False,
     host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs --auth.")] = settings.HOST,
     allowed_hosts: Annotated[
@@ -147,6 +149,39 @@ def server_upgrade(backend_store_uri: _Backend = "") -> None:
 
     backup = embedded.upgrade(database.read_backend(backend_store_uri) if backend_store_uri else "")
     say(f"upgraded; the database as it was: {backup}" if backup else "nothing to do: the schema is that of MLflow")
+
+
+@server_app.command("backup")
+def server_backup(
+    destination: Path,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
+) -> None:
+    """Copy database and artifacts of the server of CALMLFLOW_HOME into a folder; the server may run meanwhile.
+
+    A second backup into the same folder copies only what is new.
+    """
+    from calmlflow.server import backup
+
+    done = backup.back_up(destination.absolute(), settings.home().resolve())
+    if as_json:
+        print(json.dumps(done))
+    else:
+        copied = f"{done['copied']:,} new artifacts ({done['copied_bytes']:,} bytes)"
+        say(f"{done['backup']}: {done['files']:,} artifacts ({done['bytes']:,} bytes), of these {copied} copied")
+
+
+@server_app.command("restore")
+def server_restore(source: Path, backend_store_uri: _Backend = "", artifacts_destination: _Artifacts = "") -> None:
+    """Fill the empty, stopped server of CALMLFLOW_HOME with the newest backup of a folder, or with one of its lists.
+
+    Every checksum is compared before anything is changed. Start the server with the same two options afterwards.
+    """
+    from calmlflow.server import backup, database
+    from calmlflow.server.processes import Deployment
+
+    backend = database.read_backend(backend_store_uri) if backend_store_uri else ""
+    done = backup.restore(source.absolute(), settings.home().resolve(), Deployment(backend, artifacts_destination))
+    say(f"restored {done['backup']}: {done['files']:,} artifacts ({done['bytes']:,} bytes) and the database")
 
 
 user_app = new_app(no_args_is_help=True)

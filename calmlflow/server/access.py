@@ -8,6 +8,8 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+
 from calmlflow import settings
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.storage.files import replacing
@@ -54,6 +56,17 @@ def _admin_password(home: Path) -> str | None:
     config = configparser.ConfigParser(interpolation=None)
     config.read(home / "auth.ini")
     return config.get("mlflow", "admin_password", fallback=None)
+
+
+def reset_admin(home: Path, database_uri: str) -> None:
+    """Give the admin of a database that was restored the password of the home's configuration."""
+    from mlflow.server.auth.sqlalchemy_store import generate_password_hash
+
+    change = sa.text("UPDATE users SET password_hash = :hash WHERE username = :name")
+    engine = sa.create_engine(database_uri)
+    with engine.begin() as connection:
+        connection.execute(change, {"hash": generate_password_hash(str(_admin_password(home))), "name": ADMIN})
+    engine.dispose()
 
 
 def admin_headers(home: Path) -> dict[str, str]:

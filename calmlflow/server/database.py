@@ -1,4 +1,4 @@
-"""Check, back up and upgrade the database of the MLflow server."""
+"""Check, back up, restore and upgrade the database of the MLflow server."""
 
 import importlib.metadata
 import importlib.util
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
@@ -109,14 +110,37 @@ def back_up(uri: str, destination: Path) -> None:
             with closing(sqlite3.connect(str(url.database))) as source, closing(sqlite3.connect(file.name)) as copy:
                 source.backup(copy)
             return
-        program = shutil.which("pg_dump")
-        if program is None:
-            raise CalmlflowError("pg_dump is not installed; expected that of the PostgreSQL server's version in PATH")
-        address = url.set(drivername="postgresql").render_as_string(hide_password=False)
-        command = [program, "--format=custom", "--no-password", f"--dbname={address}"]
-        done = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise CalmlflowError(f"pg_dump of {_shown(uri)} failed ({done.stderr.strip()}); expected a whole dump")
+        _run_postgres("pg_dump", uri, "--format=custom", stdout=file)
+
+
+def restore(uri: str, dump: Path) -> None:
+    """Fill a database without tables with what `back_up` wrote of one of its kind; all of it or nothing."""
+    url = make_url(uri)
+    if url.get_backend_name() == "sqlite":
+        with replacing(Path(str(url.database)), "wb", private=True) as file, dump.open("rb") as source:
+            shutil.copyfileobj(source, file)
+    else:
+        _run_postgres("pg_restore", uri, "--no-owner", "--exit-on-error", "--single-transaction", str(dump))
+
+
+def tables(uri: str) -> set[str]:
+    """Names of all tables of a database; an empty one has none."""
+    with _connected(uri) as connection:
+        return set(sa.inspect(connection).get_table_names())
+
+
+def _run_postgres(name: str, uri: str, *words: str, stdout: IO[bytes] | None = None) -> None:
+    program = shutil.which(name)
+    if program is None:
+        raise CalmlflowError(f"{name} is not installed; expected that of the PostgreSQL server's version in PATH")
+    address = make_url(uri).set(drivername="postgresql").render_as_string(hide_password=False)
+    command = [program, "--no-password", f"--dbname={address}", *words]
+    done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        reason = settings.hide_password(" ".join(done.stderr.split()))
+        raise CalmlflowError(
+            f"{name} of {_shown(uri)} failed ({reason}); expected a whole dump, and the right to use it"
+        )
 
 
 def _migrate(uri: str, tables: dict[str, str]) -> None:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
@@ -253,6 +254,17 @@ def store_credentials(home: Path) -> Credentials:
     with replacing(home / "s3.json", private=True) as file:
         json.dump({"identities": [{"name": "calmlflow", "credentials": [keys], "actions": ["Admin"]}]}, file)
     return credentials
+
+
+def store_client(port: int, credentials: Credentials) -> Any:
+    """A client of the home's S3 store, whatever the caller's environment says of another one."""
+    import boto3
+    from botocore.config import Config
+
+    keys = {"aws_access_key_id": credentials.access_key, "aws_secret_access_key": credentials.secret_key}
+    config = Config(proxies={}, max_pool_connections=32, retries={"mode": "standard"})
+    endpoint = f"http://{settings.HOST}:{port}"
+    return boto3.session.Session(region_name=REGION, **keys).client("s3", config=config, endpoint_url=endpoint)
 
 
 def store_is_ready(port: int, credentials: Credentials) -> bool:

@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +18,7 @@ from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.server import access, database, processes
 from calmlflow.server.processes import EMBEDDED, Deployment
 from calmlflow.storage.files import LockedError, is_locked, locked, replacing
-from calmlflow.storage.s3 import asking, new_client, parse_s3
+from calmlflow.storage.s3 import S3Object, asking, new_client, parse_s3
 
 # A first start on a slow disk compiles MLflow's bytecode and makes its database.
 _READY_TIMEOUT_S = 180.0
@@ -79,9 +81,14 @@ class Server:
 def running(home: str | Path | None = None) -> Server | None:
     """The server of a home folder (default `settings.home`); None where there is none, or none that is ready yet."""
     home = Path(home or settings.home()).resolve()
+    is_ready = _read_state(home).get("ready") and is_locked(home / "server.lock")
+    return last(home) if is_ready else None
+
+
+def last(home: Path) -> Server | None:
+    """The server that a home folder has or had; None where it never had one."""
     state = _read_state(home)
-    is_ready = state.get("ready") and is_locked(home / "server.lock")
-    if not is_ready:
+    if not state:
         return None
     return Server(state["port"], state["s3_port"], state["pid"], home, Deployment(**state.get("deployment", {})))
 
@@ -179,12 +186,49 @@ def upgrade(backend_store_uri: str = "", home: str | Path | None = None) -> Path
     """
     home = Path(home or settings.home()).resolve()
     kept = _read_state(home).get("deployment", {}).get("backend_store_uri", "")
-    try:
-        with locked(home / "server.lock", patience_s=1.0):
-            uri = Deployment(backend_store_uri or kept).database_uri(home)
-            return database.upgrade(uri, home / "backups")
-    except LockedError as error:
-        raise CalmlflowError(f"the server of {home} runs; expected none: run `calmlflow server stop` first") from error
+    with stopped(home):
+        return database.upgrade(Deployment(backend_store_uri or kept).database_uri(home), home / "backups")
+
+
+@contextlib.contextmanager
+def stopped(home: Path) -> Iterator[None]:
+    """Let no server of a home start while the block runs; a CalmlflowError where one runs."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(home / "server.lock", patience_s=1.0))
+        except LockedError as error:
+            raise CalmlflowError(
+                f"the server of {home} runs; expected none: run `calmlflow server stop` first"
+            ) from error
+        yield
+
+
+@contextlib.contextmanager
+def artifact_store(server: Server) -> Iterator[tuple[Any, S3Object]]:
+    """Open the artifacts of a server: a client of S3, and the prefix of all keys, which is empty or ends in a slash.
+
+    The embedded store of a server that does not run is started for the block; let nobody else start it, see `stopped`.
+    """
+    if given := server.deployment.artifacts_destination:
+        target = parse_s3(given.rstrip("/"))
+        yield new_client(), S3Object(target.bucket, f"{target.key}/" if target.key else "")
+        return
+    home, port, is_running = server.home, server.s3_port, running(server.home)
+    credentials = processes.store_credentials(home)
+    with contextlib.ExitStack() as stack:
+        if not is_running:
+            with socket.create_server((settings.HOST, 0)) as probe:
+                port = probe.getsockname()[1]
+            for folder in ("logs", "s3"):
+                (home / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+            ports, log = processes.store_ports({port}), home / "logs" / "s3.log"
+            environment = processes.environment(home, EMBEDDED, "")
+            stack.callback(processes.remove_sockets, ports)
+            process = processes.spawn(processes.store_command(port, ports), home, log, environment)
+            stack.callback(processes.end, process)
+            if not processes.wait_until(lambda: processes.store_is_ready(port, credentials), _READY_TIMEOUT_S):
+                raise CalmlflowError(f"the S3 store did not answer; {log} ends with: {_end_of(log, 5)}")
+        yield processes.store_client(port, credentials), S3Object(settings.ARTIFACT_BUCKET, "")
 
 
 def prepare_auth(home: Path, deployment: Deployment) -> None:
