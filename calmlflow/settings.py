@@ -71,6 +71,9 @@ EXPERIMENT = "calcloud"
 HEALTH_EXPERIMENT = "calcloud-health"
 """MLflow experiment that keeps what `calmlflow jobs status` finds."""
 
+SHADOW = "shadow"
+"""``source`` of a recorded prediction that no job ran with, see `calmlflow.predictor.shadow`."""
+
 # -- The server -----------------------------------------------------------------------------------------------------
 
 HOST = "127.0.0.1"
@@ -157,6 +160,13 @@ def check_header(name: str, value: str) -> str:
 def stage() -> str:
     """What the Lambda handler answers from, see `parse_choice`: ``CALMLFLOW_STAGE``, default Production."""
     return os.environ.get("CALMLFLOW_STAGE") or "Production"
+
+
+def shadow_stage() -> str:
+    """What the Lambda handler answers from as well, once an answer is out, and whose recorded answers the gate judges
+    by: ``CALMLFLOW_SHADOW_STAGE``, default none.
+    """
+    return os.environ.get("CALMLFLOW_SHADOW_STAGE", "")
 
 
 def timeout_s() -> float:

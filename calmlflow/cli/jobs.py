@@ -5,7 +5,7 @@ import re
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,6 +24,9 @@ StoreOption = Annotated[
         metavar="URI",
         help="sqlite:///jobs.db, postgresql://... or dynamodb://...; default CALMLFLOW_JOBS, or jobs.db in .calmlflow.",
     ),
+]
+PredictionsOption = Annotated[
+    str, typer.Option(metavar="URI", help="A store or s3://bucket/prefix; none: those in the database of the jobs.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")]
 
@@ -54,6 +57,11 @@ def status(
     no_log: Annotated[
         bool, typer.Option("--no-log", help=f"Add no point to MLflow's experiment {settings.HEALTH_EXPERIMENT}.")
     ] = False,
+    form: Annotated[
+        Literal["text", "json", "prometheus", "emf"],
+        typer.Option("--format", help="prometheus: for a textfile collector; emf: a line for CloudWatch."),
+    ] = "text",
+    predictions: PredictionsOption = "none",
 ) -> None:
     """Show the records of a store, the age of the newest one, killed jobs, and the quarantine.
 
@@ -64,9 +72,18 @@ def status(
     from calmlflow.jobs.health import check_health
     from calmlflow.jobs.stores.open import open_source
 
-    with closing(open_source(store or settings.jobs_uri())) as opened:
+    uri = store or settings.jobs_uri()
+    with closing(open_source(uri)) as opened:
         health = check_health(opened, max_age_s)
-    if as_json:
+    if form in ("prometheus", "emf"):
+        from calmlflow.runs.watch import emf_line, prometheus_text, realised_lately
+
+        realised = realised_lately(uri, predictions, health.moment)
+        if form == "emf":
+            print(emf_line(health, realised), flush=True)
+        else:
+            print(prometheus_text(health, realised), end="", flush=True)
+    elif as_json or form == "json":
         print(json.dumps(health.as_json()), flush=True)
     else:
         _show(health)
@@ -176,9 +193,7 @@ def copy(
 @app.command()
 def report(
     data: Annotated[str, typer.Option(metavar="URI", help="Finished and killed jobs; default as for --store.")] = "",
-    predictions: Annotated[
-        str, typer.Option(metavar="URI", help="A store or s3://bucket/prefix; none: those in the database of the jobs.")
-    ] = "none",
+    predictions: PredictionsOption = "none",
     output: Annotated[
         str, typer.Option(metavar="FILE.html", help="Page to write; default realised.html, and none with --json.")
     ] = "",

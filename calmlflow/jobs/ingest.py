@@ -29,6 +29,7 @@ from calmlflow.jobs.killed import (
 from calmlflow.jobs.quarantine import IMPOSSIBLE
 from calmlflow.jobs.stores.base import JOBS, MOSAICS, PREDICTIONS, QUARANTINE, Store
 from calmlflow.jobs.upsert import Batch, Counts, upsert
+from calmlflow.settings import SHADOW
 from calmlflow.storage.s3 import (
     Content,
     NoSuchBucketError,
@@ -242,11 +243,12 @@ def _folders(client: Any, bucket: str, prefix: str) -> list[str]:
 
 def _vanished(store: Store, client: Any, bucket: str, there: list[str]) -> list[str]:
     """Jobs of this bucket that were sized, and of which nothing is heard after twice their kill time."""
-    parts = list(store.read(PREDICTIONS, ["ipst", "timestamp", "kill_time"]))
+    parts = list(store.read(PREDICTIONS, ["ipst", "timestamp", "kill_time", "source"]))
     if not parts:
         return []
     # A job that was sized anew may still run.
-    sized = pd.concat(parts).sort_values("timestamp").drop_duplicates("ipst", keep="last")
+    sized = pd.concat(parts).sort_values("timestamp")
+    sized = sized[sized["source"].ne(SHADOW)].drop_duplicates("ipst", keep="last")
     is_late = sized["timestamp"] + 2 * sized["kill_time"].astype(float) < time.time()
     late = sized[is_late & ~sized["ipst"].isin(there)].set_index("ipst")["timestamp"]
     if late.empty:

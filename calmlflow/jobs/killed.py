@@ -16,6 +16,7 @@ from calmlflow.hst.resources import Usage, parse_runs
 from calmlflow.jobs.records import sort_killed
 from calmlflow.jobs.stores.base import JOBS, KILLED, PREDICTIONS, QUARANTINE, Source, Store, conform
 from calmlflow.jobs.stores.open import open_source
+from calmlflow.settings import SHADOW
 
 STEPS = ("process", "preview")
 """Steps of a job, each timed in a file of its own."""
@@ -101,6 +102,7 @@ def find_killed(source: Source, told: Iterable[Mapping[str, Any]], now: float | 
     answers: dict[Any, list[dict[Any, Any]]] = {}
     if told:
         predictions = source.get(PREDICTIONS, {one["ipst"] for one in told}).sort_values("timestamp")
+        predictions = predictions[predictions["source"].ne(SHADOW)]
         plain = predictions.astype(object).where(predictions.notna(), None)
         answers = {name: part.to_dict("records") for name, part in plain.groupby("ipst")}
     rows = [_judge(one, answers.get(one["ipst"], []), moment) for one in told]

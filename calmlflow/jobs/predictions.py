@@ -16,6 +16,7 @@ import pandas as pd
 from calmlflow.errors import InputError
 from calmlflow.jobs.stores.base import CHUNK_ROWS, PREDICTIONS, Store, conform
 from calmlflow.jobs.stores.open import open_store
+from calmlflow.settings import SHADOW
 from calmlflow.storage.s3 import S3Object, list_pages, new_client, parse_s3, read_object
 
 log = logging.getLogger(__name__)
@@ -92,15 +93,17 @@ def _cells(rows: pd.DataFrame) -> pd.DataFrame:
 
 def open_store_emitter(uri: str) -> Callable[[Mapping[str, Any]], None]:
     """An emitter that keeps predictions in a store; safe to share between threads."""
-    # Opened by the first prediction: a store that is away must not keep an answer from being given.
-    opened: list[Store] = []
-    writing = threading.Lock()
+    # Opened by the first prediction: a store that is away must not keep an answer from being given. One for shadow
+    # answers and one for all others, so that none of these waits for a shadow.
+    opened: dict[bool, Store] = {}
+    writing = {is_shadow: threading.Lock() for is_shadow in (False, True)}
 
     def emit(record: Mapping[str, Any]) -> None:
-        with writing:
-            if not opened:
-                opened.append(open_store(uri, create=True))
-            _put(opened[0], pd.DataFrame([dict(record)]))
+        is_shadow = record["source"] == SHADOW
+        with writing[is_shadow]:
+            if is_shadow not in opened:
+                opened[is_shadow] = open_store(uri, create=True)
+            _put(opened[is_shadow], pd.DataFrame([dict(record)]))
 
     return emit
 

@@ -30,7 +30,7 @@ def handler(event: Any, context: object = None) -> dict[str, Any]:
     in the record's place, and in the log.
     """
     if "AWS_LAMBDA_RUNTIME_API" in os.environ:
-        use_json_logs()
+        use_json_logs(emf_stage=settings.stage())
     _look_for_version(context)
     if is_notification(event):
         answers, failed = handle_messages(event, lambda inner: _answer_records(read_message(inner)))
@@ -99,7 +99,8 @@ def _look_for_version(context: object) -> None:
 def _predictor() -> Predictor:
     """The predictor of a Lambda instance; a wrong setting is not the event's fault."""
     try:
-        return Predictor(settings.stage(), policy_fallback=settings.policy_fallback(), emit=_emitter())
+        fallback, shadow = settings.policy_fallback(), settings.shadow_stage()
+        return Predictor(settings.stage(), policy_fallback=fallback, emit=_emitter(), shadow=shadow)
     except InputError as error:
         raise CalmlflowError(str(error)) from error
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from calmlflow.hst.features import FEATURES
+from calmlflow.predictor.metrics import answer_emf
 from calmlflow.settings import hide_password
 
 # Attributes of a log record that its line shows, if the record has them.
@@ -22,7 +23,14 @@ _installing = threading.Lock()
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ``time`` (ISO, UTC), ``level``, ``logger``, ``message``, and `FIELDS` the record has."""
+    """One JSON object a line: ``time`` (ISO, UTC), ``level``, ``logger``, ``message``, and `FIELDS` the record has.
+
+    With ``emf_stage`` the line of an answer is also one of CloudWatch's embedded metric format, for this stage.
+    """
+
+    def __init__(self, emf_stage: str = ""):
+        super().__init__()
+        self._emf_stage = emf_stage
 
     def format(self, record: logging.LogRecord) -> str:
         """Never fails, whatever the record holds. An exception is shown without its text, which may quote data."""
@@ -40,16 +48,21 @@ class JsonFormatter(logging.Formatter):
         line |= {field: getattr(record, field) for field in FIELDS if hasattr(record, field)}
         if record.exc_info and record.exc_info[1]:
             line["exception"] = place_of(record.exc_info[1])
+        if self._emf_stage and "answer" in line:
+            line |= answer_emf(line["answer"], line["source"], line["ms"], self._emf_stage, record.created)
         return to_json(line)
 
 
-def use_json_logs() -> None:
-    """Send the logs of calmlflow, from level INFO, to standard error as JSON instead of the root logger."""
+def use_json_logs(emf_stage: str = "") -> None:
+    """Send the logs of calmlflow, from level INFO, to standard error as JSON instead of the root logger.
+
+    For ``emf_stage`` see `JsonFormatter`.
+    """
     logger = logging.getLogger("calmlflow")
     with _installing:
         if not any(isinstance(handler.formatter, JsonFormatter) for handler in logger.handlers):
             handler = logging.StreamHandler()
-            handler.setFormatter(JsonFormatter())
+            handler.setFormatter(JsonFormatter(emf_stage))
             logger.addHandler(handler)
             logger.setLevel(logging.INFO)
             logger.propagate = False

@@ -19,9 +19,13 @@ from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.cache import Cache
 from calmlflow.predictor.emit import Emitter, prediction_record
 from calmlflow.predictor.logs import log_answer
+from calmlflow.predictor.metrics import Tally, as_text
 from calmlflow.predictor.registry_client import StagedVersion, left_until, resolve_stage
+from calmlflow.predictor.shadow import Shadow
 
 if TYPE_CHECKING:
+    from http.server import HTTPServer
+
     from calmlflow.predictor.batch import BatchOutcome
 
 log = logging.getLogger(__name__)
@@ -50,11 +54,11 @@ class Serving:
         return {**as_answers(found, self.bundle.ladder)[0], "version": self.version, "source": source}
 
 
-def answer_mosaic(job: Dataset, emit: Emitter | None = None) -> dict[str, Any]:
+def answer_mosaic(job: Dataset, emit: Emitter | None = None, tally: Tally | None = None) -> dict[str, Any]:
     """Answer a mosaic by policy, which needs no bundle."""
     began = time.perf_counter()
     answer = mosaic_policy()
-    _record(job.name, None, answer, began, emit)
+    _record(job.name, None, answer, began, emit, tally)
     return answer
 
 
@@ -64,10 +68,14 @@ def _record(
     answer: dict[str, Any],
     began: float,
     emit: Emitter | None,
+    tally: Tally | None,
     ladder: Ladder = LADDER,
 ) -> None:
-    """Log an answer and emit it; a failure never costs the answer."""
-    log_answer(dataset, features, answer, 1000 * (time.perf_counter() - began))
+    """Log an answer, count it and emit it; a failure never costs the answer."""
+    elapsed_ms = 1000 * (time.perf_counter() - began)
+    log_answer(dataset, features, answer, elapsed_ms)
+    if tally is not None:
+        tally.count(answer, elapsed_ms)
     if emit is not None:
         try:
             emit(prediction_record(dataset, features, answer, time.time(), ladder))
@@ -94,6 +102,11 @@ class Predictor:
         Without a bundle, answer by `fallback_policy` instead of failing.
     emit : callable, optional
         Called with the record of every prediction, see `calmlflow.predictor.emit`; its failures are logged.
+    shadow : str, optional
+        What answers each job too, once its answer is out, as for ``stage``; needs ``emit``, which keeps both. See
+        `calmlflow.predictor.shadow`.
+    cache : Path, optional
+        Folder of downloaded bundles. Default: `calmlflow.settings.cache_dir`.
 
     Raises
     ------
@@ -111,16 +124,26 @@ class Predictor:
         timeout_s: float | None = None,
         policy_fallback: bool = False,
         emit: Emitter | None = None,
+        shadow: str = "",
+        cache: Path | None = None,
     ):
         if not refresh >= 0:
             raise InputError(f"refresh is {refresh!r}; expected seconds, 0 or more")
         self._stage = settings.parse_choice(stage)
         self._registry_uri = registry_uri or settings.registry_uri()
         self._asks = registry_uri is not None or settings.baked_bundle() is None or settings.has_registry()
-        self._cache = Cache(self._registry_uri)
+        self._cache = Cache(self._registry_uri, cache)
         self._refresh_s = refresh
         self._policy_fallback = policy_fallback
         self._emit = emit
+        self._tally = Tally()
+        self._shadow: Shadow | None = None
+        if shadow and emit is None:
+            log.warning("no shadow answers of %s, since no prediction is kept; expected emit", shadow)
+        elif shadow and emit is not None:
+            # A cache of its own: no answer waits for a lock that a shadow holds.
+            own = (cache or settings.cache_dir()) / "shadow"
+            self._shadow = Shadow(lambda: Predictor(shadow, registry_uri, cache=own), emit)
         # A wrong setting must not pass for a registry out of reach.
         default_s = settings.timeout_s()
         self.serving = Serving(None, None, "policy")
@@ -164,7 +187,7 @@ class Predictor:
         """An answer, kept and logged, with the dataset's name, its features and the bundle that gave it."""
         job = parse_dataset(dataset)
         if job.is_hap:
-            return answer_mosaic(job, self._emit), job.name, None, None
+            return answer_mosaic(job, self._emit, self._tally), job.name, None, None
         if not isinstance(keys, Mapping):
             raise InputError(f"{job.name}: the keys are a {type(keys).__name__}; expected a mapping of key to value")
         began = time.perf_counter()
@@ -174,8 +197,30 @@ class Predictor:
         serving = self.serving
         answer = serving.answer(job.name, features)
         answer["warnings"] += switch_warnings(job.name, keys)
-        _record(job.name, features, answer, began, self._emit, serving.bundle.ladder if serving.bundle else LADDER)
+        ladder = serving.bundle.ladder if serving.bundle else LADDER
+        _record(job.name, features, answer, began, self._emit, self._tally, ladder)
+        if self._shadow:
+            self._shadow.follow(job.name, features, serving.version)
         return answer, job.name, features, serving.bundle
+
+    def metrics(self) -> str:
+        """What this process has answered, and by which version, in the text format of Prometheus (0.0.4)."""
+        serving, stage = self.serving, self._stage
+        labels = {"stage": stage, "version": serving.version or "none", "source": serving.source}
+        outcomes = self._shadow.outcomes.copy() if self._shadow else {}
+        shadow = [("calmlflow_shadow_answers_total", {"outcome": each}, n) for each, n in outcomes.items()]
+        return as_text([("calmlflow_predictor_info", labels, 1), *self._tally.samples(stage), *shadow])
+
+    def serve_metrics(self, port: int) -> "HTTPServer":
+        """Serve `metrics` at ``http://127.0.0.1:{port}/metrics`` in the background, until the process ends.
+
+        For a process without a web server of its own, to which you can add a page. Port 0 takes a free one; the server
+        that is returned has it as ``server_port``.
+        """
+        # Loaded for those who ask for it.
+        from calmlflow.predictor.metrics_page import serve_page
+
+        return serve_page(port, self.metrics)
 
     def predict_many(self, data: Any, output: str | Path, **options: Any) -> "BatchOutcome":
         """Answer many jobs, see `calmlflow.predictor.batch.predict_many`."""

@@ -43,7 +43,7 @@ def champion_checks(
     this, other : mapping of str to ndarray of n rows
         As for `score_predictions`.
     limits : Limits
-    role : {"champion", "reference"}
+    role : {"champion", "reference", "live"}
         Of the other version: checks and metrics begin with it.
 
     Returns

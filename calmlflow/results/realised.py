@@ -19,6 +19,7 @@ from calmlflow.results.comparison import (
 )
 from calmlflow.results.scores import SCORES, Score, Verdict
 from calmlflow.results.table import PROBABILITIES
+from calmlflow.settings import SHADOW
 
 # Score of a share of answers -> the columns of `count_runs` that hold its hits, and the answers that it counts.
 _SHARES = {
@@ -72,9 +73,10 @@ def join_predictions(ended: pd.DataFrame, predictions: pd.DataFrame, version: st
 
     A run's timestamp is its end. It is judged by the answer that it ran with: where that is another version's, or a
     policy's, an earlier one of the version to judge (None: any) does not count. For ``predictions`` see
-    `calmlflow.jobs.predictions.Recorded`.
+    `calmlflow.jobs.predictions.Recorded`; no job ran with a shadow answer.
     """
-    paired = ended.rename(columns={"timestamp": "finished_at"}).merge(predictions, on="ipst")
+    given = predictions[predictions["source"].ne(SHADOW)]
+    paired = ended.rename(columns={"timestamp": "finished_at"}).merge(given, on="ipst")
     paired = paired[paired["timestamp"] <= paired["finished_at"]]
     latest = paired.sort_values("timestamp", kind="stable").drop_duplicates(["ipst", "finished_at"], keep="last")
     complete = latest["bin_pred"].isin(range(len(LADDER))) & np.isfinite(latest["kill_time"])

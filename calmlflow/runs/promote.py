@@ -22,6 +22,7 @@ from calmlflow.registry.promote import (
     roll_back,
     write_refusal,
 )
+from calmlflow.registry.shadow import shadow_checks
 from calmlflow.registry.tracking import log_new_params, tracked_run
 from calmlflow.registry.versions import State, Version, read_state
 
@@ -109,6 +110,9 @@ def _judged(state: State, challenger: Version, stage: str, limits: Limits, reque
             challenger, champion, limits, request.data, lambda done, note: update(done, note=note),
             reference, request.newest,
         )  # fmt: skip
+    if champion and settings.shadow_stage():
+        checks, metrics = shadow_checks(challenger, champion, limits, settings.jobs_uri(), settings.emit_uri())
+        verdict = Verdict((*verdict.checks, *checks), verdict.metrics | metrics)
     table = checks_table(verdict.checks)
     undecided = sum(check.passed is None for check in verdict.checks)
     counts = {"checks": len(verdict.checks), "checks_failed": len(verdict.failed), "checks_not_decided": undecided}

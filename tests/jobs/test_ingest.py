@@ -210,8 +210,8 @@ def test_what_is_mended_between_reading_and_storing_is_read_again(s3, bucket, st
 # -- Killed jobs ----------------------------------------------------------------------------------------------------
 
 
-def size(store: Store, *names: str, age_s: float = DAY_S, kill_time: int = 600) -> None:
-    sized = {"timestamp": time.time() - age_s, "n_files": 5.0, "bin_pred": 0, "kill_time": kill_time}
+def size(store: Store, *names: str, age_s: float = DAY_S, kill_time: int = 600, source: str = "registry") -> None:
+    sized = {"timestamp": time.time() - age_s, "n_files": 5.0, "bin_pred": 0, "kill_time": kill_time, "source": source}
     store.put(PREDICTIONS, frame(PREDICTIONS, [{**sized, "ipst": name} for name in names]))
 
 
@@ -230,6 +230,8 @@ def test_killed_jobs_are_kept_beside_the_quarantine_with_what_they_had_reached(s
     put_job(s3, bucket, "jvanish0q", process=None, preview=None)
     put_job(s3, bucket, "jwaiting0", process=None, preview=None)
     size(store, "jmemory0q", "jtimeout0", "jmachine0", "jvanish0q", "jplanned0")
+    # A shadow answer sizes no job.
+    size(store, "jvanish0q", age_s=60, source="shadow")
     size(store, "jwaiting0", age_s=1000)
     found = ingest(store, bucket)
     expected = {"jfailed0q": "failed", "jmachine0": "machine", "jmemory0q": "memory"}

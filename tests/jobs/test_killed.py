@@ -72,6 +72,8 @@ def test_bounds_are_what_was_reached_or_the_limit_that_killed(store, told, expec
     size(store, JOB)
     # A later prediction is one of another run.
     size(store, JOB, timestamp=5000.0, kill_time=60, bin_pred=3)
+    # It ran with no shadow answer.
+    size(store, JOB, timestamp=1650.0, kill_time=60, bin_pred=3, source="shadow")
     (row,) = plain(find_killed(store, [{"ipst": JOB, "timestamp": 1700, **told}], now=9000))
     assert (row["kind"], row["wallclock"], row["memory"]) == expected
     assert {name: row[name] for name in FEATURES} == FEATURES

@@ -1,6 +1,7 @@
 """Predictions that are kept in a store, and recorded predictions that are read."""
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 
 from calmlflow.errors import CalmlflowError
+from calmlflow.jobs import predictions as module
 from calmlflow.jobs.predictions import open_store_emitter, read_recorded, store_predictions
 from calmlflow.jobs.stores.base import PREDICTIONS
 from calmlflow.jobs.stores.open import open_store
@@ -47,6 +49,28 @@ def test_threads_share_an_emitter(uri):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda moment: emit(prediction_record("j8c601020", FEATURES, ANSWER, float(moment))), range(40)))
     assert [row["timestamp"] for row in kept(uri)] == [float(number) for number in range(40)]
+
+
+def test_an_answer_is_kept_while_a_shadow_answer_is_not(uri, monkeypatch):
+    hanging, go = threading.Event(), threading.Event()
+    put = module._put
+
+    def put_late(store, rows):
+        if rows["source"].eq("shadow").any():
+            hanging.set()
+            assert go.wait(60)
+        put(store, rows)
+
+    monkeypatch.setattr(module, "_put", put_late)
+    emit = open_store_emitter(uri)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(emit, prediction_record("j8c601020", FEATURES, {**ANSWER, "source": "shadow"}, 2.0))
+        assert hanging.wait(60)
+        emit(prediction_record("j8c601020", FEATURES, ANSWER, 1.0))
+        assert [row["source"] for row in kept(uri)] == ["registry"]
+        go.set()
+        late.result(60)
+    assert [row["source"] for row in kept(uri)] == ["registry", "shadow"]
 
 
 def test_a_file_of_many_predictions(uri, tmp_path):

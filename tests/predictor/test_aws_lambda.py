@@ -14,6 +14,7 @@ import calmlflow.storage.s3
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.predictor import Predictor, aws_lambda
 from calmlflow.predictor.answers import fallback_policy, mosaic_policy
+from calmlflow.server.processes import wait_until
 from calmlflow.storage.s3_events import EventError
 from tests.samples.commands import started
 from tests.samples.event_samples import BUCKET, FOLDER, JOB, KEY, s3_record, sns, sns_event, sqs_event
@@ -38,7 +39,7 @@ BODY = "\n".join(f"{key}={value}" for key, value in CONTROL.items()).encode()
 @pytest.fixture(autouse=True)
 def cold(monkeypatch):
     """Each test begins with a new Lambda instance."""
-    for name in ("STAGE", "BUNDLE", "POLICY_FALLBACK", "EMIT"):
+    for name in ("STAGE", "BUNDLE", "POLICY_FALLBACK", "EMIT", "SHADOW_STAGE"):
         monkeypatch.delenv(f"CALMLFLOW_{name}", raising=False)
     kept = (aws_lambda._predictor, aws_lambda._emitter, calmlflow.storage.s3._kept_client)
     for cache in kept:
@@ -239,6 +240,40 @@ def test_every_answer_is_kept_and_logged(control_file, s3, monkeypatch, caplog):
     assert (job["ipst"], job["n_files"], job["bin_pred"], job["version"]) == (JOB, 17, answer["memBin"], "3")
     assert (mosaic["ipst"], mosaic["n_files"], mosaic["bin_pred"]) == ("acs_8ph_01", None, 1)
     assert [record.dataset for record in caplog.records if record.name == "calmlflow.answers"] == [JOB, "acs_8ph_01"]
+
+
+def test_the_challenger_answers_too_and_both_are_kept(control_file, registry, s3, monkeypatch, tmp_path):
+    registry.answers[STAGES] = lambda query: staged("4" if query["stages"] == ["Staging"] else "3")
+    registry.answers[FILES] = files_of(write_bundle(tmp_path / "4", seed=4))
+    expected = aws_lambda.handler(EVENT)
+    aws_lambda._predictor.cache_clear(), aws_lambda._emitter.cache_clear()
+    monkeypatch.setenv("CALMLFLOW_EMIT", f"s3://{BUCKET}/kept-with-shadow")
+    monkeypatch.setenv("CALMLFLOW_SHADOW_STAGE", "Staging")
+    assert aws_lambda.handler(EVENT) == expected
+
+    def kept() -> dict[str, str]:
+        found = s3.list_objects_v2(Bucket=BUCKET, Prefix="kept-with-shadow/").get("Contents", ())
+        records = [json.loads(s3.get_object(Bucket=BUCKET, Key=each["Key"])["Body"].read()) for each in found]
+        return {record["source"]: record["version"] for record in records}
+
+    assert wait_until(lambda: len(kept()) == 2, 60)
+    assert kept() == {"registry": "3", "shadow": "4"}
+
+
+def test_on_lambda_the_line_of_an_answer_holds_its_metrics(tmp_path):
+    code = f"from calmlflow.predictor import aws_lambda; aws_lambda.handler({MOSAIC})"
+    environment = {"AWS_LAMBDA_RUNTIME_API": "127.0.0.1:9001", "CALMLFLOW_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True
+    )
+    (line,) = map(json.loads, done.stderr.splitlines())
+    (directive,) = line["_aws"]["CloudWatchMetrics"]
+    assert directive["Namespace"] == "calmlflow"
+    assert directive["Dimensions"] == [["Stage"], ["Stage", "Source"]]
+    assert {metric["Name"] for metric in directive["Metrics"]} == {"Answers", "Unseen", "Milliseconds"}
+    assert (line["Stage"], line["Source"], line["Answers"], line["Unseen"]) == ("Production", "policy", 1, 0)
+    assert line["Milliseconds"] == line["ms"] > 0
+    assert line["dataset"] == "acs_8ph_01"
 
 
 def test_a_wrong_place_for_predictions_costs_no_answer(registry, monkeypatch, caplog):

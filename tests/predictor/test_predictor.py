@@ -4,6 +4,7 @@ import shutil
 import sys
 import threading
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,6 +13,7 @@ from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.features import job_features
 from calmlflow.predictor import Bundle, Predictor
 from calmlflow.registry.history import Event
+from tests.predictor.test_metrics import read
 from tests.samples.predictor_samples import (
     ALIASES,
     CONTROL,
@@ -124,6 +126,21 @@ def test_a_version_for_another_ladder_is_told_once(server, tmp_path, caplog):
     predictor.look(5)
     assert len(predictor.predict(JOB, CONTROL)["probabilities"]) == 5
     assert caplog.text.count("version 4 answers with bins of ladder five (2g 1.792 GB, 4g 3.584 GB, ") == 1
+
+
+def test_metrics_tell_what_was_answered_and_by_which_version(server):
+    predictor = Predictor()
+    predictor.predict(JOB, CONTROL), predictor.predict("acs_8ph_01", {})
+    page = predictor.serve_metrics(0)
+    with page, urllib.request.urlopen(f"http://127.0.0.1:{page.server_port}/metrics", timeout=20) as found:
+        text = found.read().decode()
+        page.shutdown()
+    assert text == predictor.metrics()
+    samples = read(text)
+    assert samples["calmlflow_predictor_info", "Production", "3", "registry"] == 1
+    assert samples["calmlflow_answers_total", "Production", "registry"] == 1
+    assert samples["calmlflow_answers_total", "Production", "policy"] == 1
+    assert samples["calmlflow_answer_milliseconds_count", "Production"] == 2
 
 
 # -- A predictor that goes on -----------------------------------------------------------------------------------------

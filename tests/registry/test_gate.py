@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.hst.ladder import BIN_NAMES, LADDER
+from calmlflow.jobs.stores.sql import open_sql
 from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.evidence import Finished
 from calmlflow.predictor.manifest import MANIFEST, write_manifest
@@ -436,6 +437,19 @@ def test_a_challenger_is_held_against_an_earlier_version_too(quick, client, mode
     checks = json.loads(Path(client.download_artifacts(newest.info.run_id, "gate.json")).read_text())
     of_reference = {check["name"] for check in checks if check["name"].startswith("reference.")}
     assert {name.replace("champion", "reference") for name in AGAINST_CHAMPION} <= of_reference
+
+
+def test_shadow_answers_are_asked_for_where_a_shadow_is_set(quick, client, model, monkeypatch, tmp_path):
+    add(client, model), add(client, model)
+    uri = f"sqlite:///{tmp_path}/jobs.db"
+    open_sql(uri, create=True).close()
+    monkeypatch.setenv("CALMLFLOW_SHADOW_STAGE", "Staging")
+    monkeypatch.setenv("CALMLFLOW_JOBS", uri)
+    # Without a champion there is nothing to compare with.
+    promote_in_run(PromotionRequest("Production", 1, model))
+    assert "gate.live" not in client.get_model_version(model, "1").tags
+    promote_in_run(PromotionRequest("Production", 2, model))
+    assert client.get_model_version(model, "2").tags["gate.live"].startswith(f"not decided: 0 jobs of {uri} (40 ")
 
 
 def test_a_promotion_is_a_run_with_every_figure(quick, client, model):

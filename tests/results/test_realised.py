@@ -29,6 +29,8 @@ def test_the_latest_prediction_before_the_end_is_joined_and_only_the_version_ask
             predicted(first, timestamp=end - 5, bin_pred=0),
             predicted(first, timestamp=end, bin_pred=2),
             predicted(first, timestamp=end + 1, bin_pred=3),
+            # No job ran with a shadow answer.
+            predicted(first, timestamp=end, bin_pred=1, source="shadow"),
             # It ran with the answer of another version: the earlier one of this version does not count.
             predicted(second, timestamp=1.0),
             predicted(second, version="2"),
