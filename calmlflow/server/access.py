@@ -25,6 +25,8 @@ ROLES = {
 }
 # What a trainer asks of a registered model; all other requests that change one need MANAGE, see `authorize`.
 _FOR_TRAINERS = {"create", "search", "get-latest-versions"}
+# Programs, secrets and data of the server's that calmlflow has no use for, and the grants of rights.
+_CLOSED = re.compile(r"(/(ajax-)?api/[\d.]+/mlflow)?/(assistant|demo|gateway|genai|scorer|users/permissions)\b")
 _HOW = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 
 
@@ -86,15 +88,16 @@ def authorize() -> Any:
     from mlflow.server.auth.requirements import Requirement
 
     user = auth.authenticate_request_basic_auth()
-    if isinstance(user, Response) or request.method == "GET" or auth.store.get_user(str(user.username)).is_admin:
-        return user
-    if "/mlflow/users/permissions/" in request.path:
-        return auth.make_forbidden_response()
+    # Of a DELETE that is not JSON, MLflow would ask for rights on what the query names, and delete what the body names.
+    is_odd = request.method == "DELETE" and not request.is_json and request.get_data()
+    is_closed = is_odd or _CLOSED.match(request.path)
     _, is_model, act = request.path.partition("/mlflow/registered-models/")
-    if not is_model or act.rstrip("/") in _FOR_TRAINERS:
+    is_move = is_model and request.method != "GET" and act.rstrip("/") not in _FOR_TRAINERS
+    if isinstance(user, Response) or not (is_closed or is_move) or auth.store.get_user(str(user.username)).is_admin:
         return user
-    model = ("registered_model", str((request.get_json(silent=True) or request.args).get("name", "")))
-    may = auth.authorize(str(user.username), model, [Requirement(*model, "manage")])
+    body = request.get_json(silent=True)
+    model = ("registered_model", str(body.get("name", "") if isinstance(body, dict) else ""))
+    may = not is_closed and auth.authorize(str(user.username), model, [Requirement(*model, "manage")])
     return user if may else auth.make_forbidden_response()
 
 
@@ -122,6 +125,10 @@ def add_user(name: str, role: str, password: str | None = None) -> Path | None:
     if password is not None and len(password) < 12:
         raise InputError("the user's password is too short; expected 12 characters or more")
     role_ids = {known: _prepare_role(known) for known in ROLES}
+    # Who makes a model may manage it, so a trainer could promote.
+    models = _ask("GET", "2.0/mlflow/registered-models/search", max_results=1000).get("registered_models", ())
+    for model in {settings.BUNDLE_MODEL, *settings.NETWORK_MODELS.values()}.difference(m["name"] for m in models):
+        _ask("POST", "2.0/mlflow/registered-models/create", name=model)
     users = _users()
     made = None
     if name not in users:

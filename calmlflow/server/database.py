@@ -70,7 +70,8 @@ def check_schema(uri: str) -> None:
     if found := outdated(uri):
         raise CalmlflowError(
             f"the database {_shown(uri)} has the schema of another MLflow ({', '.join(found.values())}); expected that "
-            f"of the installed {_installed()}: run `calmlflow server upgrade`, which makes a backup first"
+            f"of the installed {_installed()}: run `calmlflow server upgrade`, with the same --backend-store-uri if "
+            "any, which makes a backup first"
         )
 
 

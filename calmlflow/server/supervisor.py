@@ -242,17 +242,9 @@ def prepare_auth(home: Path, deployment: Deployment) -> None:
 
 
 def _set_up(server: Server) -> None:
-    """Make the experiment of the entry points, which two `mlflow run` at once would each try to make.
-
-    Where users log in, make the registered models too: who makes one may manage it, so a trainer could promote.
-    """
-    server.ask("POST", "mlflow/experiments/create", name=settings.EXPERIMENT)
-    if server.deployment.auth:
-        for name in (settings.BUNDLE_MODEL, *settings.NETWORK_MODELS.values()):
-            if server.ask("POST", "mlflow/registered-models/create", name=name) == 401:
-                path = server.home / "auth.ini"
-                console.say(f"warning: the database knows another password of {access.ADMIN} than {path}")
-                return
+    """Make the experiment of the entry points, which two `mlflow run` at once would each try to make."""
+    if server.ask("POST", "mlflow/experiments/create", name=settings.EXPERIMENT) == 401:
+        console.say(f"warning: the database knows another password of {access.ADMIN} than {server.home / 'auth.ini'}")
 
 
 def _run(server: Server) -> None:
@@ -318,6 +310,14 @@ def _prepare(
         )
     home = Path(home or settings.home()).resolve()
     last = _read_state(home)
+    kept = asdict(EMBEDDED) | last.get("deployment", {})
+    for name in ("backend_store_uri", "artifacts_destination", "auth"):
+        if kept[name] and not getattr(deployment, name):
+            option = "--" + name.replace("_", "-")
+            raise InputError(
+                f"the last server of {home} had {option}{'' if name == 'auth' else f' {kept[name]}'}, and without it "
+                "would show other data, or to everybody; expected that option, or another folder with CALMLFLOW_HOME"
+            )
     port = port or last.get("port", settings.MLFLOW_PORT)
     s3_port = s3_port or last.get("s3_port", settings.S3_PORT)
     if port == s3_port:
@@ -340,8 +340,10 @@ def _read_state(home: Path) -> dict:
 
 def _write_state(server: Server, pid: int | None, ready: bool = False) -> None:
     with replacing(server.home / "server.json", private=True) as file:
-        state = {"pid": pid, "port": server.port, "s3_port": server.s3_port, "ready": ready}
-        json.dump(state | {"deployment": asdict(server.deployment)}, file)
+        # One that was never ready had no data.
+        deployment = asdict(server.deployment) if ready else _read_state(server.home).get("deployment", {})
+        state = {"pid": pid, "port": server.port, "s3_port": server.s3_port, "ready": ready, "deployment": deployment}
+        json.dump(state, file)
 
 
 if __name__ == "__main__":

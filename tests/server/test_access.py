@@ -41,9 +41,11 @@ class Guarded:
         self.experiment = ""
         self.known = {}
 
-    def ask(self, user: str | None, method: str, path: str, body: object = None) -> tuple[int, bytes]:
+    def ask(
+        self, user: str | None, method: str, path: str, body: object = None, content: str = "application/json"
+    ) -> tuple[int, bytes]:
         """Status and body of one request; by nobody where the user is None."""
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": content}
         if user == access.ADMIN:
             headers |= access.admin_headers(self.folder / "home")
         elif user:
@@ -237,6 +239,73 @@ def test_each_role_may_what_it_is_for_and_strangers_nothing(guarded, method, pat
     assert statuses == {None: 401} | {user: 200 if user in may else 403 for user in ("ann", "ben", "cas", "dan")}
 
 
+ROUTES = """
+import json
+from starlette.routing import Mount
+from mlflow.server import auth
+app = auth.create_app()
+def native(routes, prefix=""):
+    for route in routes:
+        if hasattr(route, "original_router"):
+            yield from native(route.original_router.routes)
+        elif not isinstance(route, Mount):
+            yield from ((method, route.path) for method in route.methods)
+flask = ((method, rule.rule) for rule in auth.app.url_map.iter_rules() for method in rule.methods)
+print(json.dumps(sorted({*flask, *native(app.routes)})))
+"""
+# They write nothing of the server's.
+ASKED_BY_POST = (
+    "experiments/search", "experiments/search-datasets", "runs/search", "logged-models/search", "get-latest-versions",
+    "datasets/search", "issues/search", "jobs/search", "ui-telemetry", "graphql", "traces/search", "batchGetInfos",
+)  # fmt: skip
+
+
+def test_no_route_of_mlflow_lets_strangers_in_or_readers_write(guarded, tmp_path):
+    found = guarded.run(
+        "admin", "env", f"_MLFLOW_SERVER_FILE_STORE=sqlite:///{tmp_path}/mlflow.db", "_MLFLOW_SGI_NAME=uvicorn",
+        f"MLFLOW_AUTH_CONFIG_PATH={write_auth(tmp_path)}", "MLFLOW_FLASK_SERVER_SECRET_KEY=of-this-test",
+        sys.executable, "-c", ROUTES,
+    )  # fmt: skip
+    routes = json.loads(found.stdout.splitlines()[-1])
+    assert len(routes) > 400
+    body = {
+        "name": MODEL, "version": "1", "run_id": guarded.known["run"], "experiment_id": guarded.known["experiment"],
+        "key": "k", "value": "v", "alias": "x", "stage": "None", "new_name": "n", "username": "ann", "resource_id": "*",
+        "password": "ann-is-locked-out-now", "is_admin": True, "role_id": 1, "resource_type": "experiment",
+        "resource_pattern": "*", "permission": "MANAGE", "workspace": "default", "secret_name": "s", "source": "s3://b/k",
+    }  # fmt: skip
+    wrong = []
+    for method, rule in routes:
+        path = re.sub(r"[<{][^>}]*[>}]", guarded.known["experiment"], rule)
+        if method in ("HEAD", "OPTIONS") or not path.startswith("/") or path.startswith(("/static", "/health")):
+            continue
+        status, _ = guarded.ask(None, method, path, body if method != "GET" else None)
+        if status not in (401, 404) and "server-info" not in path:
+            wrong.append((method, rule, "by nobody", status))
+        if method != "GET" and not path.endswith(ASKED_BY_POST):
+            status, _ = guarded.ask("cas", method, path, body)
+            if status not in (400, 403, 404, 405, 422):
+                wrong.append((method, rule, "by a reader", status))
+    assert wrong == []
+
+
+def write_auth(folder: Path) -> Path:
+    access.write_config(folder, f"sqlite:///{folder}/mlflow.db")
+    return folder / "auth.ini"
+
+
+def test_a_trainer_cannot_name_one_model_and_change_another(guarded):
+    assert guarded.ask("ben", "POST", "/api/2.0/mlflow/registered-models/create", {"name": "of-ben"})[0] == 200
+    alias = {"name": MODEL, "alias": "kept", "version": "1"}
+    assert guarded.ask("ann", "POST", "/api/2.0/mlflow/registered-models/alias", alias)[0] == 200
+    for content in ("text/plain", "application/json"):
+        path = "/api/2.0/mlflow/registered-models/alias?name=of-ben&alias=kept"
+        for body in (json.dumps(alias).encode(), json.dumps(json.dumps(alias)).encode()):
+            assert guarded.ask("ben", "DELETE", path, body, content)[0] in (400, 403)
+    assert guarded.ask("cas", "GET", f"/api/2.0/mlflow/registered-models/alias?name={MODEL}&alias=kept")[0] == 200
+    assert guarded.ask("ann", "DELETE", "/api/2.0/mlflow/registered-models/alias", alias)[0] == 200
+
+
 def test_a_trainers_artifact_is_in_the_bucket_and_the_run_in_postgresql(guarded, s3, postgres):
     import psycopg
 
@@ -354,7 +423,7 @@ def stages_of(server: Guarded) -> dict[str, list[str]]:
     return {
         stage: [str(version["version"]) for version in versions]
         for stage, versions in json.loads(done.stdout)[MODEL].items()
-        if versions
+        if versions and stage != "None"
     }
 
 

@@ -69,7 +69,7 @@ def test_an_old_database_is_refused_until_it_is_upgraded_with_a_backup(uri, rele
     with pytest.raises(CalmlflowError, match=rf"{SCHEMAS[release][0]}.*`calmlflow server upgrade`") as told:
         embedded.serve(*ports, home, embedded.Deployment(uri))
     assert "host=" not in str(told.value)
-    backup = embedded.upgrade(home=home)
+    backup = embedded.upgrade(uri, home)
     assert database.outdated(uri) == {}
     assert read(uri, "SELECT name FROM experiments") == ["kept"]
     assert read(uri, "SELECT username FROM users") == ["ann"]
@@ -82,7 +82,7 @@ def test_an_old_database_is_refused_until_it_is_upgraded_with_a_backup(uri, rele
     else:
         command = [shutil.which("pg_restore"), "--data-only", "--table=alembic_version", "--file=-", str(backup)]
         assert SCHEMAS[release][0] in subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert embedded.upgrade(home=home) is None
+    assert embedded.upgrade(uri, home) is None
 
 
 def test_a_database_in_use_is_not_upgraded(uri, tmp_path):

@@ -257,6 +257,23 @@ def test_a_server_for_other_machines_needs_auth(ports, tmp_path):
     assert not (tmp_path / "home").exists()
 
 
+def test_a_folder_is_not_started_without_the_options_that_its_last_server_had(ports, tmp_path):
+    had = {"backend_store_uri": "postgresql+psycopg://ann@db/mlflow", "artifacts_destination": "s3://b", "auth": True}
+    (tmp_path / "server.json").write_text(json.dumps({"port": 5000, "deployment": had}))
+    for name, value in had.items():
+        option = f"--{name.replace('_', '-')}{'' if value is True else f' {value}'}"
+        rest = {other: held for other, held in had.items() if other != name}
+        with pytest.raises(InputError, match=f"had {re.escape(option)}, and without"):
+            embedded.serve(*ports, tmp_path, embedded.Deployment(**rest))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["server.json"]
+
+
+def test_options_of_a_server_that_never_was_ready_are_not_kept(ports, tmp_path):
+    with pytest.raises(CalmlflowError, match="does not answer"):
+        embedded.serve(*ports, tmp_path, embedded.Deployment(f"sqlite:///{tmp_path / 'none' / 'mlflow.db'}"))
+    assert json.loads((tmp_path / "server.json").read_text())["deployment"] == {}
+
+
 def test_signal_during_start_ends_it(foreground, ports):
     process, home = foreground(ports)
     assert processes.wait_until(lambda: process_of(home, "uvicorn"), 60)
