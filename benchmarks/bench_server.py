@@ -150,7 +150,10 @@ def main(rounds: int = 4, starts: int = 5, data: str = "sample:20000", crossvals
         stack.callback(supervisor.stop, folder / "store")
         if starts:
             found["start_embedded_s"] = measure_start(embedded, starts)
-        os.environ |= embedded.environment() | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+        os.environ |= embedded.environment() | {
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        }
         backends = {}
         for name in ("calmlflow", "mlflow"):
             with psycopg.connect(f"postgresql://postgres@/postgres?host={place}", autocommit=True) as connection:

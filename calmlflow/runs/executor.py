@@ -55,25 +55,15 @@ def executor(scheduler: str = LOCAL, workers: int = 0) -> Iterator[Run]:
 
     A task whose worker dies runs again, on another one; a task that ends its process again and again fails alone.
 
-    Parameters
-    ----------
-    scheduler : str
-        ``local``, or the address of a Dask scheduler such as ``tcp://host:8786``.
-    workers : int
-        Processes of this machine; 0: one per core.
-
-    Raises
-    ------
-    InputError
-        ``workers`` is negative, the address is none, or Dask is not installed.
-    CalmlflowError
-        No scheduler answers within `CONNECT_S` seconds, or it is lost while tasks run.
+    ``scheduler`` is `LOCAL` or the address of a Dask scheduler, ``workers`` the processes of this machine (0: one per
+    core). Raises an InputError where one is none or Dask is not installed, and a CalmlflowError where no scheduler
+    answers within `CONNECT_S` seconds, or it is lost while tasks run.
     """
     if workers < 0:
         raise InputError(f"workers is {workers}; expected a number of processes, or 0 for one per core")
     if scheduler == LOCAL:
-        with _Processes(workers or None) as processes:
-            yield processes.run
+        with _local(workers or None) as run:
+            yield run
     else:
         with _connected(scheduler) as pool:
             yield partial(_run_there, pool, hide_password(scheduler))
@@ -128,36 +118,29 @@ def _outcome(future: Future[Any]) -> Any:
 # -- This machine -----------------------------------------------------------------------------------------------------
 
 
-class _Processes:
-    """A pool of processes, kept from one call of `run` to the next; one that broke is replaced."""
+@contextmanager
+def _local(workers: int | None) -> Iterator[Run]:
+    """Run tasks in a pool of processes, kept from one call to the next; one that broke is replaced.
 
-    def __init__(self, workers: int | None):
-        self._workers = workers
-        self._open = ExitStack()
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> "_Processes":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
+    If a process is killed, the pool loses all open tasks: they run again one by one, and the culprit fails.
+    """
+    pools: list[ProcessPoolExecutor] = []
 
     def run(
-        self, function: Callable[[Any], Any], tasks: Sequence[Task], prepare: Prepare = None
+        function: Callable[[Any], Any], tasks: Sequence[Task], prepare: Prepare = None
     ) -> Iterator[tuple[int, Any]]:
-        """If a process is killed, the pool loses all open tasks: they run again one by one, and the culprit fails."""
-        if self._pool is None:
-            self._pool = self._open.enter_context(_processes(self._workers))
+        if not pools:
+            pools.append(opened.enter_context(_processes(workers)))
         lost = []
-        futures = {_submit(self._pool, function, task, prepare): number for number, task in enumerate(tasks)}
+        futures = {_submit(pools[0], function, task, prepare): number for number, task in enumerate(tasks)}
         for future in as_completed(futures):
             if isinstance(future.exception(), BrokenProcessPool):
                 lost.append(futures[future])
             else:
                 yield futures[future], _outcome(future)
         if lost:
-            self._open.close()
-            self._pool = None
+            opened.close()
+            pools.clear()
         while lost:
             with _processes(1) as pool:
                 outcome = None
@@ -165,6 +148,9 @@ class _Processes:
                     number = lost.pop(0)
                     outcome = _outcome(_submit(pool, function, tasks[number], prepare))
                     yield number, outcome
+
+    with ExitStack() as opened:
+        yield run
 
 
 @contextmanager

@@ -35,6 +35,8 @@ from calmlflow.storage.files import LockedError, locked, replacing
 FOLDS = 3
 TEST_SIZE = 0.2  # as `main` does by default: with the same split and seed, the same jobs are held out
 GENERATION = 8  # trials that are drawn at once
+OBJECTIVES = {"mem_clf": "log_loss", "mem_reg": "error", "wall_reg": "error"}
+STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 KEPT = ".folds"
 """Hidden folder in the output that keeps the folds of trials that have not ended."""
 
@@ -112,15 +114,15 @@ def search_space(network: str, start: TrainingConfig) -> Space:
     return space
 
 
-def objective_of(network: str, scores: Mapping[str, float]) -> tuple[str, float]:
-    """Name and value of the objective: log_loss of the classifier, error of a regressor.
+def objective_of(network: str, scores: Mapping[str, float]) -> float:
+    """The objective, see `OBJECTIVES`: log_loss of the classifier, error of a regressor.
 
     The error is the geometric mean of rmse, mae and log_mae, so that one per cent of each counts the same: large jobs
     dominate the first, small ones the last.
     """
     if network == "mem_clf":
-        return "log_loss", scores["log_loss"]
-    return "error", float(np.exp(np.mean([np.log(scores[name]) for name in ("rmse", "mae", "log_mae")])))
+        return scores["log_loss"]
+    return float(np.exp(np.mean([np.log(scores[name]) for name in ("rmse", "mae", "log_mae")])))
 
 
 def _search(
@@ -141,12 +143,11 @@ def _search(
                 trial.end(study)
         show(done)
     ended = ended_trials(study)
-    states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-    counts = {name: sum(trial.state == state for trial in ended) for name, state in states.items()}
+    counts = {name: sum(trial.state == state for trial in ended) for name, state in STATES.items()}
     if not counts["complete"]:
         raise CalmlflowError(f"no trial of {network} succeeded out of {len(ended)}; expected one: see the child runs")
     first = ended[0].value if ended[0].state == TrialState.COMPLETE else None
-    objective = "log_loss" if network == "mem_clf" else "error"
+    objective = OBJECTIVES[network]
     found = Search(objective, first, study.best_value, study.best_trial.number, counts)
     best = {f"best_{network}_{objective}": found.best, f"best_{network}_trial": found.trial}
     mlflow.log_metrics(best | {f"trials_{network}_{state}": count for state, count in counts.items()})
@@ -175,13 +176,13 @@ class _Trial:
 
     def values(self) -> list[float]:
         """The objective after each fold: its mean so far."""
-        values = [objective_of(self.network, scores)[1] for scores in self.scores]
+        values = [objective_of(self.network, scores) for scores in self.scores]
         return [float(np.mean(values[: count + 1])) for count in range(len(values))]
 
     def end(self, study: optuna.Study) -> None:
         """Log the trial as a child run, and tell the study."""
         number = self.drawn.number
-        name = "log_loss" if self.network == "mem_clf" else "error"
+        name = OBJECTIVES[self.network]
         state = "failed" if self.failure else "pruned" if self.is_pruned else "complete"
         with tracked_run(f"{self.network}-trial-{number:03d}", nested=True):
             mlflow.log_params({"network": self.network, "trial": number, **asdict(self.config)})
@@ -194,10 +195,7 @@ class _Trial:
                 mlflow.set_tag("failure", self.failure)
                 mlflow.end_run("FAILED")
                 say(f"warning: trial {number} of {self.network} failed: {self.failure}")
-        if state == "complete":
-            study.tell(self.drawn, self.values()[-1])
-        else:
-            study.tell(self.drawn, state=TrialState.FAIL if self.failure else TrialState.PRUNED)
+        study.tell(self.drawn, self.values()[-1] if state == "complete" else None, STATES[state])
 
 
 def _draw(study: optuna.Study, network: str, space: Space, start: TrainingConfig, seed: int, number: int) -> _Trial:

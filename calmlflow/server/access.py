@@ -124,7 +124,7 @@ def add_user(name: str, role: str, password: str | None = None) -> Path | None:
         )
     if password is not None and len(password) < 12:
         raise InputError("the user's password is too short; expected 12 characters or more")
-    role_ids = {known: _prepare_role(known) for known in ROLES}
+    wanted = _prepare_role(role)
     # Who makes a model may manage it, so a trainer could promote.
     models = _ask("GET", "2.0/mlflow/registered-models/search", max_results=1000).get("registered_models", ())
     for model in {settings.BUNDLE_MODEL, *settings.NETWORK_MODELS.values()}.difference(m["name"] for m in models):
@@ -144,8 +144,8 @@ def add_user(name: str, role: str, password: str | None = None) -> Path | None:
             raise
     elif password is not None:
         _ask("PATCH", "2.0/mlflow/users/update-password", username=name, password=password)
-    held = users.get(name, set())
-    for known, role_id in role_ids.items():
+    held = users.get(name, {})
+    for known, role_id in ({role: wanted} | held).items():
         if (known in held) != (known == role):
             verb, act = ("POST", "assign") if known == role else ("DELETE", "unassign")
             _ask(verb, f"3.0/mlflow/roles/{act}", username=name, role_id=role_id)
@@ -170,14 +170,16 @@ def _workspace() -> str:
     return settings.workspace() or "default"
 
 
-def _users() -> dict[str, set[str]]:
-    """User -> the roles of ours that they hold in the workspace."""
-
-    def ours(user: dict[str, Any]) -> set[str]:
-        here = (role["name"] for role in user["roles"] if role["workspace"] == _workspace())
-        return set(here).intersection(ROLES)
-
-    return {user["username"]: ours(user) for user in _ask("GET", "2.0/mlflow/users/list")["users"]}
+def _users() -> dict[str, dict[str, int]]:
+    """User -> the roles of ours that they hold in the workspace, and their numbers."""
+    return {
+        user["username"]: {
+            role["name"]: int(role["id"])
+            for role in user["roles"]
+            if role["workspace"] == _workspace() and role["name"] in ROLES
+        }
+        for user in _ask("GET", "2.0/mlflow/users/list")["users"]
+    }
 
 
 def _prepare_role(name: str) -> int:

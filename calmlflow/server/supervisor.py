@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -103,12 +103,13 @@ def start(
 
     Ports default to those of the home folder's last server: clients and notes know it by its address.
     """
-    port, s3_port, home = _prepare(port, s3_port, home, deployment)
+    wanted = _prepare(port, s3_port, home, deployment)
+    home = wanted.home
     log = home / "logs" / "server.log"
     daemon = None
     if not is_locked(home / "server.lock"):
         console.say(f"starting the MLflow server in {home}")
-        words = [str(port), str(s3_port), str(home), json.dumps(asdict(deployment))]
+        words = [str(wanted.port), str(wanted.s3_port), str(home), json.dumps(asdict(deployment))]
         command = [sys.executable, "-m", "calmlflow.server.supervisor", *words]
         with log.open("ab") as out:
             daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
@@ -122,10 +123,11 @@ def start(
         if daemon is not None:
             daemon.terminate()
         raise
-    if (server.port, server.s3_port) != (port, s3_port) or server.deployment != deployment:
+    if replace(server, pid=wanted.pid) != wanted:
         raise CalmlflowError(
-            f"the server of {home} already runs on {server.tracking_uri} ({server.artifacts}); expected ports {port} "
-            f"and {s3_port} and the same options: stop it first, or choose another folder with CALMLFLOW_HOME"
+            f"the server of {home} already runs on {server.tracking_uri} ({server.artifacts}); expected ports "
+            f"{wanted.port} and {wanted.s3_port} and the same options: stop it first, or choose another folder with "
+            "CALMLFLOW_HOME"
         )
     return server
 
@@ -156,8 +158,8 @@ def serve(
 
     This process is the supervisor: while it lives it holds a lock on the home folder, which tells that a server runs.
     """
-    port, s3_port, home = _prepare(port, s3_port, home, deployment)
-    server = Server(port, s3_port, os.getpid(), home, deployment)
+    server = _prepare(port, s3_port, home, deployment)
+    home = server.home
     with contextlib.ExitStack() as stack:
         try:
             # Patience for a look of another process, which holds the lock for a moment.
@@ -166,14 +168,14 @@ def serve(
             raise CalmlflowError(f"a server of {home} runs already or starts; expected none: stop it first") from error
         _write_state(server, server.pid)
         stack.callback(_write_state, server, None)
-        processes.require_free(port, "--port", deployment.host)
+        processes.require_free(server.port, "--port", deployment.host)
         database.check_schema(deployment.database_uri(home))
         if deployment.artifacts_destination:
             target = parse_s3(deployment.artifacts_destination)
             with asking(target, "listed", "a bucket that the AWS_* variables open"):
                 new_client(attempts=2).list_objects_v2(Bucket=target.bucket, Prefix=target.key, MaxKeys=1)
         else:
-            processes.require_free(s3_port, "--s3-port")
+            processes.require_free(server.s3_port, "--s3-port")
         if deployment.auth:
             prepare_auth(home, deployment)
         _run(server)
@@ -301,9 +303,8 @@ def _end_of(log: Path, count: int) -> str:
     return " | ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
 
 
-def _prepare(
-    port: int | None, s3_port: int | None, home: str | Path | None, deployment: Deployment
-) -> tuple[int, int, Path]:
+def _prepare(port: int | None, s3_port: int | None, home: str | Path | None, deployment: Deployment) -> Server:
+    """The server to start, of this process, in a home folder that is there."""
     if deployment.host not in (settings.HOST, "localhost") and not deployment.auth:
         raise InputError(
             f"everybody could change what a server on {deployment.host} keeps; expected --auth with --host"
@@ -328,7 +329,7 @@ def _prepare(
             (home / folder).mkdir(exist_ok=True)
     except OSError as error:
         raise CalmlflowError(f"home folder {home}: {error.strerror}; expected a folder that can be written") from error
-    return port, s3_port, home
+    return Server(port, s3_port, os.getpid(), home, deployment)
 
 
 def _read_state(home: Path) -> dict:

@@ -175,7 +175,7 @@ def test_on_a_cluster_numbers_are_the_same_when_a_worker_is_killed(server, done,
 def test_an_ended_run_leaves_no_worker(server, tiny, tmp_path, number, status):
     env = environment(server, MLFLOW_EXPERIMENT_NAME=f"crossval-ended-{number}")
     with started(command(tmp_path, tiny, workers=2), cwd=ROOT, env=env, stderr=subprocess.PIPE) as parent:
-        assert wait_until(lambda: parent.poll() is not None or len(children_of(parent.pid)) == 2, 120)
+        assert wait_until(lambda: parent.poll() is not None or len(children_of(parent.pid)) == 2, 300)
         workers = children_of(parent.pid)
         parent.send_signal(number)
         parent.wait(120)

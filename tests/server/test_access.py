@@ -260,6 +260,7 @@ ASKED_BY_POST = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_route_of_mlflow_lets_strangers_in_or_readers_write(guarded, tmp_path):
     found = guarded.run(
         "admin", "env", f"_MLFLOW_SERVER_FILE_STORE=sqlite:///{tmp_path}/mlflow.db", "_MLFLOW_SGI_NAME=uvicorn",
