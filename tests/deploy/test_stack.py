@@ -1,5 +1,6 @@
 """The CloudFormation template: what a linter says, who may do what, and the stack that moto makes of it."""
 
+import json
 import re
 import subprocess
 from itertools import chain
@@ -8,8 +9,10 @@ import boto3
 import pytest
 from cfnlint.decode.cfn_yaml import load
 
+from calmlflow.jobs.health import check_health
 from calmlflow.jobs.stores.base import TABLES
-from calmlflow.jobs.stores.open import open_store
+from calmlflow.jobs.stores.open import open_source, open_store
+from calmlflow.runs.watch import emf_line
 from tests.samples.commands import ROOT
 from tests.samples.container_commands import check_command
 
@@ -81,6 +84,19 @@ def test_the_scheduled_commands_exist():
     assert found["status"][:3] == ["calmlflow", "jobs", "status"]
 
 
+def test_alarms_watch_what_the_scheduled_command_writes():
+    line = json.loads(emf_line(check_health(open_source("sample:200"), None), {}))
+    (written,) = line["_aws"]["CloudWatchMetrics"]
+    ours = [one for one in resources("AWS::CloudWatch::Alarm").values() if one["Namespace"] == written["Namespace"]]
+    assert {one["MetricName"] for one in ours} <= {one["Name"] for one in written["Metrics"]}
+    assert (written["Dimensions"], [one for one in ours if "Dimensions" in one]) == ([[]], [])
+    (rule,) = (one for name, one in resources("AWS::Events::Rule").items() if name == "StatusSchedule")
+    assert rule["ScheduleExpression"] == "rate(6 hours)"
+    assert {one["Period"] for one in ours} == {6 * 3600}
+    (container,) = resources("AWS::ECS::TaskDefinition")["Status"]["ContainerDefinitions"]
+    assert container["Command"][-2:] == ["--format", "emf"]
+
+
 def test_alarms_are_of_age_quarantine_dead_letters_and_errors_and_somebody_hears_them():
     found = sorted((one["Namespace"], one["MetricName"]) for one in resources("AWS::CloudWatch::Alarm").values())
     assert found == [
@@ -103,7 +119,9 @@ def test_moto_makes_the_stack_and_its_tables_are_the_store(dynamodb, dynamodb_ur
     made = stacks.describe_stack_resources(StackName=name)["StackResources"]
     # What moto cannot make has no name: policies of queues and topics, and alarms.
     number = {one["LogicalResourceId"]: one["PhysicalResourceId"] for one in made if "LogicalResourceId" in one}
-    assert {"Predictor", "Ingest", "IngestMessages", "Retrain", "Status", "RetrainDaily", "StatusHourly"} <= set(number)
+    assert {"Predictor", "Ingest", "IngestMessages", "Retrain", "Status", "RetrainSchedule", "StatusSchedule"} <= set(
+        number
+    )
 
     database = boto3.client("dynamodb")
     before = database.list_tables()["TableNames"]
