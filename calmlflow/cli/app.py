@@ -184,6 +184,37 @@ def server_restore(source: Path, backend_store_uri: _Backend = "", artifacts_des
     say(f"restored {done['backup']}: {done['files']:,} artifacts ({done['bytes']:,} bytes) and the database")
 
 
+@server_app.command("gc")
+def server_gc(
+    keep: Annotated[
+        int, typer.Option(help="Newest versions of each model, and steps of its way back, that stay.", min=1)
+    ] = 10,
+    older_than: Annotated[float, typer.Option(help="Days that versions, and deleted runs, stay.", min=0)] = 30.0,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove; without it nothing is.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
+) -> None:
+    """Say which artifacts of deleted runs, and files of old versions, may go, or remove them with --delete.
+
+    Nothing goes that a stage, an alias, the way back, a bundle or another model refers to.
+    """
+    from calmlflow.registry import garbage
+    from calmlflow.server import supervisor as embedded
+
+    home = settings.home().resolve()
+    with embedded.held_store(home) as (server, client, root):
+        if server.deployment.auth:
+            os.environ |= {"MLFLOW_ENABLE_WORKSPACES": "true", "MLFLOW_WORKSPACE": settings.workspace() or "default"}
+        found = garbage.collect(client, root, server.deployment.database_uri(home), keep, older_than, delete)
+    total = {name: sum(entry[name] for entry in found) for name in ("files", "bytes")}
+    if as_json:
+        print(json.dumps({"deleted": delete, **total, "garbage": found}))
+        return
+    for entry in found:
+        print(f"{entry['name']}\t{entry['files']} files\t{entry['bytes']} bytes")
+    verb = "removed" if delete else "nothing removed; --delete would remove"
+    say(f"{verb}: {len(found):,} runs, models and versions, {total['files']:,} files, {total['bytes']:,} bytes")
+
+
 user_app = new_app(no_args_is_help=True)
 server_app.add_typer(user_app, name="user")
 

@@ -145,10 +145,11 @@ def check_named(*variables: str) -> None:
         )
 
 
-def read_state(model: str) -> State:
-    """Ask the registry for a registered model; an InputError where there is none of that name."""
-    check_named("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI")
-    uri = settings.registry_uri()
+def read_state(model: str, registry_uri: str = "") -> State:
+    """Ask the registry (default `settings.registry_uri`) for a registered model; an InputError where it has none."""
+    if not registry_uri:
+        check_named("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI")
+    uri = registry_uri or settings.registry_uri()
     # Plain HTTP saves the import of MLflow, which takes longer than all else that `calmlflow stages` does.
     found, versions = (_by_http if is_http(uri) else _by_client)(uri, model)
     aliases = {str(entry["alias"]): int(entry["version"]) for entry in found.get("aliases", ())}

@@ -34,14 +34,10 @@ def back_up(destination: Path, home: Path) -> dict[str, Any]:
 
     Gives ``backup`` (the path of its list), ``files`` and ``bytes``, and of these ``copied`` and ``copied_bytes``.
     """
-    server = embedded.last(home)
-    if server is None:
-        raise CalmlflowError(f"no server was ever started in {home}; expected CALMLFLOW_HOME of one")
     scratch = destination / ".partial"
     with ExitStack() as stack:
         stack.enter_context(locked(destination / ".lock"))
-        if not embedded.running(home):
-            stack.enter_context(embedded.stopped(home))
+        server, client, root = stack.enter_context(embedded.held_store(home))
         # Of a backup that was killed.
         shutil.rmtree(scratch, ignore_errors=True)
         for folder in (scratch, destination / "objects"):
@@ -55,7 +51,6 @@ def back_up(destination: Path, home: Path) -> dict[str, Any]:
         if (home / "webhook.key").exists():
             shutil.copy(home / "webhook.key", scratch)
         kept = {path.name: _keep(path, destination) for path in sorted(scratch.iterdir())}
-        client, root = stack.enter_context(embedded.artifact_store(server))
         earlier = sorted(destination.glob("backup-*.json"))
         known = _read(earlier[-1])["artifacts"] if earlier else {}
         artifacts = {key: known[key] for key in known if _place(destination, known[key]).exists()}

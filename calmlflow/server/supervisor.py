@@ -195,14 +195,21 @@ def upgrade(backend_store_uri: str = "", home: str | Path | None = None) -> Path
 @contextlib.contextmanager
 def stopped(home: Path) -> Iterator[None]:
     """Let no server of a home start while the block runs; a CalmlflowError where one runs."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(home / "server.lock", patience_s=1.0))
-        except LockedError as error:
-            raise CalmlflowError(
-                f"the server of {home} runs; expected none: run `calmlflow server stop` first"
-            ) from error
-        yield
+    try:
+        with locked(home / "server.lock", patience_s=1.0):
+            yield
+    except LockedError as error:
+        raise CalmlflowError(f"the server of {home} runs; expected none: run `calmlflow server stop` first") from error
+
+
+@contextlib.contextmanager
+def held_store(home: Path) -> Iterator[tuple[Server, Any, S3Object]]:
+    """The server that a home has or had, and its store as by `artifact_store`; where it is stopped, it stays so."""
+    server = last(home)
+    if server is None:
+        raise CalmlflowError(f"no server was ever started in {home}; expected CALMLFLOW_HOME of one")
+    with contextlib.nullcontext() if running(home) else stopped(home), artifact_store(server) as (client, root):
+        yield server, client, root
 
 
 @contextlib.contextmanager

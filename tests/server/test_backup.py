@@ -168,6 +168,14 @@ def test_a_restored_server_is_the_one_that_was_backed_up(places, tmp_path, monke
     assert status == 0, err
     with target.served(monkeypatch):
         assert contents(target.home) == before
+        # Here and not in a test of garbage, since such a server takes half a minute to start.
+        with mlflow.start_run(run_name="garbage") as run:
+            mlflow.log_text("garbage", "garbage.txt")
+        mlflow.delete_run(run.info.run_id)
+        status, out, err = run_here(capsys, "server", "gc", "--older-than", "0", "--delete", "--json")
+        assert status == 0, err
+        assert json.loads(out)["garbage"] == [{"name": f"run {run.info.run_id}", "files": 1, "bytes": len("garbage")}]
+        assert contents(target.home) == before
     # It holds something now.
     with pytest.raises(CalmlflowError, match="database of the server holds something"):
         backup.restore(kept, target.home, target.deployment)
