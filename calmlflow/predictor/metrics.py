@@ -1,22 +1,24 @@
 """Metrics for Prometheus (text format 0.0.4) and CloudWatch (embedded metric format): names, counters, rendering."""
 
 import threading
-import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from calmlflow.errors import CalmlflowError
+from calmlflow.settings import HOST
+
+if TYPE_CHECKING:
+    from wsgiref.simple_server import WSGIServer
 
 # Name -> kind and help of every metric of a running predictor and of `calmlflow jobs status`.
 METRICS = {
     "calmlflow_predictor_info": ("gauge", "Version that answers now; the value is 1."),
     "calmlflow_answers_total": ("counter", "Answers by source: registry, cache or policy."),
     "calmlflow_unseen_answers_total": ("counter", "Answers to jobs unlike any of the training."),
-    "calmlflow_answer_milliseconds": (
-        "histogram",
-        "Time of an answer, without reading its control file or keeping it.",
-    ),
+    "calmlflow_answer_milliseconds": ("histogram", "Time of an answer; control file and record are not in it."),
     "calmlflow_shadow_answers_total": ("counter", "Answers of the shadow stage: kept, same (version) or failed."),
     "calmlflow_status_timestamp_seconds": ("gauge", "When the store of job records was looked at."),
     "calmlflow_store_healthy": ("gauge", "1: the store is healthy; 0: see calmlflow jobs status."),
@@ -69,50 +71,58 @@ class Tally:
             self._buckets[bisect_left(BUCKETS_MS, elapsed_ms)] += 1
 
     def samples(self, stage: str) -> list[Sample]:
-        with self._counting:
-            sources, unseen, sum_ms = dict(self._sources), self._unseen, self._sum_ms
-            counts = list(accumulate(self._buckets))
         labels, name = {"stage": stage}, "calmlflow_answer_milliseconds"
-        return [
-            *(("calmlflow_answers_total", {**labels, "source": source}, n) for source, n in sources.items()),
-            ("calmlflow_unseen_answers_total", labels, unseen),
-            *(
-                (f"{name}_bucket", {**labels, "le": bound}, n)
-                for bound, n in zip([*map(str, BUCKETS_MS), "+Inf"], counts, strict=True)
-            ),
-            (f"{name}_sum", labels, round(sum_ms, 3)),
-            (f"{name}_count", labels, counts[-1]),
-        ]
-
-
-class Measured(NamedTuple):
-    """A value for CloudWatch with its unit."""
-
-    value: float
-    unit: str = "Count"
+        with self._counting:
+            counts = list(accumulate(self._buckets))
+            bounds = zip([*map(str, BUCKETS_MS), "+Inf"], counts, strict=True)
+            return [
+                *(("calmlflow_answers_total", {**labels, "source": source}, n) for source, n in self._sources.items()),
+                ("calmlflow_unseen_answers_total", labels, self._unseen),
+                *((f"{name}_bucket", {**labels, "le": bound}, n) for bound, n in bounds),
+                (f"{name}_sum", labels, round(self._sum_ms, 3)),
+                (f"{name}_count", labels, counts[-1]),
+            ]
 
 
 def emf(
-    metrics: Mapping[str, Measured], dimensions: Mapping[str, str], sets: Sequence[Sequence[str]], moment: float = 0
+    metrics: Mapping[str, tuple[float, str]], dimensions: Mapping[str, str], sets: Sequence[Sequence[str]], now: float
 ) -> dict[str, Any]:
-    """Metrics of namespace ``calmlflow`` as one object in CloudWatch's embedded metric format.
+    """Metrics, name -> value and unit, as one object in CloudWatch's embedded metric format.
 
-    ``sets`` are the sets of dimensions by which CloudWatch adds them up; ``moment`` is in epoch seconds, default now.
+    ``sets`` are the sets of dimensions by which CloudWatch adds them up; ``now`` is in epoch seconds.
     """
-    named = [{"Name": name, "Unit": measured.unit} for name, measured in metrics.items()]
+    named = [{"Name": name, "Unit": unit} for name, (_, unit) in metrics.items()]
     directive = {"Namespace": "calmlflow", "Dimensions": sets, "Metrics": named}
-    return {
-        "_aws": {"Timestamp": int(1000 * (moment or time.time())), "CloudWatchMetrics": [directive]},
-        **dimensions,
-        **{name: measured.value for name, measured in metrics.items()},
-    }
+    values = {name: value for name, (value, _) in metrics.items()}
+    return {"_aws": {"Timestamp": int(1000 * now), "CloudWatchMetrics": [directive]}, **dimensions, **values}
 
 
-def answer_emf(answer: Mapping[str, Any], source: str, elapsed_ms: float, stage: str, moment: float) -> dict[str, Any]:
+def answer_emf(answer: Mapping[str, Any], source: str, elapsed_ms: float, stage: str, now: float) -> dict[str, Any]:
     """The metrics of one answer, by stage, and by stage and source."""
-    measured = {
-        "Answers": Measured(1),
-        "Unseen": Measured(int(bool(answer.get("unseen")))),
-        "Milliseconds": Measured(elapsed_ms, "Milliseconds"),
-    }
-    return emf(measured, {"Stage": stage, "Source": source}, [["Stage"], ["Stage", "Source"]], moment)
+    unseen = int(bool(answer.get("unseen")))
+    metrics = {"Answers": (1, "Count"), "Unseen": (unseen, "Count"), "Milliseconds": (elapsed_ms, "Milliseconds")}
+    return emf(metrics, {"Stage": stage, "Source": source}, [["Stage"], ["Stage", "Source"]], now)
+
+
+def serve_page(port: int, text: Callable[[], str]) -> "WSGIServer":
+    """Serve a text that is made anew for each request, see `Predictor.serve_metrics`."""
+    # Loaded for those who ask for it.
+    from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        # Seconds for a client that says nothing.
+        timeout = 5
+
+        def log_message(self, *words: object) -> None:
+            """Nothing is logged of a page that is asked for every few seconds."""
+
+    def page(_: object, start: Callable[..., object]) -> list[bytes]:
+        start("200 OK", [("Content-Type", "text/plain; version=0.0.4; charset=utf-8")])
+        return [text().encode()]
+
+    try:
+        server = make_server(HOST, port, page, handler_class=Quiet)
+    except (OSError, OverflowError) as error:
+        raise CalmlflowError(f"metrics cannot be served on port {port} ({error}); expected a free port") from error
+    threading.Thread(target=server.serve_forever, name="calmlflow-metrics", daemon=True).start()
+    return server

@@ -19,12 +19,12 @@ from calmlflow.predictor.bundle import Bundle
 from calmlflow.predictor.cache import Cache
 from calmlflow.predictor.emit import Emitter, prediction_record
 from calmlflow.predictor.logs import log_answer
-from calmlflow.predictor.metrics import Tally, as_text
+from calmlflow.predictor.metrics import Tally, as_text, serve_page
 from calmlflow.predictor.registry_client import StagedVersion, left_until, resolve_stage
 from calmlflow.predictor.shadow import Shadow
 
 if TYPE_CHECKING:
-    from http.server import HTTPServer
+    from wsgiref.simple_server import WSGIServer
 
     from calmlflow.predictor.batch import BatchOutcome
 
@@ -211,15 +211,11 @@ class Predictor:
         shadow = [("calmlflow_shadow_answers_total", {"outcome": each}, n) for each, n in outcomes.items()]
         return as_text([("calmlflow_predictor_info", labels, 1), *self._tally.samples(stage), *shadow])
 
-    def serve_metrics(self, port: int) -> "HTTPServer":
+    def serve_metrics(self, port: int) -> "WSGIServer":
         """Serve `metrics` at ``http://127.0.0.1:{port}/metrics`` in the background, until the process ends.
 
-        For a process without a web server of its own, to which you can add a page. Port 0 takes a free one; the server
-        that is returned has it as ``server_port``.
+        For a process that has no web pages of its own. Port 0 takes a free one: ``server_port`` of what is returned.
         """
-        # Loaded for those who ask for it.
-        from calmlflow.predictor.metrics_page import serve_page
-
         return serve_page(port, self.metrics)
 
     def predict_many(self, data: Any, output: str | Path, **options: Any) -> "BatchOutcome":

@@ -58,15 +58,15 @@ class Shadow:
         self._waiting.append((dataset, features, version))
         # After a fork, the child sees a thread that has ended.
         if self._thread is None or not self._thread.is_alive():
-            timer = threading.Timer(PAUSE_S, self._answer_waiting)
-            timer.daemon = True
+            self._thread = threading.Timer(PAUSE_S, self._answer_waiting)
+            self._thread.daemon = True
+            # Where it cannot start, the next answer tries again.
             with contextlib.suppress(RuntimeError):
-                timer.start()
-                self._thread = timer
+                self._thread.start()
 
     def _answer_waiting(self) -> None:
         while self._waiting:
-            # A second thread may have been quicker.
+            # Another thread may have been quicker.
             with contextlib.suppress(IndexError):
                 job = self._waiting.popleft()
                 try:
@@ -74,6 +74,9 @@ class Shadow:
                 except Exception as error:
                     log.warning("no shadow answer to %s (%s)", job[0], place_of(error))
                     self.outcomes["failed"] += 1
+            # From now on an answer starts another thread; one that came just before this is seen by the loop.
+            if not self._waiting and self._thread is threading.current_thread():
+                self._thread = None
 
     def _answer(self, dataset: str, features: Features, version: str | None) -> str:
         if self._predictor is None:

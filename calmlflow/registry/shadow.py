@@ -1,6 +1,5 @@
 """Judge a challenger by its shadow answers to live jobs that have finished since, beside the answers they ran with."""
 
-import numpy as np
 import pandas as pd
 
 from calmlflow import settings
@@ -16,9 +15,8 @@ from calmlflow.registry.versions import Version
 from calmlflow.results.scores import FEWEST_JUDGED, PREDICTED
 from calmlflow.results.table import PROBABILITIES
 
+# Role of the champion's recorded answers; checks and metrics begin with it.
 LIVE = "live"
-"""Role of the champion's recorded answers; checks and metrics begin with it."""
-
 _ANSWER = [*PREDICTED.values(), "kill_time", *PROBABILITIES]
 
 
@@ -68,5 +66,4 @@ def paired_answers(
 
 def _as_predictions(rows: pd.DataFrame) -> Predictions:
     found = {name: rows[name].to_numpy(dtype=float) for name in ("mem_pred", "wall_pred", "kill_time")}
-    probabilities = rows[PROBABILITIES].to_numpy(dtype=float)
-    return {**found, "bin_pred": rows["bin_pred"].to_numpy(dtype=np.int64), "probabilities": probabilities}
+    return {**found, "bin_pred": rows["bin_pred"].to_numpy(dtype=int), "probabilities": rows[PROBABILITIES].to_numpy()}

@@ -1,64 +1,61 @@
 """Write what `calmlflow jobs status` finds for Prometheus or CloudWatch."""
 
 import json
+from dataclasses import replace
 
 from calmlflow.console import say
 from calmlflow.errors import CalmlflowError
 from calmlflow.jobs.health import DAY_S, Health
-from calmlflow.predictor.metrics import Measured, Sample, as_text, emf
-from calmlflow.results.realised import ended_runs, join_predictions, share
-from calmlflow.runs.realised import read_ended
+from calmlflow.predictor.metrics import Sample, as_text, emf
+from calmlflow.runs.realised import read_ended, realised_content
 
 REALISED_DAYS = 30
 """Days over which realised figures are taken, so that they move."""
 
+Figures = dict[str, float | None]
 
-def realised_lately(data: str, predictions: str, now: float) -> dict[str, float]:
-    """Jobs, coverage, excess dollars and excess cost of the last 30 days, as far as they are defined.
+
+def realised_lately(data: str, predictions: str, now: float) -> Figures:
+    """Jobs, coverage, excess dollars and excess cost of the last 30 days; None where undefined.
 
     ``data`` and ``predictions`` are as for `read_ended`; where they cannot be read, that is a warning.
     """
     try:
-        ended = read_ended(data, predictions)
+        content = realised_content(read_ended(data, predictions))
     except CalmlflowError as error:
         # The figures of the store are worth more than these.
         say(f"warning: no realised figures: {error}")
         return {}
-    runs = join_predictions(ended_runs(ended.jobs.valid, ended.killed), ended.recorded.predictions).judged
-    runs = runs[runs["finished_at"] > now - REALISED_DAYS * DAY_S]
-    found = {"jobs": float(len(runs))}
-    if runs["judged"].any():
-        found["coverage"] = share(runs, "covered", "judged")[0]
-    paid, perfect = (float(runs[name].sum()) for name in ("paid", "perfect"))
-    if len(runs):
-        found["excess_dollars"] = paid - perfect
-    if perfect > 0:
-        found["excess_cost"] = paid / perfect - 1
-    return found
+    runs = content.runs[content.runs["finished_at"] > now - REALISED_DAYS * DAY_S]
+    found = replace(content, runs=runs).figures["all"]
+    dollars = found["paid"] - found["perfect"] if len(runs) else None
+    shares = {name: found[name] for name in ("coverage", "excess_cost")}
+    return {"jobs": len(runs), "excess_dollars": dollars, **shares}
 
 
-def prometheus_text(health: Health, realised: dict[str, float]) -> str:
+def prometheus_text(health: Health, realised: Figures) -> str:
     """All figures of a store; one that is undefined is absent."""
     store = {"store": health.store}
-    samples: list[Sample] = [
-        ("calmlflow_status_timestamp_seconds", store, health.moment),
-        ("calmlflow_store_healthy", store, not health.problems),
-        ("calmlflow_records", store, health.records),
-        *(("calmlflow_quarantine_open", {**store, "kind": kind}, n) for kind, n in health.quarantine_kinds.items()),
-        *(("calmlflow_killed_jobs", {**store, "kind": kind}, n) for kind, n in health.killed_7d.items()),
-        *((f"calmlflow_realised_{name}", store, value) for name, value in realised.items()),
-    ]
-    if health.newest_age_s is not None:
-        samples.append(("calmlflow_newest_job_age_seconds", store, health.newest_age_s))
-    return as_text((name, labels, float(value)) for name, labels, value in samples)
+    found: Figures = {
+        "status_timestamp_seconds": health.moment,
+        "store_healthy": int(not health.problems),
+        "records": health.records,
+        "newest_job_age_seconds": health.newest_age_s,
+        **{f"realised_{name}": value for name, value in realised.items()},
+    }
+    samples: list[Sample] = [(f"calmlflow_{name}", store, n) for name, n in found.items() if n is not None]
+    for name, counts in (("quarantine_open", health.quarantine_kinds), ("killed_jobs", health.killed_7d)):
+        samples += [(f"calmlflow_{name}", {**store, "kind": kind}, n) for kind, n in counts.items()]
+    return as_text(samples)
 
 
-def emf_line(health: Health, realised: dict[str, float]) -> str:
+def emf_line(health: Health, realised: Figures) -> str:
     """The figures that alarms need, without dimensions, as one line for the log of a Lambda function or an agent."""
-    measured = {"Quarantine": Measured(health.quarantine_open)}
-    if health.newest_age_s is not None:
-        measured["AgeDays"] = Measured(health.newest_age_s / DAY_S, "None")
-    for key, name in (("coverage", "Coverage"), ("excess_dollars", "ExcessDollars")):
-        if key in realised:
-            measured[name] = Measured(realised[key], "None")
-    return json.dumps(emf(measured, {}, [[]], health.moment))
+    found = {
+        "AgeDays": None if health.newest_age_s is None else health.newest_age_s / DAY_S,
+        "Quarantine": health.quarantine_open,
+        "Coverage": realised.get("coverage"),
+        "ExcessDollars": realised.get("excess_dollars"),
+    }
+    known = {name: (value, "None") for name, value in found.items() if value is not None}
+    return json.dumps(emf(known, {}, [[]], health.moment))

@@ -1,10 +1,13 @@
 """Metrics in Prometheus' text format, as its own parser reads it, and in CloudWatch's embedded format."""
 
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from calmlflow.predictor.metrics import METRICS, Measured, Tally, as_text, emf
+from calmlflow.errors import CalmlflowError
+from calmlflow.predictor.metrics import METRICS, Tally, as_text, emf, serve_page
 
 
 def read(text: str) -> dict[tuple, float]:
@@ -48,9 +51,8 @@ def test_answers_of_threads_are_counted_by_source_and_time():
 
 
 def test_embedded_metrics_name_their_units_and_dimensions():
-    found = emf(
-        {"Answers": Measured(1), "Milliseconds": Measured(2.5, "Milliseconds")}, {"Stage": "S"}, [["Stage"]], 5.5
-    )
+    metrics = {"Answers": (1, "Count"), "Milliseconds": (2.5, "Milliseconds")}
+    found = emf(metrics, {"Stage": "S"}, [["Stage"]], 5.5)
     (directive,) = found["_aws"]["CloudWatchMetrics"]
     assert found["_aws"]["Timestamp"] == 5500
     assert (directive["Namespace"], directive["Dimensions"]) == ("calmlflow", [["Stage"]])
@@ -59,3 +61,15 @@ def test_embedded_metrics_name_their_units_and_dimensions():
         "Milliseconds": "Milliseconds",
     }
     assert (found["Stage"], found["Answers"], found["Milliseconds"]) == ("S", 1, 2.5)
+
+
+def test_the_page_is_made_anew_for_each_request_and_a_taken_port_is_told():
+    texts = iter(["a 1\n", "a 2\n"])
+    with serve_page(0, lambda: next(texts)) as server:
+        for expected in ("a 1\n", "a 2\n"):
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics", timeout=20) as page:
+                assert page.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+                assert page.read().decode() == expected
+        with pytest.raises(CalmlflowError, match=rf"port {server.server_port} .*; expected a free port"):
+            serve_page(server.server_port, str)
+        server.shutdown()

@@ -39,7 +39,7 @@ class Store(list):
     def __call__(self, record):
         if record["source"] == "shadow":
             self.reached.set()
-            assert self.go.wait(60)
+            assert self.go.wait(30)
         self.append(record)
 
     def of(self, source: str) -> list[dict]:
@@ -69,10 +69,11 @@ def registry(tmp_path, monkeypatch):
         yield found
 
 
-def test_the_answer_is_out_and_kept_while_the_shadow_hangs_and_then_both_are_kept(registry, kept):
+def test_the_answer_is_out_and_kept_while_the_shadow_hangs_and_then_both_are_kept(registry, kept, tmp_path):
     alone = Predictor().predict(JOB, CONTROL)
     predictor = Predictor(emit=kept, shadow="Staging")
     assert predictor.predict(JOB, CONTROL) == alone
+    assert not predictor._shadow.outcomes
     assert kept.reached.wait(60)
     # It hangs now: more answers are given and kept all the same.
     for _ in range(MOST_WAITING + 5):
@@ -85,6 +86,8 @@ def test_the_answer_is_out_and_kept_while_the_shadow_hangs_and_then_both_are_kep
     assert (shadow["version"], live["version"]) == ("4", "3")
     assert shadow["wall_pred"] == int(challenger["wall_pred"][0]) != live["wall_pred"]
     assert shadow["timestamp"] >= live["timestamp"]
+    # No answer waits for a lock of its cache.
+    assert [path.parents[1].name for path in tmp_path.rglob("4-*")] == ["shadow"]
     # Given up where too many waited.
     assert read(predictor.metrics())["calmlflow_shadow_answers_total", "kept"] == MOST_WAITING + 1
 
