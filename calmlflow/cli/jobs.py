@@ -78,7 +78,9 @@ def status(
     if form in ("prometheus", "emf"):
         from calmlflow.runs.watch import emf_line, prometheus_text, realised_lately
 
-        realised = realised_lately(uri, predictions, health.moment)
+        # Reads the store again.
+        has_any = health.predictions or predictions != "none"
+        realised = realised_lately(uri, predictions, health.moment) if has_any else {}
         if form == "emf":
             print(emf_line(health, realised), flush=True)
         else:

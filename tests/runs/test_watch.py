@@ -74,9 +74,14 @@ def test_without_jobs_and_predictions_nothing_undefined_is_told(tmp_path, capsys
     open_sql(uri, create=True).close()
     words = ("jobs", "status", "--store", uri, "--no-log", "--format")
     names = {name for name, *_ in read(run_here(capsys, *words, "prometheus")[1])}
-    assert "calmlflow_realised_jobs" in names
-    assert not names & {"calmlflow_realised_coverage", "calmlflow_realised_excess_dollars", "calmlflow_quarantine_open"}
-    assert "calmlflow_newest_job_age_seconds" not in names
+    assert names == {
+        *("calmlflow_status_timestamp_seconds", "calmlflow_store_healthy", "calmlflow_records", "calmlflow_killed_jobs")
+    }
+    # Predictions, of jobs that have not ended.
+    with closing(open_sql(uri)) as store:
+        store.put(PREDICTIONS, pd.DataFrame([predicted(pd.Series(record()))]).assign(unseen=0))
+    more = read(run_here(capsys, *words, "prometheus")[1])
+    assert {name for name, *_ in more} - names == {"calmlflow_realised_jobs"}
     line = json.loads(run_here(capsys, *words, "emf")[1])
     assert (line["Quarantine"], "AgeDays" in line, "Coverage" in line) == (0, False, False)
 
