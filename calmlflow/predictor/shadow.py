@@ -74,7 +74,7 @@ class Shadow:
                 except Exception as error:
                     log.warning("no shadow answer to %s (%s)", job[0], place_of(error))
                     self.outcomes["failed"] += 1
-            # An answer that is being given comes first: it waits for one shadow's hold of the interpreter, not for many.
+            # An answer that is being given shares the interpreter with one shadow, not with many.
             time.sleep(PAUSE_S / 50)
             # From now on an answer starts another thread; one that came just before this is seen by the loop.
             if not self._waiting and self._thread is threading.current_thread():
