@@ -8,6 +8,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from calmlflow.hst.ladder import LADDER
@@ -50,16 +51,18 @@ class DistinctRows:
         return DistinctRows(self.features, np.bincount(row_of_job, minlength=len(self.counts)), row_of_job)
 
 
-def distinct_rows(features: ArrayLike) -> DistinctRows:
-    """Group n >= 1 jobs by equal feature rows, shape (n, 9)."""
-    features = np.asarray(features, dtype=float)
-    # Sorting by columns is ten times quicker than numpy.unique, which sorts rows as blocks of bytes.
-    order = np.lexsort(features.T[::-1])
-    ascending = features[order]
-    is_new = np.concatenate([[True], np.any(ascending[1:] != ascending[:-1], axis=1)])
-    row_of_job = np.empty(len(features), dtype=np.int64)
-    row_of_job[order] = np.cumsum(is_new) - 1
-    return DistinctRows(ascending[is_new], np.bincount(row_of_job), row_of_job)
+def distinct_rows(features: NDArray | pd.DataFrame) -> DistinctRows:
+    """Group n >= 1 jobs by equal feature rows, shape (n, 9), in ascending order."""
+    table = pd.DataFrame(features)
+    row_of_job = np.zeros(len(table), dtype=np.int64)
+    # Numbering the few different values, column by column, is quicker than any sorting of jobs, and needs less memory.
+    for _, column in table.items():
+        value_of_job, values = pd.factorize(column, sort=True)
+        row_of_job = pd.factorize(row_of_job * len(values) + value_of_job, sort=True)[0]
+    counts = np.bincount(row_of_job)
+    first = np.empty(len(counts), dtype=np.int64)
+    first[row_of_job] = np.arange(len(table))
+    return DistinctRows(table.iloc[first].to_numpy(dtype=float), counts, row_of_job)
 
 
 @dataclass(frozen=True)

@@ -76,10 +76,9 @@ def adopt(request: AdoptionRequest) -> Outcome:
         scaling = read_scaling(files["scaling"])
         checked = read_jobs(request.data, request.seed)
         jobs = checked.valid
-        features, everyone = jobs[list(FEATURES)].to_numpy(dtype=float), np.arange(len(jobs))
-        data = TrainingData(
-            jobs, checked.quarantine, features, everyone[:0], everyone, scaling, distinct_rows(features), "job"
-        )
+        everyone = np.arange(len(jobs))
+        rows = distinct_rows(jobs[list(FEATURES)])
+        data = TrainingData(jobs, checked.quarantine, everyone[:0], everyone, scaling, rows, "job")
         log_new_params({name: data.sizes()[name] for name in ("n_jobs", "n_quarantined")})
         digests = {f"sha256_{network}": hashlib.sha256(files[network].content).hexdigest() for network in NETWORKS}
         log_new_params(digests)

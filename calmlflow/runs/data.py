@@ -33,7 +33,6 @@ class TrainingData:
 
     jobs: pd.DataFrame
     quarantine: pd.DataFrame
-    features: NDArray[np.float64]  # (n, 9), raw
     train: NDArray[np.int64]  # positions
     test: NDArray[np.int64]
     scaling: Scaling  # fitted on ``train``
@@ -41,6 +40,11 @@ class TrainingData:
     split: Split  # what the test jobs were held out by
     # Datasets that were killed and have not finished since, see `calmlflow.jobs.killed.read_killed`.
     killed: pd.DataFrame = field(default_factory=lambda: conform(pd.DataFrame(), KILLED))
+
+    @property
+    def features(self) -> NDArray[np.float64]:
+        """Raw features, shape (n, 9), made anew each time."""
+        return self.rows.features[self.rows.row_of_job]
 
     @property
     def earlier(self) -> pd.DataFrame:
@@ -71,7 +75,8 @@ class TrainingData:
 
         After them, for the classifier, come the jobs that were killed for lack of memory.
         """
-        features, values = self.features[self.train], self.jobs[TARGETS[network]].to_numpy()[self.train]
+        features = self.rows.features[self.rows.row_of_job[self.train]]
+        values = self.jobs[TARGETS[network]].to_numpy()[self.train]
         member_of_job = deal(self.jobs["mem_bin"].to_numpy()[self.train], members, seed + 1)
         killed = self.known_killed
         killed = killed[killed["kind"] == "memory"]
@@ -91,8 +96,8 @@ class TrainingData:
             "n_distinct_rows": len(self.rows.counts),
             "n_train": len(self.train),
             "n_test": len(self.test),
-            "n_train_programmes": len(np.unique(programmes(self.jobs["ipst"].iloc[self.train]))),
-            "n_test_programmes": len(np.unique(programmes(self.jobs["ipst"].iloc[self.test]))),
+            "n_train_programmes": self.jobs["ipst"].iloc[self.train].str[:4].nunique(),
+            "n_test_programmes": self.jobs["ipst"].iloc[self.test].str[:4].nunique(),
         }
 
 
@@ -114,7 +119,6 @@ def load_training_data(data: str, seed: int, test_size: float | None, split: str
         say(f"mem_bin of {checked.mended:,} records is not the bin that their memory needs: it was taken from memory")
     if len(jobs) < MIN_JOBS:
         raise InputError(f"{data} holds {len(jobs)} valid jobs; expected {MIN_JOBS} at least to train on")
-    features = jobs[list(FEATURES)].to_numpy(dtype=float)
     is_test = np.zeros(len(jobs), dtype=bool)
     if test_size is not None:
         cut = 1 - test_size if split == "time" else test_size
@@ -122,13 +126,14 @@ def load_training_data(data: str, seed: int, test_size: float | None, split: str
         is_test = part == (split == "time")
         _check_parts(jobs["ipst"], is_test, split, f"{data}, test_size {test_size:g} and seed {seed}")
     train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
-    scaling, rows = fit_scaling(features[train]), distinct_rows(features)
+    rows = distinct_rows(jobs[list(FEATURES)])
+    scaling = fit_scaling(rows.features[:, :2][rows.row_of_job[train]])
     killed = read_killed(data)
     # What a dataset needed is known once it has finished.
     # The small set first: pandas takes the set that it looks in apart, value by value.
     finished = jobs["ipst"][jobs["ipst"].isin(killed["ipst"])]
     unfinished = killed[~killed["ipst"].isin(finished)].reset_index(drop=True)
-    return TrainingData(jobs, checked.quarantine, features, train, test, scaling, rows, split, unfinished)
+    return TrainingData(jobs, checked.quarantine, train, test, scaling, rows, split, unfinished)
 
 
 def bins_above(memory_gb: ArrayLike, bins: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -165,14 +170,15 @@ def held_out_folds(split: Split, folds: int) -> range:
 def hold_out(data: TrainingData, pool: NDArray[np.int64], fold_of_job: NDArray[np.int64], fold: int) -> TrainingData:
     """Hold out one fold of a pool of jobs (positions) as test split; by time, train on earlier ones alone."""
     train = pool[fold_of_job < fold if data.split == "time" else fold_of_job != fold]
-    return replace(data, train=train, test=pool[fold_of_job == fold], scaling=fit_scaling(data.features[train]))
+    scaling = fit_scaling(data.rows.features[:, :2][data.rows.row_of_job[train]])
+    return replace(data, train=train, test=pool[fold_of_job == fold], scaling=scaling)
 
 
 def _check_parts(names: pd.Series, is_test: NDArray[np.bool_], split: Split, request: str) -> None:
     """Raise an InputError where a part has no job or, by programme, hardly any programme."""
     fewest, what = (FEWEST_PROGRAMMES, "programmes") if split == "programme" else (1, "jobs")
     train, test = (
-        len(np.unique(programmes(names[part]))) if split == "programme" else part.sum() for part in (~is_test, is_test)
+        names[part].str[:4].nunique() if split == "programme" else part.sum() for part in (~is_test, is_test)
     )
     if min(train, test) < fewest:
         raise InputError(

@@ -1,5 +1,6 @@
 """Job records: which rows are valid, and what is said of the others (design 4.4)."""
 
+import itertools
 import random
 from decimal import Decimal
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calmlflow.errors import InputError
-from calmlflow.jobs.records import COLUMNS, RECORDS, check_records
+from calmlflow.jobs.records import COLUMNS, RECORDS, check_parts, check_records
 from calmlflow.jobs.sample import draw_sample
 from tests.samples.store_samples import RECORD as ROW
 
@@ -79,6 +80,29 @@ def test_every_row_comes_out_once_and_reasons_name_the_broken_columns():
     }
     # The quarantine keeps what came.
     pd.testing.assert_frame_equal(checked.quarantine.drop(columns="reason"), frame.loc[checked.quarantine.index])
+
+
+def test_parts_give_what_the_whole_gives():
+    frame = draw_sample(400, 1, reruns=0.5).sample(frac=1, random_state=2, ignore_index=True)
+    frame = frame.astype({"memory": object}).assign(mem_bin=0)
+    frame.loc[[5, 250, 599], "memory"] = [0.01, "much", -1]
+    # Of equal times the last one counts.
+    frame.loc[frame["ipst"] == frame["ipst"].mode()[0], "timestamp"] = 7
+    whole = check_records(frame, "test")
+    for cuts in ([], [1], [200, 200, 251, 599]):
+        bounds = itertools.pairwise([0, *cuts, len(frame)])
+        found = check_parts((frame.iloc[start:end].reset_index(drop=True) for start, end in bounds), "test")
+        pd.testing.assert_frame_equal(found.valid, whole.valid, check_dtype=False)
+        kept = [name for name in COLUMNS if name != "mem_bin"]
+        left_out = [checked.quarantine[[*kept, "reason"]].astype(str) for checked in (found, whole)]
+        pd.testing.assert_frame_equal(*left_out)
+        pd.testing.assert_frame_equal(found.earlier, whole.earlier)
+        assert found.mended == whole.mended > 0
+    assert found.valid["dtype"].dtype == np.int8
+    with pytest.raises(InputError, match="test holds 1 records, all quarantined: 1 x memory is under"):
+        check_parts([frame[5:6], frame[:0]], "test")
+    with pytest.raises(InputError, match="test holds no records at all"):
+        check_parts([], "test")
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_the_forest_does_not_see_the_test_jobs(data):
     features[:, 1] = np.arange(len(features))
     memory = np.random.default_rng(2).choice([1.0, 5.0], len(features))
     jobs = data.jobs.assign(memory=memory, mem_bin=needed_bin(memory))
-    scores = random_forest(replace(data, jobs=jobs, features=features, rows=distinct_rows(features)), "mem_bin", 0)
+    scores = random_forest(replace(data, jobs=jobs, rows=distinct_rows(features)), "mem_bin", 0)
     assert 0.3 < scores["accuracy"] < 0.7
 
 

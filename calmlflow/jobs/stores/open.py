@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import pandas as pd
 
 from calmlflow.errors import InputError
-from calmlflow.jobs.records import Checked, check_records
+from calmlflow.jobs.records import Checked, check_parts
 from calmlflow.jobs.stores.base import JOBS, Source, Store
 from calmlflow.settings import DATABASE_SCHEMES, hide_password
 
@@ -85,8 +85,9 @@ def open_source(uri: str, seed: int = 0) -> Source:
 
 
 def read_jobs(uri: str, seed: int = 0) -> Checked:
-    """Read and check job records; see `open_source`. An InputError tells that no record is valid."""
-    return check_records(read_table(uri, seed), hide_password(uri))
+    """Read and check job records, see `open_source` and `check_parts`; an InputError tells that none is valid."""
+    with closing(open_source(uri, seed)) as source:
+        return check_parts(source.read(JOBS), hide_password(uri))
 
 
 def read_table(uri: str, seed: int = 0) -> pd.DataFrame:
