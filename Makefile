@@ -39,7 +39,7 @@ uv pip install --quiet --no-deps --editable .
 python -m compileall -q -j 0 -x '/(tests?|pip|databricks)/' $(VENV)/lib calmlflow entrypoints
 endef
 
-.PHONY: run test test-slow check-python lock bench bench-evidence bench-predict bench-jobs lint format ui server stop clean
+.PHONY: run test test-slow check-python lock bench bench-evidence bench-predict bench-jobs bench-scale lint format ui server stop clean
 
 run: $(VENV)/installed server
 	@mkdir -p "$$CALMLFLOW_HOME/tmp"
@@ -91,6 +91,10 @@ bench-predict: $(VENV)/installed-test
 bench-jobs: $(VENV)/installed-test
 	python -m compileall -q calmlflow
 	python -m benchmarks.bench_jobs
+
+bench-scale: $(VENV)/installed-test
+	python -m compileall -q calmlflow
+	python -m benchmarks.bench_scale
 
 lint: $(VENV)/installed-test
 	ruff check .
