@@ -186,14 +186,11 @@ def server_restore(source: Path, backend_store_uri: _Backend = "", artifacts_des
 
 @server_app.command("gc")
 def server_gc(
-    keep: Annotated[
-        int, typer.Option(help="Newest versions of each model, and steps of its way back, that stay.", min=1)
-    ] = 10,
+    keep: Annotated[int, typer.Option(help="Newest versions of each model, and steps back, that stay.", min=1)] = 10,
     older_than: Annotated[float, typer.Option(help="Days that versions, and deleted runs, stay.", min=0)] = 30.0,
     delete: Annotated[bool, typer.Option("--delete", help="Remove; without it nothing is.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
 ) -> None:
-    """Say which artifacts of deleted runs, and files of old versions, may go, or remove them with --delete.
+    """Print which deleted runs, and which files of old versions, may go: name, files and bytes, a line each.
 
     Nothing goes that a stage, an alias, the way back, a bundle or another model refers to.
     """
@@ -205,14 +202,10 @@ def server_gc(
         if server.deployment.auth:
             os.environ |= {"MLFLOW_ENABLE_WORKSPACES": "true", "MLFLOW_WORKSPACE": settings.workspace() or "default"}
         found = garbage.collect(client, root, server.deployment.database_uri(home), keep, older_than, delete)
-    total = {name: sum(entry[name] for entry in found) for name in ("files", "bytes")}
-    if as_json:
-        print(json.dumps({"deleted": delete, **total, "garbage": found}))
-        return
-    for entry in found:
-        print(f"{entry['name']}\t{entry['files']} files\t{entry['bytes']} bytes")
+    for name, files, size in found:
+        print(f"{name}\t{files}\t{size}")
     verb = "removed" if delete else "nothing removed; --delete would remove"
-    say(f"{verb}: {len(found):,} runs, models and versions, {total['files']:,} files, {total['bytes']:,} bytes")
+    say(f"{verb}: {sum(files for _, files, _ in found):,} files, {sum(size for _, _, size in found):,} bytes")
 
 
 user_app = new_app(no_args_is_help=True)

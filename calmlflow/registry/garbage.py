@@ -27,19 +27,14 @@ _OWN = re.compile(r"(?:.+/)?(?:m-)?[0-9a-f]{32}/artifacts(?:/.+)?")
 
 def collect(
     client: Any, root: S3Object, database_uri: str, keep: int, older_than_days: float, delete: bool
-) -> list[dict[str, Any]]:
-    """Find what may go, and with ``delete`` remove it; gives ``name``, ``files`` and ``bytes`` of each.
+) -> list[tuple[str, int, int]]:
+    """Find what may go, and with ``delete`` remove it; gives the name, the number of files and of bytes of each.
 
     That is what is older than some days of this: deleted runs, with the models that they logged, deleted models, and
     the files of versions of this project. Never what a version that stays has or refers to: one of another model, in a
     stage, with an alias, among the ``keep`` newest, or among the ``keep`` that a rollback would come to one by one.
 
-    Parameters
-    ----------
-    client, root
-        S3, and the prefix of all artifacts.
-    database_uri : str
-        The server's database. Where that has workspaces, MLflow's variables name the one that is meant.
+    ``root`` is the prefix of all artifacts. MLflow's variables name the workspace, where the database has some.
     """
     # MLflow's client would make a folder for artifacts here.
     api, store = MlflowClient(registry_uri=database_uri), _get_sqlalchemy_store(database_uri, "mlflow-artifacts:/")
@@ -94,7 +89,7 @@ def collect(
             place = _place(uri, root)
             theirs = [key for key in below(place) if key in sizes]
             if may_go(place) and (theirs or not name.startswith("version")):
-                told.append({"name": name, "files": len(theirs), "bytes": sum(map(sizes.pop, theirs))})
+                told.append((name, len(theirs), sum(map(sizes.pop, theirs))))
                 if delete:
                     _remove(client, root, theirs)
                     forget()

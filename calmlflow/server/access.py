@@ -65,10 +65,8 @@ def reset_admin(home: Path, database_uri: str) -> None:
     from mlflow.server.auth.sqlalchemy_store import generate_password_hash
 
     change = sa.text("UPDATE users SET password_hash = :hash WHERE username = :name")
-    engine = sa.create_engine(database_uri)
-    with engine.begin() as connection:
+    with sa.create_engine(database_uri, poolclass=sa.NullPool).begin() as connection:
         connection.execute(change, {"hash": generate_password_hash(str(_admin_password(home))), "name": ADMIN})
-    engine.dispose()
 
 
 def admin_headers(home: Path) -> dict[str, str]:

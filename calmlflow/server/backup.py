@@ -5,16 +5,15 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy.engine import make_url
 
-from calmlflow import __version__
 from calmlflow.console import progress
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.server import access, database
@@ -24,9 +23,8 @@ from calmlflow.storage.files import locked, replacing
 from calmlflow.storage.s3 import S3Object, download, list_pages, upload
 
 _FORMAT = 1
+_EMPTY = "expected a server that was never started"
 _WORKERS = 16
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 def back_up(destination: Path, home: Path) -> dict[str, Any]:
@@ -47,7 +45,7 @@ def back_up(destination: Path, home: Path) -> dict[str, Any]:
         uri = server.deployment.database_uri(home)
         database.back_up(uri, scratch / "database")
         if (home / "jobs.db").exists():
-            database.back_up(f"sqlite:///{home / 'jobs.db'}", scratch / "jobs")
+            database.back_up(f"sqlite:///{home / 'jobs.db'}", scratch / "jobs.db")
         if (home / "webhook.key").exists():
             shutil.copy(home / "webhook.key", scratch)
         kept = {path.name: _keep(path, destination) for path in sorted(scratch.iterdir())}
@@ -63,20 +61,17 @@ def back_up(destination: Path, home: Path) -> dict[str, Any]:
             return {**_keep(path, destination), "etag": listed[key]}
 
         artifacts |= dict(zip(new, _each("copying", new, fetch), strict=True))
-        now = datetime.now(UTC)
-        found = {
+        found: dict[str, Any] = {
             "format": _FORMAT,
-            "calmlflow": __version__,
-            "created": now.isoformat(timespec="seconds"),
             "database": make_url(uri).get_backend_name(),
             "files": kept,
-            "artifacts": (held := {key: artifacts[key] for key in listed}),
+            "artifacts": {key: artifacts[key] for key in listed},
         }
-        path = destination / f"backup-{now:%Y%m%dT%H%M%S.%f}Z.json"
+        path = destination / f"backup-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}Z.json"
         with replacing(path, private=True) as file:
             json.dump(found, file, indent=1)
-    sizes = {"bytes": _bytes(held.values()), "copied_bytes": _bytes(artifacts[key] for key in new)}
-    return {"backup": str(path), "files": len(listed), "copied": len(new), **sizes}
+    copied = {"copied": len(new), "copied_bytes": sum(artifacts[key]["size"] for key in new)}
+    return {**_summary(path, found["artifacts"]), **copied}
 
 
 def restore(source: Path, home: Path, deployment: Deployment) -> dict[str, Any]:
@@ -94,44 +89,38 @@ def restore(source: Path, home: Path, deployment: Deployment) -> dict[str, Any]:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with embedded.stopped(home), ExitStack() as stack:
         if database.tables(uri) or (home / "jobs.db").exists():
-            raise _holds_something("database")
+            raise CalmlflowError(f"the database of {home} holds something; {_EMPTY}")
         _each("comparing", [*files.values(), *artifacts.values()], lambda entry: _compare(entry, folder))
-        server = embedded.last(home) or embedded.Server(0, 0, 0, home)
-        given = embedded.Server(server.port, server.s3_port, server.pid, home, deployment)
-        client, root = stack.enter_context(embedded.artifact_store(given))
+        client, root = stack.enter_context(embedded.artifact_store(embedded.Server(0, 0, 0, home, deployment)))
         if _listed(client, root):
-            raise _holds_something(f"artifact store s3://{root.bucket}/{root.key}")
+            raise CalmlflowError(f"the artifact store {root} holds something; {_EMPTY}")
 
         def send(key: str) -> None:
             upload(_place(folder, artifacts[key]), S3Object(root.bucket, root.key + key), client)
 
         _each("restoring", artifacts, send)
-        for name, target in (("jobs", "jobs.db"), ("webhook.key", "webhook.key")):
-            if name in files:
-                with replacing(home / target, "wb", private=True) as file:
-                    file.write(_place(folder, files[name]).read_bytes())
+        for name in files.keys() - {"database"}:
+            with replacing(home / name, "wb", private=True) as file:
+                file.write(_place(folder, files[name]).read_bytes())
         # Last: a server without it holds nothing that anybody sees.
         database.restore(uri, _place(folder, files["database"]))
         if "users" in database.tables(uri):
             embedded.prepare_auth(home, deployment)
             access.reset_admin(home, uri)
-    return {"backup": str(path), "files": len(artifacts), "bytes": _bytes(artifacts.values())}
-
-
-def _holds_something(what: str) -> CalmlflowError:
-    return CalmlflowError(f"the {what} of the server holds something; expected a server that was never started")
+    return _summary(path, artifacts)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    expected = "expected a folder that `calmlflow server backup` wrote, or a list backup-*.json in it"
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known = found["format"]
+        if found["format"] == _FORMAT:
+            return found
+        reason = f"its format is {found['format']}, and not {_FORMAT}"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no backup ({type(error).__name__}); {expected}") from error
-    if known != _FORMAT:
-        raise InputError(f"{path} has the format {known}; expected {_FORMAT}: use a newer calmlflow")
-    return found
+        reason = type(error).__name__
+    raise InputError(
+        f"{path} is no backup ({reason}); expected a folder, or its list backup-*.json, of `calmlflow server backup`"
+    )
 
 
 def _listed(client: Any, root: S3Object) -> dict[str, str]:
@@ -140,7 +129,7 @@ def _listed(client: Any, root: S3Object) -> dict[str, str]:
     return {item["Key"].removeprefix(root.key): item["ETag"] for page in pages for item in page.get("Contents", ())}
 
 
-def _each(act: str, items: Collection[_Item], work: Callable[[_Item], _Result]) -> list[_Result]:
+def _each(act: str, items: Collection[Any], work: Callable[[Any], Any]) -> list[Any]:
     """Results of all items, in order, by several threads; the first failure ends it."""
     results = []
     pool = ThreadPoolExecutor(_WORKERS)
@@ -171,8 +160,7 @@ def _keep(path: Path, folder: Path) -> dict[str, Any]:
 def _compare(entry: Mapping[str, Any], folder: Path) -> None:
     place = _place(folder, entry)
     if not place.is_file() or _sha256(place) != entry["sha256"]:
-        state = "damaged" if place.exists() else "missing"
-        raise CalmlflowError(f"{place} is {state}; expected the file that was backed up: use another backup")
+        raise CalmlflowError(f"{place} is missing or damaged; expected the file that was backed up: use another backup")
 
 
 def _sha256(path: Path) -> str:
@@ -180,5 +168,5 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _bytes(entries: Iterable[Mapping[str, Any]]) -> int:
-    return sum(entry["size"] for entry in entries)
+def _summary(path: Path, artifacts: Mapping[str, Any]) -> dict[str, Any]:
+    return {"backup": str(path), "files": len(artifacts), "bytes": sum(one["size"] for one in artifacts.values())}

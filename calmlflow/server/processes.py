@@ -20,6 +20,7 @@ from typing import Any
 
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
+from botocore.config import Config
 from botocore.configloader import raw_config_parse
 from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError
@@ -259,12 +260,10 @@ def store_credentials(home: Path) -> Credentials:
 def store_client(port: int, credentials: Credentials) -> Any:
     """A client of the home's S3 store, whatever the caller's environment says of another one."""
     import boto3
-    from botocore.config import Config
 
-    keys = {"aws_access_key_id": credentials.access_key, "aws_secret_access_key": credentials.secret_key}
+    session = boto3.session.Session(credentials.access_key, credentials.secret_key, region_name=REGION)
     config = Config(proxies={}, max_pool_connections=32, retries={"mode": "standard"})
-    endpoint = f"http://{settings.HOST}:{port}"
-    return boto3.session.Session(region_name=REGION, **keys).client("s3", config=config, endpoint_url=endpoint)
+    return session.client("s3", config=config, endpoint_url=f"http://{settings.HOST}:{port}")
 
 
 def store_is_ready(port: int, credentials: Credentials) -> bool:

@@ -172,12 +172,12 @@ def test_a_restored_server_is_the_one_that_was_backed_up(places, tmp_path, monke
         with mlflow.start_run(run_name="garbage") as run:
             mlflow.log_text("garbage", "garbage.txt")
         mlflow.delete_run(run.info.run_id)
-        status, out, err = run_here(capsys, "server", "gc", "--older-than", "0", "--delete", "--json")
+        status, out, err = run_here(capsys, "server", "gc", "--older-than", "0", "--delete")
         assert status == 0, err
-        assert json.loads(out)["garbage"] == [{"name": f"run {run.info.run_id}", "files": 1, "bytes": len("garbage")}]
+        assert out == f"run {run.info.run_id}\t1\t{len('garbage')}\n"
         assert contents(target.home) == before
     # It holds something now.
-    with pytest.raises(CalmlflowError, match="database of the server holds something"):
+    with pytest.raises(CalmlflowError, match=r"database of .* holds something"):
         backup.restore(kept, target.home, target.deployment)
 
 
@@ -189,23 +189,15 @@ def kept(server, s3, tmp_path):
     return tmp_path / "kept", json.loads(Path(done["backup"]).read_text())
 
 
-def damaged(place: Path) -> str:
-    place.write_bytes(b"eighteen datasets")
-    return "is damaged"
-
-
-def missing(place: Path) -> str:
-    place.unlink()
-    return "is missing"
-
-
-@pytest.mark.parametrize("harm", [damaged, missing])
+@pytest.mark.parametrize("harm", [Path.unlink, lambda place: place.write_bytes(b"eighteen datasets")])
 @pytest.mark.parametrize("what", ["artifact", "database"])
 def test_a_backup_that_is_not_whole_changes_nothing(kept, tmp_path, harm, what):
     folder, listed = kept
     entry = listed["artifacts"]["of-a-backup/a.txt"] if what == "artifact" else listed["files"]["database"]
-    words = harm(folder / "objects" / entry["sha256"][:2] / entry["sha256"])
-    with pytest.raises(CalmlflowError, match=f"{entry['sha256']} {words}; expected the file that was backed up"):
+    harm(folder / "objects" / entry["sha256"][:2] / entry["sha256"])
+    with pytest.raises(
+        CalmlflowError, match=f"{entry['sha256']} is missing or damaged; expected the file that was backed up"
+    ):
         backup.restore(folder, tmp_path / "empty", embedded.EMBEDDED)
     assert {path.name for path in (tmp_path / "empty").iterdir()} <= {"mlflow.db", "server.lock"}
     assert not database.tables(f"sqlite:///{tmp_path / 'empty' / 'mlflow.db'}")
@@ -234,7 +226,7 @@ def test_a_store_or_a_home_that_holds_something_is_refused(kept, server, trackin
     folder, _ = kept
     s3.create_bucket(Bucket="not-empty")
     s3.put_object(Bucket="not-empty", Key="a/b", Body=b"x")
-    with pytest.raises(CalmlflowError, match="artifact store s3://not-empty/a/ of the server holds something"):
+    with pytest.raises(CalmlflowError, match="artifact store s3://not-empty/a/ holds something"):
         backup.restore(folder, tmp_path / "empty", embedded.Deployment(artifacts_destination="s3://not-empty/a"))
     assert not database.tables(f"sqlite:///{tmp_path / 'empty' / 'mlflow.db'}")
     with pytest.raises(CalmlflowError, match="runs; expected none"):
@@ -243,12 +235,12 @@ def test_a_store_or_a_home_that_holds_something_is_refused(kept, server, trackin
 
 def test_what_is_no_backup_is_told(kept, tmp_path):
     folder, listed = kept
-    with pytest.raises(InputError, match=r"no backup .*expected a folder that `calmlflow server backup` wrote"):
+    with pytest.raises(InputError, match=r"is no backup \(IsADirectoryError\); expected a folder"):
         backup.restore(tmp_path, tmp_path / "empty", embedded.EMBEDDED)
     with pytest.raises(InputError, match="a backup of sqlite; expected one of postgresql"):
         backup.restore(folder, tmp_path / "empty", embedded.Deployment("postgresql+psycopg://u@h/d"))
     with pytest.raises(CalmlflowError, match="no server was ever started"):
         backup.back_up(folder, tmp_path / "empty")
     (folder / "backup-99.json").write_text(json.dumps({**listed, "format": 2}))
-    with pytest.raises(InputError, match="has the format 2; expected 1"):
+    with pytest.raises(InputError, match="its format is 2, and not 1"):
         backup.restore(folder, tmp_path / "empty", embedded.EMBEDDED)
