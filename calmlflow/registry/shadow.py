@@ -3,10 +3,10 @@
 import pandas as pd
 
 from calmlflow import settings
-from calmlflow.errors import CalmlflowError, InputError
+from calmlflow.errors import CalmlflowError
 from calmlflow.jobs.predictions import read_recorded
 from calmlflow.jobs.records import sort_records
-from calmlflow.jobs.stores.open import is_database, read_table
+from calmlflow.jobs.stores.open import read_table
 from calmlflow.predictor.bundle import Predictions
 from calmlflow.registry.against import champion_checks
 from calmlflow.registry.checks import Check
@@ -31,8 +31,6 @@ def shadow_checks(
     expected = f"{FEWEST_JUDGED} finished jobs at least with answers of both versions"
     shown = settings.hide_password(data)
     try:
-        if not predictions and not is_database(data):
-            raise InputError(f"{shown} holds no predictions; expected a database, or CALMLFLOW_EMIT")
         jobs = sort_records(read_table(data), shown).valid
         recorded = read_recorded(predictions or data, set(jobs["ipst"])).predictions
         jobs, this, other = paired_answers(jobs, recorded, challenger.number, champion.number)
