@@ -40,6 +40,9 @@ class Home:
         """Let all that is there be a month old."""
         with closing(sqlite3.connect(self.server.home / "mlflow.db", timeout=30)) as base, base:
             base.execute("UPDATE model_versions SET creation_time = creation_time - ?", (MONTH_MS,))
+            base.execute(
+                "UPDATE logged_models SET last_updated_timestamp_ms = last_updated_timestamp_ms - ?", (MONTH_MS,)
+            )
             base.execute("UPDATE runs SET deleted_time = deleted_time - ? WHERE deleted_time IS NOT NULL", (MONTH_MS,))
 
     def has_files(self, number: int) -> bool:
@@ -147,12 +150,23 @@ def test_files_of_a_run_that_another_version_has_and_places_of_many_runs_stay(ho
     client.create_registered_model(other)
     client.create_model_version(other, f"{bucket}/{place}", await_creation_for=0)
     # A wrong source must not take the files of all runs along.
-    client.create_model_version(home.model, f"{bucket}/{place.partition('/')[0]}", await_creation_for=0)
+    experiment = client.create_experiment(f"{home.model}-experiment")
+    with mlflow.start_run(experiment_id=experiment) as run:
+        mlflow.log_text("seventeen datasets", "notes.txt")
+    client.create_model_version(home.model, f"{bucket}/{experiment}", await_creation_for=0)
+    model = mlflow.initialize_logged_model("m")
+    client.log_model_artifact(model.model_id, __file__)
+    location = model.artifact_location.removeprefix("mlflow-artifacts:/")
+    client.create_model_version(other, f"{bucket}/{location}", await_creation_for=0)
     home.version()
+    client.delete_run(made.run_id)
+    client.delete_logged_model(model.model_id)
     home.age()
-    home.api.delete_run(made.run_id)
-    assert of(collect(capsys, "--keep", "1", "--delete"), home) == set()
+    found = collect(capsys, "--keep", "1", "--delete")
+    assert of(found, home) == set()
+    assert not {f"run {made.run_id}", f"model {model.model_id}"} & set(found)
     assert home.has_files(number)
+    assert client.list_artifacts(run.info.run_id)
 
 
 def test_a_home_without_a_server_is_told(tmp_path, monkeypatch, capsys):
