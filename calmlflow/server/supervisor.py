@@ -140,8 +140,13 @@ def stop(home: str | Path | None = None) -> bool:
         if is_locked(home / "server.lock"):
             # A supervisor that has only just begun may not have written its number yet.
             processes.wait_until(lambda: _read_state(home).get("pid"), 5.0)
-            with contextlib.suppress(ProcessLookupError, KeyError):
-                os.kill(_read_state(home)["pid"], number)
+            pid = _read_state(home).get("pid")
+            if pid is None:
+                raise CalmlflowError(
+                    f"a command works on the stopped server of {home}; expected a server that runs: wait for its end"
+                )
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
             processes.wait_until(lambda: not is_locked(home / "server.lock"), patience_s)
     return found
 
@@ -197,6 +202,9 @@ def stopped(home: Path) -> Iterator[None]:
     """Let no server of a home start while the block runs; a CalmlflowError where one runs."""
     try:
         with locked(home / "server.lock", patience_s=1.0):
+            if server := last(home):
+                # The number that a killed server left may be another process's by now: `stop` must not signal it.
+                _write_state(server, None)
             yield
     except LockedError as error:
         raise CalmlflowError(f"the server of {home} runs; expected none: run `calmlflow server stop` first") from error

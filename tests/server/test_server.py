@@ -338,3 +338,13 @@ def test_state_of_an_ended_server_is_not_trusted(tmp_path, text):
     (tmp_path / "server.lock").touch()
     assert embedded.running(tmp_path) is None
     assert embedded.stop(tmp_path) is False
+
+
+def test_stop_signals_nobody_while_a_command_works_on_a_stopped_server(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as stranger:
+        state = {"pid": stranger.pid, "port": 5000, "s3_port": 8333, "ready": True}
+        (tmp_path / "server.json").write_text(json.dumps(state))
+        with embedded.stopped(tmp_path), pytest.raises(CalmlflowError, match="wait for its end"):
+            embedded.stop(tmp_path)
+        assert stranger.poll() is None
+        stranger.communicate(timeout=20)
