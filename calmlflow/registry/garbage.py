@@ -76,19 +76,27 @@ def collect(
         for row in store._get_query(session, SqlRun):
             if row.run_uuid in runs:
                 found.append((f"run {row.run_uuid}", row.artifact_uri, partial(store._hard_delete_run, row.run_uuid)))
-    found += [(str(versions[key]), uris[key], lambda: None) for key in versions if key not in kept]
+    old = {str(versions[key]): key for key in versions if key not in kept}
+    found += [(name, uris[key], lambda: None) for name, key in old.items()]
 
     def may_go(place: str) -> bool:
         # Of two places, one may lie in the other.
         lies = (f"{place}/".startswith(other) or other.startswith(f"{place}/") for other in held)
         return bool(_OWN.fullmatch(place)) and not any(lies)
 
+    def is_taken(name: str) -> bool:
+        # Removing takes minutes, and somebody may promote or name an old version meanwhile.
+        if not delete or name not in old:
+            return False
+        now = api.get_model_version(old[name][0], str(old[name][1]))
+        return now.current_stage in EXCLUSIVE or bool(now.aliases)
+
     told = []
     with progress("removing" if delete else "looking", "runs, models and versions", len(found)) as update:
         for number, (name, uri, forget) in enumerate(found, start=1):
             place = _place(uri, root)
             theirs = [key for key in below(place) if key in sizes]
-            if may_go(place) and (theirs or not name.startswith("version")):
+            if may_go(place) and (theirs or name not in old) and not is_taken(name):
                 told.append((name, len(theirs), sum(map(sizes.pop, theirs))))
                 if delete:
                     _remove(client, root, theirs)

@@ -51,7 +51,7 @@ def back_up(destination: Path, home: Path) -> dict[str, Any]:
         kept = {path.name: _keep(path, destination) for path in sorted(scratch.iterdir())}
         earlier = sorted(destination.glob("backup-*.json"))
         known = _read(earlier[-1])["artifacts"] if earlier else {}
-        artifacts = {key: known[key] for key in known if _place(destination, known[key]).exists()}
+        artifacts = {key: known[key] for key in known if _is_kept(known[key], destination)}
         listed = _listed(client, root)
         new = [key for key, etag in listed.items() if artifacts.get(key, {}).get("etag") != etag]
 
@@ -147,6 +147,12 @@ def _each(act: str, items: Collection[Any], work: Callable[[Any], Any]) -> list[
 def _place(folder: Path, entry: Mapping[str, Any]) -> Path:
     sha256 = str(entry["sha256"])
     return folder / "objects" / sha256[:2] / sha256
+
+
+def _is_kept(entry: Mapping[str, Any], folder: Path) -> bool:
+    """Whether its file is there, and not one that a machine that stopped left empty or cut short."""
+    place = _place(folder, entry)
+    return place.is_file() and place.stat().st_size == entry["size"]
 
 
 def _keep(path: Path, folder: Path) -> dict[str, Any]:

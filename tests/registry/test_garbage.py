@@ -99,6 +99,23 @@ def test_old_versions_go_and_those_that_something_refers_to_stay(home, capsys):
     assert roll_back(home.model, None, "a test").version == 5
 
 
+def test_a_version_that_is_promoted_while_others_are_removed_stays(home, capsys, monkeypatch):
+    for _ in range(4):
+        home.version()
+    home.age()
+    remove = garbage._remove
+
+    def slowly(*words):
+        remove(*words)
+        if read_state(home.model).stages[2] == "None":
+            promote(read_state(home.model), 2, "Production")
+            home.api.set_registered_model_alias(home.model, "reference", "3")
+
+    monkeypatch.setattr(garbage, "_remove", slowly)
+    assert of(collect(capsys, "--keep", "1", "--delete"), home) == {1}
+    assert [number for number in range(1, 5) if not home.has_files(number)] == [1]
+
+
 def test_the_way_back_counts_versions_whose_files_are_there(home, capsys):
     for number in range(1, 6):
         home.version()

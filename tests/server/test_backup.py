@@ -203,11 +203,14 @@ def test_a_backup_that_is_not_whole_changes_nothing(kept, tmp_path, harm, what):
     assert not database.tables(f"sqlite:///{tmp_path / 'empty' / 'mlflow.db'}")
 
 
-def test_a_missing_object_is_copied_again(kept, server):
+@pytest.mark.parametrize("harm", [Path.unlink, lambda place: place.write_bytes(b"seventeen")])
+def test_a_missing_or_short_object_is_copied_again(kept, server, harm):
     folder, listed = kept
     sha256 = listed["artifacts"]["of-a-backup/a.txt"]["sha256"]
-    (folder / "objects" / sha256[:2] / sha256).unlink()
+    place = folder / "objects" / sha256[:2] / sha256
+    harm(place)
     assert backup.back_up(folder, server.home)["copied"] == 1
+    assert place.read_bytes() == b"seventeen datasets"
 
 
 def test_a_backup_that_is_cut_short_is_not_there(kept, server, s3, monkeypatch):
