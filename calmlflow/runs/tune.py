@@ -137,10 +137,13 @@ def _search(
                 study.enqueue_trial({name: getattr(start, name) for name in space})
             end = min(done - done % GENERATION + GENERATION, request.trials)
             trials = [_draw(study, network, space, start, request.seed, number) for number in range(done, end)]
-            _score(trials, dealt, request, run_tasks)
-            # Together, so that none of a generation knows of another.
+            tasks = _score(trials, dealt, request, run_tasks)
+            for trial in trials:
+                trial.log()
+            # At once, so that none of a generation knows of another, not even after a kill.
             for trial in trials:
                 trial.end(study)
+            forget(tasks, Path(request.output, KEPT))
         show(done)
     ended = ended_trials(study)
     counts = {name: sum(trial.state == state for trial in ended) for name, state in STATES.items()}
@@ -179,23 +182,31 @@ class _Trial:
         values = [objective_of(self.network, scores) for scores in self.scores]
         return [float(np.mean(values[: count + 1])) for count in range(len(values))]
 
-    def end(self, study: optuna.Study) -> None:
-        """Log the trial as a child run, and tell the study."""
+    @property
+    def state(self) -> str:
+        """One of `STATES`."""
+        return "failed" if self.failure else "pruned" if self.is_pruned else "complete"
+
+    def log(self) -> None:
+        """Log the trial as a child run."""
         number = self.drawn.number
         name = OBJECTIVES[self.network]
-        state = "failed" if self.failure else "pruned" if self.is_pruned else "complete"
         with tracked_run(f"{self.network}-trial-{number:03d}", nested=True):
             mlflow.log_params({"network": self.network, "trial": number, **asdict(self.config)})
             for step, (scores, value) in enumerate(zip(self.scores, self.values(), strict=True)):
                 mlflow.log_metrics({f"test_{score}": found for score, found in scores.items()}, step=step)
                 mlflow.log_metric(name, value, step=step)
-            mlflow.set_tag("trial_state", state)
+            mlflow.set_tag("trial_state", self.state)
             if self.failure:
-                self.drawn.set_user_attr("failure", self.failure)
                 mlflow.set_tag("failure", self.failure)
                 mlflow.end_run("FAILED")
                 say(f"warning: trial {number} of {self.network} failed: {self.failure}")
-        study.tell(self.drawn, self.values()[-1] if state == "complete" else None, STATES[state])
+
+    def end(self, study: optuna.Study) -> None:
+        """Tell the study what became of the trial."""
+        if self.failure:
+            self.drawn.set_user_attr("failure", self.failure)
+        study.tell(self.drawn, self.values()[-1] if self.state == "complete" else None, STATES[self.state])
 
 
 def _draw(study: optuna.Study, network: str, space: Space, start: TrainingConfig, seed: int, number: int) -> _Trial:
@@ -212,8 +223,8 @@ def _draw(study: optuna.Study, network: str, space: Space, start: TrainingConfig
     return _Trial(trial, network, replace(start, **drawn))
 
 
-def _score(trials: Sequence[_Trial], dealt: Dealt, request: TuneRequest, run_tasks: Run) -> None:
-    """Score trials fold by fold, those side by side that are still in the race."""
+def _score(trials: Sequence[_Trial], dealt: Dealt, request: TuneRequest, run_tasks: Run) -> list[Task]:
+    """Score trials fold by fold, those side by side that are still in the race; gives the tasks to forget."""
     folds, kept = held_out_folds(dealt.data.split, dealt.source.folds), Path(request.output, KEPT)
     tasks: list[Task] = []
     for step, fold in enumerate(folds):
@@ -223,7 +234,7 @@ def _score(trials: Sequence[_Trial], dealt: Dealt, request: TuneRequest, run_tas
         with closing(score_folds(run_tasks, dealt, of_step, kept)) as ended:
             for number, outcome in ended:
                 racing[number].add(outcome, step == len(folds) - 1)
-    forget(tasks, kept)
+    return tasks
 
 
 # -- The study --------------------------------------------------------------------------------------------------------

@@ -200,6 +200,33 @@ def test_a_bad_value_is_one_sentence(killed, tiny, tracking, change, words):
     assert trials_in(killed[0]) == before
 
 
+def test_a_search_that_ends_while_it_logs_a_generation_goes_on_as_if_it_had_not(tiny, tracking, tmp_path, monkeypatch):
+    import mlflow
+
+    from calmlflow.runs import tune as module
+
+    def score(trials, *_):
+        for trial in trials:
+            trial.scores.append({"log_loss": trial.config.learning_rate})
+        return []
+
+    monkeypatch.setattr(module, "_score", score)
+    search(tmp_path / "whole", tiny, trials=16)
+    set_tag, logged = mlflow.set_tag, []
+
+    def killed(key, value):
+        logged.append(key)
+        if logged.count("trial_state") == 13:
+            raise KeyboardInterrupt
+        set_tag(key, value)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(mlflow, "set_tag", killed)
+        search(tmp_path / "killed", tiny, trials=16)
+    search(tmp_path / "killed", tiny, trials=16)
+    assert ended(tmp_path / "killed") == ended(tmp_path / "whole")
+
+
 def test_one_search_at_a_time(tiny, tracking, tmp_path):
     with locked(tmp_path / ".study.lock"), pytest.raises(CalmlflowError, match="another search runs in"):
         search(tmp_path, tiny)
