@@ -8,6 +8,7 @@ from itertools import chain
 import boto3
 import pytest
 from cfnlint.decode.cfn_yaml import load
+from moto.events.models import EventPattern
 
 from calmlflow.jobs.health import check_health
 from calmlflow.jobs.stores.base import TABLES
@@ -82,6 +83,18 @@ def test_the_scheduled_commands_exist():
         check_command(found[container["Name"]])
     assert "entrypoints.retrain" in found["retrain"]
     assert found["status"][:3] == ["calmlflow", "jobs", "status"]
+
+
+def test_a_scheduled_command_that_cannot_start_is_heard_of():
+    pattern = resources("AWS::Events::Rule")["FailedCommand"]["EventPattern"]
+    arn = f"arn:aws:ecs:us-east-1:{ACCOUNT}:cluster/calmlflow"
+    given = {**pattern, "detail": {**pattern["detail"], "clusterArn": [arn]}}
+    event = {"source": "aws.ecs", "detail-type": "ECS Task State Change"}
+    # No container ran, so none has an exit status.
+    detail = {"clusterArn": arn, "lastStatus": "STOPPED", "containers": [{"name": "retrain"}]}
+    hears = EventPattern(None, given).matches_event
+    assert hears({**event, "detail": {**detail, "stopCode": "TaskFailedToStart"}})
+    assert not hears({**event, "detail": {**detail, "stopCode": "EssentialContainerExited"}})
 
 
 def test_alarms_watch_what_the_scheduled_command_writes():
