@@ -15,6 +15,7 @@ from mlflow.utils import get_results_from_paginated_fn
 
 from calmlflow.console import progress
 from calmlflow.errors import CalmlflowError
+from calmlflow.registry.gate import reference_version
 from calmlflow.registry.history import production_order
 from calmlflow.registry.versions import EXCLUSIVE, State, read_state
 from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS
@@ -32,7 +33,8 @@ def collect(
 
     That is what is older than some days of this: deleted runs, with the models that they logged, deleted models, and
     the files of versions of this project. Never what a version that stays has or refers to: one of another model, in a
-    stage, with an alias, among the ``keep`` newest, or among the ``keep`` that a rollback would come to one by one.
+    stage, with an alias, among the ``keep`` newest, or among the ``keep`` that a rollback would come to one by one; or
+    the reference of the gate.
 
     ``root`` is the prefix of all artifacts. MLflow's variables name the workspace, where the database has some.
     """
@@ -114,8 +116,11 @@ def _kept(state: State, keep: int, age_ms: float, whole: Set[tuple[str, int]]) -
     # See `calmlflow.registry.promote.roll_back`.
     order = [number for number in production_order(state.events) if (state.model, number) in whole]
     present = state.held_by("Production")
+    champion = state.versions.get(present or 0)
+    # The gate holds every challenger against it.
+    best = reference_version(state, champion, champion, "best") if champion else None
     way_back = [number for number in order if number != present and not state.was_rolled_back(number)]
-    return {*held, *young, *sorted(state.versions)[-keep:], *way_back[-keep:]}
+    return {*held, *young, *sorted(state.versions)[-keep:], *way_back[-keep:], *([best.number] if best else ())}
 
 
 def _place(uri: str, root: S3Object) -> str:

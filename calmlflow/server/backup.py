@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -105,9 +106,11 @@ def restore(source: Path, home: Path, deployment: Deployment) -> dict[str, Any]:
                 shutil.copyfileobj(held, file)
         # Last: a server without it holds nothing that anybody sees.
         database.restore(uri, _place(folder, files["database"]))
-        if "users" in database.tables(uri):
+        deployment = replace(deployment, auth="users" in database.tables(uri))
+        if deployment.auth:
             embedded.prepare_auth(home, deployment)
             access.reset_admin(home, uri)
+        embedded.remember(home, deployment)
     return _summary(path, artifacts)
 
 

@@ -210,6 +210,11 @@ def stopped(home: Path) -> Iterator[None]:
         raise CalmlflowError(f"the server of {home} runs; expected none: run `calmlflow server stop` first") from error
 
 
+def remember(home: Path, deployment: Deployment) -> None:
+    """Let a home that holds the data of a server start no other one, see `stopped`."""
+    _write_state(Server(settings.MLFLOW_PORT, settings.S3_PORT, 0, home, deployment), None, ready=True)
+
+
 @contextlib.contextmanager
 def held_store(home: Path) -> Iterator[tuple[Server, Any, S3Object]]:
     """The server that a home has or had, and its store as by `artifact_store`; where it is stopped, it stays so."""

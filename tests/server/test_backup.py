@@ -166,6 +166,8 @@ def test_a_restored_server_is_the_one_that_was_backed_up(places, tmp_path, monke
     words = [word for name, value in options.items() if value for word in (name, value)]
     status, _, err = run_here(capsys, "server", "restore", first["backup"], *words)
     assert status == 0, err
+    known = embedded.last(target.home)
+    assert known and known.deployment == target.deployment
     with target.served(monkeypatch):
         assert contents(target.home) == before
         # Here and not in a test of garbage, since such a server takes half a minute to start.
@@ -234,6 +236,13 @@ def test_a_store_or_a_home_that_holds_something_is_refused(kept, server, trackin
     assert not database.tables(f"sqlite:///{tmp_path / 'empty' / 'mlflow.db'}")
     with pytest.raises(CalmlflowError, match="runs; expected none"):
         backup.restore(folder, server.home, embedded.EMBEDDED)
+
+
+def test_a_restored_home_starts_no_server_without_its_options(kept, server, tracking, s3, tmp_path):
+    s3.create_bucket(Bucket="restored")
+    backup.restore(kept[0], tmp_path / "home", embedded.Deployment(artifacts_destination="s3://restored/a"))
+    with pytest.raises(InputError, match="had --artifacts-destination s3://restored/a, and without it"):
+        embedded.start(*free_ports(), tmp_path / "home")
 
 
 def test_what_is_no_backup_is_told(kept, tmp_path):
