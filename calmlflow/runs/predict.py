@@ -95,6 +95,8 @@ def predict_parts(data: str, output: Path, stage: str, workers: int = 0, schedul
     answered = sum(pq.read_metadata(place).num_rows for place in places)
     rejected = sum(part["rows"] for part in parts) - answered
     errors = f"{output}/*.errors.csv" if rejected else None
+    if not answered:
+        raise InputError(f"no row of {data} can be answered; expected one at least: {errors or 'it has none'}")
     return BatchOutcome(str(output), answered, errors, rejected, version, dict(warnings))
 
 

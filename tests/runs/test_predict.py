@@ -115,6 +115,20 @@ def test_parts_side_by_side_give_the_answers_of_one_and_are_not_answered_again(r
         predict_parts("jobs.parquet", tmp_path / "out", "Production", 1)
 
 
+def test_parts_of_which_no_row_can_be_answered_cost_no_other_its_answers(registry, tmp_path):
+    registry.answers[VERSION] = aliased("3")
+    jobs = draw_sample(10)
+    (tmp_path / "jobs").mkdir()
+    for name, part in {"a": jobs[:0], "b": jobs[:4].assign(n_files=0), "c": jobs[4:]}.items():
+        part.to_parquet(tmp_path / "jobs" / f"{name}.parquet")
+    outcome = predict_parts("jobs", tmp_path / "out", "Production", 1)
+    assert (outcome.answered, outcome.failed) == (6, 4)
+    assert len(pd.read_csv(next((tmp_path / "out").glob("*.errors.csv")))) == 4
+    (tmp_path / "jobs" / "c.parquet").unlink()
+    with pytest.raises(InputError, match=r"no row of jobs can be answered; .*: .*/\*.errors.csv"):
+        predict_parts("jobs", tmp_path / "other", "Production", 1)
+
+
 @pytest.mark.parametrize("data", ["sample:20", "jobs.csv"])
 def test_what_has_no_row_groups_is_no_table_for_parts(tmp_path, data):
     draw_sample(5).to_csv(tmp_path / "jobs.csv", index=False)

@@ -80,6 +80,7 @@ def predict_many(
     *,
     chunk_rows: int = 65_536,
     on_progress: Callable[[int, int | None], None] | None = None,
+    is_part: bool = False,
 ) -> BatchOutcome:
     """Answer many jobs, all by the same version.
 
@@ -101,6 +102,8 @@ def predict_many(
         Rows in memory at a time, 1 or more.
     on_progress : callable, optional
         Called with the rows done, and all rows if their number is known.
+    is_part : bool
+        No row need be answered: the output has none then.
 
     Raises
     ------
@@ -144,7 +147,7 @@ def predict_many(
                 failed += len(wrong)
             if on_progress:
                 on_progress(answered + failed, source.rows)
-        if not answered:
+        if not answered and not is_part:
             raise InputError(f"no row of {source.name} can be answered; the first reason: {first_reason}")
     if not failed:
         _remove(errors)

@@ -30,6 +30,8 @@ def parts_of(data: str, version: str, registry_uri: str, timeout_s: float) -> li
                 rows = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
             is_new = True
             for group, count in enumerate(rows):
+                if not count:
+                    continue
                 if is_new or tasks[-1]["rows"] + count > PART_ROWS:
                     given = {"file": place, "size": stat.st_size, "changed": stat.st_mtime_ns, "rows": 0, "groups": []}
                     given |= {"version": version, "registry_uri": registry_uri, "timeout_s": timeout_s}
@@ -49,7 +51,8 @@ def answer_part(task: Mapping[str, Any]) -> dict[str, int]:
     stat = Path(task["file"]).stat()
     if (stat.st_size, stat.st_mtime_ns) != (task["size"], task["changed"]):
         raise InputError(f"{task['file']} is another file for a worker; expected the same for all, and no changes")
-    return predict_many(serving, _batches(task["file"], task["groups"]), task["place"]).warnings
+    batches = _batches(task["file"], task["groups"])
+    return predict_many(serving, batches, task["place"], is_part=True).warnings
 
 
 @lru_cache(maxsize=1)
