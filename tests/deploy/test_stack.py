@@ -117,6 +117,10 @@ def test_alarms_are_of_age_quarantine_dead_letters_and_errors_and_somebody_hears
         *(("calmlflow", "AgeDays"), ("calmlflow", "Quarantine")),
     ]
     assert all(one["AlarmActions"] == [{"Ref": "Alarms"}] for one in resources("AWS::CloudWatch::Alarm").values())
+    statements = resources("AWS::SNS::TopicPolicy")["AlarmsPolicy"]["PolicyDocument"]["Statement"]
+    # No condition on what EventBridge sends to SNS ever holds.
+    has_condition = {one["Principal"]["Service"]: "Condition" in one for one in statements}
+    assert has_condition == {"cloudwatch.amazonaws.com": True, "events.amazonaws.com": False}
 
 
 @pytest.mark.filterwarnings("ignore:Tried to parse")
