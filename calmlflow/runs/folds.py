@@ -96,11 +96,11 @@ def deal(source: Source) -> Dealt:
 
 def run_fold(task: Task) -> Fold:
     """Train and score one network on one fold, from nothing but the task: no fold depends on another."""
+    dealt = _recalled(Source(**task["jobs"]["source"]), task["jobs"]["digest"])
     # Processes are as many as the cores, and numbers must not depend on how many there are.
     if tf.config.threading.get_intra_op_parallelism_threads() != 1:
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-    dealt = _recalled(Source(**task["jobs"]["source"]), task["jobs"]["digest"])
     data = hold_out(dealt.data, dealt.data.train, dealt.fold_of_job, task["fold"])
     with TemporaryDirectory() as folder:
         fit = fit_network(task["network"], data, TrainingConfig(**task["config"]), task["seed"], Path(folder))

@@ -104,7 +104,8 @@ def test_a_stored_run_counts_for_its_own_jobs_only(data, tmp_path):
 
 def test_the_digest_knows_jobs_and_split(data):
     longer = data.jobs.assign(wallclock=data.jobs["wallclock"] + 1)
-    others = [replace(data, jobs=longer), replace(data, features=data.features + 1), replace(data, test=data.train)]
+    more_files = replace(data.rows, features=data.rows.features + 1)
+    others = [replace(data, jobs=longer), replace(data, rows=more_files), replace(data, test=data.train)]
     assert len({digest(each) for each in (data, *others)}) == 4
 
 

@@ -123,6 +123,11 @@ def test_alarms_are_of_age_quarantine_dead_letters_and_errors_and_somebody_hears
     assert has_condition == {"cloudwatch.amazonaws.com": True, "events.amazonaws.com": False}
 
 
+def table_names(database) -> list[str]:
+    pages = database.get_paginator("list_tables").paginate()
+    return [name for page in pages for name in page["TableNames"]]
+
+
 @pytest.mark.filterwarnings("ignore:Tried to parse")
 def test_moto_makes_the_stack_and_its_tables_are_the_store(dynamodb, dynamodb_uri, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", dynamodb)
@@ -141,7 +146,7 @@ def test_moto_makes_the_stack_and_its_tables_are_the_store(dynamodb, dynamodb_ur
     )
 
     database = boto3.client("dynamodb")
-    before = database.list_tables()["TableNames"]
+    before = table_names(database)
     assert {name, *(f"{name}-{table.name}" for table in TABLES[1:])} <= set(before)
     for table in TABLES:
         known = database.describe_table(TableName=name if table is TABLES[0] else f"{name}-{table.name}")["Table"]
@@ -152,7 +157,7 @@ def test_moto_makes_the_stack_and_its_tables_are_the_store(dynamodb, dynamodb_ur
     opened = open_store(dynamodb_uri, create=True)
     assert opened.count(TABLES[0]) == 0
     opened.close()
-    assert database.list_tables()["TableNames"] == before
+    assert table_names(database) == before
 
     queues = boto3.client("sqs")
     redrive = queues.get_queue_attributes(QueueUrl=number["IngestQueue"], AttributeNames=["RedrivePolicy"])

@@ -61,7 +61,7 @@ def registry(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     stages = {"Production": staged("3"), "Staging": staged("4")}
     with http_registry({STAGES: lambda query: stages[query["stages"][0]], ALIASES: NO_ALIAS}) as found:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", found.uri)
+        monkeypatch.setenv("MLFLOW_REGISTRY_URI", found.uri)
         found.stages = stages
         keep_in_cache(tmp_path / "cache", found.uri, "3")
         found.staging = write_bundle(tmp_path / "4", seed=4)

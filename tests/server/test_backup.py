@@ -208,6 +208,8 @@ def test_a_backup_that_is_not_whole_changes_nothing(kept, tmp_path, harm, what):
 @pytest.mark.parametrize("harm", [Path.unlink, lambda place: place.write_bytes(b"seventeen")])
 def test_a_missing_or_short_object_is_copied_again(kept, server, harm):
     folder, listed = kept
+    # What other tests have written meanwhile.
+    backup.back_up(folder, server.home)
     sha256 = listed["artifacts"]["of-a-backup/a.txt"]["sha256"]
     place = folder / "objects" / sha256[:2] / sha256
     harm(place)
