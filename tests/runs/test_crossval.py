@@ -208,8 +208,11 @@ def test_a_network_without_any_fold_fails_the_run_and_keeps_the_others(tracking,
         f"warning: fold {fold} of wallclock failed: its worker process was killed" for fold in (1, 2)
     }
     assert len(warnings) == 4
-    ended = {run.info.run_name: run.info.status for run in mlflow.search_runs(output_format="list")}
-    assert ended == {"crossval": "FAILED", "fold-01": "FAILED", "fold-02": "FAILED"}
+    found = mlflow.search_runs(output_format="list", order_by=["attributes.start_time DESC"])
+    parent = next(run for run in found if run.info.run_name == "crossval")
+    children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert parent.info.status == "FAILED"
+    assert {run.info.run_name: run.info.status for run in children} == {"fold-01": "FAILED", "fold-02": "FAILED"}
 
 
 @pytest.mark.slow
