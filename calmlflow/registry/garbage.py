@@ -1,5 +1,6 @@
 """Remove artifacts of deleted runs, and files of registered versions beyond a retention rule."""
 
+import logging
 import re
 import time
 from bisect import bisect_left
@@ -38,6 +39,8 @@ def collect(
 
     ``root`` is the prefix of all artifacts. MLflow's variables name the workspace, where the database has some.
     """
+    # It tells of tables that it looks for.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     # MLflow's client would make a folder for artifacts here.
     api, store = MlflowClient(registry_uri=database_uri), _get_sqlalchemy_store(database_uri, "mlflow-artifacts:/")
     age_ms = older_than_days * 86_400_000

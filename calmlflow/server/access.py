@@ -195,12 +195,16 @@ def _prepare_role(name: str) -> int:
 
 def _ask(method: str, path: str, **words: Any) -> Any:
     """One request to the server, with the credentials of MLflow's variables."""
+    from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request, verify_rest_response
 
     uri = settings.tracking_uri()
     kind = "params" if method == "GET" else "json"
-    response = http_request(get_default_host_creds(uri), f"/api/{path}", method, **{kind: words})
+    try:
+        response = http_request(get_default_host_creds(uri), f"/api/{path}", method, max_retries=0, **{kind: words})
+    except MlflowException as error:
+        raise CalmlflowError(f"no MLflow server answers at {uri}; expected one that was started with --auth") from error
     if response.status_code in (401, 403):
         raise CalmlflowError(f"the server {uri} does not let you manage users; expected its admin: {_HOW}")
     if response.status_code == 404 and "RESOURCE_DOES_NOT_EXIST" not in response.text:

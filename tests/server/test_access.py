@@ -508,3 +508,9 @@ def test_no_password_is_ever_written_down(guarded):
     assert token.encode() not in b"".join(written.values())
     for name in ("auth.ini", "session.key"):
         assert stat.S_IMODE((home / name).stat().st_mode) == 0o600
+
+
+def test_a_server_that_is_away_is_told_at_once(ports, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{ports[0]}")
+    with pytest.raises(CalmlflowError, match=rf"no MLflow server answers at http://127.0.0.1:{ports[0]}; expected one"):
+        access.list_users()
