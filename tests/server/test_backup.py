@@ -186,12 +186,12 @@ def test_a_restored_server_is_the_one_that_was_backed_up(places, tmp_path, monke
 @pytest.fixture
 def kept(server, s3, tmp_path):
     """The folder and the list of a backup."""
-    s3.put_object(Bucket=settings.ARTIFACT_BUCKET, Key="of-a-backup/a.txt", Body=b"seventeen datasets")
+    s3.put_object(Bucket=settings.ARTIFACT_BUCKET, Key="of-a-backup/a.txt", Body=b"of this test alone")
     done = backup.back_up(tmp_path / "kept", server.home)
     return tmp_path / "kept", json.loads(Path(done["backup"]).read_text())
 
 
-@pytest.mark.parametrize("harm", [Path.unlink, lambda place: place.write_bytes(b"eighteen datasets")])
+@pytest.mark.parametrize("harm", [Path.unlink, lambda place: place.write_bytes(b"of another test now")])
 @pytest.mark.parametrize("what", ["artifact", "database"])
 def test_a_backup_that_is_not_whole_changes_nothing(kept, tmp_path, harm, what):
     folder, listed = kept
@@ -205,16 +205,14 @@ def test_a_backup_that_is_not_whole_changes_nothing(kept, tmp_path, harm, what):
     assert not database.tables(f"sqlite:///{tmp_path / 'empty' / 'mlflow.db'}")
 
 
-@pytest.mark.parametrize("harm", [Path.unlink, lambda place: place.write_bytes(b"seventeen")])
+@pytest.mark.parametrize("harm", [Path.unlink, lambda place: place.write_bytes(b"of this")])
 def test_a_missing_or_short_object_is_copied_again(kept, server, harm):
     folder, listed = kept
-    # What other tests have written meanwhile.
-    backup.back_up(folder, server.home)
     sha256 = listed["artifacts"]["of-a-backup/a.txt"]["sha256"]
     place = folder / "objects" / sha256[:2] / sha256
     harm(place)
     assert backup.back_up(folder, server.home)["copied"] == 1
-    assert place.read_bytes() == b"seventeen datasets"
+    assert place.read_bytes() == b"of this test alone"
 
 
 def test_a_backup_that_is_cut_short_is_not_there(kept, server, s3, monkeypatch):
