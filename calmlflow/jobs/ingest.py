@@ -36,6 +36,7 @@ from calmlflow.storage.s3 import (
     NoSuchObjectError,
     S3Object,
     asking,
+    list_objects,
     list_pages,
     new_client,
     read_content,
@@ -318,8 +319,8 @@ def read_finished(client: Any, bucket: str, name: str) -> Found | Refused:
         targets = job_targets(name, *(metrics[step].data for step in STEPS))
         used = {"ipst": name, "timestamp": _newest(metrics), "wallclock": targets.wallclock, "memory": targets.memory}
         if job.is_hap:
-            pages = list_pages(client, S3Object(bucket, f"outputs/{name}/"), "the outputs of a job")
-            size = sum(item["Size"] for page in pages for item in page.get("Contents", ()))
+            outputs = list_objects(client, S3Object(bucket, f"outputs/{name}/"), "the outputs of a job")
+            size = sum(item["Size"] for item in outputs)
             return Found({**used, "disk": size / 1e9}, True)
         kind = BAD_CONTROL
         control = _read_control(client, bucket, job)

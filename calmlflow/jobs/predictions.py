@@ -17,7 +17,7 @@ from calmlflow.errors import InputError
 from calmlflow.jobs.stores.base import CHUNK_ROWS, PREDICTIONS, Store, conform
 from calmlflow.jobs.stores.open import open_store
 from calmlflow.settings import SHADOW
-from calmlflow.storage.s3 import S3Object, list_pages, new_client, parse_s3, read_object
+from calmlflow.storage.s3 import S3Object, list_objects, new_client, parse_s3, read_object
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,7 @@ def read_recorded(uri: str, datasets: Collection[str]) -> Recorded:
     client, wanted = new_client(connections=_READERS), set(datasets)
     bucket, key = parse_s3(uri)
     folder = S3Object(bucket, key.strip("/") + "/" if key.strip("/") else "")
-    pages = list_pages(client, folder, "recorded predictions")
-    listed = (str(item["Key"]) for page in pages for item in page.get("Contents", ()))
+    listed = (str(item["Key"]) for item in list_objects(client, folder, "recorded predictions"))
     keys = [key for key in listed if key.removeprefix(folder.key).partition("/")[0] in wanted]
 
     def read(key: str) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from calmlflow.registry.gate import reference_version
 from calmlflow.registry.history import production_order
 from calmlflow.registry.versions import EXCLUSIVE, State, read_state
 from calmlflow.settings import BUNDLE_MODEL, NETWORK_MODELS
-from calmlflow.storage.s3 import S3Object, asking, list_pages
+from calmlflow.storage.s3 import S3Object, asking, list_objects
 
 _BATCH = 1000
 # What one run or one logged model has of its own: the source of a version might name more, such as an experiment.
@@ -44,8 +44,8 @@ def collect(
     # MLflow's client would make a folder for artifacts here.
     api, store = MlflowClient(registry_uri=database_uri), _get_sqlalchemy_store(database_uri, "mlflow-artifacts:/")
     age_ms = older_than_days * 86_400_000
-    pages = list_pages(client, root, "the server's artifacts")
-    sizes = {item["Key"].removeprefix(root.key): item["Size"] for page in pages for item in page.get("Contents", ())}
+    listed = list_objects(client, root, "the server's artifacts")
+    sizes = {item["Key"].removeprefix(root.key): item["Size"] for item in listed}
     keys = sorted(sizes)
 
     def below(place: str) -> list[str]:

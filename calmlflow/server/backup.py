@@ -21,7 +21,7 @@ from calmlflow.server import access, database
 from calmlflow.server import supervisor as embedded
 from calmlflow.server.processes import Deployment
 from calmlflow.storage.files import locked, replacing
-from calmlflow.storage.s3 import S3Object, download, list_pages, upload
+from calmlflow.storage.s3 import S3Object, download, list_objects, upload
 
 _FORMAT = 1
 _EMPTY = "expected a server that was never started"
@@ -129,8 +129,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _listed(client: Any, root: S3Object) -> dict[str, str]:
     """Key below the root -> ETag, of every object."""
-    pages = list_pages(client, root, "the server's artifacts")
-    return {item["Key"].removeprefix(root.key): item["ETag"] for page in pages for item in page.get("Contents", ())}
+    found = list_objects(client, root, "the server's artifacts")
+    return {item["Key"].removeprefix(root.key): item["ETag"] for item in found}
 
 
 def _each(act: str, items: Collection[Any], work: Callable[[Any], Any]) -> list[Any]:

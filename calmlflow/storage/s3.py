@@ -172,6 +172,12 @@ def list_pages(client: Any, prefix: S3Object, expected: str, **request: Any) -> 
         yield from pages.paginate(Bucket=prefix.bucket, Prefix=prefix.key, **request)
 
 
+def list_objects(client: Any, prefix: S3Object, expected: str) -> Iterator[dict[str, Any]]:
+    """``Key``, ``Size``, ``ETag`` and so on of the objects below a prefix, requested page by page."""
+    for page in list_pages(client, prefix, expected):
+        yield from page.get("Contents", ())
+
+
 @contextmanager
 def asking(target: S3Object, act: str, expected: str) -> Iterator[None]:
     """Translate the errors of boto3 in the block; ``act`` is a participle, ``expected`` what the object should be."""

@@ -20,7 +20,7 @@ from pyarrow import types
 
 from calmlflow.errors import CalmlflowError, InputError
 from calmlflow.storage.files import replacing
-from calmlflow.storage.s3 import download, list_pages, new_client, parse_s3, upload
+from calmlflow.storage.s3 import download, list_objects, new_client, parse_s3, upload
 
 MISSING = (
     *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"),
@@ -218,8 +218,7 @@ def _fetched(uri: str, folder: Path) -> list[_File]:
     client = new_client()
     keys = [target.key]
     if not target.key or target.key.endswith("/"):
-        pages = list_pages(client, target, "a bucket with Parquet files")
-        found = (item["Key"] for page in pages for item in page.get("Contents", ()))
+        found = (item["Key"] for item in list_objects(client, target, "a bucket with Parquet files"))
         keys = sorted(key for key in found if _is_table_name(key.removeprefix(target.key)))
         if not keys:
             raise InputError(f"there is no Parquet file under {target}; expected some")

@@ -14,7 +14,7 @@ from calmlflow.jobs.predictions import open_store_emitter, read_recorded, store_
 from calmlflow.jobs.stores.base import PREDICTIONS
 from calmlflow.jobs.stores.open import open_store
 from calmlflow.predictor.emit import prediction_record
-from calmlflow.storage.s3 import list_pages
+from calmlflow.storage.s3 import list_objects
 from tests.samples.commands import run
 
 FEATURES = (17, 10, 1, 0, 0, 0, 0, 1, 0)
@@ -114,10 +114,10 @@ def test_an_object_that_vanishes_while_all_are_read_is_counted(s3, bucket, monke
         s3.put_object(Bucket=bucket, Key=f"j8c601020/{number}.json", Body=record)
 
     def listed(*words):
-        yield from list(list_pages(*words))
+        yield from list(list_objects(*words))
         s3.delete_object(Bucket=bucket, Key="j8c601020/0.json")
 
-    monkeypatch.setattr("calmlflow.jobs.predictions.list_pages", listed)
+    monkeypatch.setattr("calmlflow.jobs.predictions.list_objects", listed)
     found = read_recorded(f"s3://{bucket}", ["j8c601020"])
     assert (len(found.predictions), found.unreadable) == (1, 1)
     assert "a prediction is left out: " in caplog.text

@@ -21,7 +21,7 @@ from calmlflow.hst.ladder import LADDER
 from calmlflow.predictor.batch.answers import answer_schema, answer_table, memory_warnings
 from calmlflow.predictor.batch.features import NAMES, cells_at, form_of, read_jobs
 from calmlflow.predictor.bundle import Bundle
-from calmlflow.storage.s3 import S3Object, asking, list_pages, new_client, parse_s3, read_object
+from calmlflow.storage.s3 import S3Object, asking, list_objects, new_client, parse_s3, read_object
 from calmlflow.storage.tables import SUFFIXES, Piece, RefusedRow, TableWriter, new_table, open_table
 
 if TYPE_CHECKING:
@@ -234,8 +234,8 @@ def _open_batches(data: Any, chunk_rows: int) -> _Source:
 def _open_control_files(target: S3Object, chunk_rows: int) -> _Source:
     """Read the control files under a prefix, many at a time."""
     client = new_client(connections=_THREADS)
-    pages = list_pages(client, target._replace(key=target.key or "control/"), "a bucket with control files")
-    found = (item["Key"] for page in pages for item in page.get("Contents", ()) if _CONTROL_KEY.fullmatch(item["Key"]))
+    listed = list_objects(client, target._replace(key=target.key or "control/"), "a bucket with control files")
+    found = (item["Key"] for item in listed if _CONTROL_KEY.fullmatch(item["Key"]))
     first = next(found, None)
     if first is None:
         raise InputError(
